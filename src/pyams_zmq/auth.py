@@ -1,0 +1,151 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.auth module: who may connect.
+
+libzmq asks one ZAP handler per context (RFC 27/ZAP) about each connection to a socket which has
+a ZAP domain. :class:`AccessPolicy` decides, :class:`Authenticator` only runs it.
+"""
+
+import hmac
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any, NamedTuple
+
+from zmq.auth.thread import ThreadAuthenticator
+
+__docformat__ = 'restructuredtext'
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+ZAP_DOMAIN = b'pyams_zmq'
+ZAP_VERSION = b'1.0'
+
+_LOCALHOST = ('127.0.0.0/8', '::1')
+
+Network = IPv4Network | IPv6Network
+
+
+class Verdict(NamedTuple):
+    """Answer to a connection: a status and a text of RFC 27, and the user who connected."""
+
+    status: bytes
+    text: bytes
+    user: str = ''
+
+
+def parse_users(auth: str | None) -> dict[str, str]:
+    """Read the users that may connect with PLAIN.
+
+    :param auth: `'user:password'`, where the password may contain colons; None for no user
+    :return: passwords by user name
+    :raises ValueError: for anything else; its text does not repeat the secret
+    """
+    if not auth:
+        return {}
+    user, colon, password = auth.partition(':') if isinstance(auth, str) else ('', '', '')
+    if not (user and colon and password):
+        raise ValueError("Bad credentials: write auth='user:password'")
+    return {user: password}
+
+
+def parse_clients(clients: str | Iterable[str] | None) -> tuple[Network, ...]:
+    """Read the addresses that may connect.
+
+    :param clients: string of IPv4 or IPv6 addresses or networks, separated by blanks, commas or
+        lines, or a sequence of them; `localhost` stands for all loopback addresses
+    :return: networks; empty when everybody may
+    :raises ValueError: for anything else, a host name for instance; its text quotes it
+    """
+    if isinstance(clients, str):
+        clients = clients.replace(',', ' ').split()
+    networks: list[Network] = []
+    for client in clients or ():
+        try:
+            names = _LOCALHOST if client == 'localhost' else (client,)
+            networks.extend(ip_network(name) for name in names)
+        except ValueError:
+            raise ValueError(
+                f'Bad client address {client!r}: write IPv4 or IPv6 addresses, networks as '
+                f"10.0.0.0/8, or 'localhost'"
+            ) from None
+    return tuple(networks)
+
+
+class AccessPolicy:
+    """Decides who may connect; does no input nor output.
+
+    :param users: passwords by user name; empty for no PLAIN
+    :param networks: networks of the peers; empty for all of them
+    """
+
+    def __init__(self, users: Mapping[str, str], networks: Sequence[Network]):
+        self.users = users
+        self.networks = networks
+
+    def check(self, address: str, mechanism: bytes, credentials: Sequence[bytes]) -> Verdict:
+        """Give the verdict on one connection.
+
+        :param address: IP address of the peer; of an ipc peer libzmq says something else, and
+            it is taken as local
+        :param mechanism: NULL or PLAIN
+        :param credentials: what the mechanism carries: user name and password for PLAIN
+        """
+        if self.networks and not self._is_allowed(address):
+            return Verdict(b'400', b'Address not allowed')
+        if not self.users:
+            if mechanism == b'NULL':
+                return Verdict(b'200', b'OK', 'anonymous')
+        elif mechanism == b'PLAIN':
+            user, password = credentials
+            name = user.decode()
+            expected = self.users.get(name)
+            equal = hmac.compare_digest((expected or '').encode(), password)
+            if equal and expected is not None:
+                return Verdict(b'200', b'OK', name)
+        return Verdict(b'400', b'Bad credentials')
+
+    def _is_allowed(self, address: str) -> bool:
+        try:
+            peer = ip_address(address.partition('%')[0])
+        except ValueError:  # an ipc peer
+            peer = ip_address('127.0.0.1')
+        if isinstance(peer, IPv6Address) and peer.ipv4_mapped is not None:
+            peer = peer.ipv4_mapped
+        return any(peer in network for network in self.networks)
+
+
+class Authenticator(ThreadAuthenticator):
+    """ZAP handler of a context: asks a policy, in a thread of its own.
+
+    :param context: ØMQ context
+    :param policy: it decides
+    """
+
+    def __init__(self, context: Any, policy: AccessPolicy):
+        super().__init__(context, log=LOGGER)
+        self.policy = policy
+
+    async def handle_zap_message(self, msg: list[bytes]) -> None:
+        """Answer one request of libzmq; anything unforeseen is a no."""
+        try:
+            _version, _id, _domain, address, _identity, mechanism, *credentials = msg
+            verdict = self.policy.check(address.decode(), mechanism, credentials)
+        except Exception as error:  # noqa: BLE001 - its text might repeat the credentials
+            LOGGER.error('Access control failed (%s), connection refused',  # noqa: TRY400
+                         type(error).__name__)
+            verdict = Verdict(b'500', b'Access control failed')
+        if verdict.status != b'200':
+            LOGGER.info('Connection refused: %s', verdict.text.decode())
+        self.zap_socket.send_multipart(
+            [ZAP_VERSION, msg[1], verdict.status, verdict.text, verdict.user.encode(), b''])

@@ -1,0 +1,57 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.exceptions module: one base, and under it the builtin that fits each case."""
+
+__docformat__ = 'restructuredtext'
+
+
+class ZMQBaseError(Exception):
+    """Base of all errors of this package."""
+
+
+class ZMQMessageError(ZMQBaseError, ValueError):
+    """A message that gets ``[status, text]`` for an answer.
+
+    A method of a handler raises it to choose its own answer; the peer sees the text.
+
+    :param int status: status of the reply, by convention one of HTTP's
+    :param str text: what the peer reads
+    """
+
+    def __init__(self, status: int, text: str):
+        super().__init__(status, text)
+        self.status = int(status)
+        self.text = str(text)
+
+    def __str__(self) -> str:
+        return f'{self.status} {self.text}'
+
+
+class ZMQStartError(ZMQBaseError, RuntimeError):
+    """A process that could not start; its text is the reason its child gave."""
+
+
+class ZMQBindError(ZMQStartError, OSError):
+    """An endpoint that cannot be bound; `errno` is the one of libzmq, `filename` the endpoint."""
+
+
+class ZMQTimeoutError(ZMQBaseError, TimeoutError):
+    """Something did not happen in time."""
+
+
+class ZMQReplyError(ZMQBaseError, ValueError):
+    """A reply which is not the JSON text it should be."""
+
+
+class ZMQClosedError(ZMQBaseError, ConnectionError):
+    """A socket that was closed, or whose context was terminated."""

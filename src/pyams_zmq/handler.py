@@ -1,0 +1,181 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.handler module: from a message to a method, and from its result to a reply."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partialmethod, singledispatchmethod
+from inspect import Parameter, getattr_static, signature
+from math import inf
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from zope.interface import implementer
+
+from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.interfaces import IZMQMessageHandler
+from pyams_zmq.message import decode_request, encode
+
+__docformat__ = 'restructuredtext'
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+DRAINING = (503, 'The service is stopping, try again later')
+
+_METHOD_TYPES = (staticmethod, classmethod, partialmethod, singledispatchmethod)
+_QUOTED = 80
+"""Characters of a peer's text that an answer or a log line repeats"""
+
+
+class _Method(NamedTuple):
+    """A method of a handler, and how many frames it takes."""
+
+    call: Callable[..., Any]
+    least: int
+    most: float
+
+    @classmethod
+    def inspect(cls, call: Callable[..., Any]) -> '_Method':
+        """Read the signature of a method."""
+        try:
+            parameters = signature(call).parameters.values()
+        except ValueError:  # some builtins have none
+            return cls(call, 0, inf)
+        positional = [
+            item for item in parameters
+            if item.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        least = sum(item.default is Parameter.empty for item in positional)
+        varies = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
+        return cls(call, least, inf if varies else len(positional))
+
+
+@implementer(IZMQMessageHandler)
+class ZMQMessageHandler:
+    """Answers every message of a stream with the result of a method, exactly once.
+
+    The type of the message names a public method of the `handler` class. It is called with the
+    frames of the message, of which the one with index *json_load* is replaced by the arguments
+    that it held: ``method(args)`` for the usual message of one frame. The method may be
+    `async def`. It may raise :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its
+    answer; whatever else it raises is logged under an error id, which is all that the peer gets.
+
+    :param process: the ZMQProcess
+    :param stream: the ZMQStream that gets the replies
+    :param stop: callable which stops the process
+    :param handler: class (or instance) whose methods answer; the class attribute by default
+    :param int json_load: index of the frame which holds ``[type, args]``
+    :raises TypeError: when there is no handler
+    """
+
+    handler: Any = None
+
+    def __init__(self, process: Any, stream: Any, stop: Callable[[], None],
+                 handler: Any = None, json_load: int = -1):
+        factory = handler if handler is not None else self.handler
+        if factory is None:
+            raise TypeError(
+                f'{type(self).__name__} has no handler: set its class attribute `handler`'
+            )
+        self.process = process
+        self.rep_stream = stream
+        self.json_load = json_load
+        self.rep_handler = factory() if isinstance(factory, type) else factory
+        self.rep_handler.process = process
+        self._stop = stop
+        self._methods: dict[str, _Method] = {}
+        # Replies that are still owed; the process waits for them before it stops.
+        self._tasks: set[asyncio.Task[None]] = getattr(process, 'owed_replies', set())
+        self._max_size = getattr(process, 'max_message_size', inf)
+
+    def __call__(self, frames: list[bytes]) -> None:
+        """Answer a message."""
+        try:
+            result = self._call_method(frames)
+            if isinstance(result, Awaitable):
+                task = asyncio.ensure_future(self._reply_later(result))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                return
+            reply = encode(result)
+        except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
+            reply = _error_reply(error)
+        self._reply(reply)
+
+    async def _reply_later(self, result: Awaitable[Any]) -> None:
+        try:
+            reply = encode(await result)
+        except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
+            reply = _error_reply(error)
+        self._reply(reply)
+
+    def _reply(self, reply: bytes) -> None:
+        try:
+            self.rep_stream.send(reply)
+        except Exception:
+            LOGGER.exception('A reply could not be sent')
+
+    def _call_method(self, frames: list[bytes]) -> Any:
+        size = sum(map(len, frames))
+        if size > self._max_size:
+            raise ZMQMessageError(
+                413, f'Message of {size} bytes, the service takes {self._max_size}'
+            )
+        if getattr(self.process, 'draining', False):
+            raise ZMQMessageError(*DRAINING)
+        try:
+            data = frames[self.json_load]
+        except IndexError:
+            raise ZMQMessageError(400, f'Bad message of {len(frames)} frames') from None
+        name, args = decode_request(data)
+        method = self._methods.get(name) or self._find_method(name)
+        if not method.least <= len(frames) <= method.most:
+            raise ZMQMessageError(
+                400, f'{name!r} does not take a message of {len(frames)} frames'
+            )
+        if len(frames) == 1:
+            return method.call(args)
+        frames[self.json_load] = args
+        return method.call(*frames)
+
+    def _find_method(self, name: str) -> _Method:
+        # Looked up statically first: a peer cannot run a property, reach what instances hold,
+        # nor tell a private name from one that does not exist.
+        static = getattr_static(type(self.rep_handler), name, None)
+        if (
+            not name.startswith('_')
+            and not isinstance(static, type)
+            and (callable(static) or isinstance(static, _METHOD_TYPES))
+        ):
+            call = getattr(self.rep_handler, name)
+            if callable(call):
+                return self._methods.setdefault(name, _Method.inspect(call))
+        raise ZMQMessageError(404, f'Unknown message type {name[:_QUOTED]!r}')
+
+
+def _error_reply(error: BaseException) -> bytes:
+    """Turn an exception into an answer; nothing it holds can prevent that."""
+    try:
+        if isinstance(error, ZMQMessageError):
+            LOGGER.debug('Message refused: %s', error)
+            return encode([error.status, error.text])
+    except Exception as nested:  # noqa: BLE001 - a text which is no JSON: the handler's mistake
+        error = nested
+    error_id = uuid4().hex[:12]
+    try:
+        LOGGER.error('Message handler failed, error id %s', error_id, exc_info=error)
+    except BaseException as nested:  # noqa: BLE001 - the traceback itself could not be printed
+        LOGGER.error('Message handler failed, error id %s, with an unprintable %s (%s)',  # noqa: TRY400
+                     error_id, type(error).__name__, type(nested).__name__)
+    return encode([500, f'Internal error, see the log of the service under id {error_id}'])

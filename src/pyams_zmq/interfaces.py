@@ -1,0 +1,135 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.interfaces module: the contracts of this package."""
+
+from zope.interface import Attribute, Interface, implementer
+
+__docformat__ = 'restructuredtext'
+
+
+class IZMQProcess(Interface):
+    """A process that serves a ØMQ socket beside the application."""
+
+    socket_type = Attribute('Type of the socket that `init_stream` binds (class attribute)')
+    max_message_size = Attribute('Largest message that is handled, in bytes (class attribute)')
+    drain_timeout = Attribute(
+        'Seconds that a stopping process gives to the message in hand (class attribute)'
+    )
+    orphan_timeout = Attribute(
+        'Seconds that a process whose owner died gives to the message in hand (class attribute)'
+    )
+    bind_timeout = Attribute(
+        'Seconds to wait, as standby, for an address which is in use (class attribute)'
+    )
+
+    context = Attribute('ØMQ context of the child, None in the parent')
+    loop = Attribute('IOLoop of the child, None in the parent')
+    auth_thread = Attribute('ThreadAuthenticator of the child, None in the parent')
+    bind_addr = Attribute('Address to bind, as it was given')
+    rep_stream = Attribute('ZMQStream of the child on which messages come in')
+    handler = Attribute('Factory of the message handler, a class that provides IZMQMessageHandler')
+    passwords = Attribute('Passwords of the users that may connect, by user name')
+    clients = Attribute('IP addresses that may connect; all of them when there is none')
+    registry = Attribute('Registry of the application')
+    bound_address = Attribute('URI that was really bound; None in the parent before `wait_ready`')
+    draining = Attribute('True in a child that is about to stop')
+
+    def start():
+        """Fork the child and return at once."""
+
+    def wait_ready(timeout=10):
+        """Wait until the child has bound its socket and serves it.
+
+        :param float timeout: seconds; None waits without end
+        :return: str; the bound endpoint, with its real port
+        :raises ZMQTimeoutError: it is still not ready after *timeout*
+        :raises ZMQStartError: it ended, or was never started; an exception of the child which
+            can be pickled is raised as it was, a ZMQBindError for instance
+        """
+
+    def run():
+        """Set up everything and serve until `stop`; runs in the child."""
+
+    def setup():
+        """Create context, loop, authenticator and streams; runs in the child."""
+
+    def init_stream():
+        """Bind the stream on which messages come in; runs in the child."""
+
+    def stream(sock_type, addr, bind, callback=None, subscribe=b''):
+        """Make a ZMQStream on the loop of the child.
+
+        :param int sock_type: type of the ØMQ socket, `zmq.REP` for instance
+        :param addr: address, see :class:`pyams_zmq.endpoint.Endpoint`
+        :param bool bind: bind to the address if true, else connect to it
+        :param callable callback: given to the `on_recv` of the stream
+        :param subscribe: bytes or str; pattern of a SUB socket
+        :return: tuple; the stream and its port (None for ipc)
+        :raises ValueError: for an address that cannot be understood
+        :raises ZMQBindError: for an address that cannot be bound
+        """
+
+    def stop():
+        """End the process.
+
+        In the parent: ask the child to finish the message in hand within `drain_timeout`, wait,
+        then terminate it, then kill it. In the child: stop the loop. Elsewhere, before the start
+        and after the end: nothing.
+        """
+
+    def exit(num=None, frame=None):
+        """Signal handler of the child: finish the message in hand, refuse others, then stop."""
+
+
+class IZMQMessageHandler(Interface):
+    """Callable which answers each message that comes in on a stream, exactly once."""
+
+    handler = Attribute('Class whose methods answer the messages, one for each message type')
+    rep_handler = Attribute('Instance of `handler`; its `process` is the ZMQProcess')
+
+    def __call__(frames):
+        """Answer a message.
+
+        :param list frames: frames of the message, as bytes
+        """
+
+
+class IZMQProcessEvent(Interface):
+    """Event of a ZMQProcess, notified in its child to the registry of the process."""
+
+    object = Attribute('The process')
+
+
+class IZMQProcessStartedEvent(IZMQProcessEvent):
+    """The sockets of the process are bound, it is about to serve."""
+
+
+class IZMQProcessStoppedEvent(IZMQProcessEvent):
+    """The process that had started serves no more; its sockets are about to be closed."""
+
+
+class ZMQProcessEvent:
+    """Base of the events of a process."""
+
+    def __init__(self, process):
+        self.object = process
+
+
+@implementer(IZMQProcessStartedEvent)
+class ZMQProcessStartedEvent(ZMQProcessEvent):
+    """The sockets of the process are bound, it is about to serve."""
+
+
+@implementer(IZMQProcessStoppedEvent)
+class ZMQProcessStoppedEvent(ZMQProcessEvent):
+    """The process that had started serves no more."""

@@ -1,0 +1,79 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.lock module: one live process per ipc path."""
+
+import errno
+import fcntl
+import os
+import socket
+
+__docformat__ = 'restructuredtext'
+
+
+class IPCLock:
+    """Keeps the path of an ipc endpoint for this process.
+
+    libzmq removes a socket file which is in the way before it binds its own, so that a second
+    process silently takes the endpoint over. The lock is a POSIX record lock on `PATH.lock`:
+    it ends with its process, however that ends, and children do not inherit it.
+
+    :param str path: path of the socket
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._lock_path = f'{path}.lock'
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """Take the path.
+
+        :raises OSError: EADDRINUSE if another process has it, or what the file system says
+        """
+        while self._fd is None:
+            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _same_file(fd, self._lock_path):  # else its former holder removed it just now
+                    self._fd = fd
+            except (BlockingIOError, PermissionError):
+                raise self._in_use() from None
+            finally:
+                if self._fd is None:
+                    os.close(fd)
+        if _is_served(self.path):  # by a program which knows nothing of our locks
+            self.release()
+            raise self._in_use()
+
+    def release(self) -> None:
+        """Give the path back; the second time does nothing."""
+        if self._fd is not None:
+            os.unlink(self._lock_path)
+            os.close(self._fd)
+            self._fd = None
+
+    def _in_use(self) -> OSError:
+        return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), self.path)
+
+
+def _same_file(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(path) not in (errno.ENOENT, errno.ECONNREFUSED)

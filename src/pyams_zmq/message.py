@@ -1,0 +1,90 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.message module: the wire format, JSON as RFC 8259 wants it.
+
+A request is ``[type, args]``, a reply any JSON value, by convention ``[status, payload]``. What
+the standard library lets through (NaN, numbers out of range, lone surrogates) is no JSON and is
+refused, in both directions.
+"""
+
+import json
+from math import isfinite
+from typing import Any
+
+import msgspec
+
+from pyams_zmq.exceptions import ZMQMessageError, ZMQReplyError
+
+__docformat__ = 'restructuredtext'
+
+_decode_request = msgspec.json.Decoder(tuple[str, Any]).decode
+_decode_any = msgspec.json.Decoder().decode
+_encode = msgspec.json.encode
+
+_SCALARS = frozenset({str, int, bool, type(None)})
+_KEYS = frozenset({str})
+_BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
+
+
+def decode_request(data: bytes) -> tuple[str, Any]:
+    """Read a request.
+
+    Of the duplicate keys of an object, the last one wins.
+
+    :return: type and arguments of the message
+    :raises ZMQMessageError: with status 400 for anything but ``[str, any]``
+    """
+    try:
+        return _decode_request(data)
+    except _BAD_JSON as error:
+        raise ZMQMessageError(400, f'Bad message, expected [type, args]: {error}') from None
+
+
+def decode_reply(data: bytes) -> Any:
+    """Read a reply.
+
+    :raises ZMQReplyError: for what is no JSON
+    """
+    try:
+        return _decode_any(data)
+    except _BAD_JSON as error:
+        raise ZMQReplyError(f'The reply is no JSON: {error}') from None
+
+
+def encode(value: Any) -> bytes:
+    """Write a JSON value.
+
+    :raises TypeError, ValueError, RecursionError: for what JSON cannot say
+    """
+    if _is_plain(value):
+        return _encode(value)
+    # Subclasses of str, dict and the like; the standard library also says no to what has no
+    # JSON form, where msgspec would find one (a set as a list, bytes as base64, NaN as null).
+    return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+
+
+def _is_plain(value: Any) -> bool:
+    """True if *value* holds nothing but the builtin types of JSON.
+
+    The types of a container are taken at once, so that flat ones cost no Python loop.
+    """
+    kind = type(value)
+    if kind is dict:
+        if not _KEYS.issuperset(map(type, value)):
+            return False
+        value = value.values()
+    elif kind is float:
+        return isfinite(value)
+    elif kind is not list and kind is not tuple:
+        return kind in _SCALARS
+    return _SCALARS.issuperset(map(type, value)) or all(map(_is_plain, value))

@@ -1,0 +1,441 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.process module: a process that serves a ØMQ socket beside the application."""
+
+import asyncio
+import atexit
+import errno
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.context import ForkProcess
+from threading import Lock
+from time import monotonic, sleep
+from typing import Any
+
+import zmq
+from pyramid.threadlocal import get_current_registry, manager
+from tornado.ioloop import IOLoop
+from zmq.utils.monitor import recv_monitor_message
+from zope.component import getSiteManager
+from zope.interface import implementer
+
+from pyams_zmq.auth import ZAP_DOMAIN, AccessPolicy, Authenticator, parse_clients, parse_users
+from pyams_zmq.endpoint import Endpoint, port_of
+from pyams_zmq.exceptions import ZMQBindError, ZMQStartError, ZMQTimeoutError
+from pyams_zmq.interfaces import (
+    IZMQProcess,
+    ZMQProcessStartedEvent,
+    ZMQProcessStoppedEvent,
+)
+from pyams_zmq.lock import IPCLock
+from pyams_zmq.stream import ZMQStream
+from pyams_zmq.watchdog import Watchdog, end_children, open_pidfd, wait_for_exit
+
+__docformat__ = 'restructuredtext'
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+LINGER = 1000
+"""Milliseconds that a socket gets to send its last reply"""
+
+SIZE_SLACK = 16 * 1024 * 1024
+"""Bytes above `max_message_size` that still get a 413; libzmq drops the peer beyond"""
+
+REFUSAL_TURNS = 10
+REFUSAL_TURN = 0.02
+"""A stopping process refuses the messages that are on their way, for 10 turns of 0.02 s at most"""
+
+_ADVICE = {
+    errno.EADDRINUSE: 'another process serves it, stop that one or choose another address',
+    errno.EADDRNOTAVAIL: 'no interface of this machine has it',
+    errno.ENODEV: 'it is neither an address nor an interface of this machine',
+    errno.EACCES: 'this user may not bind it',
+    errno.ENOENT: 'its folder does not exist',
+}
+
+
+@implementer(IZMQProcess)
+class ZMQProcess(multiprocessing.Process):
+    """Process that serves a ØMQ socket.
+
+    It forks, whatever the start method of the program: a registry and schedulers do not pickle,
+    and its child forks for the same reason. It is not daemonic, so that its handlers may start
+    children of their own. It ends with its owner, the process that started it.
+
+    :param bind_addr: address to bind, see :class:`pyams_zmq.endpoint.Endpoint`
+    :param handler: class of the message handler
+    :param auth: `'user:password'` that a client must present (RFC 24/PLAIN)
+    :param clients: IP addresses that may connect, see :func:`pyams_zmq.auth.parse_clients`
+    :param registry: registry of the application, by default the current one
+    :raises ValueError: for an address, credentials or clients that cannot be understood
+    """
+
+    socket_type: int = zmq.REP
+    max_message_size: int = 16 * 1024 * 1024
+    drain_timeout: float = 10.0
+    orphan_timeout: float = 0.5
+    bind_timeout: float = 0.0
+
+    context: Any = None
+    loop: Any = None
+    auth_thread: Authenticator | None = None
+    rep_stream: Any = None
+    bound_address: str | None = None
+    draining: bool = False
+
+    _start_method = 'fork'
+    _Popen = staticmethod(ForkProcess._Popen)
+
+    _watchdog: Watchdog | None = None
+    _started = False
+    _report: tuple[str | None, Exception | None] | None = None
+    _reader: 'Connection[Any, Any] | None' = None
+    _writer: 'Connection[Any, Any] | None' = None
+
+    def __init__(self, bind_addr: Any, handler: Callable[..., Any], auth: str | None = None,
+                 clients: str | Iterable[str] | None = None, registry: Any = None):
+        super().__init__()
+        Endpoint.parse(bind_addr, bind=True)
+        self.bind_addr = bind_addr
+        self.handler = handler
+        self.passwords = parse_users(auth)
+        self.clients = parse_clients(clients)
+        self.registry = get_current_registry() if registry is None else registry
+        self.owed_replies: set[asyncio.Task[None]] = set()
+        self._streams: list[ZMQStream] = []
+        self._locks: list[IPCLock] = []
+        self._listeners: list[tuple[int, os.stat_result]] = []
+        self._report_lock = Lock()
+
+    # In the parent
+
+    def start(self) -> None:
+        """Fork the child and return at once; see :meth:`wait_ready`."""
+        self._reader, self._writer = Pipe(duplex=False)
+        try:
+            with _forking_is_deliberate():
+                super().start()
+        finally:
+            self._writer.close()
+        atexit.register(self.stop)
+
+    def wait_ready(self, timeout: float | None = 10) -> str:
+        """Wait until the child has bound its socket and serves it.
+
+        :param timeout: seconds; None waits without end
+        :return: the bound endpoint, with its real port
+        :raises ZMQTimeoutError: it is still not ready after *timeout*
+        :raises ZMQStartError: it ended, or was never started; an exception of the child which
+            can be pickled is raised as it was, a ZMQBindError for instance
+        """
+        if not self._is_owner():
+            raise ZMQStartError(f'{self.name} was not started by this process')
+        with self._report_lock:
+            if self._report is None:
+                self._report = self._receive_report(timeout)
+        self.bound_address, error = self._report
+        if error is None and not self.is_alive():
+            error = self._describe_end()
+        if error is not None:
+            raise error
+        return str(self.bound_address)
+
+    def _receive_report(self, timeout: float | None) -> tuple[str | None, Exception | None]:
+        assert self._reader is not None  # noqa: S101 - for mypy: `start` made it
+        with open_pidfd(self.pid) as pidfd:
+            if not wait([self._reader, self.sentinel if pidfd is None else pidfd], timeout):
+                raise ZMQTimeoutError(f'{self.name} is not ready after {timeout} s')
+        with suppress(EOFError, OSError):
+            if self._reader.poll():
+                report: tuple[str | None, Exception | None] = self._reader.recv()
+                return report
+        wait_for_exit(self, 1)
+        return None, self._describe_end()
+
+    def _describe_end(self) -> ZMQStartError:
+        return ZMQStartError(
+            f'{self.name} ended with exit code {self.exitcode}, its log says why'
+        )
+
+    def stop(self) -> None:
+        """End the process; see :meth:`pyams_zmq.interfaces.IZMQProcess.stop`."""
+        if self.loop is not None:
+            self.loop.add_callback(self.loop.stop)
+        elif self._is_owner():
+            atexit.unregister(self.stop)
+            for num, timeout in (
+                (signal.SIGTERM, self.drain_timeout + 2),  # the child drains
+                (signal.SIGTERM, 1),  # it handles no second one, which ends it
+                (signal.SIGKILL, 5),
+            ):
+                if self._send_signal(num) and not wait_for_exit(self, timeout):
+                    LOGGER.warning('%s did not stop within %s s', self.name, timeout)
+
+    def _send_signal(self, num: int) -> bool:
+        if self.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(int(self.pid or 0), num)
+                return True
+        return False
+
+    def _is_owner(self) -> bool:
+        """Tell the process that called `start` from the child, and from other forks."""
+        return self._popen is not None and self._parent_pid == os.getpid()
+
+    # In the child
+
+    def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
+        # A subclass may do its own work in `run` before it calls ours: wrap them both.
+        self.run = self._run_child  # type: ignore[method-assign] # on this instance
+        code: int = super()._bootstrap(*args, **kwargs)
+        return code
+
+    def _run_child(self) -> None:
+        del self.run
+        self._enter_child()
+        try:
+            self.run()
+        except Exception as error:
+            LOGGER.exception('%s failed', self.name)
+            self._send_report(None, error)
+            sys.exit(1)
+        finally:
+            self._leave_child()
+
+    def _enter_child(self) -> None:
+        """Cut what was inherited from the parent, which may be a web server in full swing."""
+        if self._reader is not None:
+            self._reader.close()
+        asyncio._set_running_loop(None)
+        asyncio.set_event_loop(None)
+        signal.set_wakeup_fd(-1)
+        for num in signal.valid_signals():
+            if callable(signal.getsignal(num)):
+                signal.signal(num, signal.SIG_DFL)
+        for num in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(num, self.exit)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+        multiprocessing.set_start_method('fork', force=True)
+        self._hook_registry()
+        os.register_at_fork(after_in_child=self._close_listeners)
+        self._watchdog = Watchdog(self._parent_pid, self.orphan_timeout)
+        self._watchdog.start()
+
+    def _hook_registry(self) -> None:
+        here = {'registry': self.registry, 'request': None}
+        manager.clear()
+        manager.push(here)
+        manager.default = here.copy  # what other threads of this process start with
+        getSiteManager.sethook(get_current_registry)
+        utils = sys.modules.get('pyams_utils.registry')
+        if utils is not None:  # a site of the parent is bound to the ZODB connection of the parent
+            utils.set_local_registry(None)
+
+    def _leave_child(self) -> None:
+        assert self._watchdog is not None  # noqa: S101 - for mypy: `_enter_child` made it
+        deadline = self._watchdog.arm(self.drain_timeout + 1)
+        end_children(max(0, deadline - 1 - monotonic()))
+
+    def run(self) -> None:
+        """Set up everything and serve until `stop`."""
+        try:
+            self.setup()
+            self.registry.notify(ZMQProcessStartedEvent(self))
+            self._started = True
+            if not self.draining:
+                LOGGER.info('%s serves %s', self.name, self.bound_address)
+                self.loop.add_callback(self._send_report, self.bound_address, None)
+                self.loop.start()
+        finally:
+            self._teardown()
+
+    def setup(self) -> None:
+        """Create context, loop, authenticator and streams."""
+        self.context = zmq.Context()
+        self.loop = IOLoop(make_current=True)
+        # Always there: without it libzmq would not check the addresses of NULL peers, and would
+        # keep peers that send garbage.
+        self.auth_thread = Authenticator(self.context, AccessPolicy(self.passwords, self.clients))
+        self.auth_thread.start()
+        self.init_stream()
+
+    def init_stream(self) -> None:
+        """Bind the stream on which messages come in."""
+        if self.rep_stream is None:
+            self.rep_stream, _port = self.stream(self.socket_type, self.bind_addr, bind=True)
+            self.rep_stream.on_recv(self.handler(self, self.rep_stream, self.stop))
+
+    def stream(self, sock_type: int, addr: Any, bind: bool,
+               callback: Callable[..., Any] | None = None,
+               subscribe: bytes | str = b'') -> tuple[ZMQStream, int | None]:
+        """Make a ZMQStream; see :meth:`pyams_zmq.interfaces.IZMQProcess.stream`."""
+        endpoint = Endpoint.parse(addr, bind=bind)
+        socket = self.context.socket(sock_type)
+        try:
+            socket.linger = LINGER
+            socket.maxmsgsize = self.max_message_size + SIZE_SLACK
+            socket.ipv6 = endpoint.is_ipv6
+            if sock_type == zmq.SUB:
+                socket.subscribe(subscribe)
+            if bind:
+                port = self._bind(socket, endpoint)
+            else:
+                socket.connect(endpoint.uri)
+                port = endpoint.port
+        except BaseException:
+            socket.close(0)
+            raise
+        stream = ZMQStream(socket, self.loop)
+        self._streams.append(stream)
+        if callback is not None:
+            stream.on_recv(callback)
+        return stream, port
+
+    def _bind(self, socket: Any, endpoint: Endpoint) -> int | None:
+        socket.zap_domain = ZAP_DOMAIN
+        socket.plain_server = bool(self.passwords)
+        monitor = socket.get_monitor_socket(zmq.EVENT_LISTENING)
+        deadline = monotonic() + self.bind_timeout
+        try:
+            while True:
+                try:
+                    self._bind_once(socket, endpoint)
+                    break
+                except ZMQBindError as error:
+                    if error.errno != errno.EADDRINUSE or self.draining or monotonic() > deadline:
+                        raise
+                sleep(0.05)  # nothing tells when an address gets free
+            listener = recv_monitor_message(monitor)['value']
+            self._listeners.append((listener, os.fstat(listener)))
+        finally:
+            socket.disable_monitor()
+        uri = socket.last_endpoint.decode()
+        if self.bound_address is None:
+            self.bound_address = uri
+        return port_of(uri)
+
+    def _bind_once(self, socket: Any, endpoint: Endpoint) -> None:
+        lock = None if endpoint.path is None else IPCLock(endpoint.path)
+        try:
+            if lock is not None:
+                lock.acquire()
+            socket.bind(endpoint.uri)
+        except (OSError, zmq.ZMQError) as error:
+            if lock is not None:
+                lock.release()
+            number = error.errno or 0
+            text, advice = zmq.strerror(number), _ADVICE.get(number)
+            raise ZMQBindError(
+                number, f'{text} ({advice})' if advice else text, endpoint.uri) from None
+        if lock is not None:
+            self._locks.append(lock)
+
+    def _close_listeners(self) -> None:
+        # A child of ours that outlives us must not keep the address.
+        for fd, stat in self._listeners:
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(fd), stat):
+                    os.close(fd)
+
+    def exit(self, num: int | None = None, frame: Any = None) -> None:
+        """Finish the message in hand, refuse others, then stop."""
+        if self._watchdog is None:
+            self.stop()
+        elif not self.draining:
+            self.draining = True
+            self._watchdog.arm(self.drain_timeout)
+            for each in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(each, signal.SIG_DFL)
+            if self.loop is not None:
+                self.loop.asyncio_loop.call_soon_threadsafe(self._start_drain)
+
+    def _start_drain(self) -> None:
+        self._drain_task = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        for _turn in range(REFUSAL_TURNS):
+            while self.owed_replies:
+                await asyncio.wait(self.owed_replies)
+            await asyncio.sleep(REFUSAL_TURN)
+            if not any(stream.readable() for stream in self._streams):
+                break
+        self.loop.stop()
+
+    def _teardown(self) -> None:
+        if self._started:
+            try:
+                self.registry.notify(ZMQProcessStoppedEvent(self))
+            except Exception:
+                LOGGER.exception('A subscriber to the end of %s failed', self.name)
+        for stream in self._streams:
+            stream.close()
+        if self.auth_thread is not None:
+            self.auth_thread.stop()
+        if self.loop is not None:
+            loop, self.loop = self.loop, None
+            _cancel_tasks(loop.asyncio_loop)
+            loop.close()
+        if self.context is not None:
+            self.context.destroy(LINGER)
+        for lock in self._locks:
+            lock.release()
+
+    def _send_report(self, address: str | None, error: Exception | None) -> None:
+        if self._writer is not None and not self._writer.closed:
+            with suppress(OSError):  # the parent is gone, or does not read
+                self._writer.send_bytes(_pickle_report(address, error))
+                self._writer.close()
+
+
+def process_exit_func(process: Any = None) -> None:
+    """End a process; meant for `atexit`.
+
+    :param process: ZMQProcess, or None
+    """
+    if process is not None:
+        process.stop()
+
+
+@contextmanager
+def _forking_is_deliberate() -> Iterator[None]:
+    # Python 3.12 and later warn that forking a process with threads may deadlock the child. Ours
+    # takes no lock that a thread of the parent could hold: it has a loop, a context and signal
+    # handlers of its own. The filter is inherited by the child, which forks for its handlers.
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
+        yield
+
+
+def _pickle_report(address: str | None, error: Exception | None) -> bytes:
+    try:
+        data = pickle.dumps((address, error))
+        pickle.loads(data)  # noqa: S301 - our own: some exceptions pickle, and do not come back
+    except Exception:  # noqa: BLE001 - whatever the pickling of a foreign exception raises
+        data = pickle.dumps((None, ZMQStartError(f'{type(error).__name__}: {error}')))
+    return data
+
+
+def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=1))

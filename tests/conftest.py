@@ -1,0 +1,96 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""Fixtures: real processes on free ports, and nothing left behind."""
+
+import gc
+import multiprocessing
+import os
+import threading
+import time
+
+import pytest
+from handlers import Process
+from pyramid.testing import setUp, tearDown
+
+from pyams_zmq.socket import zmq_response, zmq_socket
+
+
+def wait_until(condition, timeout=5):
+    """Wait for a condition which no event announces; fail after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, 'it did not happen in time'
+        time.sleep(0.01)  # a poll with a deadline, there is nothing to wait for
+
+
+def open_fds():
+    """Descriptors of this process, without the one that lists them."""
+    return len(os.listdir('/proc/self/fd'))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left():
+    """Fail a test that leaves a child or a thread."""
+    threads = set(threading.enumerate())
+    yield
+    gc.collect()
+    left = multiprocessing.active_children()
+    for child in left:
+        child.kill()
+        child.join()
+    assert not left, f'children left: {left}'
+    wait_until(lambda: not [
+        thread for thread in set(threading.enumerate()) - threads
+        if thread.is_alive() and not thread.name.startswith('ThreadPoolExecutor')
+    ])
+
+
+@pytest.fixture
+def config():
+    """Pyramid configurator of a test."""
+    yield setUp(hook_zca=True)
+    tearDown()
+
+
+@pytest.fixture
+def start():
+    """Start processes, wait until they are ready, stop them at the end."""
+    started = []
+
+    def start_process(*args, factory=Process, **kwargs):
+        process = factory(*args, **kwargs)
+        process.start()
+        started.append(process)
+        process.wait_ready()
+        return process
+
+    yield start_process
+    for process in started:
+        process.stop()
+        process.join(5)
+
+
+@pytest.fixture
+def ask():
+    """Send one message to an address, return the reply."""
+    def send(process, message, **kwargs):
+        address = process if isinstance(process, str) else process.bound_address
+        timeout = kwargs.pop('timeout', 5)
+        socket = zmq_socket(address, **kwargs)
+        try:
+            socket.send_json(message)
+            return zmq_response(socket, timeout=timeout)
+        finally:
+            socket.close()
+
+    return send
