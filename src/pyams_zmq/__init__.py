@@ -12,6 +12,8 @@
 
 """PyAMS ZeroMQ helper package: work that must not block a web request runs in a ØMQ process."""
 
+from typing import Any
+
 from pyramid.i18n import TranslationStringFactory
 
 __docformat__ = 'restructuredtext'
@@ -19,7 +21,7 @@ __docformat__ = 'restructuredtext'
 _ = TranslationStringFactory('pyams_zmq')
 
 
-def includeme(config):
+def includeme(config: Any) -> None:
     """Pyramid include: ``config.include('pyams_zmq')``."""
     from pyams_zmq.include import include_package  # noqa: PLC0415 - it imports `_` from here
 

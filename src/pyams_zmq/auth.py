@@ -53,7 +53,7 @@ def parse_users(auth: str | None) -> dict[str, str]:
     """
     if not auth:
         return {}
-    user, colon, password = auth.partition(':') if isinstance(auth, str) else ('', '', '')
+    user, colon, password = str(auth).partition(':')
     if not (user and colon and password):
         raise ValueError("Bad credentials: write auth='user:password'")
     return {user: password}

@@ -41,7 +41,7 @@ class ZMQStartError(ZMQBaseError, RuntimeError):
     """A process that could not start; its text is the reason its child gave."""
 
 
-class ZMQBindError(ZMQStartError, OSError):
+class ZMQBindError(OSError, ZMQStartError):
     """An endpoint that cannot be bound; `errno` is the one of libzmq, `filename` the endpoint."""
 
 

@@ -12,9 +12,11 @@
 
 """PyAMS_zmq.include module: what ``config.include('pyams_zmq')`` does."""
 
+from typing import Any
+
 __docformat__ = 'restructuredtext'
 
 
-def include_package(config):
+def include_package(config: Any) -> None:
     """Add this package to a Pyramid application; including it twice changes nothing."""
     config.add_translation_dirs('pyams_zmq:locales')

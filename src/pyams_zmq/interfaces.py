@@ -12,6 +12,9 @@
 
 """PyAMS_zmq.interfaces module: the contracts of this package."""
 
+from collections.abc import Callable
+from typing import Any
+
 from zope.interface import Attribute, Interface, implementer
 
 __docformat__ = 'restructuredtext'
@@ -44,42 +47,48 @@ class IZMQProcess(Interface):
     bound_address = Attribute('URI that was really bound; None in the parent before `wait_ready`')
     draining = Attribute('True in a child that is about to stop')
 
-    def start():
+    def start() -> None:
         """Fork the child and return at once."""
 
-    def wait_ready(timeout=10):
+    def wait_ready(timeout: float | None = 10) -> str:
         """Wait until the child has bound its socket and serves it.
 
-        :param float timeout: seconds; None waits without end
-        :return: str; the bound endpoint, with its real port
+        :param timeout: seconds; None waits without end
+        :return: the bound endpoint, with its real port
         :raises ZMQTimeoutError: it is still not ready after *timeout*
         :raises ZMQStartError: it ended, or was never started; an exception of the child which
             can be pickled is raised as it was, a ZMQBindError for instance
         """
 
-    def run():
+    def run() -> None:
         """Set up everything and serve until `stop`; runs in the child."""
 
-    def setup():
+    def setup() -> None:
         """Create context, loop, authenticator and streams; runs in the child."""
 
-    def init_stream():
+    def init_stream() -> None:
         """Bind the stream on which messages come in; runs in the child."""
 
-    def stream(sock_type, addr, bind, callback=None, subscribe=b''):
+    def stream(
+        sock_type: int,
+        addr: Any,
+        bind: bool,
+        callback: Callable[..., Any] | None = None,
+        subscribe: bytes | str = b'',
+    ) -> tuple[Any, int | None]:
         """Make a ZMQStream on the loop of the child.
 
-        :param int sock_type: type of the ØMQ socket, `zmq.REP` for instance
+        :param sock_type: type of the ØMQ socket, `zmq.REP` for instance
         :param addr: address, see :class:`pyams_zmq.endpoint.Endpoint`
-        :param bool bind: bind to the address if true, else connect to it
-        :param callable callback: given to the `on_recv` of the stream
-        :param subscribe: bytes or str; pattern of a SUB socket
-        :return: tuple; the stream and its port (None for ipc)
+        :param bind: bind to the address if true, else connect to it
+        :param callback: given to the `on_recv` of the stream
+        :param subscribe: pattern of a SUB socket
+        :return: the stream and its port (None for ipc)
         :raises ValueError: for an address that cannot be understood
         :raises ZMQBindError: for an address that cannot be bound
         """
 
-    def stop():
+    def stop() -> None:
         """End the process.
 
         In the parent: ask the child to finish the message in hand within `drain_timeout`, wait,
@@ -87,7 +96,7 @@ class IZMQProcess(Interface):
         and after the end: nothing.
         """
 
-    def exit(num=None, frame=None):
+    def exit(num: int | None = None, frame: Any = None) -> None:
         """Signal handler of the child: finish the message in hand, refuse others, then stop."""
 
 
@@ -97,10 +106,10 @@ class IZMQMessageHandler(Interface):
     handler = Attribute('Class whose methods answer the messages, one for each message type')
     rep_handler = Attribute('Instance of `handler`; its `process` is the ZMQProcess')
 
-    def __call__(frames):
+    def __call__(frames: list[bytes]) -> None:
         """Answer a message.
 
-        :param list frames: frames of the message, as bytes
+        :param frames: frames of the message
         """
 
 
@@ -121,7 +130,7 @@ class IZMQProcessStoppedEvent(IZMQProcessEvent):
 class ZMQProcessEvent:
     """Base of the events of a process."""
 
-    def __init__(self, process):
+    def __init__(self, process: Any):
         self.object = process
 
 

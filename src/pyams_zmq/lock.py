@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import socket
+from contextlib import suppress
 
 __docformat__ = 'restructuredtext'
 
@@ -52,15 +53,21 @@ class IPCLock:
                 if self._fd is None:
                     os.close(fd)
         if _is_served(self.path):  # by a program which knows nothing of our locks
-            self.release()
+            self._unlock()
             raise self._in_use()
 
     def release(self) -> None:
-        """Give the path back; the second time does nothing."""
+        """Remove the socket, which libzmq leaves, and give the path back; twice does no harm."""
         if self._fd is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(self.path)
+            self._unlock()
+
+    def _unlock(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
             os.unlink(self._lock_path)
-            os.close(self._fd)
-            self._fd = None
+            os.close(fd)
 
     def _in_use(self) -> OSError:
         return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), self.path)

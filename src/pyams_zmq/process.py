@@ -102,7 +102,9 @@ class ZMQProcess(multiprocessing.Process):
     draining: bool = False
 
     _start_method = 'fork'
-    _Popen = staticmethod(ForkProcess._Popen)
+    _Popen: Any = staticmethod(ForkProcess._Popen)
+    _popen: Any
+    _parent_pid: int
 
     _watchdog: Watchdog | None = None
     _started = False
@@ -205,7 +207,7 @@ class ZMQProcess(multiprocessing.Process):
     def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
         # A subclass may do its own work in `run` before it calls ours: wrap them both.
         self.run = self._run_child  # type: ignore[method-assign] # on this instance
-        code: int = super()._bootstrap(*args, **kwargs)
+        code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc] # it has one
         return code
 
     def _run_child(self) -> None:
@@ -327,6 +329,7 @@ class ZMQProcess(multiprocessing.Process):
             self._listeners.append((listener, os.fstat(listener)))
         finally:
             socket.disable_monitor()
+            monitor.close()
         uri = socket.last_endpoint.decode()
         if self.bound_address is None:
             self.bound_address = uri

@@ -79,13 +79,18 @@ class _SharedContext:
     """The context of this process, made when it is asked for."""
 
     def __init__(self) -> None:
-        self._forget()
+        self._inherited: list[zmq.Context[Any] | None] = []
+        self._renew()
         # A context does not survive a fork, and the lock may be held at that moment.
-        os.register_at_fork(after_in_child=self._forget)
+        os.register_at_fork(after_in_child=self._inherit)
 
-    def _forget(self) -> None:
+    def _renew(self) -> None:
         self._lock = threading.Lock()
         self._context: zmq.Context[Any] | None = None
+
+    def _inherit(self) -> None:
+        self._inherited.append(self._context)  # kept: to delete it would terminate it
+        self._renew()
 
     def get(self) -> zmq.Context[Any]:
         with self._lock:
@@ -111,7 +116,7 @@ def zmq_socket(address: Any, socket_type: int = zmq.REQ, linger: int = 0, protoc
     """
     endpoint = Endpoint.parse(address, bind=False, protocol=protocol)
     users = parse_users(auth)
-    socket = _shared_context.get().socket(socket_type, socket_class=ZMQSocket)
+    socket: ZMQSocket = _shared_context.get().socket(socket_type, socket_class=ZMQSocket)
     socket.linger = linger
     socket.ipv6 = endpoint.is_ipv6
     for user, password in users.items():
@@ -152,7 +157,7 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
     return decode_reply(frames[-1])
 
 
-def _wait(sockets: Sequence[zmq.Socket[Any]], flags: int, timeout: float) -> list[zmq.Socket[Any]]:
+def _wait(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
     """Wait until a socket has one of the events, with the poll of the system.
 
     The FD of a socket is edge-triggered: look at EVENTS before each wait. libzmq's own poll would
@@ -173,12 +178,12 @@ def _wait(sockets: Sequence[zmq.Socket[Any]], flags: int, timeout: float) -> lis
 def _is_refused(socket: zmq.Socket[Any], flags: int, deadline: float) -> bool:
     """Tell if the server refuses the credentials of a socket; false also when a reply comes in."""
     probe = socket.context.socket(zmq.DEALER, socket_class=zmq.Socket)
+    monitor = probe.get_monitor_socket(_HANDSHAKE_EVENTS)
     try:
         probe.linger = 0
         probe.reconnect_ivl = 1
         probe.ipv6 = socket.ipv6
         _copy_credentials(socket, probe)
-        monitor = probe.get_monitor_socket(_HANDSHAKE_EVENTS)
         probe.connect(socket.last_endpoint)
         failures = 0
         while failures < _PROBE_FAILURES:
@@ -195,6 +200,7 @@ def _is_refused(socket: zmq.Socket[Any], flags: int, deadline: float) -> bool:
         return True
     finally:
         probe.disable_monitor()
+        monitor.close()
         probe.close()
 
 

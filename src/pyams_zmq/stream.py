@@ -28,6 +28,8 @@ class ZMQStream(BaseZMQStream):
     socket would wait for a reply for ever, and receive nothing any more.
     """
 
+    socket: Any  # pyzmq types options as str | bytes | int
+
     failure_reply = b'[500,"Internal error"]'
 
     def send_multipart(self, msg: Any, flags: int = 0, copy: bool = True, track: bool = False,

@@ -1,0 +1,75 @@
+# The house's commands; "make help" lists them. Needed: make, and Python 3.10 or later with venv.
+#
+#   PYTHON=python3.12      the interpreter; each has an environment of its own under .venv
+#   ARGS='-k pool -x'      more arguments for pytest
+#   CLIP='my film.mp4'     the film of the demo
+
+PYTHON ?= python3
+VENV = .venv/$(or $(shell $(PYTHON) -c 'import sys; print(sys.implementation.cache_tag)' 2>&-),none)
+RUN = $(VENV)/bin/python
+METADATA = setup.cfg setup.py pyproject.toml
+
+# The shell reads the film's name as it was typed: blanks, quotes and dollars included.
+override CLIP := $(value CLIP)
+export CLIP
+
+.DELETE_ON_ERROR:
+.PHONY: help test test-slow demo lint coverage docs packaging locales clean check-python
+
+help: ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+
+test: $(VENV)/.has-test ## run the test suite
+	$(RUN) -m pytest $(ARGS)
+
+test-slow: $(VENV)/.has-test ## run the test suite, the slow tests too
+	$(RUN) -m pytest -m 'slow or not slow' $(ARGS)
+
+demo: $(VENV)/.has-demo ## convert the film CLIP, or one made for it, in a ØMQ process
+	@$(RUN) examples/media_converter/demo.py $${CLIP:+"$$CLIP"}
+
+lint: $(VENV)/.has-tox ## check the style and the types
+	$(RUN) -m tox run -e lint
+
+coverage: $(VENV)/.has-tox ## measure what the test suite runs, child processes included
+	$(RUN) -m tox run -e coverage
+
+docs: $(VENV)/.has-tox ## build the documentation: docs/_build/html/index.html
+	$(RUN) -m tox run -e docs
+
+packaging: $(VENV)/.has-tox ## build the distributions in dist, and check them
+	$(RUN) -m tox run -e packaging
+
+locales: $(VENV)/.has-locales ## extract the messages, update and compile the catalogues
+	$(RUN) .ci/update_locales.py
+
+clean: ## remove whatever these commands made
+	rm -rf .venv .tox .coverage .coverage.* htmlcov build dist docs/_build src/*.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +
+
+check-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>&- || { \
+	    echo "pyams_zmq needs Python 3.10 or later. PYTHON=$(PYTHON) is:" \
+	        "$$($(PYTHON) --version 2>&1 | head -n 1)." \
+	        "Name another one, for example: make test PYTHON=python3.13" >&2; exit 2; }
+
+$(RUN): | check-python
+	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# The extra "test" includes "demo".
+$(VENV)/.has-test: $(RUN) $(METADATA)
+	$(RUN) -m pip install -qq -e '.[test]'
+	touch $(VENV)/.has-demo $@
+
+$(VENV)/.has-demo: $(RUN) $(METADATA)
+	$(RUN) -m pip install -qq -e '.[demo]'
+	touch $@
+
+$(VENV)/.has-locales: $(RUN) $(METADATA)
+	$(RUN) -m pip install -qq -e '.[locales]'
+	touch $@
+
+$(VENV)/.has-tox: $(RUN)
+	$(RUN) -m pip install -qq tox
+	touch $@

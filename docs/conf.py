@@ -1,0 +1,51 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+"""Settings of the documentation: ``make docs``."""
+
+import os
+from importlib.metadata import version as version_of
+
+project = 'PyAMS_zmq'
+author = 'Thierry Florac'
+copyright = '2015-2026, Thierry Florac'
+release = version_of('pyams_zmq')
+version = release.rpartition('.')[0]
+
+extensions = [
+    'sphinx.ext.autodoc',
+    'sphinx.ext.intersphinx',
+    'sphinx.ext.viewcode',
+]
+exclude_patterns = ['_build']
+default_role = 'code'
+nitpicky = True
+
+# Names of other projects. Without the network (the usual build) they stay plain text, and that
+# is no warning: set DOCS_INTERSPHINX=1 to link them.
+_ELSEWHERE = {
+    'python': 'https://docs.python.org/3/',
+    'pyramid': 'https://docs.pylonsproject.org/projects/pyramid/en/latest/',
+    'zmq': 'https://pyzmq.readthedocs.io/en/latest/',
+    'tornado': 'https://www.tornadoweb.org/en/stable/',
+}
+if os.environ.get('DOCS_INTERSPHINX'):
+    intersphinx_mapping = {name: (address, None) for name, address in _ELSEWHERE.items()}
+else:
+    nitpick_ignore_regex = [(r'py:.*', r'(?!pyams_zmq\b).*')]
+
+autodoc_member_order = 'bysource'
+autodoc_typehints = 'description'
+autodoc_typehints_description_target = 'documented'
+autodoc_preserve_defaults = True
+
+html_theme = 'furo'
+html_title = f'PyAMS_zmq {release}'

@@ -1,0 +1,43 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""The first screen of the README, as a newcomer runs it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.request import urlopen
+
+README = Path(__file__).parent.parent / 'README.rst'
+
+
+def test_first_example(tmp_path):
+    text = README.read_text('utf-8')
+    [block] = re.findall(r'\.\. code-block:: python\n\n(.*?)\n(?=\S)', text, re.DOTALL)
+    code = re.sub('^    ', '', block, flags=re.MULTILINE)
+    # As it stands, but for ports that may be in use here.
+    code = code.replace('127.0.0.1:25556', f'ipc://{tmp_path}/zmq')
+    assert "make_server('127.0.0.1', 6543, main({})).serve_forever()" in code
+    code = code.replace(
+        "make_server('127.0.0.1', 6543, main({})).serve_forever()",
+        "server = make_server('127.0.0.1', 0, main({}))\n"
+        "    print(server.server_port, flush=True)\n"
+        "    server.handle_request()")
+    program = tmp_path / 'app.py'
+    program.write_text(code, encoding='utf-8')
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True) as app:
+        port = int(app.stdout.readline())
+        with urlopen(f'http://127.0.0.1:{port}/convert?clip=holidays.mov') as response:
+            assert response.read() == b'holidays.mov will be converted'
+        assert app.wait(10) == 0  # which it could not if its process lived on
+    assert not list(tmp_path.glob('zmq*'))
