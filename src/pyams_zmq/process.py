@@ -63,6 +63,8 @@ REFUSAL_TURNS = 10
 REFUSAL_TURN = 0.02
 """A stopping process refuses the messages that are on their way, for 10 turns of 0.02 s at most"""
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 _ADVICE = {
     errno.EADDRINUSE: 'another process serves it, stop that one or choose another address',
     errno.EADDRNOTAVAIL: 'no interface of this machine has it',
@@ -132,10 +134,13 @@ class ZMQProcess(multiprocessing.Process):
     def start(self) -> None:
         """Fork the child and return at once; see :meth:`wait_ready`."""
         self._reader, self._writer = Pipe(duplex=False)
+        # Until the child has its own handlers, those of a web server would swallow these.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:
             with _forking_is_deliberate():
                 super().start()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._writer.close()
         atexit.register(self.stop)
 
@@ -165,7 +170,7 @@ class ZMQProcess(multiprocessing.Process):
         with open_pidfd(self.pid) as pidfd:
             if not wait([self._reader, self.sentinel if pidfd is None else pidfd], timeout):
                 raise ZMQTimeoutError(f'{self.name} is not ready after {timeout} s')
-        with suppress(EOFError, OSError):
+        with self._reader, suppress(EOFError, OSError):
             if self._reader.poll():
                 report: tuple[str | None, Exception | None] = self._reader.recv()
                 return report
@@ -232,9 +237,9 @@ class ZMQProcess(multiprocessing.Process):
         for num in signal.valid_signals():
             if callable(signal.getsignal(num)):
                 signal.signal(num, signal.SIG_DFL)
-        for num in (signal.SIGTERM, signal.SIGINT):
+        for num in _STOP_SIGNALS:
             signal.signal(num, self.exit)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         multiprocessing.set_start_method('fork', force=True)
         self._hook_registry()
         os.register_at_fork(after_in_child=self._close_listeners)
@@ -322,8 +327,10 @@ class ZMQProcess(multiprocessing.Process):
                     self._bind_once(socket, endpoint)
                     break
                 except ZMQBindError as error:
-                    if error.errno != errno.EADDRINUSE or self.draining or monotonic() > deadline:
+                    if error.errno != errno.EADDRINUSE or monotonic() > deadline:
                         raise
+                if self.draining:
+                    sys.exit(0)
                 sleep(0.05)  # nothing tells when an address gets free
             listener = recv_monitor_message(monitor)['value']
             self._listeners.append((listener, os.fstat(listener)))
@@ -365,7 +372,7 @@ class ZMQProcess(multiprocessing.Process):
         elif not self.draining:
             self.draining = True
             self._watchdog.arm(self.drain_timeout)
-            for each in (signal.SIGTERM, signal.SIGINT):
+            for each in _STOP_SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
             if self.loop is not None:
                 self.loop.asyncio_loop.call_soon_threadsafe(self._start_drain)
@@ -383,6 +390,8 @@ class ZMQProcess(multiprocessing.Process):
         self.loop.stop()
 
     def _teardown(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.arm(self.drain_timeout + 1)
         if self._started:
             try:
                 self.registry.notify(ZMQProcessStoppedEvent(self))
