@@ -20,8 +20,10 @@ import hmac
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from threading import Thread
 from typing import Any, NamedTuple
 
+import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 __docformat__ = 'restructuredtext'
@@ -132,20 +134,42 @@ class Authenticator(ThreadAuthenticator):
     :param policy: it decides
     """
 
+    thread: Any
+
     def __init__(self, context: Any, policy: AccessPolicy):
         super().__init__(context, log=LOGGER)
         self.policy = policy
 
-    async def handle_zap_message(self, msg: list[bytes]) -> None:
-        """Answer one request of libzmq; anything unforeseen is a no."""
+    def start(self) -> None:
+        """Start the thread.
+
+        It polls: the thread of the base class runs an asyncio loop, which takes longer to wake up
+        than a whole handshake.
+        """
+        super(ThreadAuthenticator, self).start()
+        self.pipe = self.context.socket(zmq.PAIR)
+        self.pipe.linger = 1
+        self.pipe.bind(self.pipe_endpoint)
+        self.thread = Thread(target=self._serve, name='pyams_zmq authenticator', daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        with self.context.socket(zmq.PAIR) as pipe:
+            pipe.connect(self.pipe_endpoint)
+            poller = zmq.Poller()
+            poller.register(pipe, zmq.POLLIN)
+            poller.register(self.zap_socket, zmq.POLLIN)
+            while pipe not in dict(poller.poll()):
+                self.zap_socket.send_multipart(self.answer(self.zap_socket.recv_multipart()))
+
+    def answer(self, msg: list[bytes]) -> list[bytes]:
+        """Turn a request of libzmq into the reply; anything unforeseen is a no."""
         try:
             _version, _id, _domain, address, _identity, mechanism, *credentials = msg
             verdict = self.policy.check(address.decode(), mechanism, credentials)
         except Exception as error:  # noqa: BLE001 - its text might repeat the credentials
-            LOGGER.error('Access control failed (%s), connection refused',  # noqa: TRY400
-                         type(error).__name__)
+            LOGGER.error('Access control failed (%s), connection refused', type(error).__name__)
             verdict = Verdict(b'500', b'Access control failed')
         if verdict.status != b'200':
             LOGGER.info('Connection refused: %s', verdict.text.decode())
-        self.zap_socket.send_multipart(
-            [ZAP_VERSION, msg[1], verdict.status, verdict.text, verdict.user.encode(), b''])
+        return [ZAP_VERSION, msg[1], verdict.status, verdict.text, verdict.user.encode(), b'']

@@ -25,6 +25,7 @@ import threading
 from collections.abc import Sequence
 from math import ceil
 from time import monotonic
+from types import BuiltinFunctionType
 from typing import Any
 
 import zmq
@@ -158,11 +159,12 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
 
 
 def _wait(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
-    """Wait until a socket has one of the events, with the poll of the system.
-
-    The FD of a socket is edge-triggered: look at EVENTS before each wait. libzmq's own poll would
-    block the other greenlets of a program that is patched by gevent.
-    """
+    """Wait until a socket has one of the events; return those which have."""
+    if isinstance(select.poll, BuiltinFunctionType):
+        ready = zmq.zmq_poll([(socket, flags) for socket in sockets], max(0, ceil(timeout * 1000)))
+        return [socket for socket, _events in ready]
+    # This program is patched by gevent: its own poll lets other greenlets run, libzmq's would
+    # not. The FD of a socket is edge-triggered, so look at EVENTS before each wait.
     deadline = monotonic() + timeout
     poller = select.poll()
     for socket in sockets:
