@@ -53,7 +53,8 @@ class _Method(NamedTuple):
         except ValueError:  # some builtins have none
             return cls(call, 0, inf)
         positional = [
-            item for item in parameters
+            item
+            for item in parameters
             if item.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
         ]
         least = sum(item.default is Parameter.empty for item in positional)
@@ -81,8 +82,14 @@ class ZMQMessageHandler:
 
     handler: Any = None
 
-    def __init__(self, process: Any, stream: Any, stop: Callable[[], None],
-                 handler: Any = None, json_load: int = -1):
+    def __init__(
+        self,
+        process: Any,
+        stream: Any,
+        stop: Callable[[], None],
+        handler: Any = None,
+        json_load: int = -1,
+    ):
         factory = handler if handler is not None else self.handler
         if factory is None:
             raise TypeError(
@@ -141,9 +148,7 @@ class ZMQMessageHandler:
         name, args = decode_request(data)
         method = self._methods.get(name) or self._find_method(name)
         if not method.least <= len(frames) <= method.most:
-            raise ZMQMessageError(
-                400, f'{name!r} does not take a message of {len(frames)} frames'
-            )
+            raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
         if len(frames) == 1:
             return method.call(args)
         frames[self.json_load] = args
@@ -176,6 +181,10 @@ def _error_reply(error: BaseException) -> bytes:
     try:
         LOGGER.error('Message handler failed, error id %s', error_id, exc_info=error)
     except BaseException as nested:  # noqa: BLE001 - the traceback itself could not be printed
-        LOGGER.error('Message handler failed, error id %s, with an unprintable %s (%s)',  # noqa: TRY400
-                     error_id, type(error).__name__, type(nested).__name__)
+        LOGGER.error(
+            'Message handler failed, error id %s, with an unprintable %s (%s)',
+            error_id,
+            type(error).__name__,
+            type(nested).__name__,
+        )
     return encode([500, f'Internal error, see the log of the service under id {error_id}'])

@@ -74,7 +74,7 @@ def encode(value: Any) -> bytes:
 
 
 def _is_plain(value: Any) -> bool:
-    """True if *value* holds nothing but the builtin types of JSON.
+    """Tell whether *value* holds nothing but the builtin types of JSON.
 
     The types of a container are taken at once, so that flat ones cost no Python loop.
     """

@@ -114,8 +114,14 @@ class ZMQProcess(multiprocessing.Process):
     _reader: 'Connection[Any, Any] | None' = None
     _writer: 'Connection[Any, Any] | None' = None
 
-    def __init__(self, bind_addr: Any, handler: Callable[..., Any], auth: str | None = None,
-                 clients: str | Iterable[str] | None = None, registry: Any = None):
+    def __init__(
+        self,
+        bind_addr: Any,
+        handler: Callable[..., Any],
+        auth: str | None = None,
+        clients: str | Iterable[str] | None = None,
+        registry: Any = None,
+    ):
         super().__init__()
         Endpoint.parse(bind_addr, bind=True)
         self.bind_addr = bind_addr
@@ -178,9 +184,7 @@ class ZMQProcess(multiprocessing.Process):
         return None, self._describe_end()
 
     def _describe_end(self) -> ZMQStartError:
-        return ZMQStartError(
-            f'{self.name} ended with exit code {self.exitcode}, its log says why'
-        )
+        return ZMQStartError(f'{self.name} ended with exit code {self.exitcode}, its log says why')
 
     def stop(self) -> None:
         """End the process; see :meth:`pyams_zmq.interfaces.IZMQProcess.stop`."""
@@ -290,9 +294,14 @@ class ZMQProcess(multiprocessing.Process):
             self.rep_stream, _port = self.stream(self.socket_type, self.bind_addr, bind=True)
             self.rep_stream.on_recv(self.handler(self, self.rep_stream, self.stop))
 
-    def stream(self, sock_type: int, addr: Any, bind: bool,
-               callback: Callable[..., Any] | None = None,
-               subscribe: bytes | str = b'') -> tuple[ZMQStream, int | None]:
+    def stream(
+        self,
+        sock_type: int,
+        addr: Any,
+        bind: bool,
+        callback: Callable[..., Any] | None = None,
+        subscribe: bytes | str = b'',
+    ) -> tuple[ZMQStream, int | None]:
         """Make a ZMQStream; see :meth:`pyams_zmq.interfaces.IZMQProcess.stream`."""
         endpoint = Endpoint.parse(addr, bind=bind)
         socket = self.context.socket(sock_type)
@@ -354,7 +363,8 @@ class ZMQProcess(multiprocessing.Process):
             number = error.errno or 0
             text, advice = zmq.strerror(number), _ADVICE.get(number)
             raise ZMQBindError(
-                number, f'{text} ({advice})' if advice else text, endpoint.uri) from None
+                number, f'{text} ({advice})' if advice else text, endpoint.uri
+            ) from None
         if lock is not None:
             self._locks.append(lock)
 

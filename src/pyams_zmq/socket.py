@@ -47,14 +47,18 @@ PROBE_DELAY = 0.01
 
 _PROBE_FAILURES = 3
 _HANDSHAKE_EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 _CURVE_OPTIONS = (zmq.CURVE_SERVERKEY, zmq.CURVE_PUBLICKEY, zmq.CURVE_SECRETKEY)
 
-TIMEOUT = _("Connection timeout")
-REFUSED = _("Connection refused: check user, password and mechanism, and the addresses that the "
-            "server allows")
+TIMEOUT = _('Connection timeout')
+REFUSED = _(
+    'Connection refused: check user, password and mechanism, and the addresses that the '
+    'server allows'
+)
 
 
 class ZMQSocket(zmq.Socket[bytes]):
@@ -67,7 +71,8 @@ class ZMQSocket(zmq.Socket[bytes]):
         """
         if len(data) > MAX_MESSAGE_SIZE:
             raise ZMQMessageError(
-                413, f'Message of {len(data)} bytes, {MAX_MESSAGE_SIZE} can be sent')
+                413, f'Message of {len(data)} bytes, {MAX_MESSAGE_SIZE} can be sent'
+            )
         return super().send(data, *args, **kwargs)
 
     def __del__(self) -> None:
@@ -103,8 +108,13 @@ class _SharedContext:
 _shared_context = _SharedContext()
 
 
-def zmq_socket(address: Any, socket_type: int = zmq.REQ, linger: int = 0, protocol: str = 'tcp',
-               auth: str | None = None) -> ZMQSocket:
+def zmq_socket(
+    address: Any,
+    socket_type: int = zmq.REQ,
+    linger: int = 0,
+    protocol: str = 'tcp',
+    auth: str | None = None,
+) -> ZMQSocket:
     """Open a socket and connect it.
 
     :param address: `'host:port'`, `(host, port)` or a URI

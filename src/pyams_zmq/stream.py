@@ -32,8 +32,15 @@ class ZMQStream(BaseZMQStream):
 
     failure_reply = b'[500,"Internal error"]'
 
-    def send_multipart(self, msg: Any, flags: int = 0, copy: bool = True, track: bool = False,
-                       callback: Any = None, **kwargs: Any) -> None:
+    def send_multipart(
+        self,
+        msg: Any,
+        flags: int = 0,
+        copy: bool = True,
+        track: bool = False,
+        callback: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Send a message now, or as soon as the socket takes it.
 
         :raises zmq.ZMQError: if the socket can never take it, a second reply for instance
@@ -42,7 +49,8 @@ class ZMQStream(BaseZMQStream):
         if not self.sending():
             try:
                 status = self.socket.send_multipart(
-                    msg, flags | zmq.NOBLOCK, copy=copy, track=track, **kwargs)
+                    msg, flags | zmq.NOBLOCK, copy=copy, track=track, **kwargs
+                )
             except zmq.Again:
                 pass  # the queue of the base class waits for the socket
             else:

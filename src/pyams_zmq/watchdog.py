@@ -168,8 +168,11 @@ class Watchdog(Thread):
     @staticmethod
     def _end() -> None:
         # Logged by another thread: the main one may be stuck with a lock of the logging.
-        log = Thread(target=LOGGER.error, daemon=True, args=(
-            'The message in hand was not finished in time, this process ends now',))
+        log = Thread(
+            target=LOGGER.error,
+            daemon=True,
+            args=('The message in hand was not finished in time, this process ends now',),
+        )
         log.start()
         log.join(0.5)
         for child in multiprocessing.active_children():
