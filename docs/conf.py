@@ -21,6 +21,7 @@ release = version_of('pyams_zmq')
 version = release.rpartition('.')[0]
 
 extensions = [
+    'repoze.sphinx.autointerface',
     'sphinx.ext.autodoc',
     'sphinx.ext.intersphinx',
     'sphinx.ext.viewcode',
@@ -42,6 +43,8 @@ if os.environ.get('DOCS_INTERSPHINX'):
 else:
     nitpick_ignore_regex = [(r'py:.*', r'(?!pyams_zmq\b).*')]
 
+# The documenter of interfaces is written for autodoc as it was before Sphinx 9.
+autodoc_use_legacy_class_based = True
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'description'
 autodoc_typehints_description_target = 'documented'
