@@ -68,11 +68,8 @@ class Endpoint:
     def _parse(cls, address: Any, bind: bool, protocol: str) -> 'Endpoint':
         if isinstance(address, (tuple, list)):
             host, port = address
-            host = f'[{host}]' if ':' in host and not host.startswith('[') else host
-            if isinstance(port, bool) or not isinstance(port, (int, str)):
-                raise TypeError('its port is no number')
-            address = f'{host}:{port}'
-        elif not isinstance(address, str):
+            return cls._parse_tcp(_join(host, port), bind)
+        if not isinstance(address, str):
             raise TypeError('it is no text')
         scheme, separator, rest = address.partition('://')
         if not separator:
@@ -124,6 +121,14 @@ class Endpoint:
 def port_of(uri: str) -> int | None:
     """Port of a URI that libzmq returned, None for ipc."""
     return int(uri.rpartition(':')[2]) if uri.startswith('tcp:') else None
+
+
+def _join(host: Any, port: Any) -> str:
+    if not isinstance(host, str):
+        raise TypeError('its host is no text')
+    if isinstance(port, bool) or not isinstance(port, (int, str)):
+        raise TypeError('its port is no number')
+    return f'[{host}]:{port}' if ':' in host and not host.startswith('[') else f'{host}:{port}'
 
 
 def _check_path(path: str) -> str:

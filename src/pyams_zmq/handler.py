@@ -15,8 +15,9 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partialmethod, singledispatchmethod
-from inspect import Parameter, getattr_static, signature
+from inspect import Parameter, signature
 from math import inf
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -101,9 +102,9 @@ class ZMQMessageHandler:
         self.rep_handler = factory() if isinstance(factory, type) else factory
         self.rep_handler.process = process
         self._stop = stop
-        self._methods: dict[str, _Method] = {}
+        self._methods = _methods_of(self.rep_handler)
         # Replies that are still owed; the process waits for them before it stops.
-        self._tasks: set[asyncio.Task[None]] = getattr(process, 'owed_replies', set())
+        self._tasks: set[asyncio.Task[bytes]] = getattr(process, 'owed_replies', set())
         self._max_size = getattr(process, 'max_message_size', inf)
 
     def __call__(self, frames: list[bytes]) -> None:
@@ -111,21 +112,19 @@ class ZMQMessageHandler:
         try:
             result = self._call_method(frames)
             if isinstance(result, Awaitable):
-                task = asyncio.ensure_future(self._reply_later(result))
+                task = asyncio.ensure_future(_await_reply(result))
                 self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                task.add_done_callback(self._reply_later)
                 return
             reply = encode(result)
         except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
             reply = _error_reply(error)
         self._reply(reply)
 
-    async def _reply_later(self, result: Awaitable[Any]) -> None:
-        try:
-            reply = encode(await result)
-        except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
-            reply = _error_reply(error)
-        self._reply(reply)
+    def _reply_later(self, task: asyncio.Task[bytes]) -> None:
+        self._tasks.discard(task)
+        # A task that is cancelled before its first step has not even run the handler.
+        self._reply(encode(DRAINING) if task.cancelled() else task.result())
 
     def _reply(self, reply: bytes) -> None:
         try:
@@ -146,7 +145,9 @@ class ZMQMessageHandler:
         except IndexError:
             raise ZMQMessageError(400, f'Bad message of {len(frames)} frames') from None
         name, args = decode_request(data)
-        method = self._methods.get(name) or self._find_method(name)
+        method = self._methods.get(name)
+        if method is None:
+            raise ZMQMessageError(404, f'Unknown message type {name[:_QUOTED]!r}')
         if not method.least <= len(frames) <= method.most:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
         if len(frames) == 1:
@@ -154,19 +155,36 @@ class ZMQMessageHandler:
         frames[self.json_load] = args
         return method.call(*frames)
 
-    def _find_method(self, name: str) -> _Method:
-        # Looked up statically first: a peer cannot run a property, reach what instances hold,
-        # nor tell a private name from one that does not exist.
-        static = getattr_static(type(self.rep_handler), name, None)
+
+def _methods_of(handler: Any) -> dict[str, _Method]:
+    """Find the methods that a peer may name.
+
+    They are looked up on the class, statically: no property runs, nothing that an instance holds
+    can be reached, and a private name does not differ from one that does not exist.
+    """
+    attributes: dict[str, Any] = {}
+    for base in reversed(type(handler).__mro__):
+        attributes.update(vars(base))
+    methods = {}
+    for name, attribute in attributes.items():
         if (
             not name.startswith('_')
-            and not isinstance(static, type)
-            and (callable(static) or isinstance(static, _METHOD_TYPES))
+            and not isinstance(attribute, type)
+            and (callable(attribute) or isinstance(attribute, _METHOD_TYPES))
         ):
-            call = getattr(self.rep_handler, name)
-            if callable(call):
-                return self._methods.setdefault(name, _Method.inspect(call))
-        raise ZMQMessageError(404, f'Unknown message type {name[:_QUOTED]!r}')
+            call = getattr(handler, name)
+            if isinstance(attribute, singledispatchmethod):
+                methods[name] = _Method(call, 0, inf)  # each of its functions has a signature
+            elif callable(call):
+                methods[name] = _Method.inspect(call)
+    return methods
+
+
+async def _await_reply(result: Awaitable[Any]) -> bytes:
+    try:
+        return encode(await result)
+    except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
+        return _error_reply(error)
 
 
 def _error_reply(error: BaseException) -> bytes:
@@ -181,10 +199,11 @@ def _error_reply(error: BaseException) -> bytes:
     try:
         LOGGER.error('Message handler failed, error id %s', error_id, exc_info=error)
     except BaseException as nested:  # noqa: BLE001 - the traceback itself could not be printed
-        LOGGER.error(
-            'Message handler failed, error id %s, with an unprintable %s (%s)',
-            error_id,
-            type(error).__name__,
-            type(nested).__name__,
-        )
+        with suppress(BaseException):
+            LOGGER.error(
+                'Message handler failed, error id %s, with an unprintable %s (%s)',
+                error_id,
+                type(error).__name__,
+                type(nested).__name__,
+            )
     return encode([500, f'Internal error, see the log of the service under id {error_id}'])

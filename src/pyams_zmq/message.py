@@ -18,6 +18,7 @@ refused, in both directions.
 """
 
 import json
+from contextlib import suppress
 from math import isfinite
 from typing import Any
 
@@ -66,8 +67,9 @@ def encode(value: Any) -> bytes:
 
     :raises TypeError, ValueError, RecursionError: for what JSON cannot say
     """
-    if _is_plain(value):
-        return _encode(value)
+    with suppress(RecursionError):  # the standard library nests deeper, and says when not
+        if _is_plain(value):
+            return _encode(value)
     # Subclasses of str, dict and the like; the standard library also says no to what has no
     # JSON form, where msgspec would find one (a set as a list, bytes as base64, NaN as null).
     return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()

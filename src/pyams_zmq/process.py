@@ -129,7 +129,7 @@ class ZMQProcess(multiprocessing.Process):
         self.passwords = parse_users(auth)
         self.clients = parse_clients(clients)
         self.registry = get_current_registry() if registry is None else registry
-        self.owed_replies: set[asyncio.Task[None]] = set()
+        self.owed_replies: set[asyncio.Task[bytes]] = set()
         self._streams: list[ZMQStream] = []
         self._locks: list[IPCLock] = []
         self._listeners: list[tuple[int, os.stat_result]] = []
