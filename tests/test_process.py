@@ -12,9 +12,13 @@
 
 """Life of a process: start, ready, stop, and the sad cases of each."""
 
-import pytest
-from handlers import ExitingSetup, FailingSetup, Process
+import threading
 
+import pytest
+from pyramid.registry import Registry
+from pyramid.threadlocal import get_current_registry
+
+from handlers import ExitingSetup, FailingSetup, Process
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError
 
 
@@ -50,3 +54,28 @@ def test_exit_before_ready():
     with pytest.raises(ZMQStartError, match='exit code 7'):
         process.wait_ready()
     process.join(5)
+
+
+class Watched(Process):
+    """Notes the registries which its threads see."""
+
+    notes = None
+
+    def _enter_thread(self):
+        super()._enter_thread()
+        with open(self.notes, 'a', encoding='utf-8') as notes:
+            same = get_current_registry() is self.registry
+            notes.write(f'{threading.current_thread().name}: {same}\n')
+
+
+def test_registry_of_threads(start, tmp_path):
+    notes = tmp_path / 'notes'
+    process = start(
+        factory=type('Noted', (Watched,), {'notes': notes}), registry=Registry('theirs')
+    )
+    process.stop()
+    assert sorted(notes.read_text().splitlines()) == [
+        'MainThread: True',
+        'pyams_zmq authenticator: True',
+        'pyams_zmq watchdog: True',
+    ]

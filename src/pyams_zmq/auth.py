@@ -18,7 +18,7 @@ a ZAP domain. :class:`AccessPolicy` decides, :class:`Authenticator` only runs it
 
 import hmac
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from threading import Thread
 from typing import Any, NamedTuple
@@ -132,13 +132,17 @@ class Authenticator(ThreadAuthenticator):
 
     :param context: ØMQ context
     :param policy: it decides
+    :param enter: called first in the thread
     """
 
     thread: Any
 
-    def __init__(self, context: Any, policy: AccessPolicy):
+    def __init__(
+        self, context: Any, policy: AccessPolicy, enter: Callable[[], None] = lambda: None
+    ):
         super().__init__(context, log=LOGGER)
         self.policy = policy
+        self._enter = enter
 
     def start(self) -> None:
         """Start the thread.
@@ -154,6 +158,7 @@ class Authenticator(ThreadAuthenticator):
         self.thread.start()
 
     def _serve(self) -> None:
+        self._enter()
         with self.context.socket(zmq.PAIR) as pipe:
             pipe.connect(self.pipe_endpoint)
             poller = zmq.Poller()

@@ -59,14 +59,13 @@ class IPCLock:
     def release(self) -> None:
         """Remove the socket, which libzmq leaves, and give the path back; twice does no harm."""
         if self._fd is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(self.path)
+            _remove(self.path)
             self._unlock()
 
     def _unlock(self) -> None:
         fd, self._fd = self._fd, None
         if fd is not None:
-            os.unlink(self._lock_path)
+            _remove(self._lock_path)
             os.close(fd)
 
     def _in_use(self) -> OSError:
@@ -78,6 +77,11 @@ def _same_file(fd: int, path: str) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _is_served(path: str) -> bool:

@@ -24,11 +24,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Pipe, wait
 from multiprocessing.context import ForkProcess
-from threading import Lock
+from threading import Lock, RLock, local
 from time import monotonic, sleep
 from typing import Any
+from weakref import WeakSet
 
 import zmq
 from pyramid.threadlocal import get_current_registry, manager
@@ -47,7 +48,7 @@ from pyams_zmq.interfaces import (
 )
 from pyams_zmq.lock import IPCLock
 from pyams_zmq.stream import ZMQStream
-from pyams_zmq.watchdog import Watchdog, end_children, open_pidfd, wait_for_exit
+from pyams_zmq.watchdog import Watchdog, end_children, has_ended, open_pidfd, wait_for_exit
 
 __docformat__ = 'restructuredtext'
 
@@ -111,8 +112,8 @@ class ZMQProcess(multiprocessing.Process):
     _watchdog: Watchdog | None = None
     _started = False
     _report: tuple[str | None, Exception | None] | None = None
-    _reader: 'Connection[Any, Any] | None' = None
-    _writer: 'Connection[Any, Any] | None' = None
+    _channel: Any = None
+    _control: Any = None
 
     def __init__(
         self,
@@ -134,12 +135,14 @@ class ZMQProcess(multiprocessing.Process):
         self._locks: list[IPCLock] = []
         self._listeners: list[tuple[int, os.stat_result]] = []
         self._report_lock = Lock()
+        self._stop_lock = RLock()
 
     # In the parent
 
     def start(self) -> None:
         """Fork the child and return at once; see :meth:`wait_ready`."""
-        self._reader, self._writer = Pipe(duplex=False)
+        # The child reports through this channel, and is asked to stop.
+        self._channel, self._control = Pipe()
         # Until the child has its own handlers, those of a web server would swallow these.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:
@@ -147,7 +150,8 @@ class ZMQProcess(multiprocessing.Process):
                 super().start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            self._writer.close()
+            self._control.close()
+        _owned.add(self)
         atexit.register(self.stop)
 
     def wait_ready(self, timeout: float | None = 10) -> str:
@@ -165,20 +169,19 @@ class ZMQProcess(multiprocessing.Process):
             if self._report is None:
                 self._report = self._receive_report(timeout)
         self.bound_address, error = self._report
-        if error is None and not self.is_alive():
+        if error is None and has_ended(self):
             error = self._describe_end()
         if error is not None:
             raise error
         return str(self.bound_address)
 
     def _receive_report(self, timeout: float | None) -> tuple[str | None, Exception | None]:
-        assert self._reader is not None  # noqa: S101 - for mypy: `start` made it
         with open_pidfd(self.pid) as pidfd:
-            if not wait([self._reader, self.sentinel if pidfd is None else pidfd], timeout):
+            if not wait([self._channel, self.sentinel if pidfd is None else pidfd], timeout):
                 raise ZMQTimeoutError(f'{self.name} is not ready after {timeout} s')
-        with self._reader, suppress(EOFError, OSError):
-            if self._reader.poll():
-                report: tuple[str | None, Exception | None] = self._reader.recv()
+        with suppress(EOFError, OSError):
+            if self._channel.poll():
+                report: tuple[str | None, Exception | None] = self._channel.recv()
                 return report
         wait_for_exit(self, 1)
         return None, self._describe_end()
@@ -192,20 +195,23 @@ class ZMQProcess(multiprocessing.Process):
             self.loop.add_callback(self.loop.stop)
         elif self._is_owner():
             atexit.unregister(self.stop)
-            for num, timeout in (
-                (signal.SIGTERM, self.drain_timeout + 2),  # the child drains
-                (signal.SIGTERM, 1),  # it handles no second one, which ends it
-                (signal.SIGKILL, 5),
-            ):
-                if self._send_signal(num) and not wait_for_exit(self, timeout):
-                    LOGGER.warning('%s did not stop within %s s', self.name, timeout)
+            with self._stop_lock:
+                for ask, timeout in (
+                    (self._ask_to_stop, self.drain_timeout + 2),
+                    (self.terminate, 1),  # which a child that is stopping does not survive
+                    (self.kill, 5),
+                ):
+                    if has_ended(self):
+                        break
+                    ask()
+                    if not wait_for_exit(self, timeout):
+                        LOGGER.warning('%s did not stop within %s s', self.name, timeout)
 
-    def _send_signal(self, num: int) -> bool:
-        if self.is_alive():
-            with suppress(ProcessLookupError):
-                os.kill(int(self.pid or 0), num)
-                return True
-        return False
+    def _ask_to_stop(self) -> None:
+        # Not by a signal: one which also comes from the terminal, or from systemd, would be the
+        # second one and end the child at once.
+        with suppress(OSError):
+            self._channel.send_bytes(b'stop')
 
     def _is_owner(self) -> bool:
         """Tell the process that called `start` from the child, and from other forks."""
@@ -233,32 +239,55 @@ class ZMQProcess(multiprocessing.Process):
 
     def _enter_child(self) -> None:
         """Cut what was inherited from the parent, which may be a web server in full swing."""
-        if self._reader is not None:
-            self._reader.close()
+        self._channel.close()
         asyncio._set_running_loop(None)
         asyncio.set_event_loop(None)
         signal.set_wakeup_fd(-1)
         for num in signal.valid_signals():
             if callable(signal.getsignal(num)):
                 signal.signal(num, signal.SIG_DFL)
+        multiprocessing.set_start_method('fork', force=True)
+        getSiteManager.sethook(get_current_registry)
+        manager.clear()
+        self._enter_thread()
+        self._fork_mask = local()
+        os.register_at_fork(
+            before=self._before_fork,
+            after_in_parent=self._after_fork,
+            after_in_child=self._enter_grandchild,
+        )
+        self._watchdog = Watchdog(
+            self._parent_pid, self.orphan_timeout, self._control.fileno(), self._enter_thread
+        )
+        self._watchdog.start()
         for num in _STOP_SIGNALS:
             signal.signal(num, self.exit)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-        multiprocessing.set_start_method('fork', force=True)
-        self._hook_registry()
-        os.register_at_fork(after_in_child=self._close_listeners)
-        self._watchdog = Watchdog(self._parent_pid, self.orphan_timeout)
-        self._watchdog.start()
 
-    def _hook_registry(self) -> None:
-        here = {'registry': self.registry, 'request': None}
-        manager.clear()
-        manager.push(here)
-        manager.default = here.copy  # what other threads of this process start with
-        getSiteManager.sethook(get_current_registry)
+    def _enter_thread(self) -> None:
+        """Make the registry of the application the one of this thread."""
+        manager.push({'registry': self.registry, 'request': None})
         utils = sys.modules.get('pyams_utils.registry')
         if utils is not None:  # a site of the parent is bound to the ZODB connection of the parent
             utils.set_local_registry(None)
+
+    def _before_fork(self) -> None:
+        # A child which is told to end before it has dropped our handlers would not hear it.
+        self._fork_mask.signals = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+
+    def _after_fork(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._fork_mask.signals)
+
+    def _enter_grandchild(self) -> None:
+        """Give a child of ours, which may outlive us, neither our signals nor our address."""
+        for num in _STOP_SIGNALS:
+            signal.signal(num, signal.SIG_DFL)
+        for fd, stat in self._listeners:
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(fd), stat):
+                    os.close(fd)
+        self.loop = self._watchdog = None
+        self._after_fork()
 
     def _leave_child(self) -> None:
         assert self._watchdog is not None  # noqa: S101 - for mypy: `_enter_child` made it
@@ -284,7 +313,9 @@ class ZMQProcess(multiprocessing.Process):
         self.loop = IOLoop(make_current=True)
         # Always there: without it libzmq would not check the addresses of NULL peers, and would
         # keep peers that send garbage.
-        self.auth_thread = Authenticator(self.context, AccessPolicy(self.passwords, self.clients))
+        self.auth_thread = Authenticator(
+            self.context, AccessPolicy(self.passwords, self.clients), self._enter_thread
+        )
         self.auth_thread.start()
         self.init_stream()
 
@@ -368,13 +399,6 @@ class ZMQProcess(multiprocessing.Process):
         if lock is not None:
             self._locks.append(lock)
 
-    def _close_listeners(self) -> None:
-        # A child of ours that outlives us must not keep the address.
-        for fd, stat in self._listeners:
-            with suppress(OSError):
-                if os.path.samestat(os.fstat(fd), stat):
-                    os.close(fd)
-
     def exit(self, num: int | None = None, frame: Any = None) -> None:
         """Finish the message in hand, refuse others, then stop."""
         if self._watchdog is None:
@@ -421,10 +445,9 @@ class ZMQProcess(multiprocessing.Process):
             lock.release()
 
     def _send_report(self, address: str | None, error: Exception | None) -> None:
-        if self._writer is not None and not self._writer.closed:
-            with suppress(OSError):  # the parent is gone, or does not read
-                self._writer.send_bytes(_pickle_report(address, error))
-                self._writer.close()
+        if self._control is not None:
+            with suppress(OSError):  # the parent is gone
+                self._control.send_bytes(_pickle_report(address, error))
 
 
 def process_exit_func(process: Any = None) -> None:
@@ -434,6 +457,19 @@ def process_exit_func(process: Any = None) -> None:
     """
     if process is not None:
         process.stop()
+
+
+_owned: WeakSet[ZMQProcess] = WeakSet()
+
+
+def _disown() -> None:
+    # A worker of a preforking server has inherited the list of children of its master; at its
+    # end multiprocessing would try to join them.
+    for process in _owned:
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined] # private
+
+
+os.register_at_fork(after_in_child=_disown)
 
 
 @contextmanager

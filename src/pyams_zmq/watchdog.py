@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import select
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
 from threading import Thread
@@ -65,6 +65,20 @@ def poll(fds: Iterable[int], timeout: float | None) -> set[int]:
     return {fd for fd, _ in poller.poll(None if timeout is None else ceil(timeout * 1000))}
 
 
+def has_ended(process: Any) -> bool:
+    """Tell if a child has ended, also when somebody else has collected its exit code.
+
+    :param process: multiprocessing process that this process has started
+    """
+    if process.is_alive():
+        try:
+            os.kill(process.pid, 0)
+        except ProcessLookupError:  # SIGCHLD is ignored, or its handler collects all children
+            return True
+        return False
+    return True
+
+
 def wait_for_exit(process: Any, timeout: float) -> bool:
     """Wait for the end of a child.
 
@@ -74,7 +88,7 @@ def wait_for_exit(process: Any, timeout: float) -> bool:
     """
     deadline = monotonic() + timeout
     with open_pidfd(process.pid) as pidfd:
-        while process.is_alive():
+        while not has_ended(process):
             left = deadline - monotonic()
             if left <= 0:
                 return False
@@ -103,18 +117,22 @@ def end_children(timeout: float) -> None:
 class Watchdog(Thread):
     """Ends this process in time, whatever its main thread does.
 
-    It stops the process, by a SIGTERM to itself, as soon as its owner died: nothing else ends a
-    child whose owner was killed (`atexit` does not run, and PDEATHSIG follows a thread). Once
-    armed, it ends the process hard if that does not end by itself.
+    It stops the process, by a SIGTERM to itself, when its owner says so or has died: nothing else
+    ends a child whose owner was killed (`atexit` does not run, and PDEATHSIG follows a thread).
+    Once armed, it ends the process hard if that does not end by itself.
 
     :param owner: process id of the owner, the parent of this process
     :param orphan_timeout: seconds that this process gets once the owner has died
+    :param control: descriptor on which the owner asks this process to stop
+    :param enter: called first in the thread
     """
 
-    def __init__(self, owner: int, orphan_timeout: float):
+    def __init__(self, owner: int, orphan_timeout: float, control: int, enter: Callable[[], None]):
         super().__init__(name='pyams_zmq watchdog', daemon=True)
         self.owner = owner
         self.orphan_timeout = orphan_timeout
+        self._control: int | None = control
+        self._enter = enter
         self._deadline: float | None = None
         self._wake_read, self._wake_write = os.pipe()
 
@@ -132,38 +150,50 @@ class Watchdog(Thread):
         return deadline
 
     def run(self) -> None:
-        """Wait for the owner's death or for the deadline."""
+        """Wait for the owner or for the deadline."""
+        self._enter()
         with open_pidfd(self.owner) as pidfd:
-            self._wait_for_owner(pidfd)
-        while self._left() > 0:
+            self._watch_owner(pidfd)
+        while self._deadline is None or monotonic() < self._deadline:
             self._wait(None)
         self._end()
 
-    def _wait_for_owner(self, pidfd: int | None) -> None:
+    def _watch_owner(self, pidfd: int | None) -> None:
         while os.getppid() == self.owner:
-            if self._left() <= 0:
+            if self._deadline is not None and monotonic() >= self._deadline:
                 return
             if self._wait(pidfd):
                 break
         LOGGER.warning('The owner of this process (pid %s) died, stopping', self.owner)
-        is_stopping = self._deadline is not None
+        self._stop()
         self.arm(self.orphan_timeout)
-        if not is_stopping:
+
+    def _stop(self) -> None:
+        if self._deadline is None:  # else it is stopping: a second signal would end it at once
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _left(self) -> float:
-        """Seconds until the deadline; where only a look tells of the owner, until the next one."""
-        return 1 if self._deadline is None else self._deadline - monotonic()
-
     def _wait(self, pidfd: int | None) -> bool:
-        fds = [self._wake_read] if pidfd is None else [self._wake_read, pidfd]
-        timeout = None if self._deadline is None else max(0, self._left())
+        """Wait for something to do; tell if the owner has died."""
+        timeouts = [] if self._deadline is None else [max(0, self._deadline - monotonic())]
         if pidfd is None:
-            timeout = POLL_INTERVAL if timeout is None else min(timeout, POLL_INTERVAL)
-        readable = poll(fds, timeout)
+            timeouts.append(POLL_INTERVAL)
+        fds = [fd for fd in (self._wake_read, self._control, pidfd) if fd is not None]
+        readable = poll(fds, min(timeouts, default=None))
         if self._wake_read in readable:
             os.read(self._wake_read, 64)
+        if self._control in readable:
+            self._read_control()
         return pidfd in readable
+
+    def _read_control(self) -> None:
+        try:
+            said = os.read(self._control or 0, 64)
+        except OSError:
+            said = b''
+        if said:
+            self._stop()
+        else:  # the owner is gone, which its pidfd tells
+            self._control = None
 
     @staticmethod
     def _end() -> None:
