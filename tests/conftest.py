@@ -49,10 +49,15 @@ def _nothing_is_left():
         child.kill()
         child.join()
     assert not left, f'children left: {left}'
-    wait_until(lambda: not [
-        thread for thread in set(threading.enumerate()) - threads
-        if thread.is_alive() and not thread.name.startswith('ThreadPoolExecutor')
-    ])
+    wait_until(
+        lambda: (
+            not [
+                thread
+                for thread in set(threading.enumerate()) - threads
+                if thread.is_alive() and not thread.name.startswith('ThreadPoolExecutor')
+            ]
+        )
+    )
 
 
 @pytest.fixture
@@ -83,6 +88,7 @@ def start():
 @pytest.fixture
 def ask():
     """Send one message to an address, return the reply."""
+
     def send(process, message, **kwargs):
         address = process if isinstance(process, str) else process.bound_address
         timeout = kwargs.pop('timeout', 5)

@@ -13,12 +13,14 @@
 """Handlers that the tests serve; importable, so that any start method could use them."""
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import sys
-import threading
 import time
+from pathlib import Path
 
+import zmq
 from pyramid.threadlocal import get_current_registry
 
 from pyams_zmq.exceptions import ZMQMessageError
@@ -141,18 +143,13 @@ class Handler:
             'tuple key': {(1, 2): 3},
             'cycle': cycle,
             'text subclass': Text('text'),
-            'big': 2 ** 70,
+            'big': 2**70,
             'tuple': (200, 'OK'),
         }[name]
 
     def registry(self, args):
-        """Say whose registry this thread and a thread of its own see."""
-        seen = []
-        thread = threading.Thread(target=lambda: seen.append(get_current_registry()))
-        thread.start()
-        thread.join()
-        registry = self.process.registry
-        return [200, [get_current_registry() is registry, seen[0] is registry]]
+        """Say whether this thread sees the registry of the process."""
+        return [200, get_current_registry() is self.process.registry]
 
     def start_method(self, args):
         return [200, multiprocessing.get_start_method()]
@@ -175,6 +172,35 @@ class Handler:
 
     def fds(self, args):
         return [200, len(os.listdir('/proc/self/fd'))]
+
+    def wait_for(self, path):
+        """Make a file, and block until it is removed."""
+        Path(path).touch()
+        while Path(path).exists():
+            time.sleep(0.001)
+        return [200, path]
+
+    async def async_wait_for(self, path):
+        return await asyncio.to_thread(self.wait_for, path)
+
+    async def async_returns(self, name):
+        await asyncio.sleep(0)
+        return self.returns(name)
+
+    async def async_nothing(self, args):
+        return None
+
+    async def async_recurse(self, args):
+        return await self.async_recurse(args)
+
+    async def async_deep_result(self, args):
+        return self.deep_result(args)
+
+    async def generates(self, args):
+        yield [200, args]
+
+    def raw_ports(self, args):
+        return [200, self.process.raw_ports]
 
 
 class MessageHandler(ZMQMessageHandler):
@@ -205,3 +231,92 @@ class ExitingSetup(Process):
 
     def setup(self):
         sys.exit(7)
+
+
+class LoggedProcess(Process):
+    """Logs to a file, and nowhere else."""
+
+    max_message_size = 2_000_000
+
+    def __init__(self, log_path, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.log_path = log_path
+
+    def setup(self):
+        super().setup()
+        logging.getLogger().handlers[:] = [logging.FileHandler(self.log_path)]
+
+
+class BrokenLog(logging.Handler):
+    """A handler of the logging that fails itself."""
+
+    def emit(self, record):
+        raise OSError('no space left on device')
+
+
+class BrokenLogProcess(Process):
+    """Cannot log."""
+
+    def setup(self):
+        super().setup()
+        logging.getLogger().handlers[:] = [BrokenLog()]
+
+
+class RawProcess(LoggedProcess):
+    """Serves callbacks of its own beside its message handler."""
+
+    def init_stream(self):
+        super().init_stream()
+        self.raw_ports = {}
+        for callback in (
+            self.fail,
+            self.async_fail,
+            self.reply_then_fail,
+            self.reply_then_async_fail,
+            self.half_reply_then_fail,
+        ):
+            stream, port = self.stream(zmq.REP, '127.0.0.1', True, callback)
+            self.raw_ports[callback.__name__] = port
+            setattr(self, f'{callback.__name__}_stream', stream)
+
+    def fail(self, frames):
+        raise Handler._error(frames[0].decode())
+
+    async def async_fail(self, frames):
+        await asyncio.sleep(0)
+        self.fail(frames)
+
+    def reply_then_fail(self, frames):
+        self.reply_then_fail_stream.send(b'"replied"')
+        self.fail(frames)
+
+    async def reply_then_async_fail(self, frames):
+        self.reply_then_async_fail_stream.send(b'"replied"')
+        await asyncio.sleep(0.001)  # meanwhile the next message comes in
+        self.fail(frames)
+
+    def half_reply_then_fail(self, frames):
+        self.half_reply_then_fail_stream.socket.send(b'half', zmq.SNDMORE)
+        self.fail(frames)
+
+
+class FuzzHandler:
+    """What a fuzzer may call: whatever it sends can only be answered."""
+
+    def echo(self, args):
+        return [200, args]
+
+    async def async_echo(self, args):
+        return [200, args]
+
+    def many(self, *frames):
+        return [200, len(frames)]
+
+    def fail(self, args):
+        raise RuntimeError(args)
+
+
+class FuzzMessageHandler(ZMQMessageHandler):
+    """Serves FuzzHandler."""
+
+    handler = FuzzHandler

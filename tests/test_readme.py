@@ -31,8 +31,9 @@ def test_first_example(tmp_path):
     code = code.replace(
         "make_server('127.0.0.1', 6543, main({})).serve_forever()",
         "server = make_server('127.0.0.1', 0, main({}))\n"
-        "    print(server.server_port, flush=True)\n"
-        "    server.handle_request()")
+        '    print(server.server_port, flush=True)\n'
+        '    server.handle_request()',
+    )
     program = tmp_path / 'app.py'
     program.write_text(code, encoding='utf-8')
     with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True) as app:

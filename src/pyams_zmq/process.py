@@ -250,10 +250,10 @@ class ZMQProcess(multiprocessing.Process):
         getSiteManager.sethook(get_current_registry)
         manager.clear()
         self._enter_thread()
-        self._fork_mask = local()
+        self._masks = local()
         os.register_at_fork(
-            before=self._before_fork,
-            after_in_parent=self._after_fork,
+            before=self._mask_signals,
+            after_in_parent=self._unmask_signals,
             after_in_child=self._enter_grandchild,
         )
         self._watchdog = Watchdog(
@@ -271,12 +271,12 @@ class ZMQProcess(multiprocessing.Process):
         if utils is not None:  # a site of the parent is bound to the ZODB connection of the parent
             utils.set_local_registry(None)
 
-    def _before_fork(self) -> None:
+    def _mask_signals(self) -> None:
         # A child which is told to end before it has dropped our handlers would not hear it.
-        self._fork_mask.signals = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        self._masks.signals = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
 
-    def _after_fork(self) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._fork_mask.signals)
+    def _unmask_signals(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.signals)
 
     def _enter_grandchild(self) -> None:
         """Give a child of ours, which may outlive us, neither our signals nor our address."""
@@ -287,7 +287,7 @@ class ZMQProcess(multiprocessing.Process):
                 if os.path.samestat(os.fstat(fd), stat):
                     os.close(fd)
         self.loop = self._watchdog = None
-        self._after_fork()
+        self._unmask_signals()
 
     def _leave_child(self) -> None:
         assert self._watchdog is not None  # noqa: S101 - for mypy: `_enter_child` made it
