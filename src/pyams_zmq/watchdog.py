@@ -165,10 +165,10 @@ class Watchdog(Thread):
             if self._wait(pidfd):
                 break
         LOGGER.warning('The owner of this process (pid %s) died, stopping', self.owner)
-        self._stop()
+        self._request_stop()
         self.arm(self.orphan_timeout)
 
-    def _stop(self) -> None:
+    def _request_stop(self) -> None:
         if self._deadline is None:  # else it is stopping: a second signal would end it at once
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -191,7 +191,7 @@ class Watchdog(Thread):
         except OSError:
             said = b''
         if said:
-            self._stop()
+            self._request_stop()
         else:  # the owner is gone, which its pidfd tells
             self._control = None
 
