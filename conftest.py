@@ -28,8 +28,9 @@ def check_commands(example):
         prompt, command, *arguments = line.split()
         assert prompt == '$', line
         if command == 'make':
-            subprocess.run(['make', '--dry-run', *arguments], cwd=ROOT, check=True,
-                           capture_output=True)
+            subprocess.run(
+                ['make', '--dry-run', *arguments], cwd=ROOT, check=True, capture_output=True
+            )
 
 
 def give_a_module(namespace):

@@ -19,9 +19,9 @@ import threading
 import time
 
 import pytest
-from handlers import Process
 from pyramid.testing import setUp, tearDown
 
+from handlers import Process
 from pyams_zmq.socket import zmq_response, zmq_socket
 
 

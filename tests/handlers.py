@@ -13,11 +13,14 @@
 """Handlers that the tests serve; importable, so that any start method could use them."""
 
 import asyncio
+import ctypes
+import gc
 import logging
 import multiprocessing
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import zmq
@@ -170,6 +173,13 @@ class Handler:
             line = next(line for line in status if line.startswith('VmRSS'))
         return [200, int(line.split()[1])]
 
+    def trimmed_rss(self, args):
+        """The same, without the free memory that the allocator keeps."""
+        gc.collect()
+        with suppress(AttributeError):  # not every C library has it
+            ctypes.CDLL(None).malloc_trim(0)
+        return self.rss(args)
+
     def fds(self, args):
         return [200, len(os.listdir('/proc/self/fd'))]
 
@@ -244,7 +254,9 @@ class LoggedProcess(Process):
 
     def setup(self):
         super().setup()
-        logging.getLogger().handlers[:] = [logging.FileHandler(self.log_path)]
+        logging.getLogger().handlers[:] = [
+            logging.FileHandler(self.log_path, errors='backslashreplace')
+        ]
 
 
 class BrokenLog(logging.Handler):

@@ -19,6 +19,7 @@ a ZAP domain. :class:`AccessPolicy` decides, :class:`Authenticator` only runs it
 import hmac
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from threading import Thread
 from typing import Any, NamedTuple
@@ -33,6 +34,9 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 ZAP_DOMAIN = b'pyams_zmq'
 ZAP_VERSION = b'1.0'
 
+MAX_CREDENTIAL = 254
+"""Bytes of a user name and of a password; RFC 24 allows one more, which pyzmq does not read back"""
+
 _LOCALHOST = ('127.0.0.0/8', '::1')
 
 Network = IPv4Network | IPv6Network
@@ -46,7 +50,7 @@ class Verdict(NamedTuple):
     user: str = ''
 
 
-def parse_users(auth: str | None) -> dict[str, str]:
+def parse_users(auth: Any) -> dict[str, str]:
     """Read the users that may connect with PLAIN.
 
     :param auth: `'user:password'`, where the password may contain colons; None for no user
@@ -55,9 +59,15 @@ def parse_users(auth: str | None) -> dict[str, str]:
     """
     if not auth:
         return {}
-    user, colon, password = str(auth).partition(':')
-    if not (user and colon and password):
-        raise ValueError("Bad credentials: write auth='user:password'")
+    user, _colon, password = auth.partition(':') if isinstance(auth, str) else ('', '', '')
+    try:
+        is_good = all(0 < len(text.encode()) <= MAX_CREDENTIAL for text in (user, password))
+    except UnicodeEncodeError:  # it would show the secret
+        is_good = False
+    if not is_good:
+        raise ValueError(
+            f"Bad credentials: write auth='user:password', each of 1 to {MAX_CREDENTIAL} bytes"
+        )
     return {user: password}
 
 
@@ -71,11 +81,13 @@ def parse_clients(clients: str | Iterable[str] | None) -> tuple[Network, ...]:
     """
     if isinstance(clients, str):
         clients = clients.replace(',', ' ').split()
+    elif clients is not None and not isinstance(clients, Iterable):
+        clients = [clients]
     networks: list[Network] = []
     for client in clients or ():
         try:
             names = _LOCALHOST if client == 'localhost' else (client,)
-            networks.extend(ip_network(name) for name in names)
+            networks.extend(ip_network(str(name)) for name in names)
         except ValueError:
             raise ValueError(
                 f'Bad client address {client!r}: write IPv4 or IPv6 addresses, networks as '
@@ -118,10 +130,9 @@ class AccessPolicy:
         return Verdict(b'400', b'Bad credentials')
 
     def _is_allowed(self, address: str) -> bool:
-        try:
-            peer = ip_address(address.partition('%')[0])
-        except ValueError:  # an ipc peer
-            peer = ip_address('127.0.0.1')
+        if address.startswith('localhost:'):  # an ipc peer, with uid, gid and pid
+            address = '127.0.0.1'
+        peer = ip_address(address.partition('%')[0])
         if isinstance(peer, IPv6Address) and peer.ipv4_mapped is not None:
             peer = peer.ipv4_mapped
         return any(peer in network for network in self.networks)
@@ -171,10 +182,16 @@ class Authenticator(ThreadAuthenticator):
         """Turn a request of libzmq into the reply; anything unforeseen is a no."""
         try:
             _version, _id, _domain, address, _identity, mechanism, *credentials = msg
-            verdict = self.policy.check(address.decode(), mechanism, credentials)
+            status, text, name = self.policy.check(address.decode(), mechanism, credentials)
+            user = name.encode()
         except Exception as error:  # noqa: BLE001 - its text might repeat the credentials
-            LOGGER.error('Access control failed (%s), connection refused', type(error).__name__)
-            verdict = Verdict(b'500', b'Access control failed')
-        if verdict.status != b'200':
-            LOGGER.info('Connection refused: %s', verdict.text.decode())
-        return [ZAP_VERSION, msg[1], verdict.status, verdict.text, verdict.user.encode(), b'']
+            status, text, user = b'500', b'Access control failed', b''
+            _log(logging.ERROR, 'Access control failed (%s)', type(error).__name__)
+        if status != b'200':
+            _log(logging.INFO, 'Connection refused: %s', text.decode(errors='replace'))
+        return [ZAP_VERSION, msg[1], status, text, user, b'']
+
+
+def _log(level: int, text: str, argument: str) -> None:
+    with suppress(Exception):  # a broken log would end the thread, and with it all handshakes
+        LOGGER.log(level, text, argument)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zope.interface import Attribute, Interface, implementer
+from zope.interface.interfaces import IObjectEvent, ObjectEvent
 
 __docformat__ = 'restructuredtext'
 
@@ -113,10 +114,8 @@ class IZMQMessageHandler(Interface):
         """
 
 
-class IZMQProcessEvent(Interface):
-    """Event of a ZMQProcess, notified in its child to the registry of the process."""
-
-    object = Attribute('The process')
+class IZMQProcessEvent(IObjectEvent):
+    """Event of a ZMQProcess, its object, notified in the child to the registry of the process."""
 
 
 class IZMQProcessStartedEvent(IZMQProcessEvent):
@@ -127,11 +126,8 @@ class IZMQProcessStoppedEvent(IZMQProcessEvent):
     """The process that had started serves no more; its sockets are about to be closed."""
 
 
-class ZMQProcessEvent:
+class ZMQProcessEvent(ObjectEvent):
     """Base of the events of a process."""
-
-    def __init__(self, process: Any):
-        self.object = process
 
 
 @implementer(IZMQProcessStartedEvent)

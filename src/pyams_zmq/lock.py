@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from contextlib import suppress
 
 __docformat__ = 'restructuredtext'
@@ -39,7 +40,8 @@ class IPCLock:
     def acquire(self) -> None:
         """Take the path.
 
-        :raises OSError: EADDRINUSE if another process has it, or what the file system says
+        :raises OSError: EADDRINUSE if another process has it, EEXIST if a file which is no socket
+            is there, or what the file system says
         """
         while self._fd is None:
             fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -52,20 +54,25 @@ class IPCLock:
             finally:
                 if self._fd is None:
                     os.close(fd)
-        if _is_served(self.path):  # by a program which knows nothing of our locks
+        try:
+            if _is_served(self.path):  # by a program which knows nothing of our locks
+                raise self._in_use()
+        except OSError:
             self._unlock()
-            raise self._in_use()
+            raise
 
     def release(self) -> None:
         """Remove the socket, which libzmq leaves, and give the path back; twice does no harm."""
-        if self._fd is not None:
-            _remove(self.path)
-            self._unlock()
+        if self._fd is not None and _same_file(self._fd, self._lock_path):
+            with suppress(OSError):
+                os.unlink(self.path)
+        self._unlock()
 
     def _unlock(self) -> None:
         fd, self._fd = self._fd, None
         if fd is not None:
-            _remove(self._lock_path)
+            if _same_file(fd, self._lock_path):  # else somebody removed it, and by now the path
+                os.unlink(self._lock_path)  # may have another process
             os.close(fd)
 
     def _in_use(self) -> OSError:
@@ -79,12 +86,10 @@ def _same_file(fd: int, path: str) -> bool:
         return False
 
 
-def _remove(path: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-
-
 def _is_served(path: str) -> bool:
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):  # libzmq would remove it, whatever it holds
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(path) not in (errno.ENOENT, errno.ECONNREFUSED)

@@ -70,6 +70,7 @@ _ADVICE = {
     errno.EADDRINUSE: 'another process serves it, stop that one or choose another address',
     errno.EADDRNOTAVAIL: 'no interface of this machine has it',
     errno.ENODEV: 'it is neither an address nor an interface of this machine',
+    errno.EEXIST: 'a file which is no socket is there, remove it or choose another path',
     errno.EACCES: 'this user may not bind it',
     errno.ENOENT: 'its folder does not exist',
 }
@@ -280,6 +281,7 @@ class ZMQProcess(multiprocessing.Process):
 
     def _enter_grandchild(self) -> None:
         """Give a child of ours, which may outlive us, neither our signals nor our address."""
+        signal.set_wakeup_fd(-1)
         for num in _STOP_SIGNALS:
             signal.signal(num, signal.SIG_DFL)
         for fd, stat in self._listeners:
@@ -311,6 +313,7 @@ class ZMQProcess(multiprocessing.Process):
         """Create context, loop, authenticator and streams."""
         self.context = zmq.Context()
         self.loop = IOLoop(make_current=True)
+        self._wake_for_signals()
         # Always there: without it libzmq would not check the addresses of NULL peers, and would
         # keep peers that send garbage.
         self.auth_thread = Authenticator(
@@ -318,6 +321,15 @@ class ZMQProcess(multiprocessing.Process):
         )
         self.auth_thread.start()
         self.init_stream()
+
+    def _wake_for_signals(self) -> None:
+        # A signal which comes in just before the loop sleeps, or in another thread, would not be
+        # heard before the next message: asyncio also writes a byte to a socket of its loop. Our
+        # handler stays, which a loop that is busy hears too.
+        for num in _STOP_SIGNALS:
+            handler = signal.getsignal(num)
+            self.loop.asyncio_loop.add_signal_handler(num, int)
+            signal.signal(num, handler)
 
     def init_stream(self) -> None:
         """Bind the stream on which messages come in."""

@@ -22,7 +22,8 @@ import errno
 import os
 import select
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from math import ceil
 from time import monotonic
 from types import BuiltinFunctionType
@@ -45,6 +46,10 @@ MAX_MESSAGE_SIZE = 32 * 1024 * 1024
 PROBE_DELAY = 0.01
 """Seconds without an answer before the credentials are tried"""
 
+SILENCE = 0.2
+"""Seconds without an end of the handshake before the server is asked in another language"""
+
+_LONGEST_WAIT = 2_000_000  # polls count milliseconds in 31 bits
 _PROBE_FAILURES = 3
 _HANDSHAKE_EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -52,7 +57,11 @@ _HANDSHAKE_EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
-_CURVE_OPTIONS = (zmq.CURVE_SERVERKEY, zmq.CURVE_PUBLICKEY, zmq.CURVE_SECRETKEY)
+_SIGNATURE = b'\xff'  # first byte of all versions of ZMTP
+_NO_ZMTP = b'?\r\n\r\n'  # a bad request to a server which waits for lines
+
+_PENDING = 'The last request has no reply yet; after a time-out, open a new socket'
+_NO_REQUEST = 'No reply is to come: no request was sent, or its reply was taken already'
 
 TIMEOUT = _('Connection timeout')
 REFUSED = _(
@@ -62,18 +71,42 @@ REFUSED = _(
 
 
 class ZMQSocket(zmq.Socket[bytes]):
-    """Socket of a client; dropping it closes it."""
+    """Socket of a client; dropping it closes it.
 
-    def send(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+    :ivar is_refused: true when a message could not even be sent, see :func:`zmq_response`
+    """
+
+    is_refused = False
+
+    def send(self, data: Any, flags: int = 0, *args: Any, **kwargs: Any) -> Any:
         """Send a frame.
 
         :raises ZMQMessageError: with status 413, if it is larger than the server could take
         """
-        if len(data) > MAX_MESSAGE_SIZE:
-            raise ZMQMessageError(
-                413, f'Message of {len(data)} bytes, {MAX_MESSAGE_SIZE} can be sent'
-            )
-        return super().send(data, *args, **kwargs)
+        _check_size(data)
+        # There is room for the only message of a REQ, unless the handshake was refused already:
+        # that takes the room away, and to wait for it would take for ever.
+        nowait = zmq.NOBLOCK if self.type == zmq.REQ else 0
+        try:
+            return super().send(data, flags | nowait, *args, **kwargs)
+        except zmq.Again:
+            if flags & zmq.NOBLOCK or not nowait:
+                raise
+            self.is_refused = True
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EFSM:
+                raise zmq.ZMQError(zmq.EFSM, _PENDING) from None
+            raise
+
+    def send_multipart(self, msg_parts: Any, *args: Any, **kwargs: Any) -> Any:
+        """Send a message of several frames, or nothing of it.
+
+        :raises ZMQMessageError: with status 413, if a frame is larger than the server could take
+        """
+        parts = list(msg_parts)
+        for part in parts:
+            _check_size(part)
+        return super().send_multipart(parts, *args, **kwargs)
 
     def __del__(self) -> None:
         # The base class warns of a socket which was not closed; here that is the usual way.
@@ -102,6 +135,8 @@ class _SharedContext:
         with self._lock:
             if self._context is None or self._context.closed:
                 self._context = zmq.Context()
+                # By default 1023, and a dropped socket counts for some more milliseconds.
+                self._context.max_sockets = self._context.get(zmq.SOCKET_LIMIT)
             return self._context
 
 
@@ -150,28 +185,40 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
         `[401, text]` when the server does not let us in
     :raises ZMQReplyError: for a reply which is no JSON
     :raises ZMQClosedError: if the socket or its context was closed
+    :raises zmq.ZMQError: EFSM, if there is no request to wait for
     """
+    if getattr(socket, 'is_refused', False):
+        return [401, REFUSED]
     try:
         deadline = monotonic() + timeout
-        if not _wait([socket], flags, min(timeout, PROBE_DELAY)):
-            if timeout <= PROBE_DELAY:
-                return [503, TIMEOUT]
+        _wait([socket], flags, min(timeout, PROBE_DELAY))
+        frames = _receive(socket)
+        if frames is None and timeout > PROBE_DELAY:
             if _is_refused(socket, flags, deadline):
                 return [401, REFUSED]
-            if not _wait([socket], flags, deadline - monotonic()):
-                return [503, TIMEOUT]
-        frames = socket.recv_multipart(zmq.NOBLOCK)
+            _wait([socket], flags, deadline - monotonic())
+            frames = _receive(socket)
     except zmq.ZMQError as error:
         if error.errno in (zmq.ETERM, zmq.ENOTSOCK, errno.EBADF):
             raise ZMQClosedError('The socket or its context was closed, open a new one') from None
+        if error.errno == zmq.EFSM:
+            raise zmq.ZMQError(zmq.EFSM, _NO_REQUEST) from None
         raise
-    return decode_reply(frames[-1])
+    return [503, TIMEOUT] if frames is None else decode_reply(frames[-1])
+
+
+def _receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    try:
+        return socket.recv_multipart(zmq.NOBLOCK)
+    except zmq.Again:
+        return None
 
 
 def _wait(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
     """Wait until a socket has one of the events; return those which have."""
+    timeout = max(0, min(timeout, _LONGEST_WAIT))
     if isinstance(select.poll, BuiltinFunctionType):
-        ready = zmq.zmq_poll([(socket, flags) for socket in sockets], max(0, ceil(timeout * 1000)))
+        ready = zmq.zmq_poll([(socket, flags) for socket in sockets], ceil(timeout * 1000))
         return [socket for socket, _events in ready]
     # This program is patched by gevent: its own poll lets other greenlets run, libzmq's would
     # not. The FD of a socket is edge-triggered, so look at EVENTS before each wait.
@@ -189,37 +236,85 @@ def _wait(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
 
 def _is_refused(socket: zmq.Socket[Any], flags: int, deadline: float) -> bool:
     """Tell if the server refuses the credentials of a socket; false also when a reply comes in."""
-    probe = socket.context.socket(zmq.DEALER, socket_class=zmq.Socket)
-    monitor = probe.get_monitor_socket(_HANDSHAKE_EVENTS)
+    endpoint = socket.last_endpoint
+    # A CURVE key cannot be read with pyzmq, so nobody can try it.
+    if not endpoint or socket.mechanism not in (zmq.NULL, zmq.PLAIN):
+        return False
     try:
-        probe.linger = 0
-        probe.reconnect_ivl = 1
-        probe.ipv6 = socket.ipv6
-        _copy_credentials(socket, probe)
-        probe.connect(socket.last_endpoint)
-        failures = 0
-        while failures < _PROBE_FAILURES:
-            ready = _wait([socket, monitor], flags | zmq.POLLIN, deadline - monotonic())
-            if monitor not in ready:
-                return False
-            event = recv_monitor_message(monitor)['event']
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                return False
-            if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+        # REQ, whatever the socket is: a server might send to a DEALER what is for the socket.
+        with socket.context.socket(zmq.REQ, socket_class=zmq.Socket) as probe:
+            probe.linger = 0
+            probe.reconnect_ivl = 1
+            probe.reconnect_ivl_max = 100
+            probe.ipv6 = socket.ipv6
+            if socket.mechanism == zmq.PLAIN:
+                probe.plain_username = socket.plain_username
+                probe.plain_password = socket.plain_password
+            with _monitoring(probe) as monitor:
+                probe.connect(endpoint)
+                return _handshake_fails(socket, flags, monitor, deadline)
+    except zmq.ZMQError as error:
+        if error.errno == errno.EMFILE:  # the reply comes without it, or not
+            return False
+        raise
+
+
+@contextmanager
+def _monitoring(socket: zmq.Socket[Any]) -> Iterator[zmq.Socket[Any]]:
+    with socket.get_monitor_socket(_HANDSHAKE_EVENTS) as monitor:
+        try:
+            yield monitor
+        finally:
+            # Now, before the monitor is closed: an event for nobody would block the I/O thread.
+            with suppress(zmq.ContextTerminated):
+                socket.disable_monitor()
+
+
+def _handshake_fails(
+    socket: zmq.Socket[Any], flags: int, monitor: zmq.Socket[Any], deadline: float
+) -> bool:
+    failures = 0
+    until = min(deadline, monotonic() + SILENCE)
+    while failures < _PROBE_FAILURES:
+        ready = _wait([socket, monitor], flags | zmq.POLLIN, until - monotonic())
+        if not ready and until < deadline:
+            if _speaks_otherwise(socket, flags, min(deadline, monotonic() + SILENCE)):
                 return True
-            # The server hung up: it does so for a wrong mechanism or key, or when it goes down.
+            until = deadline
+        elif ready != [monitor]:
+            return False
+        else:
+            event = recv_monitor_message(monitor)['event']
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                return True
+            # A server for sockets of other types turns the probe down for its type.
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED or socket.type != zmq.REQ:
+                return False
+            if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                return True
+            # The server hung up: it does so for a wrong mechanism, or when it goes down.
             failures += 1
-        return True
-    finally:
-        probe.disable_monitor()
-        monitor.close()
-        probe.close()
+    return True
 
 
-def _copy_credentials(source: zmq.Socket[Any], target: zmq.Socket[Any]) -> None:
-    if source.mechanism == zmq.PLAIN:
-        target.plain_username = source.plain_username
-        target.plain_password = source.plain_password
-    elif source.mechanism == zmq.CURVE:
-        for option in _CURVE_OPTIONS:
-            target.set(option, source.get(option))
+def _speaks_otherwise(socket: Any, flags: int, deadline: float) -> bool:
+    """Tell if the server is none of ØMQ's, but one of HTTP that waits for the end of our line."""
+    if not socket.last_endpoint.startswith(b'tcp:'):
+        return False
+    with socket.context.socket(zmq.STREAM, socket_class=zmq.Socket) as raw:
+        raw.linger = 0
+        raw.ipv6 = socket.ipv6
+        raw.connect(socket.last_endpoint)
+        is_connected = False
+        while _wait([socket, raw], flags | zmq.POLLIN, deadline - monotonic()) == [raw]:
+            peer, data = raw.recv_multipart()
+            if data or is_connected:  # a busy server of ØMQ may hang up before it says anything
+                return bool(data) and not data.startswith(_SIGNATURE)
+            is_connected = True  # an empty frame says so, a second one that it is no more
+            raw.send_multipart([peer, _NO_ZMTP])
+    return False
+
+
+def _check_size(data: Any) -> None:
+    if len(data) > MAX_MESSAGE_SIZE:
+        raise ZMQMessageError(413, f'Message of {len(data)} bytes, {MAX_MESSAGE_SIZE} can be sent')

@@ -28,8 +28,13 @@ __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
+END_GRACE = 0.2
+"""Seconds that the children of a process which is ended hard get for a SIGTERM"""
+
 POLL_INTERVAL = 0.1
 """Seconds between two looks at a process, where the system has no pidfd (Linux before 5.3)"""
+
+_LONGEST_POLL = 2_000_000  # it counts milliseconds in 31 bits
 
 
 @contextmanager
@@ -62,7 +67,8 @@ def poll(fds: Iterable[int], timeout: float | None) -> set[int]:
     poller = select.poll()
     for fd in fds:
         poller.register(fd, select.POLLIN)
-    return {fd for fd, _ in poller.poll(None if timeout is None else ceil(timeout * 1000))}
+    milliseconds = None if timeout is None else ceil(min(timeout, _LONGEST_POLL) * 1000)
+    return {fd for fd, _ in poller.poll(milliseconds)}
 
 
 def has_ended(process: Any) -> bool:
@@ -205,7 +211,11 @@ class Watchdog(Thread):
         )
         log.start()
         log.join(0.5)
-        for child in multiprocessing.active_children():
-            with suppress(OSError):
-                child.terminate()
+        for end in ('terminate', 'kill'):
+            children = multiprocessing.active_children()
+            for child in children:
+                with suppress(OSError):
+                    getattr(child, end)()
+            if children:
+                poll([], END_GRACE)
         os._exit(1)

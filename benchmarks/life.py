@@ -1,0 +1,179 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+
+"""How long a process takes to start, to stop, and to end when its owner was killed.
+
+Usage: ``python benchmarks/life.py [RUNS]``, in an environment with the extra ``test``, on a
+machine which does nothing else. It prints the median, the least and the most of each figure.
+"""
+
+import os
+import select
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / 'tests'))
+
+from app.handler import Process, in_hand
+from app.program import Program, WebServer, is_running, wait_until
+
+OWNER = """
+import json, signal, sys
+from app.handler import Process
+
+process = Process(sys.argv[1])
+process.start()
+print(json.dumps(process.wait_ready()), flush=True)
+print(process.pid, flush=True)
+signal.pause()
+"""
+
+NO_PIDFD = 'import os\ndel os.pidfd_open\n'
+
+SERVERS = {
+    'pserve': ('pserve',),
+    'pserve --reload': ('pserve', '--reload'),
+    'gunicorn': ('gunicorn',),
+    'gunicorn --preload': ('gunicorn', '--preload', '--workers', '2'),
+}
+
+
+def measure_process():
+    """Start and stop a process."""
+    process = Process()
+    start = time.perf_counter()
+    process.start()
+    yield 'start() returns', time.perf_counter() - start
+    process.wait_ready()
+    yield 'start() until ready', time.perf_counter() - start
+    start = time.perf_counter()
+    process.stop()
+    yield 'stop() of an idle process', time.perf_counter() - start
+
+
+def measure_owner(label, code, work=None):
+    """Kill a plain interpreter."""
+    with folder_for_run() as (folder, stack):
+        address = f'ipc://{folder}/zmq.sock'
+        owner = Program(folder, '-c', code, address)
+        stack.callback(owner.end)
+        owner.read()
+        child = owner.read()
+        if work is not None:
+            stack.enter_context(in_hand(address, work))
+        yield f'kill -9 of {label}', time_of_end(child, lambda: owner.send_signal(signal.SIGKILL))
+
+
+def measure_server(label):
+    """Kill a server, end it, make it reload."""
+    for num in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        with running_server(label) as server:
+            [child] = server.children()
+            if num == signal.SIGKILL:
+                owner = owner_of(child)
+                seconds = time_of_end(child, lambda pid=owner: os.kill(pid, signal.SIGKILL))
+                yield f'kill -9 of {label}', seconds
+            else:
+                seconds = time_of_end(server.pid, lambda num=num: server.send_signal(num))
+                yield f'{num.name} to {label} until it has ended', seconds
+
+
+def measure_reload():
+    """Make `pserve --reload` start again."""
+    with running_server('pserve --reload') as server:
+        [child] = server.children()
+        worker = owner_of(child)
+        start = 0.0
+        while is_running(worker):
+            if time.perf_counter() > start + 1.5:  # its first look is none, and comes late
+                start = time.perf_counter()
+                (server.folder / 'watched').touch()
+            time.sleep(0.005)
+        ended = time.perf_counter()
+        server.wait_for_service(but=[child])
+        yield 'reload, from the change to an answer', time.perf_counter() - start
+        yield 'reload, from the end of the worker to an answer', time.perf_counter() - ended
+
+
+@contextmanager
+def folder_for_run():
+    """Give a new folder, and a stack for what has to be ended."""
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        yield Path(name), stack
+
+
+@contextmanager
+def running_server(label):
+    """Run a web server until it answers, end it afterwards."""
+    name, *args = SERVERS[label]
+    with folder_for_run() as (folder, stack):
+        server = getattr(WebServer, name)(folder, *args, address=f'ipc://{folder}/zmq.sock')
+        stack.callback(server.end)
+        server.wait_for_service()
+        if '--workers' in args:
+            wait_until(lambda: len(server.workers()) == int(args[-1]), 10)
+        yield server
+
+
+def owner_of(pid):
+    """Pid of the parent of a process."""
+    for line in Path(f'/proc/{pid}/status').read_text(encoding='ascii').splitlines():
+        if line.startswith('PPid'):
+            return int(line.split()[1])
+    raise LookupError(pid)
+
+
+def time_of_end(pid, action):
+    """Seconds from an action to the end of a process."""
+    fd = os.pidfd_open(pid)
+    try:
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        start = time.perf_counter()
+        action()
+        if not poller.poll(30_000):
+            raise TimeoutError(f'process {pid} still runs')
+        return time.perf_counter() - start
+    finally:
+        os.close(fd)
+
+
+def main(runs=10):
+    """Measure everything, and print it."""
+    measures = [
+        measure_process,
+        lambda: measure_owner('a plain interpreter', OWNER),
+        lambda: measure_owner('a plain interpreter without pidfd', NO_PIDFD + OWNER),
+        lambda: measure_owner('its owner, while a handler blocks', OWNER, 'work'),
+        lambda: measure_owner('its owner, while an async handler waits', OWNER, 'async_work'),
+        *(lambda label=label: measure_server(label) for label in SERVERS),
+        measure_reload,
+    ]
+    print(f'{"milliseconds, of " + str(runs) + " runs":52} {"median":>8} {"least":>8} {"most":>8}')
+    for measure in measures:
+        figures = {}
+        for _ in range(runs):
+            for name, seconds in measure():
+                figures.setdefault(name, []).append(seconds * 1000)
+        for name, values in figures.items():
+            columns = (statistics.median(values), min(values), max(values))
+            print(f'{name:52}', *(f'{value:8.1f}' for value in columns), flush=True)
+
+
+if __name__ == '__main__':
+    main(*map(int, sys.argv[1:]))

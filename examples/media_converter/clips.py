@@ -1,0 +1,116 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""Video clips: convert, describe and make them, with ffmpeg."""
+
+import re
+import subprocess
+
+from imageio_ffmpeg import get_ffmpeg_exe
+
+FORMATS = {
+    'gif': '-f gif -an -vf fps=12,scale=320:-2',
+    'mp4': '-f mp4 -c:v libx264 -c:a aac -pix_fmt yuv420p -vf pad=ceil(iw/2)*2:ceil(ih/2)*2',
+    'webm': '-f webm -c:v libvpx-vp9 -c:a libopus -crf 32 -b:v 0 -row-mt 1 -cpu-used 2',
+}
+"""What a clip can be converted to, and the arguments of ffmpeg for it"""
+
+_REPORT = ['-nostats', '-loglevel', 'level+info', '-progress', 'pipe:1', '-stats_period', '0.2']
+# Local files only, whatever the name of the clip or a playlist in it says; from it a picture, not
+# that of a cover, and a sound if there is one.
+_INPUT = ['-protocol_whitelist', 'file', '-i']
+_STREAMS = ['-map', '0:V:0', '-map', '0:a:0?']
+_TEST = '-f lavfi -i testsrc=d={0}:s={1}:r=25 -f lavfi -i sine=f=440:d={0}'
+
+_TEXT = {'encoding': 'utf-8', 'errors': 'replace', 'stdin': subprocess.DEVNULL}
+
+_DURATION = re.compile(r'  Duration: (\d+):(\d+):([\d.]+)')
+_CONVERTED = re.compile(r'out_time_us=(\d+)')
+_ERROR = re.compile(r'\[(?:error|fatal)\] (.+)')
+
+
+class ClipError(Exception):
+    """A clip that ffmpeg cannot read or write."""
+
+
+class Conversion:
+    """A run of ffmpeg, which can be stopped."""
+
+    def __init__(self):
+        self.stopped = False
+        self._ffmpeg = None
+
+    def run(self, source, target, format_name):
+        """Convert; yield the seconds done and their total, None where the clip does not tell."""
+        files = f'file:{source}', *_STREAMS, *FORMATS[format_name].split(), f'file:{target}'
+        command = _command(*_REPORT, *_INPUT, *files)
+        seconds, duration, errors = 0, None, []
+        output = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
+        with subprocess.Popen(command, **output, **_TEXT) as self._ffmpeg:  # noqa: S603 - no shell
+            if self.stopped:  # when there was nothing to kill yet
+                self.stop()
+            for line in self._ffmpeg.stdout:
+                if match := _CONVERTED.match(line):
+                    seconds = max(seconds, int(match[1]) / 1e6)
+                    yield seconds, duration
+                elif match := _ERROR.search(line):
+                    errors.append(match[1])
+                elif duration is None and (match := _DURATION.search(line)):
+                    duration = _seconds(match)
+        if self.stopped:
+            raise ClipError('The conversion was stopped')
+        # ffmpeg goes over errors. That is fine if it got to the end; it takes some garbage for a
+        # clip, too, which then has no duration.
+        is_broken = errors and (duration is None or seconds < 0.9 * duration)
+        if self._ffmpeg.returncode != 0 or is_broken:
+            reason = '; '.join(errors[:2]) or f'exit code {self._ffmpeg.returncode}'
+            raise ClipError(f'ffmpeg cannot convert {source}: {reason}')
+
+    def stop(self):
+        """End it; a signal handler may call this at any moment."""
+        self.stopped = True
+        if self._ffmpeg is not None:
+            self._ffmpeg.kill()
+
+
+def describe(path):
+    """Read a clip, all of it; return its format, codecs, resolution and duration in seconds."""
+    about = _run('-i', f'file:{path}', '-map', '0', '-c', 'copy', '-f', 'null', '-')
+    about = about.partition('Output #0')[0]
+    return {
+        'format': re.search(r'Input #0, (\S+), from', about)[1],
+        'codecs': re.findall(r'Stream #.*: (?:Video|Audio): (\w+)', about),
+        'resolution': re.search(r', (\d+x\d+)', about)[1],
+        'duration': _seconds(_DURATION.search(about)),
+    }
+
+
+def make_clip(path, seconds=5, size='640x360'):
+    """Make an mp4 file, with a test picture and a tone."""
+    _run(*_TEST.format(seconds, size).split(), *FORMATS['mp4'].split(), f'file:{path}')
+
+
+def _command(*arguments):
+    return [get_ffmpeg_exe(), '-hide_banner', '-nostdin', *arguments]
+
+
+def _run(*arguments):
+    command = _command(*arguments)
+    done = subprocess.run(command, capture_output=True, check=False, **_TEXT)  # noqa: S603 - no shell
+    if done.returncode != 0:
+        raise ClipError(f'ffmpeg failed: {done.stderr.splitlines()[-1]}')
+    return done.stderr
+
+
+def _seconds(match):
+    hours, minutes, seconds = map(float, match.groups())
+    return hours * 3600 + minutes * 60 + seconds

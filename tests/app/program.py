@@ -1,0 +1,232 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+
+"""Programs in processes of their own, and web servers among them."""
+
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from configparser import RawConfigParser
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+HERE = Path(__file__).parent
+
+
+def wait_until(condition, timeout):
+    """Wait for a condition which no event announces.
+
+    :param condition: callable; its first true result is returned
+    :param timeout: seconds
+    """
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f'it did not happen within {timeout} s')
+        time.sleep(0.005)  # a poll with a deadline, there is nothing to wait for
+    return result
+
+
+def is_running(pid):
+    """Tell if a process runs; a zombie does not, even if nobody ever collects it."""
+    try:
+        process = psutil.Process(pid)
+        # The main thread is a zombie already while others still hold the sockets.
+        return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_for_end(pid, timeout):
+    """Wait for the end of any process.
+
+    :return: seconds that it took
+    """
+    start = time.monotonic()
+    wait_until(lambda: not is_running(pid), timeout)
+    return time.monotonic() - start
+
+
+@contextmanager
+def reserved_port():
+    """Give a TCP port which nobody but a listener that wants just this one can take."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(('127.0.0.1', 0))  # and does not listen, as that would keep out everybody
+        yield holder.getsockname()[1]
+
+
+class Program:
+    """A Python program in a session of its own, which ends with all processes of that session.
+
+    :param Path folder: where it runs and leaves its log
+    :param args: arguments of the interpreter
+    :param env: more environment variables
+    """
+
+    def __init__(self, folder, *args, **env):
+        self.log = folder / 'log'
+        with self.log.open('ab') as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *args],
+                cwd=folder,
+                env=self._environ(folder, env),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,
+                start_new_session=True,
+            )
+        self.pid = self.process.pid
+
+    @staticmethod
+    def _environ(folder, env):
+        path = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get('PYTHONPATH'))))
+        return {**os.environ, 'PYTHONPATH': path, 'XDG_RUNTIME_DIR': str(folder), **env}
+
+    def read(self, timeout=20):
+        """Read a line that the program prints, as JSON."""
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            raise TimeoutError(f'no line within {timeout} s; {self.log.read_text()}')
+        line = self.process.stdout.readline()
+        if not line:
+            raise EOFError(f'the program ended; {self.log.read_text()}')
+        return json.loads(line)
+
+    def write(self, data):
+        """Write a line of JSON that the program reads."""
+        self.process.stdin.write(json.dumps(data).encode() + b'\n')
+        self.process.stdin.flush()
+
+    def send_signal(self, num):
+        """Send a signal to the program only."""
+        os.kill(self.pid, num)
+
+    def send_signal_to_all(self, num):
+        """Send a signal to the group of the program, as a terminal does for Ctrl-C."""
+        os.killpg(self.pid, num)
+
+    def wait(self, timeout):
+        """Wait for the end of the program, return its exit code."""
+        return self.process.wait(timeout)
+
+    def running(self):
+        """Pids of the processes of the session that still run."""
+        return [pid for pid in psutil.pids() if self._is_member(pid) and is_running(pid)]
+
+    def _is_member(self, pid):
+        try:
+            return os.getsid(pid) == self.pid
+        except ProcessLookupError:
+            return False
+
+    def end(self):
+        """Kill whatever is left."""
+        while pids := self.running():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+class WebServer(Program):
+    """A web server which serves the application on a UNIX socket."""
+
+    @classmethod
+    def pserve(cls, folder, *args, address='127.0.0.1', **settings):
+        """Start `pserve`."""
+        ini = cls._configure(folder, settings)
+        return cls(folder, '-m', 'pyramid.scripts.pserve', *args, ini, f'address={address}')
+
+    @classmethod
+    def gunicorn(cls, folder, *args, address='127.0.0.1', **settings):
+        """Start `gunicorn`."""
+        ini = cls._configure(folder, settings)
+        paste = ('--paste', ini, '--paste-global', f'address={address}')
+        options = ('--bind', 'unix:http.sock', '--config', 'python:app.hooks')
+        return cls(folder, '-m', 'gunicorn', *paste, *options, *args)
+
+    @staticmethod
+    def _configure(folder, settings):
+        parser = RawConfigParser()
+        parser.read(HERE / 'application.ini', encoding='utf-8')
+        for name, value in settings.items():
+            parser['app:main'][f'app.{name}'] = str(value)
+        ini = folder / 'application.ini'
+        with ini.open('w', encoding='utf-8') as file:
+            parser.write(file)
+        return ini
+
+    def __init__(self, folder, *args):
+        self.folder = folder
+        super().__init__(folder, *args)
+
+    def children(self):
+        """Pids of the ØMQ processes that still run, of all that were ready once."""
+        return self._noted('children')
+
+    def workers(self):
+        """Pids of the workers of gunicorn that serve."""
+        return self._noted('workers')
+
+    def _noted(self, name):
+        with suppress(FileNotFoundError):
+            pids = (self.folder / name).read_text(encoding='ascii').split()
+            return [pid for pid in map(int, pids) if is_running(pid)]
+        return []
+
+    def get(self):
+        """Ask the application, return its answer or None."""
+        connection = http.client.HTTPConnection('localhost', timeout=5)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(5)
+        try:
+            connection.sock.connect(str(self.folder / 'http.sock'))
+            connection.request('GET', '/')
+            response = connection.getresponse()
+            return json.load(response) if response.status == http.HTTPStatus.OK else None
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    def wait_for_service(self, timeout=20, but=()):
+        """Wait until the application and its ØMQ process answer.
+
+        :param float timeout: seconds
+        :param but: pids of ØMQ processes whose answer does not count
+        :return: what the application says of itself
+        """
+
+        def ask():
+            answer = self.get()
+            if (
+                answer
+                and answer['reply'][0] == http.HTTPStatus.OK
+                and answer['reply'][1] not in but
+            ):
+                return answer
+            return None
+
+        try:
+            return wait_until(ask, timeout)
+        except TimeoutError:
+            raise TimeoutError(f'no service within {timeout} s; {self.log.read_text()}') from None

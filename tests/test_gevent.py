@@ -1,0 +1,253 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""Under gevent's monkey patching, who waits for a reply lets the other greenlets run."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from handlers import Process
+
+pytest.importorskip('gevent')
+
+PATCH = 'from gevent import monkey; monkey.patch_all()\n'
+IMPORT = 'from pyams_zmq.socket import zmq_response, zmq_socket\n'
+TOOLS = """
+import gc, json, select, sys, time, warnings
+import gevent
+
+addresses = sys.argv[1:]
+ticks = 0
+
+def tick():
+    global ticks
+    while True:
+        gevent.sleep(0.01)
+        ticks += 1
+
+def ask(address, message, timeout=10, auth=None):
+    socket = zmq_socket(address, auth=auth)
+    socket.send_json(message)
+    return zmq_response(socket, timeout=timeout)
+
+def timed(function, *args, **kwargs):
+    start = time.monotonic()
+    return function(*args, **kwargs), time.monotonic() - start
+
+ticker = gevent.spawn(tick)
+
+def report(**kwargs):
+    ticker.kill()
+    gc.collect()
+    print(json.dumps(kwargs))
+"""
+
+
+def run(program, *processes, patch=PATCH + IMPORT):
+    """Run a program under gevent, return what it reports."""
+    result = subprocess.run(
+        [
+            sys.executable,
+            '-W',
+            'error::ResourceWarning',
+            '-c',
+            patch + TOOLS + textwrap.dedent(program),
+            *[getattr(process, 'bound_address', process) for process in processes],
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, '')
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    'patch',
+    [PATCH + IMPORT, IMPORT + PATCH, PATCH.replace('all()', 'select()') + IMPORT],
+    ids=['first', 'after the import', 'select only'],
+)
+def test_others_run_meanwhile(start, patch):
+    result = run(
+        """
+        reply, seconds = timed(ask, addresses[0], ['sleep', 0.5])
+        report(reply=reply, seconds=seconds, ticks=ticks)
+        """,
+        start(),
+        patch=patch,
+    )
+    assert result['reply'] == [200, 0.5]
+    assert result['seconds'] >= 0.49
+    assert result['ticks'] > 10
+
+
+def test_services_in_parallel(start):
+    services = [start() for _ in range(4)]
+    result = run(
+        """
+        def ask_all():
+            jobs = [gevent.spawn(ask, address, ['sleep', 0.5]) for address in addresses]
+            gevent.joinall(jobs, raise_error=True)
+            return [job.value for job in jobs]
+
+        replies, seconds = timed(ask_all)
+        report(replies=replies, seconds=seconds)
+        """,
+        *services,
+    )
+    assert result['replies'] == [[200, 0.5]] * 4
+    assert 0.49 <= result['seconds'] < 1.5
+
+
+def test_many_greenlets(start):
+    """They share the context of the process, and one service."""
+    result = run(
+        """
+        jobs = [gevent.spawn(ask, addresses[0], ['echo', number]) for number in range(200)]
+        gevent.joinall(jobs, raise_error=True)
+        report(replies=[job.value for job in jobs])
+        """,
+        start(),
+    )
+    assert result['replies'] == [[200, number] for number in range(200)]
+
+
+def test_refused(start):
+    result = run(
+        """
+        replies = {}
+        for name, address, auth in (
+            ('good', addresses[0], 'user:password'),
+            ('bad', addresses[0], 'user:x'),
+            ('none', addresses[0], None),
+            ('needless', addresses[1], 'user:password'),
+            ('denied', addresses[2], None),
+        ):
+            replies[name] = timed(ask, address, ['echo', 1], auth=auth)
+        report(**replies)
+        """,
+        start(auth='user:password'),
+        start(),
+        start(clients='10.0.0.1'),
+    )
+    assert {name: reply[0] for name, (reply, _seconds) in result.items()} == {
+        'good': 200,
+        'bad': 401,
+        'none': 401,
+        'needless': 401,
+        'denied': 401,
+    }
+    assert max(seconds for _reply, seconds in result.values()) < 0.9
+
+
+def test_nobody_answers(tmp_path):
+    result = run(
+        """
+        reply, seconds = timed(ask, addresses[0], ['echo', 1], timeout=0.3)
+        report(reply=reply, seconds=seconds, ticks=ticks)
+        """,
+        f'ipc://{tmp_path}/nobody',
+    )
+    assert result['reply'] == [503, 'Connection timeout']
+    assert 0.3 <= result['seconds'] < 1.5
+    assert result['ticks'] > 5
+
+
+def test_late_server(start, tmp_path):
+    """The program says when it waits; only then does the server start."""
+    address = f'ipc://{tmp_path}/socket'
+    program = """
+    job = gevent.spawn(ask, addresses[0], ['echo', 1])
+    gevent.sleep(0)
+    print('waiting', flush=True)
+    reply = job.get()
+    report(reply=reply)
+    """
+    with subprocess.Popen(
+        [sys.executable, '-c', PATCH + IMPORT + TOOLS + textwrap.dedent(program), address],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as client:
+        try:
+            assert client.stdout.readline() == 'waiting\n'
+            start(address)
+            assert json.loads(client.stdout.readline()) == {'reply': [200, 1]}
+        finally:
+            client.kill()
+
+
+def test_killed_greenlet(start):
+    """It leaves nothing that would go on, and the others do not notice."""
+    result = run(
+        """
+        import os, threading
+        ask(addresses[0], ['echo', 1])
+        fds = len(os.listdir('/proc/self/fd'))
+        jobs = [gevent.spawn(ask, addresses[1], ['sleep', 30]) for _ in range(20)]
+        other = gevent.spawn(ask, addresses[0], ['sleep', 0.3])
+        gevent.sleep(0)
+        gevent.killall(jobs)
+        del jobs
+        reply = other.get()
+        del other
+        deadline = time.monotonic() + 5
+        while len(os.listdir('/proc/self/fd')) > fds and time.monotonic() < deadline:
+            gc.collect()
+            gevent.sleep(0.01)
+        report(reply=reply, fds=len(os.listdir('/proc/self/fd')) - fds)
+        """,
+        start(),
+        start(factory=KilledProcess),
+    )
+    assert result['reply'] == [200, 0.3]
+    assert result['fds'] <= 0
+
+
+class KilledProcess(Process):
+    """Does not wait for its handler."""
+
+    drain_timeout = 0.1
+
+
+def test_gevent_timeout(start):
+    """gevent's own time-outs work, too."""
+    result = run(
+        """
+        start = time.monotonic()
+        try:
+            with gevent.Timeout(0.2):
+                ask(addresses[0], ['sleep', 1])
+        except gevent.Timeout:
+            report(seconds=time.monotonic() - start)
+        """,
+        start(),
+    )
+    assert 0.2 <= result['seconds'] < 0.9
+
+
+def test_without_patching(start):
+    """Merely to have gevent changes nothing."""
+    result = run(
+        """
+        from types import BuiltinFunctionType
+        reply, seconds = timed(ask, addresses[0], ['sleep', 0.2])
+        report(reply=reply, ticks=ticks, builtin=isinstance(select.poll, BuiltinFunctionType))
+        """,
+        start(),
+        patch=IMPORT,
+    )
+    assert result == {'reply': [200, 0.2], 'ticks': 0, 'builtin': True}

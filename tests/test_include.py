@@ -1,0 +1,112 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""What ``config.include('pyams_zmq')`` does to an application, and what it does not."""
+
+import pytest
+from pyramid.config import Configurator
+from pyramid.i18n import make_localizer
+from pyramid.interfaces import ITranslationDirectories
+from pyramid.request import Request
+
+import pyams_zmq
+from pyams_zmq.include import include_package
+from pyams_zmq.socket import TIMEOUT
+
+BESIDE = [
+    ['pyams_zmq'],
+    ['pyams_zmq', 'pyams_zmq'],
+    ['cornice', 'pyams_zmq'],
+    ['cornice', 'cornice_swagger', 'pyams_utils', 'pyams_zmq'],
+    ['pyams_zmq', 'cornice', 'cornice_swagger', 'pyams_utils'],
+    ['cornice', 'cornice_swagger', 'pyams_zmq', 'pyams_utils', 'pyams_zmq'],
+]
+
+
+def hello(request):
+    """View of the host application."""
+    return {'message': request.localizer.translate(TIMEOUT)}
+
+
+def make_config(*packages):
+    """An application with a view of its own."""
+    config = Configurator(settings={'pyramid.default_locale_name': 'fr'})
+    config.add_route('hello', '/hello')
+    config.add_view(hello, route_name='hello', renderer='json')
+    for package in packages:
+        config.include(package)
+    return config
+
+
+def get(config, path):
+    """Answer of the application to a request."""
+    return Request.blank(path).get_response(config.make_wsgi_app())
+
+
+@pytest.mark.parametrize('packages', BESIDE, ids=' '.join)
+def test_include(packages):
+    config = make_config(*packages)
+    assert get(config, '/hello').json == {'message': 'Délai de connexion dépassé'}
+    assert get(config, '/other').status_int == 404
+
+
+def test_include_after_commit():
+    config = make_config()
+    config.commit()
+    config.include('pyams_zmq')
+    assert get(config, '/hello').status_int == 200
+
+
+@pytest.mark.parametrize('include', [pyams_zmq.includeme, include_package])
+def test_direct_calls(include):
+    config = make_config()
+    include(config)
+    include(config)
+    assert get(config, '/hello').status_int == 200
+
+
+def test_testing_configurator(config):
+    """As the doctests of the PyAMS packages do it."""
+    pyams_zmq.includeme(config)
+    pyams_zmq.includeme(config)
+    config.add_route('hello', '/hello')
+    config.add_view(hello, route_name='hello', renderer='json')
+    assert get(config, '/hello').json == {'message': 'Connection timeout'}
+
+
+def test_nothing_else_is_registered():
+    def discriminators(config):
+        config.commit()
+        return {
+            (category, str(item['introspectable'].discriminator))
+            for category, items in config.introspector.categorized()
+            for item in items
+        }
+
+    added = discriminators(make_config('pyams_zmq')) - discriminators(make_config())
+    assert {category for category, _discriminator in added} == {'translation directories'}
+
+
+@pytest.mark.parametrize(
+    ('locale', 'text'),
+    [('fr', 'Délai de connexion dépassé'), ('en', 'Connection timeout')],
+)
+def test_translations(locale, text):
+    config = make_config('pyams_zmq')
+    config.commit()
+    directories = config.registry.getUtility(ITranslationDirectories)
+    assert make_localizer(locale, directories).translate(TIMEOUT) == text
+
+
+def test_texts_are_plain_for_those_who_compare():
+    assert [503, TIMEOUT] == [503, 'Connection timeout']
+    assert TIMEOUT.domain == 'pyams_zmq'

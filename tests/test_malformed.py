@@ -1,0 +1,443 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""Whatever comes in gets exactly one answer, and the next message is served.
+
+`MESSAGES` is the specification: every class of malformed message with its answer.
+"""
+
+import json
+import random
+import re
+from typing import NamedTuple
+
+import pytest
+import zmq
+
+from conftest import wait_until
+from handlers import BrokenLogProcess, LoggedProcess
+
+LIMIT = LoggedProcess.max_message_size
+ERROR = re.compile('Internal error, see the log of the service under id ([0-9a-f]{12})')
+ECHO = b'["echo",1]'
+SECRET = 'the secret of the handler'
+
+
+class Case(NamedTuple):
+    """A message and its answer."""
+
+    group: str
+    name: str
+    frames: list
+    """All frames that a DEALER sends; behind the delimiter is what a REQ would send."""
+    answer: object
+    """A status with a text, `[200, ...]`, or None where libzmq discards the message (RFC 28)."""
+
+
+class Value(NamedTuple):
+    """An answer which is just this value."""
+
+    value: object
+
+
+def call(name, args=None):
+    return [b'', json.dumps([name, args]).encode()]
+
+
+FRAMES = [
+    ('none', [b''], None),
+    ('no delimiter', [ECHO], None),
+    ('two, no delimiter', [b'x', ECHO], None),
+    ('1 000, no delimiter', [b'x'] * 1000, None),
+    ('nothing behind the delimiter', [b'x', b''], None),
+    ('an empty one', [b'', b''], 400),
+    ('two empty ones', [b'', b'', b''], 400),
+    ('one too many', [b'', b'x', ECHO], 400),
+    ('one too many behind', [b'', ECHO, b'x'], 400),
+    ('one too few', call('first'), 400),
+    ('1 000', [b'', *[b'x'] * 999, ECHO], 400),
+    ('1 000 empty ones', [b''] * 1001, 400),
+    ('1 000, for a method that takes them', [*[b''] * 1000, call('many')[1]], Value([200, 1000])),
+    ('1 000 in the envelope', [*[b'x'] * 1000, b'', ECHO], Value([200, 1])),
+    ('larger than the limit', [b'', b'x' * (LIMIT + 1)], 413),
+    ('larger than the limit together', [b'', *[b'x' * (LIMIT // 10)] * 11], 413),
+    ('as large as the limit', [b'', b'x' * LIMIT], 400),
+]
+
+JSON = [
+    ('not UTF-8', b'["echo","\xff"]', 400),
+    ('UTF-8 that encodes a surrogate', b'["echo","\xed\xa0\x80"]', 400),
+    ('UTF-16', '["echo",1]'.encode('utf-16'), 400),
+    ('a byte order mark', b'\xef\xbb\xbf["echo",1]', 400),
+    ('not JSON', b'echo', 400),
+    ('no quotes but apostrophes', b"['echo',1]", 400),
+    ('a NUL', b'\0', 400),
+    ('a NUL behind', b'["echo",1]\0', 400),
+    ('a NUL in a text', b'["echo","\0"]', 400),
+    ('garbage behind', b'["echo",1]]', 400),
+    ('two texts', b'["echo",1]["echo",1]', 400),
+    ('cut off', b'["echo",', 400),
+    ('a comma too many', b'["echo",1,]', 400),
+    ('a number', b'1', 400),
+    ('a text', b'"echo"', 400),
+    ('null', b'null', 400),
+    ('an object', b'{"echo":1}', 400),
+    ('a list of 0', b'[]', 400),
+    ('a list of 1', b'["echo"]', 400),
+    ('a list of 3', b'["echo",1,2]', 400),
+    ('100 000 lists', b'[' * 100_000 + b']' * 100_000, 400),
+    ('100 000 lists as arguments', b'["echo",' + b'[' * 100_000 + b']' * 100_001, 400),
+    ('100 000 objects', b'["echo",' + b'{"a":' * 100_000 + b'1' + b'}' * 100_000 + b']', 400),
+    ('NaN', b'["echo",NaN]', 400),
+    ('infinity', b'["echo",-Infinity]', 400),
+    ('1e999', b'["echo",1e999]', 400),
+    ('a lone surrogate', rb'["echo","\ud800"]', 400),
+    ('a reversed surrogate pair', rb'["echo","\udc00\ud800"]', 400),
+    ('an integer of 5 000 digits', b'["echo",' + b'1' * 5000 + b']', 400),
+    ('a leading zero', b'["echo",01]', 400),
+    ('an integer of 4 000 digits', b'["echo",' + b'1' * 4000 + b']', Value([200, int('1' * 4000)])),
+    ('a surrogate pair', rb'["echo","\ud83d\ude00"]', Value([200, '😀'])),
+    ('an escaped NUL', rb'["echo","\u0000"]', Value([200, '\0'])),
+    ('duplicate keys', b'["echo",{"a":1,"a":2}]', Value([200, {'a': 2}])),
+    ('blanks around', b' \r\n\t[ "echo" , 1 ]\n', Value([200, 1])),
+]
+
+TYPES = [
+    ('a number', 1, 400),
+    ('null', None, 400),
+    ('a list', ['echo'], 400),
+    ('unknown', 'unknown', 404),
+    ('empty', '', 404),
+    ('private', '_private', 404),
+    ('a special method', '__init__', 404),
+    ('a special attribute', '__class__', 404),
+    ('dotted', 'process.stop', 404),
+    ('an attribute of the instance', 'process', 404),
+    ('a callable attribute of the instance', 'hook', 404),
+    ('a property', 'secret', 404),
+    ('an attribute of the class', 'value', 404),
+    ('a nested class', 'Nested', 404),
+    ('a method of every class', 'mro', 404),
+    ('in capitals', 'ECHO', 404),
+    ('with a blank', 'echo ', 404),
+    ('with a NUL', 'echo\0', 404),
+    ('of 1 MB', 'x' * 1_000_000, 404),
+    ('of 1 MB, not ASCII', '\u0394' * 300_000, 404),
+]
+
+METHODS = [
+    ('takes no arguments', 'no_args', None, 400),
+    ('takes two frames', 'first', None, 400),
+    *[
+        (f'raises {name}', 'raises', name, 500)
+        for name in (
+            'ValueError',
+            'TypeError',
+            'KeyError',
+            'SystemExit',
+            'KeyboardInterrupt',
+            'GeneratorExit',
+            'MemoryError',
+            'CancelledError',
+            'Unprintable',
+        )
+    ],
+    ('recurses without end', 'recurse', None, 500),
+    ('chooses its answer', 'raises', 'ZMQMessageError', Value([418, 'I am a teapot'])),
+    ('chooses an answer which is no JSON', 'raises', 'bad ZMQMessageError', 500),
+    *[
+        (f'returns {name}', 'returns', name, 500)
+        for name in (
+            'object',
+            'set',
+            'bytes',
+            'nan',
+            'infinity',
+            'surrogate',
+            'generator',
+            'tuple key',
+            'cycle',
+        )
+    ],
+    ('returns 100 000 lists', 'deep_result', None, 500),
+    ('returns None', 'nothing', None, Value(None)),
+    ('returns a kind of text', 'returns', 'text subclass', Value('text')),
+    ('returns a large number', 'returns', 'big', Value(2**70)),
+    ('returns a tuple', 'returns', 'tuple', Value([200, 'OK'])),
+]
+
+ASYNC = {'raises', 'recurse', 'returns', 'deep_result', 'nothing'}
+
+MESSAGES = [
+    *[Case('frames', *case) for case in FRAMES],
+    *[Case('JSON', name, [b'', data], answer) for name, data, answer in JSON],
+    *[Case('type', name, call(kind), answer) for name, kind, answer in TYPES],
+    *[Case('method', name, call(kind, args), answer) for name, kind, args, answer in METHODS],
+    Case('method', 'is a generator', call('generates'), 500),
+    *[
+        Case('async method', name, call(f'async_{kind}', args), answer)
+        for name, kind, args, answer in METHODS
+        if kind in ASYNC
+    ],
+]
+
+
+class Dealer:
+    """A client that sees every reply, also one too many."""
+
+    def __init__(self, context, address):
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.connect(address)
+        self.number = 0
+
+    def send(self, frames):
+        self.socket.send_multipart(frames)
+
+    def receive(self, timeout=20):
+        """Receive a reply, return its envelope and its value."""
+        assert self.socket.poll(timeout * 1000), 'no reply'
+        *envelope, reply = self.socket.recv_multipart()
+        return envelope, json.loads(reply)
+
+    def ask(self, frames):
+        """Send a message, return all of its replies: those before the one to the next message."""
+        self.number += 1
+        nonce = f'{self.number} of {id(self)}'
+        self.send(frames)
+        self.send(call('echo', nonce))
+        replies = []
+        while (reply := self.receive()) != ([b''], [200, nonce]):
+            replies.append(reply)
+        return replies
+
+    def close(self):
+        self.socket.close(linger=10_000)  # what was sent arrives
+
+
+def check(case, replies):
+    """Check that a message got its answer, once."""
+    if case.answer is None:
+        assert replies == []
+        return
+    ((envelope, reply),) = replies
+    assert envelope == case.frames[: case.frames.index(b'') + 1]
+    if isinstance(case.answer, Value):
+        assert reply == case.answer.value
+        return
+    status, text = reply
+    assert status == case.answer
+    assert isinstance(text, str)
+    assert len(text) < 500
+    assert SECRET not in text
+    if status == 500:
+        assert ERROR.fullmatch(text)
+    if status == 404:
+        kind, _args = json.loads(case.frames[-1])
+        assert text == f'Unknown message type {kind[:80]!r}'
+
+
+@pytest.fixture
+def process(start, tmp_path):
+    """Process that serves every way to misbehave."""
+    return start(factory=LoggedProcess, log_path=tmp_path / 'log')
+
+
+@pytest.fixture
+def connect():
+    """Open DEALER clients."""
+    context = zmq.Context()
+    dealers = []
+
+    def make(process):
+        dealers.append(Dealer(context, process.bound_address))
+        return dealers[-1]
+
+    yield make
+    context.destroy(0)
+
+
+@pytest.mark.parametrize('group', dict.fromkeys(case.group for case in MESSAGES))
+def test_one_answer_each(process, connect, group):
+    dealer = connect(process)
+    for case in MESSAGES:
+        if case.group == group:
+            check(case, dealer.ask(case.frames))
+
+
+def test_any_order(process, connect):
+    """The same in a mix, from several clients at once, without waiting for replies."""
+    rng = random.Random(20)
+    clients = [(connect(process), rng.sample(MESSAGES, len(MESSAGES))) for _ in range(4)]
+    for cases in zip(*(cases for _dealer, cases in clients), strict=True):
+        for (dealer, _cases), case in zip(clients, cases, strict=True):
+            dealer.send(case.frames)
+    for dealer, cases in clients:
+        for case in cases:
+            check(case, [] if case.answer is None else [dealer.receive()])
+        assert dealer.ask(call('echo')) == [([b''], [200, None])]
+
+
+def test_nothing_grows(process, connect):
+    """20 000 malformed messages of all classes cost neither memory nor descriptors."""
+    dealer = connect(process)
+    cheap = [
+        case
+        for case in MESSAGES
+        if len(case.frames) < 10
+        and sum(map(len, case.frames)) < 10_000
+        and not case.name.startswith(('recurses', 'returns 100 000'))
+    ]
+    failing = [case for case in cheap if case.answer == 500]
+    refused = [case for case in cheap if case.answer != 500]
+
+    rng = random.Random(20)
+
+    def flood(number):
+        while number > 0:
+            # The dear ones now and then, and few tracebacks.
+            batch = rng.sample(refused, 45) + rng.sample(failing, 5)
+            if number % 4_000 == 0:
+                batch += MESSAGES
+            for case in batch:
+                dealer.send(case.frames)
+            for case in batch:
+                check(case, [] if case.answer is None else [dealer.receive()])
+            number -= 50
+
+    def measure(kind):
+        ((_envelope, (_status, value)),) = dealer.ask(call(kind))
+        return value
+
+    flood(4_000)
+    rss, fds = measure('trimmed_rss'), measure('fds')
+    flood(20_000)
+    assert measure('fds') == fds
+    # A leak of 0.4 KiB per message; the allocator has its ups and downs of 5 MiB.
+    assert measure('trimmed_rss') - rss < 8 * 1024
+
+
+@pytest.mark.parametrize('method', ['raises', 'async_raises'])
+def test_log(process, connect, tmp_path, method):
+    ((_envelope, (status, text)),) = connect(process).ask(call(method, 'ValueError'))
+    assert status == 500
+    log = (tmp_path / 'log').read_text()
+    assert f'Message handler failed, error id {ERROR.fullmatch(text)[1]}\nTraceback' in log
+    assert f'ValueError: {SECRET}' in log
+    assert f'in {method}' in log
+
+
+@pytest.mark.parametrize('method', ['raises', 'async_raises'])
+def test_log_that_fails(start, connect, method):
+    dealer = connect(start(factory=BrokenLogProcess))
+    for _ in range(3):
+        ((_envelope, (status, text)),) = dealer.ask(call(method, 'ValueError'))
+        assert (status, bool(ERROR.fullmatch(text))) == (500, True)
+
+
+def test_default_limit(start, connect):
+    process = start()
+    dealer = connect(process)
+    limit = 16 * 1024 * 1024
+    text = 'x' * (limit - len(b'["echo",""]'))
+    assert dealer.ask([*call('echo', text)[:1], b'["echo","%s"]' % text.encode()]) == [
+        ([b''], [200, text])
+    ]
+    ((_envelope, (status, text)),) = dealer.ask([b'', b'x' * (limit + 1)])
+    assert (status, text) == (413, f'Message of {limit + 1} bytes, the service takes {limit}')
+
+
+def test_far_larger_than_the_limit(process, connect):
+    """libzmq hangs up on the sender, the others do not notice."""
+    other = connect(process)
+    dealer = connect(process)
+    with dealer.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
+        dealer.send([b'', b'x' * (LIMIT + 17 * 1024 * 1024)])
+        assert monitor.poll(10_000)
+        dealer.socket.disable_monitor()
+    assert other.ask(call('echo')) == [([b''], [200, None])]
+    assert dealer.ask(call('echo')) == [([b''], [200, None])]  # it has reconnected
+
+
+@pytest.mark.parametrize('method', ['wait_for', 'async_wait_for'])
+def test_client_gone_before_the_reply(process, connect, tmp_path, method):
+    other = connect(process)
+    path = tmp_path / 'in hand'
+    for _ in range(20):
+        dealer = connect(process)
+        dealer.send(call(method, str(path)))
+        wait_until(path.exists)
+        dealer.close()
+        path.unlink()
+        assert other.ask(call('echo')) == [([b''], [200, None])]
+
+
+GONE = {
+    'good': call('echo'),
+    'async': call('async_echo'),
+    'failing': call('raises', 'ValueError'),
+    'no JSON': [b'', b'x'],
+    'too many frames': [b'', b'x', b'x'],
+    'an envelope': [b'hop', b'', ECHO],
+    'no delimiter': [b'x'],
+    'nothing behind the delimiter': [b''],
+    'an envelope and nothing behind': [b'hop', b''],
+}
+
+
+# When a REP socket of libzmq 4.3.5 drops a bogus envelope whose peer has left already, it takes
+# the next reply for the rest of it, and loses it. The one after it arrives.
+@pytest.mark.xfail(strict=False, reason='a fault of the REP socket of libzmq')
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('frames', GONE.values(), ids=GONE)
+def test_clients_gone_before_their_turn(process, connect, tmp_path, frames):
+    first = connect(process)
+    other = connect(process)
+    path = tmp_path / 'in hand'
+    first.send(call('wait_for', str(path)))
+    wait_until(path.exists)
+    with zmq.Context() as context:
+        for _ in range(50):
+            dealer = Dealer(context, process.bound_address)
+            dealer.send(frames)
+            dealer.close()
+    other.send(call('echo', 'in the middle of them'))
+    path.unlink()
+    assert first.receive() == ([b''], [200, str(path)])
+    assert other.receive() == ([b''], [200, 'in the middle of them'])
+    for _ in range(3):
+        assert first.ask(call('echo')) == [([b''], [200, None])]
+        assert connect(process).ask(call('echo')) == [([b''], [200, None])]
+
+
+def test_client_that_does_not_read(process, connect):
+    """It loses its own replies at most."""
+    idle = connect(process)
+    idle.socket.sndtimeo = 10_000
+    reply = 'x' * 10_000
+    for _ in range(5_000):
+        idle.send(call('echo', reply))
+    assert connect(process).ask(call('echo')) == [([b''], [200, None])]
+    while idle.socket.poll(0):
+        assert idle.receive() == ([b''], [200, reply])
+
+
+def test_10_000_requests_of_20_clients(process, connect):
+    dealers = [connect(process) for _ in range(20)]
+    for number in range(500):
+        for dealer in dealers:
+            dealer.send(call('async_echo' if number % 2 else 'echo', number))
+    for number in range(500):
+        for dealer in dealers:
+            assert dealer.receive() == ([b''], [200, number])
+    for dealer in dealers:
+        assert dealer.ask(call('echo')) == [([b''], [200, None])]

@@ -1,0 +1,326 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""The wire format."""
+
+import enum
+import json
+import math
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pyams_zmq.exceptions import ZMQMessageError, ZMQReplyError
+from pyams_zmq.message import decode_reply, decode_request, encode
+
+GOOD_JSON = [
+    # JSON, value
+    (b'1', 1),
+    (b' [ 1 ] \r\n\t', [1]),
+    (b'-0.0', -0.0),
+    (b'1e5', 100_000.0),
+    (b'1e-400', 0.0),
+    (b'1180591620717411303424', 2**70),
+    (b'1' * 4000, int('1' * 4000)),
+    (b'{"a":1,"b":3,"a":2}', {'a': 2, 'b': 3}),
+    (rb'"\ud83d\ude00\u0000\/"', '😀\0/'),
+    ('"é\u2028😀"'.encode(), 'é\u2028😀'),
+    (b'[' * 300 + b']' * 300, None),
+]
+
+BAD_JSON = [
+    b'',
+    b' ',
+    b'\0',
+    b'nul',
+    b'None',
+    b'True',
+    b"'a'",
+    b'"a',
+    b'[1,]',
+    b'[1 2]',
+    b'{"a":1,}',
+    b'{1:1}',
+    b'{"a"}',
+    b'// comment\n1',
+    b'1 1',
+    b'1\0',
+    b'1}',
+    b'01',
+    b'+1',
+    b'.5',
+    b'1.',
+    b'0x1',
+    b'NaN',
+    b'Infinity',
+    b'-Infinity',
+    b'1e999',
+    b'-1e999',
+    b'1' * 5000,
+    b'"\xff"',
+    b'"\xed\xa0\x80"',
+    b'\xff',
+    b'"\t"',
+    rb'"\x"',
+    rb'"\ud800"',
+    rb'"\ud800 and more"',
+    rb'"\udc00\ud800"',
+    b'\xef\xbb\xbf1',
+    '1'.encode('utf-16'),
+    b'[' * 100_000,
+    b'[' * 100_000 + b']' * 100_000,
+    b'{"a":' * 100_000 + b'1' + b'}' * 100_000,
+]
+
+BAD_REQUESTS = [
+    # JSON, but no request
+    b'1',
+    b'"echo"',
+    b'null',
+    b'true',
+    b'{"echo":1}',
+    b'[]',
+    b'["echo"]',
+    b'["echo",1,2]',
+    b'[1,1]',
+    b'[null,1]',
+    b'[["echo"],1]',
+]
+
+
+@pytest.mark.parametrize(('data', 'value'), GOOD_JSON)
+def test_good_json(data, value):
+    if value is None:
+        value = json.loads(data)
+    assert decode_request(b'["echo",' + data + b']') == ('echo', value)
+    assert decode_reply(data) == value
+
+
+@pytest.mark.parametrize('data', BAD_JSON, ids=lambda data: repr(data[:30]))
+def test_bad_json(data):
+    with pytest.raises(ZMQMessageError, match='^400 Bad message, expected') as caught:
+        decode_request(b'["echo",' + data + b']')
+    assert len(caught.value.text) < 250
+    with pytest.raises(ZMQReplyError, match='^The reply is no JSON'):
+        decode_reply(data)
+
+
+@pytest.mark.parametrize('data', BAD_JSON + BAD_REQUESTS, ids=lambda data: repr(data[:30]))
+def test_bad_request(data):
+    with pytest.raises(ZMQMessageError, match='^400 Bad message, expected') as caught:
+        decode_request(data)
+    assert len(caught.value.text) < 250
+    assert caught.value.__cause__ is None
+
+
+class Number(enum.IntEnum):
+    """An integer that says it is something else."""
+
+    ONE = 1
+
+
+class Text(str):
+    """A text that is no plain str, as a translation string is."""
+
+    __slots__ = ()
+
+
+class Mapping(dict):
+    """A dictionary that is no plain dict."""
+
+
+class Sequence(list):
+    """A list that is no plain list."""
+
+
+ENCODED = [
+    # value, what a peer reads
+    (None, None),
+    ([200, None], [200, None]),
+    ((200, ('OK',)), [200, ['OK']]),
+    (2**70, 2**70),
+    (-(2**70), -(2**70)),
+    (Text('text'), 'text'),
+    ([200, {'a': Text('text')}], [200, {'a': 'text'}]),
+    ({Text('key'): 1}, {'key': 1}),
+    (Mapping(a=Sequence([1])), {'a': [1]}),
+    (Number.ONE, 1),
+    ([Number.ONE, 1.5], [1, 1.5]),
+    ({1: 2, 1.5: 3, None: 4, True: 5}, {'1': 5, '1.5': 3, 'null': 4}),
+    ('é\u2028😀', 'é\u2028😀'),
+]
+
+NOT_ENCODABLE = [
+    object(),
+    {1, 2},
+    [200, frozenset()],
+    b'bytes',
+    bytearray(b'bytes'),
+    1j,
+    Ellipsis,
+    ValueError('text'),
+    int,
+    iter([1]),
+    (i for i in range(3)),
+    math.nan,
+    [1, {'x': math.inf}],
+    {math.nan: 1},
+    {(1, 2): 3},
+    {b'key': 1},
+    '\ud800',
+    ['\ud800'],
+    {'\ud800': 1},
+    [Text('\ud800')],
+    10**5000,
+]
+
+
+@pytest.mark.parametrize(('value', 'expected'), ENCODED)
+def test_encode(value, expected):
+    assert decode_reply(encode(value)) == expected
+
+
+@pytest.mark.parametrize('value', NOT_ENCODABLE, ids=lambda value: type(value).__name__)
+def test_not_encodable(value):
+    with pytest.raises((TypeError, ValueError)):
+        encode(value)
+
+
+@pytest.mark.parametrize('kind', [list, dict, Sequence])
+def test_cycle(kind):
+    value = kind()
+    if kind is dict:
+        value['a'] = value
+    else:
+        value.append(value)
+    with pytest.raises((ValueError, RecursionError)):
+        encode(value)
+
+
+@pytest.mark.parametrize('innermost', [[], [Text('text')], [object()]])
+def test_too_deep(innermost):
+    for _ in range(100_000):
+        innermost = [innermost]
+    with pytest.raises(RecursionError):
+        encode(innermost)
+
+
+@pytest.mark.parametrize('wrap', [lambda value: [value], lambda value: {'a': value}])
+def test_deep(wrap):
+    # As deep as the standard library goes, 500 of the 1 000 levels that Python allows itself.
+    value = 'text'
+    for _ in range(500):
+        value = wrap(value)
+    assert json.loads(encode(value)) == value
+
+
+TEXTS = st.text(st.characters(codec='utf-8'))
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXTS
+)
+PLAIN = st.recursive(
+    SCALARS, lambda inner: st.one_of(st.lists(inner), st.dictionaries(TEXTS, inner)), max_leaves=20
+)
+ODD = st.recursive(
+    st.one_of(
+        SCALARS,
+        st.floats(),
+        st.text(),
+        st.binary(),
+        st.sets(st.integers()),
+        st.complex_numbers(),
+        st.builds(Text, st.text()),
+        st.sampled_from(Number),
+        st.builds(object),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner),
+        st.lists(inner).map(tuple),
+        st.lists(inner).map(Sequence),
+        st.dictionaries(st.one_of(st.text(), st.integers(), st.floats(), st.none()), inner),
+    ),
+    max_leaves=20,
+)
+
+
+def strict_json(data):
+    """Read JSON with the standard library, without what it lets through."""
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    def finite(text):
+        if math.isinf(float(text)):
+            raise ValueError(text)
+        return float(text)
+
+    value = json.loads(data.decode(), parse_constant=refuse, parse_float=finite)
+    json.dumps(value, ensure_ascii=False).encode()  # no lone surrogates
+    return value
+
+
+@given(PLAIN)
+def test_plain_values_round_trip(value):
+    data = encode(value)
+    assert strict_json(data) == value
+    assert strict_json(data) == json.loads(json.dumps(value))
+    assert decode_reply(data) == value
+    assert decode_request(b'["x",' + data + b']') == ('x', value)
+
+
+@given(ODD)
+def test_what_is_encoded_is_json(value):
+    try:
+        data = encode(value)
+    except (TypeError, ValueError):
+        return
+    assert decode_reply(data) == strict_json(data)
+
+
+@given(st.binary(max_size=60))
+@example(b'["a",1]')
+@example(b'["\\ud800",1]')
+def test_decodes_what_the_standard_library_decodes(data):
+    compare(data)
+
+
+@given(PLAIN, st.data())
+def test_decodes_mutations_as_the_standard_library(value, data):
+    encoded = bytearray(encode(['x', value]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(encoded)))
+        end = data.draw(st.integers(start, min(len(encoded), start + 2)))
+        encoded[start:end] = data.draw(
+            st.one_of(
+                st.binary(max_size=2), st.sampled_from([b'"', b'\\u', b'[', b'}', b',', b'e'])
+            )
+        )
+    compare(bytes(encoded))
+
+
+def compare(data):
+    try:
+        expected = strict_json(data)
+    except ValueError:
+        with pytest.raises(ZMQReplyError):
+            decode_reply(data)
+        with pytest.raises(ZMQMessageError):
+            decode_request(data)
+        return
+    assert decode_reply(data) == expected
+    match expected:
+        case [str(), _]:
+            assert decode_request(data) == tuple(expected)
+        case _:
+            with pytest.raises(ZMQMessageError):
+                decode_request(data)

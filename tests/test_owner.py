@@ -1,0 +1,651 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+
+"""A process and its owner: who ends whom, when, and what both leave."""
+
+import asyncio
+import errno
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+
+import psutil
+import pytest
+from pyramid.registry import Registry
+
+from app.handler import Process, in_hand
+from app.program import Program, is_running, reserved_port, wait_for_end, wait_until
+from pyams_zmq.exceptions import ZMQBindError, ZMQStartError
+from pyams_zmq.handler import DRAINING
+from pyams_zmq.interfaces import IZMQProcessStartedEvent
+from pyams_zmq.process import process_exit_func
+from pyams_zmq.socket import zmq_response, zmq_socket
+
+ORPHAN_LIMIT = 2.0
+"""Seconds after which the child of a killed owner has to be gone"""
+
+STOP_LIMIT = 1.5
+"""Seconds in which an idle child stops, even on a busy machine; it drains for 3 if it is not"""
+
+OWNER = """
+import json, os, signal, sys, threading
+from app.handler import Process
+
+process = Process(sys.argv[1])
+process.start()
+print(json.dumps([process.pid, process.wait_ready()]), flush=True)
+"""
+
+NO_PIDFD = """
+import os
+del os.pidfd_open
+"""
+
+FORK = """
+import atexit
+from pyams_zmq.process import process_exit_func
+
+atexit.register(process_exit_func, process=process)
+fork = os.fork()
+if fork:
+    print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
+    sys.stdin.readline()
+"""
+
+THREADS = """
+import threading, time, warnings
+from app.handler import Process
+
+warnings.simplefilter('error')
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+"""
+
+STANDBY = """
+import os, signal, sys
+from app.handler import Process
+
+process = Process(sys.argv[1])
+process.bind_timeout = 60
+process.start()
+print(process.pid, flush=True)
+signal.pause()
+"""
+
+STARTER = """
+import json, sys
+from app.handler import Process
+
+print('0', flush=True)
+for line in sys.stdin:
+    process = Process(json.loads(line))
+    process.bind_timeout = 0
+    process.start()
+    try:
+        result = process.wait_ready()
+    except OSError as error:
+        result = error.errno
+    print(json.dumps([type(result).__name__, result]), flush=True)
+    sys.stdin.readline()
+    process.stop()
+    print('0', flush=True)
+"""
+
+STRANGER = """
+import sys, zmq
+
+with zmq.Context() as context, context.socket(zmq.REP) as socket:
+    socket.bind(sys.argv[1])
+    print('0', flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Start programs; at the end kill whatever is left of them."""
+    programs = []
+
+    def start(code, *args):
+        program = Program(tmp_path, '-c', code, *args)
+        programs.append(program)
+        return program
+
+    yield start
+    for program in programs:
+        program.end()
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Path of an ipc socket, of which a clean end leaves nothing."""
+    return tmp_path / 'zmq.sock'
+
+
+@pytest.fixture
+def address(path):
+    """Address on that path."""
+    return f'ipc://{path}'
+
+
+def left_at(path):
+    """What there is of an ipc socket."""
+    return sorted(found.name for found in path.parent.glob(f'{path.name}*'))
+
+
+def ends_on(pid, num):
+    """Tell if a process neither handles nor blocks a signal."""
+    with open(f'/proc/{pid}/status', encoding='ascii') as status:
+        masks = [line.split()[1] for line in status if line.startswith(('SigCgt', 'SigBlk'))]
+    return not any(int(mask, 16) & 1 << num - 1 for mask in masks)
+
+
+def collect_all(*args):
+    """Collect whatever child has ended; a handler of SIGCHLD."""
+    with suppress(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def kill(process):
+    """Kill a process; `join` with a time-out would wait for its children, too."""
+    process.kill()
+    wait_for_end(process.pid, 5)
+
+
+def spawn(ask, address):
+    """Let a process start a child, give its pid once that has dropped what it inherited."""
+    status, pid = ask(address, ['spawn', 60])
+    assert status == 200
+    wait_until(lambda: ends_on(pid, signal.SIGTERM), 5)
+    assert is_running(pid)
+    return pid
+
+
+def timed(function, *args):
+    """Seconds that a call takes."""
+    start = time.monotonic()
+    function(*args)
+    return time.monotonic() - start
+
+
+@contextmanager
+def running(process):
+    """Start a process, wait until it is ready, stop it at the end."""
+    process.start()
+    try:
+        yield process.wait_ready()
+    finally:
+        process.stop()
+
+
+# The owner dies
+
+
+@pytest.mark.parametrize('code', [OWNER, NO_PIDFD + OWNER], ids=['pidfd', 'no pidfd'])
+def test_owner_is_killed(run, address, path, code):
+    owner = run(code + 'signal.pause()', address)
+    child, _ = owner.read()
+    owner.send_signal(signal.SIGKILL)
+    wait_for_end(child, ORPHAN_LIMIT)
+    assert left_at(path) == []
+
+
+@pytest.mark.parametrize('work', ['work', 'async_work', 'native_work', 'deaf_work'])
+def test_owner_is_killed_while_the_child_works(run, address, work):
+    owner = run(OWNER + 'signal.pause()', address)
+    child, _ = owner.read()
+    with in_hand(address, work):
+        owner.send_signal(signal.SIGKILL)
+        wait_for_end(child, ORPHAN_LIMIT)
+
+
+def test_owner_is_killed_and_the_child_has_children(run, ask, address):
+    owner = run(OWNER + 'signal.pause()', address)
+    child, _ = owner.read()
+    grandchildren = [spawn(ask, address) for _ in range(2)]
+    owner.send_signal(signal.SIGKILL)
+    for pid in (child, *grandchildren):
+        wait_for_end(pid, ORPHAN_LIMIT)
+
+
+def test_owner_is_killed_before_the_child_is_ready(run, address):
+    first = run(OWNER + 'signal.pause()', address)
+    first.read()
+    standby = run(STANDBY, address)
+    child = standby.read()
+    standby.send_signal(signal.SIGKILL)
+    wait_for_end(child, ORPHAN_LIMIT)
+
+
+# The owner ends
+
+
+@pytest.mark.parametrize(
+    ('code', 'exit_code'),
+    [
+        ('', 0),
+        ('sys.exit(3)', 3),
+        ('raise SystemError', 1),
+        ('threading.Thread(target=print).start()', 0),
+        ('process.stop()', 0),
+        ('os.kill(os.getpid(), signal.SIGINT)', -signal.SIGINT),
+        ('os.kill(os.getpid(), signal.SIGTERM)', -signal.SIGTERM),
+        ('os.kill(process.pid, signal.SIGKILL)', 0),
+    ],
+    ids=['end', 'exit', 'exception', 'thread', 'stop', 'SIGINT', 'SIGTERM', 'killed child'],
+)
+def test_owner_ends(run, address, path, code, exit_code):
+    owner = run(OWNER + code, address)
+    child, _ = owner.read()
+    assert owner.wait(5) == exit_code
+    wait_for_end(child, ORPHAN_LIMIT)
+    assert 'Exception ignored' not in owner.log.read_text()
+    assert left_at(path) == [] or 'SIGKILL' in code
+
+
+@pytest.mark.parametrize('num', [signal.SIGINT, signal.SIGTERM], ids=lambda num: num.name)
+def test_all_get_the_signal(run, address, path, num):
+    """Ctrl-C in a terminal does this, and the end of a systemd service."""
+    owner = run(
+        OWNER + 'signal.signal(signal.SIGTERM, lambda *args: sys.exit())\nsignal.pause()', address
+    )
+    child, _ = owner.read()
+    with in_hand(address, 'work', 0.5) as socket:
+        owner.send_signal_to_all(num)
+        assert zmq_response(socket) == [200, 0.5]
+    owner.wait(5)
+    wait_for_end(child, ORPHAN_LIMIT)
+    assert left_at(path) == []
+
+
+def test_fork_of_the_owner_ends(run, ask, address):
+    """Workers of a preforking server run atexit hooks which they inherited."""
+    owner = run(OWNER + FORK, address)
+    child, _ = owner.read()
+    assert owner.read() == 0
+    assert ask(address, ['pid', None]) == [200, child]
+    owner.write(None)
+    assert owner.wait(5) == 0
+    assert 'Traceback' not in owner.log.read_text()
+
+
+@pytest.mark.parametrize('handler', [signal.SIG_IGN, collect_all], ids=['ignored', 'collected'])
+def test_owner_does_not_see_the_end_of_its_children(handler):
+    """Some versions of gunicorn collect every child in a signal handler."""
+    process = Process()
+    former = signal.signal(signal.SIGCHLD, handler)
+    try:
+        process.start()
+        process.wait_ready()
+        assert timed(process.stop) < STOP_LIMIT
+        assert not psutil.pid_exists(process.pid)
+        assert timed(process.stop) < STOP_LIMIT
+        with pytest.raises(ZMQStartError, match='ended'):
+            process.wait_ready()
+    finally:
+        signal.signal(signal.SIGCHLD, former)
+        multiprocessing.process._children.discard(process)
+
+
+# The child has children
+
+
+def test_stop_ends_grandchildren(ask):
+    process = Process()
+    process.drain_timeout = 1.0
+    with running(process) as address:
+        grandchild = spawn(ask, address)
+        process.stop()
+        assert process.exitcode == 0
+        assert not is_running(grandchild)
+
+
+@pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name)
+def test_grandchild_ends_on_a_signal(start, ask, num):
+    process = start(factory=Process)
+    grandchild = spawn(ask, process)
+    os.kill(grandchild, num)
+    wait_for_end(grandchild, 1)
+    assert ask(process, ['pid', None]) == [200, process.pid]
+
+
+@pytest.mark.parametrize('kind', ['tcp', 'path', 'abstract'])
+def test_grandchild_does_not_keep_the_address(ask, kind, path):
+    with reserved_port() as port:
+        address = {
+            'tcp': f'tcp://127.0.0.1:{port}',
+            'path': f'ipc://{path}',
+            'abstract': f'ipc://@{path}',
+        }[kind]
+        first = Process(address)
+        with running(first):
+            grandchild = spawn(ask, address)
+            kill(first)
+            try:
+                with running(Process(address)):
+                    assert is_running(grandchild)
+                    assert ask(address, ['echo', 1]) == [200, 1]
+            finally:
+                os.kill(grandchild, signal.SIGKILL)
+
+
+# Where it is started
+
+
+def test_started_among_threads(ask):
+    event = threading.Event()
+    threads = [threading.Thread(target=event.wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            with running(Process()) as address:
+                grandchild = ask(address, ['spawn', 0])
+                assert ask(address, ['echo', 1]) == [200, 1]
+        assert grandchild[0] == 200
+        assert [str(warning.message) for warning in caught] == []
+    finally:
+        event.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason='these Pythons do not warn')
+def test_warnings_are_errors(run, ask, address):
+    owner = run(THREADS + OWNER + 'sys.stdin.readline()', address)
+    owner.read()
+    assert ask(address, ['spawn', 0])[0] == 200  # it has threads too
+    owner.write(None)
+    assert owner.wait(5) == 0
+    assert 'Traceback' not in owner.log.read_text()
+
+
+def test_started_in_a_loop(ask):
+    heard = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        usr1 = asyncio.Event()
+        loop.add_signal_handler(signal.SIGUSR1, usr1.set)
+        for num in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(num, heard.append, num)
+        process = Process()
+        process.start()
+        address = await asyncio.to_thread(process.wait_ready)
+        assert await asyncio.to_thread(ask, address, ['async_echo', 1]) == [200, 1]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await usr1.wait()
+        assert await asyncio.to_thread(ask, address, ['async_echo', 2]) == [200, 2]
+        os.kill(process.pid, signal.SIGINT)
+        await asyncio.to_thread(process.join, 5)
+        assert process.exitcode == 0
+        await asyncio.to_thread(process.stop)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert heard == []
+
+
+def test_stopped_at_once_in_a_loop():
+    """The child inherits the handlers of the loop, and the descriptor that wakes it."""
+    heard = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        for num in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(num, heard.append, num)
+        for _ in range(10):
+            process = Process()
+            process.start()
+            assert timed(process.stop) < STOP_LIMIT
+            assert process.exitcode == 0
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert heard == []
+
+
+def test_started_by_a_thread(ask, tmp_path):
+    registry = Registry('theirs')
+    notes = tmp_path / 'notes'
+    registry.registerHandler(
+        lambda event: notes.write_text(event.object.registry.__name__), [IZMQProcessStartedEvent]
+    )
+    process = Process(registry=registry)
+
+    def start():
+        process.start()
+        process.wait_ready()
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    try:
+        # The thread has ended, its child has not.
+        assert ask(process, ['registry', None]) == [200, True]
+        assert notes.read_text() == 'theirs'
+    finally:
+        stopper = threading.Thread(target=process.stop)
+        stopper.start()
+        stopper.join()
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize('method', ['spawn', 'forkserver', 'fork'])
+def test_start_method_of_the_program(ask, method):
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        process = Process()
+        assert isinstance(process, multiprocessing.Process)
+        with running(process) as address:
+            assert not process.daemon
+            assert psutil.Process(process.pid).ppid() == os.getpid()
+            assert ask(address, ['start_method', None]) == [200, 'fork']
+        assert multiprocessing.get_start_method() == method
+    finally:
+        multiprocessing.set_start_method(None, force=True)
+
+
+# Two want one address
+
+
+@pytest.fixture
+def starters(run):
+    """Five programs which start a process on each address that they read."""
+    programs = [run(STARTER) for _ in range(5)]
+    for program in programs:
+        program.read()
+    return programs
+
+
+def test_race_for_an_address(starters, path):
+    with reserved_port() as port:
+        for address in (f'127.0.0.1:{port}', f'ipc://{path}', f'ipc://@{path}'):
+            for _ in range(10):
+                check_race(starters, address)
+                assert left_at(path) == []
+
+
+def check_race(starters, address):
+    for starter in starters:
+        starter.write(address)
+    results = sorted(starter.read() for starter in starters)
+    assert [result[0] for result in results] == ['int'] * 4 + ['str']
+    assert {result[1] for result in results[:4]} == {errno.EADDRINUSE}
+    for starter in starters:
+        starter.write(None)
+    for starter in starters:
+        starter.read()
+
+
+def test_path_of_a_killed_process(ask, address, path):
+    first = Process(address)
+    with running(first):
+        kill(first)
+        assert left_at(path) == ['zmq.sock', 'zmq.sock.lock']
+        with running(Process(address)):
+            assert ask(address, ['echo', 1]) == [200, 1]
+        assert left_at(path) == []
+
+
+def test_path_of_a_stranger(run, address, path):
+    stranger = run(STRANGER, address)
+    stranger.read()
+    process = Process(address)
+    process.start()
+    with pytest.raises(ZMQBindError) as error:
+        process.wait_ready()
+    assert error.value.errno == errno.EADDRINUSE
+    process.stop()
+    assert left_at(path) == ['zmq.sock']
+    stranger.send_signal(signal.SIGKILL)
+    stranger.wait(5)
+    with running(Process(address)):
+        assert left_at(path) == ['zmq.sock', 'zmq.sock.lock']
+    assert left_at(path) == []
+
+
+def test_lock_was_cleaned_up(address, path):
+    process = Process(address)
+    with running(process):
+        path.with_name('zmq.sock.lock').unlink()
+    assert process.exitcode == 0
+    with running(Process(address)):
+        assert left_at(path) == ['zmq.sock', 'zmq.sock.lock']
+    assert left_at(path) == []
+
+
+@pytest.mark.parametrize('kind', ['path', 'abstract'])
+def test_standby_takes_over(ask, path, kind):
+    address = {'path': f'ipc://{path}', 'abstract': f'ipc://@{path}'}[kind]
+    first, standby = Process(address), Process(address)
+    standby.bind_timeout = 30
+    with running(first):
+        standby.start()
+        assert ask(address, ['pid', None]) == [200, first.pid]
+    try:
+        assert standby.wait_ready() == address
+        assert ask(address, ['pid', None]) == [200, standby.pid]
+    finally:
+        standby.stop()
+    assert standby.exitcode == 0
+
+
+def test_standby_stops(start, address):
+    start(address, factory=Process)
+    standby = Process(address)
+    standby.bind_timeout = 30
+    standby.start()
+    assert timed(standby.stop) < STOP_LIMIT
+    assert standby.exitcode == 0
+
+
+# It is told to stop
+
+
+def test_stop_without_a_child():
+    process = Process()
+    process.stop()
+    process_exit_func(process=process)
+    process_exit_func()
+    process.start()
+    process.stop()
+    process.stop()
+    assert process.exitcode == 0
+
+
+def test_stop_after_death(start):
+    process = start(factory=Process)
+    kill(process)
+    assert timed(process.stop) < STOP_LIMIT
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_stop_in_a_fork(start, ask):
+    process = start(factory=Process)
+    fork = os.fork()
+    if not fork:
+        process.stop()
+        process_exit_func(process=process)
+        os._exit(0)
+    os.waitpid(fork, 0)
+    assert ask(process, ['pid', None]) == [200, process.pid]
+
+
+def test_stop_by_several_threads(start):
+    process = start(factory=Process)
+    with in_hand(process.bound_address, 'work', 0.5) as socket:
+        threads = [threading.Thread(target=process.stop) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        assert zmq_response(socket) == [200, 0.5]
+        for thread in threads:
+            thread.join()
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize('work', ['work', 'async_work'])
+def test_stop_of_a_child_that_works_too_long(work):
+    process = Process()
+    process.drain_timeout = 0.3
+    with running(process) as address, in_hand(address, work):
+        assert timed(process.stop) < process.drain_timeout + STOP_LIMIT
+        assert process.exitcode == 1  # its watchdog ended it
+
+
+def test_stop_of_a_child_that_does_not_hear():
+    deaf, native, stopped = processes = [Process() for _ in range(3)]
+    with ExitStack() as stack:
+        for process in processes:
+            process.drain_timeout = 0.3
+            stack.enter_context(running(process))
+        stack.enter_context(in_hand(deaf.bound_address, 'deaf_work'))
+        stack.enter_context(in_hand(native.bound_address, 'native_work'))
+        os.kill(stopped.pid, signal.SIGSTOP)
+        start = time.monotonic()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Process.stop, processes))
+        assert time.monotonic() - start < 0.3 + 2 + 1 + STOP_LIMIT
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 3
+
+
+@pytest.mark.parametrize('work', ['work', 'async_work'])
+@pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name)
+def test_drain(start, work, num):
+    process = start(factory=Process)
+    with (
+        in_hand(process.bound_address, work, 0.5) as socket,
+        zmq_socket(process.bound_address) as late,
+    ):
+        late.send_json(['echo', 1])
+        os.kill(process.pid, num)
+        assert zmq_response(socket) == [200, 0.5]
+        assert zmq_response(late) == list(DRAINING)
+    process.join(5)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name)
+def test_second_signal_ends_at_once(start, num):
+    process = start(factory=Process)
+    with in_hand(process.bound_address, 'work'):
+        os.kill(process.pid, num)
+        wait_until(lambda: ends_on(process.pid, num), 5)
+        os.kill(process.pid, num)
+        process.join(1)
+        assert process.exitcode == -num

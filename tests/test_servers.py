@@ -1,0 +1,205 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+
+"""The process beside an application in the real servers: pserve and gunicorn."""
+
+import os
+import signal
+import time
+from statistics import median
+
+import psutil
+import pytest
+
+from app.handler import in_hand
+from app.program import WebServer, is_running, wait_for_end, wait_until
+from pyams_zmq.socket import zmq_response
+
+ORPHAN_LIMIT = 2.0
+"""Seconds after which the child of a killed owner has to be gone"""
+
+EXIT_LIMIT = 5.0
+"""Seconds in which an idle server has to end; gunicorn and hupper take more than one themselves"""
+
+SERVERS = pytest.mark.parametrize(
+    'command',
+    [
+        ('pserve',),
+        ('pserve', '--reload'),
+        ('gunicorn',),
+        ('gunicorn', '--preload', '--workers', '2'),
+    ],
+    ids=' '.join,
+)
+
+SIGNALS = pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name)
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Start servers, `serve('pserve', '--reload')`; at the end kill whatever is left of them."""
+    started = []
+
+    def start(name, *args, **settings):
+        settings.setdefault('address', f'ipc://{tmp_path}/zmq.sock')
+        server = getattr(WebServer, name)(tmp_path, *args, **settings)
+        started.append(server)
+        server.wait_for_service()
+        if '--workers' in args:
+            count = int(args[args.index('--workers') + 1])
+            wait_until(lambda: len(server.workers()) == count, 10)
+        return server
+
+    yield start
+    for server in started:
+        server.end()
+
+
+def owner_of(server, child):
+    """Pid of the process that started the child."""
+    pid = psutil.Process(child).ppid()
+    assert pid in server.running()
+    return pid
+
+
+def address_of(server):
+    """Address of the ØMQ process."""
+    return f'ipc://{server.folder}/zmq.sock'
+
+
+def nothing_is_left(server):
+    """Tell if no process of a server runs and its ØMQ process left no file."""
+    left = {path.name for path in server.folder.iterdir()}
+    return not server.running() and not left & {'zmq.sock', 'zmq.sock.lock'}
+
+
+@SERVERS
+def test_owner_is_killed(serve, command):
+    server = serve(*command)
+    [child] = server.children()
+    os.kill(owner_of(server, child), signal.SIGKILL)
+    wait_for_end(child, ORPHAN_LIMIT)
+
+
+@SERVERS
+@SIGNALS
+def test_server_ends(serve, command, num):
+    server = serve(*command)
+    [child] = server.children()
+    server.send_signal(num)
+    server.wait(EXIT_LIMIT)
+    wait_for_end(child, ORPHAN_LIMIT)
+    wait_until(lambda: nothing_is_left(server), ORPHAN_LIMIT)
+    assert 'Exception ignored' not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ('command', 'num'),
+    [
+        (('pserve',), signal.SIGINT),
+        (('gunicorn',), signal.SIGTERM),
+        (('gunicorn', '--preload', '--workers', '2'), signal.SIGINT),
+        (('gunicorn', '--preload', '--workers', '2'), signal.SIGTERM),
+    ],
+    ids=['pserve-SIGINT', 'gunicorn-SIGTERM', 'preload-SIGINT', 'preload-SIGTERM'],
+)
+def test_all_get_the_signal(serve, command, num):
+    """Ctrl-C in a terminal does this, and the end of a systemd service."""
+    server = serve(*command)
+    [child] = server.children()
+    with in_hand(address_of(server), 'work', 0.3) as socket:
+        server.send_signal_to_all(num)
+        assert zmq_response(socket) == [200, 0.3]
+    server.wait(EXIT_LIMIT)
+    wait_for_end(child, ORPHAN_LIMIT)
+    wait_until(lambda: nothing_is_left(server), ORPHAN_LIMIT)
+
+
+def test_wait_ready(serve):
+    server = serve('gunicorn', '--preload', '--workers', '2', address='127.0.0.1', wait_ready=10)
+    answer = server.get()
+    assert answer['address'].startswith('tcp://127.0.0.1:')
+    assert server.children() == [answer['process']]
+
+
+@pytest.mark.parametrize('address', ['ipc://{}/zmq.sock', 'ipc://@{}'], ids=['path', 'abstract'])
+def test_gunicorn_replaces_its_worker(serve, tmp_path, address):
+    server = serve('gunicorn', address=address.format(tmp_path))
+    for _ in range(2):
+        [child] = server.children()
+        os.kill(owner_of(server, child), signal.SIGKILL)
+        answer = server.wait_for_service(but=[child])
+        assert answer['reply'] == [200, answer['process']]
+        assert server.children() == [answer['process']]
+
+
+def test_gunicorn_replaces_its_worker_while_the_child_works(serve):
+    server = serve('gunicorn', bind_timeout=5)
+    [child] = server.children()
+    with in_hand(address_of(server), 'work'):
+        os.kill(owner_of(server, child), signal.SIGKILL)
+        wait_for_end(child, ORPHAN_LIMIT)
+        assert server.wait_for_service()['reply'] == [200, *server.children()]
+
+
+def test_workers_share_the_child_of_the_master(serve):
+    server = serve('gunicorn', '--preload', '--workers', '2')
+    [child] = server.children()
+    for num in (signal.SIGKILL, signal.SIGTERM):  # the latter runs the atexit hooks of the worker
+        victim = server.workers()[0]
+        os.kill(victim, num)
+        wait_for_end(victim, 5)
+        wait_until(lambda: len(server.workers()) == 2, 10)
+        assert server.wait_for_service()['reply'] == [200, child]
+        assert server.children() == [child]
+    assert 'Exception ignored' not in server.log.read_text()
+
+
+def reload(server):
+    """Make `pserve --reload` restart its worker, return seconds until it serves again."""
+    [child] = server.children()
+    worker = owner_of(server, child)
+    start = 0
+    while is_running(worker):
+        # pserve looks once a second, and at its first look it only learns how the file is.
+        if time.monotonic() > start + 1.5:
+            start = time.monotonic()
+            (server.folder / 'watched').touch()
+        time.sleep(0.01)  # a poll, which the time limit of the test ends
+    answer = server.wait_for_service(but=[child])
+    seconds = time.monotonic() - start
+    wait_for_end(child, ORPHAN_LIMIT)
+    assert server.children() == [answer['process']]
+    return seconds
+
+
+def check_reloads(serve, count):
+    start = time.monotonic()
+    server = serve('pserve', '--reload')
+    # Of these seconds two are pserve's own: one until it looks, one until it starts the worker.
+    limit = max(3, 2 + 1.5 * (time.monotonic() - start))
+    times = [reload(server) for _ in range(count - 1)]
+    with in_hand(address_of(server), 'work'):
+        times.append(reload(server))
+    assert median(times) < limit
+    assert max(times) < 2 * limit
+    assert len(server.running()) == 3
+
+
+def test_reload(serve):
+    check_reloads(serve, 5)
+
+
+@pytest.mark.slow
+def test_many_reloads(serve):
+    check_reloads(serve, 20)

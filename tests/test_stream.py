@@ -1,0 +1,537 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""A ZMQStream that replies at once, loses no wake-up and cannot be wedged."""
+
+import asyncio
+import functools
+import select
+from contextlib import contextmanager
+
+import pytest
+import zmq
+from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
+
+from conftest import wait_until
+from handlers import RawProcess
+from pyams_zmq.stream import ZMQStream
+
+BURST = 200
+
+
+class Failure(Exception):
+    """What the callbacks raise."""
+
+
+def in_loop(test):
+    """Run an `async def` test in a loop of its own, which may log failures of callbacks."""
+
+    @functools.wraps(test)
+    def run(*args, **kwargs):
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 20))
+
+    return run
+
+
+class Net:
+    """Sockets of a test, which closes them at its end."""
+
+    def __init__(self):
+        self.context = zmq.Context()
+        self.sockets = []
+
+    def socket(self, sock_type, socket_class=zmq.Socket, **options):
+        socket = self.context.socket(sock_type, socket_class=socket_class)
+        socket.linger = 0
+        for name, value in options.items():
+            setattr(socket, name, value)
+        self.sockets.append(socket)
+        return socket
+
+    def connect(self, sock_type, address, **options):
+        socket = self.socket(sock_type, **options)
+        socket.connect(address)
+        return socket
+
+    @contextmanager
+    def stream(self, sock_type, callback=None, **options):
+        """Give a bound stream and its address."""
+        socket = self.socket(sock_type, **options)
+        socket.bind('tcp://127.0.0.1:0')
+        subject = ZMQStream(socket)
+        if callback is not None:
+            subject.on_recv(callback)
+        try:
+            yield subject, socket.last_endpoint.decode()
+        finally:
+            subject.close()
+
+
+@pytest.fixture
+def net():
+    """Sockets of a test."""
+    net = Net()
+    yield net
+    net.context.destroy(0)  # monitors too
+
+
+async def until(condition):
+    """Let the loop turn until a condition is met; `in_loop` has the deadline."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def receive(socket, number):
+    """Receive messages while the loop turns."""
+    messages = []
+    while len(messages) < number:
+        if socket.poll(0):
+            messages.append(socket.recv_multipart())
+        else:
+            await asyncio.sleep(0.001)
+    return messages
+
+
+@in_loop
+async def test_send_is_immediate(net):
+    with net.stream(zmq.REP) as (subject, address):
+        client = net.connect(zmq.REQ, address)
+        client.send(b'question')
+        assert subject.socket.poll(5000)
+        assert subject.socket.recv() == b'question'
+        subject.send(b'answer')
+        assert client.poll(5000)  # the loop did not turn
+        assert client.recv() == b'answer'
+
+
+@in_loop
+async def test_second_reply_is_an_error(net):
+    with net.stream(zmq.REP) as (subject, _address):
+        with pytest.raises(zmq.ZMQError, match='current state'):
+            subject.send(b'nobody asked')
+        assert not subject.sending()
+
+
+@in_loop
+async def test_send_on_a_closed_stream(net):
+    with net.stream(zmq.REP) as (subject, _address):
+        subject.close()
+        with pytest.raises(OSError, match='Stream is closed'):
+            subject.send(b'too late')
+        assert not subject.readable()
+
+
+@in_loop
+async def test_send_waits_for_a_peer(net):
+    with net.stream(zmq.PUSH) as (subject, address):
+        sent = []
+        subject.on_send(lambda frames, status: sent.append((frames, status)))
+        for number in range(BURST):
+            subject.send(b'%d' % number)
+        assert subject.sending()
+        assert not sent
+        client = net.connect(zmq.PULL, address)
+        messages = await receive(client, BURST)
+        assert messages == [[b'%d' % number] for number in range(BURST)]
+        await until(lambda: len(sent) == BURST)
+        assert sent == [(message, None) for message in messages]
+        assert not subject.sending()
+
+
+@in_loop
+async def test_send_waits_for_a_full_peer(net):
+    payload = b'x' * 1_000_000
+    with net.stream(zmq.PUSH, sndhwm=1) as (subject, address):
+        client = net.connect(zmq.PULL, address, rcvhwm=1)
+        for number in range(50):
+            subject.send_multipart([b'%d' % number, payload])
+        assert subject.sending()
+        messages = await receive(client, 50)
+        assert [int(number) for number, _payload in messages] == list(range(50))
+
+
+@in_loop
+async def test_peer_that_leaves_does_not_block_the_loop(net):
+    # The events of the socket are read once, before the callback and before the queue is sent.
+    received = []
+
+    def wait_for_its_end(frames):
+        received.append(frames)
+        client.close()
+        wait_until(lambda: not subject.socket.EVENTS & zmq.POLLOUT)
+
+    with net.stream(zmq.DEALER, wait_for_its_end, sndtimeo=2000) as (subject, address):
+        subject.send(b'queued')
+        client = net.connect(zmq.DEALER, address)
+        client.send(b'hello')
+        wait_until(subject.readable)  # and writable; the loop does not know yet
+        await until(lambda: received)
+        assert subject.sending()
+        subject.on_recv(None)
+        assert await receive(net.connect(zmq.DEALER, address), 1) == [[b'queued']]
+
+
+@in_loop
+async def test_queued_message_that_can_never_be_sent(net, caplog):
+    results = []
+    with net.stream(zmq.ROUTER, router_mandatory=1) as (subject, address):
+        client = net.connect(zmq.DEALER, address, routing_id=b'client')
+        client.send(b'x')
+        assert subject.socket.poll(5000)
+        subject.on_send(lambda frames, status: results.append(status))
+        for name in (b'nobody', b'client'):
+            BaseZMQStream.send_multipart(subject, [name, b'x'])  # it queues
+        await until(lambda: len(results) == 2)
+        assert isinstance(results[0], zmq.ZMQError)
+        assert results[1] is None
+        assert await receive(client, 1) == [[b'x']]
+
+
+@in_loop
+async def test_on_send(net):
+    with net.stream(zmq.PUSH) as (subject, address):
+        client = net.connect(zmq.PULL, address)
+        await until(lambda: subject.socket.poll(0, zmq.POLLOUT))
+        calls = []
+        subject.send(b'nobody looks')
+        subject.on_send(lambda frames, status: calls.append(frames))
+        subject.send(b'1')
+        subject.send(b'2', callback=lambda frames, status: calls.append((frames, status)))
+        await receive(client, 3)
+        await until(lambda: len(calls) == 2)
+        assert calls == [[b'1'], ([b'2'], None)]
+
+
+@in_loop
+async def test_on_send_that_sends_the_next(net):
+    with net.stream(zmq.PUSH) as (subject, address):
+        client = net.connect(zmq.PULL, address)
+        await until(lambda: subject.socket.poll(0, zmq.POLLOUT))
+        numbers = iter(range(3_000))
+        subject.on_send(lambda frames, status: subject.send(b'%d' % next(numbers, -1)))
+        subject.send(b'start')
+        assert len(await receive(client, 2_000)) == 2_000
+
+
+@in_loop
+async def test_on_send_that_fails(net, caplog):
+    def fail(frames, status):
+        raise Failure
+
+    def reply_later(frames):
+        asyncio.get_running_loop().call_soon(subject.send, frames[0])
+
+    with net.stream(zmq.REP, reply_later) as (subject, address):
+        subject.on_send(fail)
+        client = net.connect(zmq.DEALER, address)
+        for _ in range(BURST):
+            client.send_multipart([b'', b'x'])
+        assert await receive(client, BURST) == [[b'', b'x']] * BURST
+    assert 'Failure' in caplog.text
+
+
+@in_loop
+async def test_readable(net):
+    with net.stream(zmq.REP) as (subject, address):
+        assert not subject.readable()
+        client = net.connect(zmq.REQ, address)
+        client.send(b'x')
+        await until(subject.readable)
+        assert subject.readable()
+        received = []
+        subject.on_recv(received.append)
+        await until(lambda: received)
+        assert not subject.readable()
+
+
+@in_loop
+async def test_looking_loses_no_message(net):
+    received = []
+    with net.stream(zmq.PULL, received.append) as (subject, address):
+        client = net.connect(zmq.PUSH, address)
+        for number in range(BURST):
+            client.send(b'x')
+            subject.readable()
+            if number % 10 == 0:
+                await asyncio.sleep(0)
+        await until(lambda: len(received) == BURST)
+
+
+class RacingSocket(zmq.Socket):
+    """A socket on which something happens right after its events were read."""
+
+    hook = None
+
+    def get(self, option):
+        value = super().get(option)
+        if option == zmq.EVENTS and self.hook is not None:
+            hook, self.hook = self.hook, None
+            hook()
+        return value
+
+
+@pytest.mark.parametrize(
+    'look', [ZMQStream.readable, lambda subject: subject.send(b'x')], ids=['readable', 'send']
+)
+@in_loop
+async def test_message_that_comes_in_between_two_looks(net, look):
+    received = []
+    with net.stream(zmq.DEALER, received.append, socket_class=RacingSocket, sndhwm=1) as (
+        subject,
+        address,
+    ):
+        client = net.connect(zmq.DEALER, address)
+        client.send(b'first')
+        await until(lambda: received)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+        def come_in():
+            client.send(b'second')
+            assert select.select([subject.socket.FD], [], [], 5)[0]
+
+        subject.socket.hook = come_in
+        look(subject)
+        await until(lambda: len(received) == 2)
+
+
+@in_loop
+async def test_looking_loses_no_queued_send(net):
+    with net.stream(zmq.PUSH) as (subject, address):
+        subject.send(b'queued')
+        client = net.connect(zmq.PULL, address)
+        for _ in range(100):  # whatever the moment at which the peer is there
+            assert not subject.readable()
+            client.poll(1)
+        assert await receive(client, 1) == [[b'queued']]
+
+
+@in_loop
+async def test_one_message_per_turn(net):
+    # 2, 4, 8... messages per turn would starve what else runs on the loop.
+    received = []
+    with net.stream(zmq.REP) as (subject, address):
+
+        def reply(frames):
+            received.append(frames)
+            subject.send(b'x')
+
+        client = net.connect(zmq.DEALER, address)
+        for _ in range(BURST):
+            client.send_multipart([b'', b'x'])
+        await until(subject.readable)
+        subject.on_recv(reply)
+        most = 0
+        while len(received) < BURST:
+            before = len(received)
+            await asyncio.sleep(0)
+            most = max(most, len(received) - before)
+        assert most <= 2
+
+
+def raising(frames):
+    raise Failure
+
+
+async def raising_later(frames):
+    await asyncio.sleep(0)
+    raise Failure
+
+
+@pytest.mark.parametrize('callback', [raising, raising_later])
+@pytest.mark.parametrize('envelope', [[b''], [b'hop', b'']])
+@in_loop
+async def test_failing_callback_gets_an_answer(net, callback, envelope, caplog):
+    with net.stream(zmq.REP, callback) as (_subject, address):
+        client = net.connect(zmq.DEALER, address)
+        for _ in range(BURST):
+            client.send_multipart([*envelope, b'x'])
+        replies = await receive(client, BURST)
+        assert replies == [[*envelope, b'[500,"Internal error"]']] * BURST
+        assert not client.poll(0)
+    assert 'Failure' in caplog.text
+
+
+@pytest.mark.parametrize('error', [asyncio.CancelledError, GeneratorExit, BaseException])
+@in_loop
+async def test_callback_fails_with_no_exception(net, error):
+    def fail(frames):
+        raise error
+
+    with net.stream(zmq.REP, fail) as (_subject, address):
+        client = net.connect(zmq.DEALER, address)
+        for _ in range(10):
+            client.send_multipart([b'', b'x'])
+        assert await receive(client, 10) == [[b'', b'[500,"Internal error"]']] * 10
+
+
+@in_loop
+async def test_callback_that_fails_after_its_reply(net):
+    def fail(frames):
+        subject.send(b'reply')
+        raise Failure
+
+    with net.stream(zmq.REP, fail) as (subject, address):
+        client = net.connect(zmq.DEALER, address)
+        for _ in range(BURST):
+            client.send_multipart([b'', b'x'])
+        assert await receive(client, BURST) == [[b'', b'reply']] * BURST
+
+
+@in_loop
+async def test_callback_that_fails_after_its_reply_and_the_next_message(net):
+    # Its failure must not answer the message that came in meanwhile.
+    fail, failed = asyncio.Event(), []
+
+    async def first(frames):
+        subject.send(b'first')
+        subject.on_recv(second)
+        await fail.wait()
+        failed.append(True)
+        raise Failure
+
+    async def second(frames):
+        fail.set()
+        await until(lambda: failed)
+        await asyncio.sleep(0)
+        subject.send(b'second')
+
+    with net.stream(zmq.REP, first) as (subject, address):
+        client = net.connect(zmq.DEALER, address)
+        client.send_multipart([b'', b'1'])
+        client.send_multipart([b'', b'2'])
+        assert await receive(client, 2) == [[b'', b'first'], [b'', b'second']]
+
+
+@in_loop
+async def test_callback_that_closes_the_stream_and_fails(net, caplog):
+    def fail(frames):
+        subject.close()
+        raise Failure
+
+    with net.stream(zmq.REP, fail) as (subject, address):
+        client = net.connect(zmq.DEALER, address)
+        client.send_multipart([b'', b'x'])
+        client.send_multipart([b'', b'x'])
+        await until(subject.closed)
+        await asyncio.sleep(0)
+        assert not client.poll(0)
+
+
+@in_loop
+async def test_failing_callback_loses_no_message(net):
+    received = []
+
+    def fail(frames):
+        received.append(frames)
+        raise Failure
+
+    with net.stream(zmq.PULL, fail) as (_subject, address):
+        client = net.connect(zmq.PUSH, address)
+        for _ in range(BURST):
+            client.send(b'x')
+        await until(lambda: len(received) == BURST)
+
+
+@in_loop
+async def test_stream_without_a_callback_is_left_alone(net):
+    with net.stream(zmq.PULL) as (subject, address):
+        subject.on_recv(None)
+        client = net.connect(zmq.PUSH, address)
+        client.send(b'x')
+        await until(subject.readable)
+        await asyncio.sleep(0)
+        assert subject.socket.recv(zmq.NOBLOCK) == b'x'
+
+
+@in_loop
+async def test_flush(net):
+    received = []
+    with net.stream(zmq.PULL, received.append) as (subject, address):
+        client = net.connect(zmq.PUSH, address)
+        for _ in range(10):
+            client.send(b'x')
+        while len(received) < 10:
+            subject.flush()
+        assert not subject.sending()
+    with net.stream(zmq.PUSH) as (subject, address):
+        subject.send(b'x')
+        subject._flushed = True
+        subject._handle_send()
+        subject._flushed = False
+        client = net.connect(zmq.PULL, address)
+        while subject.sending():
+            subject.flush()
+        assert client.recv() == b'x'
+
+
+@in_loop
+async def test_burst(net):
+    """No wake-up is lost, whatever comes in while a message is answered."""
+    with net.stream(zmq.REP) as (subject, address):
+        subject.on_recv(lambda frames: subject.send(frames[0]))
+        clients = [net.connect(zmq.DEALER, address) for _ in range(20)]
+        for number in range(BURST):
+            for client in clients:
+                client.send_multipart([b'', b'%d' % number])
+        expected = [[b'', b'%d' % number] for number in range(BURST)]
+        for client in clients:
+            assert await receive(client, BURST) == expected
+
+
+# In a process
+
+
+@pytest.fixture
+def raw(start, ask, tmp_path):
+    """Give the addresses of raw callbacks in a process, by name."""
+    process = start(factory=RawProcess, log_path=tmp_path / 'log')
+    _status, ports = ask(process, ['raw_ports', None])
+    yield {name: f'tcp://127.0.0.1:{port}' for name, port in ports.items()}
+    assert ask(process, ['echo', 1]) == [200, 1]
+
+
+FAILURES = ['ValueError', 'Unprintable', 'MemoryError', 'CancelledError', 'GeneratorExit']
+
+
+@pytest.mark.parametrize(
+    ('callback', 'reply'),
+    [
+        ('fail', [b'[500,"Internal error"]']),
+        ('async_fail', [b'[500,"Internal error"]']),
+        ('reply_then_fail', [b'"replied"']),
+        ('reply_then_async_fail', [b'"replied"']),
+        ('half_reply_then_fail', [b'half', b'[500,"Internal error"]']),
+    ],
+)
+def test_raw_callbacks(raw, net, callback, reply):
+    client = net.connect(zmq.DEALER, raw[callback])
+    number = 20
+    for _ in range(number):
+        for name in FAILURES:
+            client.send_multipart([b'', name.encode()])
+    for _ in range(number * len(FAILURES)):
+        assert client.poll(5000)
+        assert client.recv_multipart() == [b'', *reply]
+    client.send_multipart([b'', b'ValueError'])
+    assert client.poll(5000)
+    assert client.recv_multipart() == [b'', *reply]
+    assert not client.poll(0)
+
+
+def test_raw_callbacks_are_logged(raw, net, tmp_path):
+    client = net.connect(zmq.REQ, raw['fail'])
+    client.send(b'ValueError')
+    assert b'secret' not in client.recv()
+    log = tmp_path / 'log'
+    wait_until(lambda: 'ValueError: the secret of the handler' in log.read_text())
+    assert 'in fail' in log.read_text()

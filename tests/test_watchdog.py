@@ -1,0 +1,642 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""Processes that end when they should: what waits for them, and what ends them."""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from math import inf
+
+import pytest
+
+from conftest import open_fds, wait_until
+from handlers import Handler, MessageHandler, Process
+from pyams_zmq.watchdog import Watchdog, end_children, open_pidfd, poll, wait_for_exit
+
+FORK = multiprocessing.get_context('fork')
+HOUR = 3600
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture(params=['pidfd', 'no pidfd'])
+def pidfd(request, monkeypatch):
+    """Run a test with the pidfd of the system, and as before Linux 5.3."""
+    if request.param == 'no pidfd':
+        monkeypatch.delattr(os, 'pidfd_open')
+    return request.param
+
+
+@pytest.fixture
+def pipe():
+    """A pipe: who writes at its one end, and whether somebody still could, is read at the other."""
+    reader, writer = FORK.Pipe(duplex=False)
+    yield reader, writer
+    reader.close()
+    writer.close()
+
+
+@pytest.fixture
+def fork(pipe):
+    """Fork children that run a function; they end with the test."""
+    children = []
+
+    def fork_child(function, *args):
+        child = FORK.Process(target=function, args=args)
+        child.start()
+        children.append(child)
+        return child
+
+    yield fork_child
+    for child in children:
+        child.kill()
+        child.join()
+
+
+@pytest.fixture
+def reaper():
+    """Inherit the orphans of the children of this process."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    yield
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+def forget(process):
+    """Tell multiprocessing of a process which somebody else has reaped."""
+    process._popen.returncode = 0
+
+
+def sleep():
+    time.sleep(HOUR)
+
+
+def ignore_sigterm(writer):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    writer.send(os.getpid())
+    sleep()
+
+
+# Descriptors
+
+
+def test_open_pidfd(fork):
+    child = fork(sleep)
+    fds = open_fds()
+    with open_pidfd(child.pid) as fd:
+        assert poll([fd], 0) == set()
+        child.kill()
+        assert poll([fd], 5) == {fd}
+    assert open_fds() == fds
+    child.join()
+    with open_pidfd(child.pid) as fd:
+        assert fd is None  # it is gone
+
+
+def test_open_pidfd_closes_after_an_error():
+    fds = open_fds()
+
+    def fail():
+        with open_pidfd(os.getpid()):
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        fail()
+    assert open_fds() == fds
+
+
+@pytest.mark.parametrize('pid', [None, 0, -1, 2**30])
+def test_open_pidfd_of_nothing(pid):
+    with open_pidfd(pid) as fd:
+        assert fd is None
+
+
+def test_open_pidfd_where_there_is_none(monkeypatch):
+    monkeypatch.delattr(os, 'pidfd_open')
+    with open_pidfd(os.getpid()) as fd:
+        assert fd is None
+
+
+def test_poll(pipe):
+    reader, writer = pipe
+    start = time.monotonic()
+    assert poll([], 0.05) == set()
+    assert poll([reader.fileno()], 0.05) == set()
+    assert time.monotonic() - start >= 0.1
+    writer.send(1)
+    for timeout in (0, 1, None, inf, 1e9):
+        assert poll([reader.fileno()], timeout) == {reader.fileno()}
+
+
+def test_poll_rounds_up():
+    """A wait which ends too soon would be repeated many times in the last millisecond."""
+    start = time.monotonic()
+    poll([], 0.0101)
+    assert time.monotonic() - start >= 0.0101
+
+
+# wait_for_exit
+
+
+@pytest.mark.usefixtures('pidfd')
+class TestWaitForExit:
+    """With and without pidfd."""
+
+    @pytest.mark.parametrize('timeout', [5, inf, 1e9])
+    def test_it_ends(self, fork, pipe, timeout):
+        reader, writer = pipe
+        child = fork(reader.recv)
+        threading.Timer(0.05, writer.send, [None]).start()
+        fds = open_fds()
+        assert wait_for_exit(child, timeout)
+        assert child.exitcode == 0
+        assert open_fds() == fds
+
+    def test_it_has_ended(self, fork):
+        child = fork(int)
+        child.join()
+        assert wait_for_exit(child, 0)
+
+    def test_it_was_not_started(self):
+        assert wait_for_exit(FORK.Process(target=sleep), 0)
+
+    @pytest.mark.parametrize('timeout', [0, 0.05, 0.15])
+    def test_it_does_not_end(self, fork, timeout):
+        child = fork(sleep)
+        fds = open_fds()
+        start = time.monotonic()
+        assert not wait_for_exit(child, timeout)
+        assert timeout <= time.monotonic() - start < timeout + 1
+        assert open_fds() == fds
+
+    def test_negative_timeout(self, fork):
+        assert not wait_for_exit(fork(sleep), -1)
+
+    def test_somebody_else_reaped_it(self, fork):
+        """Programs do so that look after all their children, gunicorn's arbiter for instance."""
+        child = fork(int)
+        os.waitpid(child.pid, 0)
+        try:
+            start = time.monotonic()
+            assert wait_for_exit(child, 5)
+            assert time.monotonic() - start < 2
+        finally:
+            forget(child)
+
+    def test_nobody_reaps_it(self, fork, pipe):
+        reader, writer = pipe
+        child = fork(reader.recv)
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        try:
+            threading.Timer(0.05, writer.send, [None]).start()
+            start = time.monotonic()
+            assert wait_for_exit(child, 5)
+            assert time.monotonic() - start < 2
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+            forget(child)
+
+
+# end_children
+
+
+def test_end_children(fork, pipe, caplog):
+    reader, writer = pipe
+    quick, slow, stubborn = fork(int), fork(sleep), fork(ignore_sigterm, writer)
+    assert reader.recv() == stubborn.pid
+    quick.join()
+    end_children(0.05)
+    assert [child.exitcode for child in (quick, slow, stubborn)] == [
+        0,
+        -signal.SIGTERM,
+        -signal.SIGKILL,
+    ]
+    assert sorted(caplog.messages) == sorted(
+        [
+            f'{slow.name} still runs: terminate',
+            f'{stubborn.name} still runs: terminate',
+            f'{stubborn.name} still runs: kill',
+        ]
+    )
+
+
+def test_end_children_waits(fork, pipe, caplog):
+    reader, writer = pipe
+    child = fork(reader.recv)
+    threading.Timer(0.1, writer.send, [None]).start()
+    end_children(5)
+    assert child.exitcode == 0
+    assert caplog.messages == []
+
+
+def test_end_children_waits_once_for_all(fork):
+    children = [fork(sleep) for _ in range(5)]
+    start = time.monotonic()
+    end_children(0.2)
+    assert 0.2 <= time.monotonic() - start < 1
+    assert {child.exitcode for child in children} == {-signal.SIGTERM}
+
+
+def test_end_no_children():
+    start = time.monotonic()
+    end_children(HOUR)
+    assert time.monotonic() - start < 1
+
+
+# Watchdog
+
+
+def start_watchdog(owner=None, orphan_timeout=HOUR, control=None, enter=int):
+    """Start the watchdog of this process."""
+    if control is None:
+        control, _silent = os.pipe()
+    watchdog = Watchdog(owner or os.getppid(), orphan_timeout, control, enter)
+    watchdog.start()
+    return watchdog
+
+
+def watch(function, **options):
+    """Make a function for a child, which gives its watchdog to another one."""
+    return lambda: function(start_watchdog(**options))
+
+
+def end_and_time(child):
+    """Seconds until a child ends by itself."""
+    start = time.monotonic()
+    child.join(5)
+    assert not child.is_alive()
+    return time.monotonic() - start
+
+
+def reap(pid):
+    """Wait for an orphan, return its exit code."""
+    codes = []
+    wait_until(lambda: is_gone(pid, codes))
+    return codes[0]
+
+
+def is_gone(pid, codes=None):
+    """Tell if a descendant has ended, reap it if nobody did."""
+    with suppress(ChildProcessError):  # its parent has not ended yet
+        reaped, status = os.waitpid(pid, os.WNOHANG)
+        if reaped and codes is not None:
+            codes.append(os.waitstatus_to_exitcode(status))
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.usefixtures('pidfd')
+class TestWatchdog:
+    """In children, with and without pidfd."""
+
+    def test_nothing_to_do(self, fork, pipe):
+        """It ends nothing as long as the owner lives, and keeps nobody from ending."""
+        reader, writer = pipe
+
+        def run(watchdog):
+            watchdog.join(0.3)
+            writer.send(watchdog.is_alive())
+
+        child = fork(watch(run))
+        assert reader.recv() is True
+        assert end_and_time(child) < 2
+        assert child.exitcode == 0
+
+    def test_deadline(self, fork):
+        child = fork(watch(lambda watchdog: (watchdog.arm(0.2), sleep())))
+        assert 0.1 < end_and_time(child) < 2
+        assert child.exitcode == 1
+
+    @pytest.mark.parametrize('timeouts', [(0.2, HOUR), (HOUR, 0.2), (0.2, inf), (inf, 0.2)])
+    def test_earlier_deadline_stays(self, fork, pipe, timeouts):
+        reader, writer = pipe
+
+        def run(watchdog):
+            start = time.monotonic()
+            writer.send([watchdog.arm(timeout) - start for timeout in timeouts])
+            sleep()
+
+        child = fork(watch(run))
+        deadlines = reader.recv()
+        assert deadlines[0] == pytest.approx(timeouts[0], abs=0.1)
+        assert deadlines[1] == pytest.approx(0.2, abs=0.1)
+        assert end_and_time(child) < 2
+        assert child.exitcode == 1
+
+    def test_deadline_in_the_past(self, fork):
+        child = fork(watch(lambda watchdog: (watchdog.arm(-1), sleep())))
+        assert end_and_time(child) < 2
+        assert child.exitcode == 1
+
+    def test_end_in_time(self, fork):
+        child = fork(watch(lambda watchdog: watchdog.arm(HOUR)))
+        assert end_and_time(child) < 2
+        assert child.exitcode == 0
+
+    def test_many_deadlines(self, fork):
+        """However many there were, none blocks the signal handler that sets it."""
+        child = fork(watch(lambda watchdog: [watchdog.arm(HOUR) for _ in range(70_000)]))
+        assert end_and_time(child) < 5
+        assert child.exitcode == 0
+
+    def test_it_is_logged(self, fork, tmp_path):
+        def run(watchdog):
+            logging.getLogger().addHandler(logging.FileHandler(tmp_path / 'log'))
+            watchdog.arm(0)
+            sleep()
+
+        fork(watch(run)).join(5)
+        assert 'not finished in time' in (tmp_path / 'log').read_text(encoding='utf-8')
+
+    def test_stuck_log(self, fork):
+        """The main thread may be stuck with the lock of a log."""
+
+        def run(watchdog):
+            handler = logging.FileHandler(os.devnull)
+            logging.getLogger().addHandler(handler)
+            handler.acquire()
+            watchdog.arm(0.1)
+            sleep()
+
+        child = fork(watch(run))
+        assert end_and_time(child) < 3
+        assert child.exitcode == 1
+
+    def test_children_end_too(self, fork, pipe, reaper):
+        reader, writer = pipe
+
+        def run(watchdog):
+            for target in (sleep, ignore_sigterm):
+                child = FORK.Process(target=target, args=(writer,)[: target is ignore_sigterm])
+                child.start()
+                writer.send((target.__name__, child.pid))
+            go_reader.recv()
+            watchdog.arm(0)
+            sleep()
+
+        go_reader, go_writer = FORK.Pipe(duplex=False)
+        child = fork(watch(run))
+        messages = [reader.recv() for _ in range(3)]  # the stubborn one says when it is
+        pids = dict(message for message in messages if isinstance(message, tuple))
+        assert pids['ignore_sigterm'] in messages
+        go_writer.send('go')
+        child.join(5)
+        assert child.exitcode == 1
+        for pid in pids.values():
+            wait_until(lambda pid=pid: is_gone(pid))
+        go_reader.close()
+        go_writer.close()
+
+    @pytest.mark.parametrize('words', [[b'stop'], [b'stop', b'stop'], [b'x' * 1000]])
+    def test_owner_asks(self, fork, pipe, words):
+        """Whatever it says."""
+        reader, writer = pipe
+        control, asking = os.pipe()
+
+        def run():
+            signal.signal(signal.SIGTERM, obey)
+            start_watchdog(control=control)
+            writer.send('ready')
+            sleep()
+
+        def obey(*args):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            writer.send('SIGTERM')
+            os._exit(3)
+
+        child = fork(run)
+        assert reader.recv() == 'ready'
+        for word in words:
+            os.write(asking, word)
+        assert reader.recv() == 'SIGTERM'
+        end_and_time(child)
+        assert child.exitcode == 3
+        os.close(control)
+        os.close(asking)
+
+    def test_owner_asks_who_stops_already(self, fork, pipe):
+        reader, writer = pipe
+        control, asking = os.pipe()
+
+        def run():
+            signal.signal(signal.SIGTERM, lambda *args: writer.send('SIGTERM'))
+            start_watchdog(control=control).arm(0.3)
+            writer.send('ready')
+            sleep()
+
+        child = fork(run)
+        assert reader.recv() == 'ready'
+        os.write(asking, b'stop')
+        assert end_and_time(child) < 2
+        assert child.exitcode == 1
+        assert not reader.poll(0)
+        os.close(control)
+        os.close(asking)
+
+    @pytest.mark.parametrize('is_open', [True, False])
+    def test_channel_ends(self, fork, pipe, is_open):
+        """Only the end of the owner counts; meanwhile the watchdog sleeps."""
+        reader, writer = pipe
+
+        def run():
+            control, asking = os.pipe()
+            os.close(asking)
+            if not is_open:
+                os.close(control)
+            watchdog = start_watchdog(control=control)
+            before = time.process_time()
+            watchdog.join(0.4)
+            writer.send((watchdog.is_alive(), time.process_time() - before))
+
+        child = fork(run)
+        is_alive, seconds = reader.recv()
+        assert is_alive
+        assert seconds < 0.2
+        end_and_time(child)
+        assert child.exitcode == 0
+
+    def test_enter(self, fork, pipe):
+        """What the thread needs is done in it, and first."""
+        reader, writer = pipe
+
+        def run():
+            watchdog = start_watchdog(enter=lambda: writer.send(threading.get_native_id()))
+            writer.send(watchdog.native_id)
+            sleep()
+
+        fork(run)
+        assert reader.recv() == reader.recv()
+
+    def test_owner_died_before(self, fork, pipe):
+        """Between the fork and the first look at it."""
+        reader, writer = pipe
+
+        def run():
+            signal.signal(signal.SIGTERM, lambda *args: writer.send('SIGTERM'))
+            start_watchdog(os.getpid(), 0.3)  # anybody who is not our parent
+            sleep()
+
+        child = fork(run)
+        assert reader.recv() == 'SIGTERM'
+        assert 0.1 < end_and_time(child) < 2
+        assert child.exitcode == 1
+
+    @pytest.mark.parametrize('armed', [False, True])
+    def test_owner_dies(self, fork, pipe, reaper, armed):
+        """Whoever already stops is not told a second time, which would end it at once."""
+        reader, writer = pipe
+
+        def work():
+            signal.signal(signal.SIGTERM, lambda *args: writer.send('SIGTERM'))
+            watchdog = start_watchdog(orphan_timeout=0.3)
+            if armed:
+                watchdog.arm(HOUR)
+            writer.send(os.getpid())
+            sleep()
+
+        def own():
+            FORK.Process(target=work).start()
+            sleep()
+
+        owner = fork(own)
+        pid = reader.recv()
+        assert not reader.poll(0.15)  # it goes on while the owner lives
+        os.kill(owner.pid, signal.SIGKILL)
+        start = time.monotonic()
+        assert reap(pid) == 1
+        assert 0.2 < time.monotonic() - start < 3
+        messages = []
+        while reader.poll(0):
+            messages.append(reader.recv())
+        assert messages == ([] if armed else ['SIGTERM'])
+
+    def test_owner_dies_and_the_process_obeys(self, fork, pipe, reaper):
+        reader, writer = pipe
+
+        def work():
+            start_watchdog()
+            writer.send(os.getpid())
+            sleep()
+
+        def own():
+            FORK.Process(target=work).start()
+            sleep()
+
+        owner = fork(own)
+        pid = reader.recv()
+        owner.kill()
+        assert reap(pid) == -signal.SIGTERM
+
+
+# With a ZMQProcess
+
+
+class StubbornHandler(Handler):
+    """Has children that do not obey."""
+
+    def spawn_stubborn(self, count):
+        pids = []
+        for _ in range(count):
+            reader, writer = FORK.Pipe(duplex=False)
+            FORK.Process(target=ignore_sigterm, args=(writer,)).start()
+            pids.append(reader.recv())
+        return [200, pids]
+
+
+class StubbornMessageHandler(MessageHandler):
+    handler = StubbornHandler
+
+
+class ShortProcess(Process):
+    """Gives its children half a second."""
+
+    drain_timeout = 0.5
+
+
+def test_stubborn_children_of_a_process(start, ask, reaper):
+    """None of them outlives it, however many there are."""
+    process = start(factory=ShortProcess, handler=StubbornMessageHandler)
+    status, pids = ask(process, ['spawn_stubborn', 3])
+    assert status == 200
+    process.stop()
+    assert not process.is_alive()
+    for pid in pids:
+        wait_until(lambda pid=pid: is_gone(pid))
+
+
+class SignalHandler(Handler):
+    """Gets its signal in another thread, which is what happens now and then to any process."""
+
+    def stop_in_a_thread(self, args):
+        def run():
+            sleeping.wait(0.05)
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+        sleeping = threading.Event()
+        threading.Thread(target=run).start()
+        return [200, None]
+
+
+class SignalMessageHandler(MessageHandler):
+    handler = SignalHandler
+
+
+def test_signal_in_another_thread(start, ask):
+    """It does not interrupt the sleep of the main thread; the loop wakes up all the same."""
+    process = start(handler=SignalMessageHandler)
+    assert ask(process, ['stop_in_a_thread', None]) == [200, None]
+    process.join(2)
+    assert process.exitcode == 0
+
+
+def test_stop_after_a_reply(start, ask):
+    """The signal comes in while the loop goes to sleep; it must not sleep through it."""
+    for _ in range(20):
+        process = start()
+        assert ask(process, ['echo', 1]) == [200, 1]
+        before = time.monotonic()
+        process.stop()
+        assert time.monotonic() - before < 1
+        assert process.exitcode == 0
+
+
+class PatientProcess(Process):
+    drain_timeout = inf
+
+
+@pytest.mark.parametrize('factory', [Process, PatientProcess])
+def test_stop_of_a_process_that_was_reaped(start, factory):
+    """By a program that looks after all its children; to stop it then takes no time."""
+    process = start(factory=factory)
+    os.kill(process.pid, signal.SIGTERM)
+    os.waitpid(process.pid, 0)
+    try:
+        before = time.monotonic()
+        process.stop()
+        assert time.monotonic() - before < 2
+    finally:
+        forget(process)
+
+
+def test_stop_without_a_limit(start, ask):
+    process = start(factory=PatientProcess)
+    assert ask(process, ['echo', 1]) == [200, 1]
+    process.stop()
+    assert process.exitcode == 0
