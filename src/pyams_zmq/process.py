@@ -418,10 +418,11 @@ class ZMQProcess(multiprocessing.Process):
         elif not self.draining:
             self.draining = True
             self._watchdog.arm(self.drain_timeout)
-            for each in _STOP_SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
             if self.loop is not None:
                 self.loop.asyncio_loop.call_soon_threadsafe(self._start_drain)
+        if self._watchdog is not None and num is not None:
+            # This one only: the other may be under way, from the terminal or from the owner.
+            signal.signal(num, signal.SIG_DFL)
 
     def _start_drain(self) -> None:
         self._drain_task = asyncio.ensure_future(self._drain())
