@@ -193,6 +193,12 @@ class Handler:
     async def async_wait_for(self, path):
         return await asyncio.to_thread(self.wait_for, path)
 
+    async def task_raises(self, name):
+        await asyncio.create_task(self.async_raises(name))
+
+    async def gather_raises(self, name):
+        await asyncio.gather(*[self.async_raises(name) for _ in range(3)])
+
     async def async_returns(self, name):
         await asyncio.sleep(0)
         return self.returns(name)

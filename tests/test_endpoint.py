@@ -68,7 +68,7 @@ REFUSED = [
     ('host: 1', True, 'no host and port'),
     ('host:1\n', True, 'no host and port'),
     ('host:123456', True, 'no host and port'),
-    ('host:٥', True, 'no host and port'),
+    ('host:\u0665', True, 'no host and port'),
     ('höst:1', True, 'no host and port'),
     ('-host:1', True, 'no host and port'),
     ('host.:1', True, 'no host and port'),

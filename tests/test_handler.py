@@ -82,7 +82,7 @@ def test_interface():
 
 
 def test_no_handler():
-    with pytest.raises(TypeError, match='^ZMQMessageHandler has no handler: set its class attr'):
+    with pytest.raises(TypeError, match=r'^ZMQMessageHandler has no handler: set its class attr'):
         ZMQMessageHandler(None, None, print)
 
 

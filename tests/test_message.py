@@ -108,16 +108,16 @@ def test_good_json(data, value):
 
 @pytest.mark.parametrize('data', BAD_JSON, ids=lambda data: repr(data[:30]))
 def test_bad_json(data):
-    with pytest.raises(ZMQMessageError, match='^400 Bad message, expected') as caught:
+    with pytest.raises(ZMQMessageError, match=r'^400 Bad message, expected') as caught:
         decode_request(b'["echo",' + data + b']')
     assert len(caught.value.text) < 250
-    with pytest.raises(ZMQReplyError, match='^The reply is no JSON'):
+    with pytest.raises(ZMQReplyError, match=r'^The reply is no JSON'):
         decode_reply(data)
 
 
 @pytest.mark.parametrize('data', BAD_JSON + BAD_REQUESTS, ids=lambda data: repr(data[:30]))
 def test_bad_request(data):
-    with pytest.raises(ZMQMessageError, match='^400 Bad message, expected') as caught:
+    with pytest.raises(ZMQMessageError, match=r'^400 Bad message, expected') as caught:
         decode_request(data)
     assert len(caught.value.text) < 250
     assert caught.value.__cause__ is None
@@ -156,7 +156,7 @@ ENCODED = [
     (Mapping(a=Sequence([1])), {'a': [1]}),
     (Number.ONE, 1),
     ([Number.ONE, 1.5], [1, 1.5]),
-    ({1: 2, 1.5: 3, None: 4, True: 5}, {'1': 5, '1.5': 3, 'null': 4}),
+    ({1: 2, 1.5: 3, None: 4}, {'1': 2, '1.5': 3, 'null': 4}),
     ('é\u2028😀', 'é\u2028😀'),
 ]
 

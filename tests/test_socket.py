@@ -32,6 +32,7 @@ from math import inf
 
 import pytest
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from conftest import open_fds, wait_until
 from handlers import Process
@@ -556,26 +557,19 @@ def test_reply_and_refusal(monkeypatch):
 
 def test_probe_of_a_dealer():
     """The server must not send to the probe what is meant for the socket."""
-    probed = threading.Event()
-
-    class NoticingPolicy(Policy):
-        def check(self, *args):
-            verdict = super().check(*args)
-            if self.count == 2:
-                probed.set()
-            return verdict
-
-    def reply():
-        assert probed.wait(5)
-        return b'[200, "OK"]'  # a DEALER gives every other one to its second peer
-
-    policy = NoticingPolicy(lambda: Verdict(b'200', b'OK', 'user'))
-    with replying(*[reply] * 4, socket_type=zmq.DEALER, policy=policy) as address:
-        socket = zmq_socket(address, zmq.DEALER)
-        for _ in range(4):
-            socket.send_json(ECHO)
-        for _ in range(4):
-            assert zmq_response(socket, timeout=5) == [200, 'OK']
+    with zmq.Context() as context, context.socket(zmq.DEALER) as server:
+        server.linger = 0
+        monitor = server.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+        socket = zmq_socket(f'127.0.0.1:{port}', zmq.DEALER)
+        assert zmq_response(socket, timeout=0.3) == [503, 'Connection timeout']
+        events = []
+        while monitor.poll(0):
+            events.append(recv_monitor_message(monitor)['event'])
+        server.disable_monitor()
+        monitor.close()
+    assert events.count(zmq.EVENT_ACCEPTED) > 1
+    assert events.count(zmq.EVENT_HANDSHAKE_SUCCEEDED) == 1
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,7 @@ class ZMQStream(BaseZMQStream):
         """Tell if a message waits; looking does not lose its wake-up."""
         if self.closed():
             return False
-        self._update_handler(self._state)
-        return bool(self.socket.EVENTS & zmq.POLLIN)
+        return bool(self._look(self._state) & zmq.POLLIN)
 
     def _handle_events(self, fd: Any, events: int) -> None:
         try:
@@ -92,11 +91,17 @@ class ZMQStream(BaseZMQStream):
             raise
 
     def _update_handler(self, state: int) -> None:
-        # The FD of a socket is edge-triggered, it says nothing of what is there already: look
-        # again on the next turn, once.
-        if self.socket is not None and not self._looks_again and state & self.socket.EVENTS:
+        if self.socket is not None:
+            self._look(state)
+
+    def _look(self, state: int) -> int:
+        # The FD of a socket is edge-triggered, it says nothing of what is there already: whoever
+        # reads the events, which ends the edge, has the loop look again on its next turn, once.
+        events = int(self.socket.EVENTS)
+        if state & events and not self._looks_again:
             self._looks_again = True
             self.io_loop.add_callback(self._look_again)
+        return events
 
     def _look_again(self) -> None:
         self._looks_again = False
