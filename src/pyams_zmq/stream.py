@@ -139,7 +139,8 @@ class ZMQStream(BaseZMQStream):
     def _reply_to_failure(self, sent: int) -> None:
         # Unless its callback had replied already: then the socket owes a reply to another message.
         socket = self.socket
-        if socket is not None and socket.type == zmq.REP and self._sent == sent:
+        owes = socket is not None and socket.type == zmq.REP and socket.EVENTS & zmq.POLLOUT
+        if owes and self._sent == sent:
             with suppress(zmq.ZMQError):
                 socket.send(self.failure_reply, zmq.NOBLOCK)
                 self._sent += 1
