@@ -138,12 +138,11 @@ class ZMQStream(BaseZMQStream):
 
     def _reply_to_failure(self, sent: int) -> None:
         # Unless its callback had replied already: then the socket owes a reply to another message.
-        socket = self.socket
-        owes = socket is not None and socket.type == zmq.REP and socket.EVENTS & zmq.POLLOUT
-        if owes and self._sent == sent:
-            with suppress(zmq.ZMQError):
-                socket.send(self.failure_reply, zmq.NOBLOCK)
-                self._sent += 1
+        if self.socket is not None and self.socket.type == zmq.REP:
+            if self._sent == sent and self.socket.EVENTS & zmq.POLLOUT:
+                with suppress(zmq.ZMQError):
+                    self.socket.send(self.failure_reply, zmq.NOBLOCK)
+                    self._sent += 1
             self._update_handler(self._state)
 
     def _handle_send(self) -> None:
