@@ -25,6 +25,12 @@ from handlers import Process
 from pyams_zmq.socket import zmq_response, zmq_socket
 
 
+def pytest_collection_finish():
+    """Keep what is there from each collection of garbage, of which there is one for each test."""
+    gc.collect()
+    gc.freeze()
+
+
 def wait_until(condition, timeout=5):
     """Wait for a condition which no event announces; fail after *timeout* seconds."""
     deadline = time.monotonic() + timeout

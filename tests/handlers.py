@@ -18,7 +18,9 @@ import gc
 import logging
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -156,6 +158,16 @@ class Handler:
 
     def start_method(self, args):
         return [200, multiprocessing.get_start_method()]
+
+    def signal_elsewhere(self, seconds):
+        """Have a SIGTERM taken by another thread, when the loop sleeps."""
+
+        def take():
+            time.sleep(seconds)
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+        threading.Thread(target=take).start()
+        return [200, seconds]
 
     def stop(self, args):
         self.process.stop()
@@ -314,7 +326,7 @@ class RawProcess(LoggedProcess):
         self.fail(frames)
 
     def half_reply_then_fail(self, frames):
-        self.half_reply_then_fail_stream.socket.send(b'half', zmq.SNDMORE)
+        self.half_reply_then_fail_stream.send(b'half', zmq.SNDMORE)
         self.fail(frames)
 
 

@@ -24,6 +24,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -36,6 +37,7 @@ from pyams_zmq.handler import DRAINING
 from pyams_zmq.interfaces import IZMQProcessStartedEvent
 from pyams_zmq.process import process_exit_func
 from pyams_zmq.socket import zmq_response, zmq_socket
+from pyams_zmq.watchdog import has_ended
 
 ORPHAN_LIMIT = 2.0
 """Seconds after which the child of a killed owner has to be gone"""
@@ -302,6 +304,19 @@ def test_owner_does_not_see_the_end_of_its_children(handler):
         multiprocessing.process._children.discard(process)
 
 
+def test_owner_becomes_another_program(run, address, path):
+    owner = run(OWNER + "os.execv(sys.executable, [sys.executable, '-c', 'input()'])", address)
+    child, _ = owner.read()
+    wait_for_end(child, ORPHAN_LIMIT)
+    assert is_running(owner.pid)
+    assert left_at(path) == []
+
+
+def test_pid_of_a_stranger():
+    """The pid of a child that somebody else collected may be anybody's."""
+    assert has_ended(SimpleNamespace(pid=os.getppid(), is_alive=lambda: True))
+
+
 # The child has children
 
 
@@ -459,6 +474,16 @@ def test_start_method_of_the_program(ask, method):
         assert multiprocessing.get_start_method() == method
     finally:
         multiprocessing.set_start_method(None, force=True)
+
+
+def test_started_twice():
+    process = Process()
+    with running(process):
+        with pytest.raises(AssertionError, match='twice'):
+            process.start()
+        process.wait_ready()
+        assert timed(process.stop) < STOP_LIMIT
+    assert process.exitcode == 0
 
 
 # Two want one address
@@ -637,6 +662,14 @@ def test_drain(start, work, num):
         assert zmq_response(socket) == [200, 0.5]
         assert zmq_response(late) == list(DRAINING)
     process.join(5)
+    assert process.exitcode == 0
+
+
+def test_signal_does_not_interrupt_the_loop(start, ask):
+    """As one that comes right before the loop waits."""
+    process = start(factory=Process)
+    assert ask(process, ['signal_elsewhere', 0.2]) == [200, 0.2]
+    wait_for_end(process.pid, 0.2 + STOP_LIMIT)
     assert process.exitcode == 0
 
 

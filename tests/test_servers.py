@@ -144,7 +144,7 @@ def test_gunicorn_replaces_its_worker(serve, tmp_path, address):
 
 
 def test_gunicorn_replaces_its_worker_while_the_child_works(serve):
-    server = serve('gunicorn', bind_timeout=5)
+    server = serve('gunicorn')
     [child] = server.children()
     with in_hand(address_of(server), 'work'):
         os.kill(owner_of(server, child), signal.SIGKILL)

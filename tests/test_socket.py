@@ -277,7 +277,7 @@ def test_constants():
 
 
 @pytest.mark.usefixtures('poll')
-@pytest.mark.parametrize('timeout', [-1, 0, 0.001, PROBE_DELAY, 0.05, 0.5])
+@pytest.mark.parametrize('timeout', [-1, 0, 0.001, PROBE_DELAY, 0.05, 0.3])
 def test_timeout(down, timeout):
     reply, seconds = timed(ask_raw, down, timeout)
     assert reply == [503, 'Connection timeout']
@@ -316,7 +316,7 @@ def test_server_which_goes_down(start):
 
 
 @pytest.mark.usefixtures('poll')
-@pytest.mark.parametrize('timeout', [10, 86400 * 365, 1e12, inf])
+@pytest.mark.parametrize('timeout', [10, 1e12, inf])
 def test_late_server(start, tmp_path, timeout):
     """It starts while somebody waits already."""
 
@@ -352,7 +352,7 @@ def test_restarted_server(start):
     assert zmq_response(socket) == REPLY
 
 
-@pytest.mark.parametrize('timeout', [5, 86400 * 365, inf])
+@pytest.mark.parametrize('timeout', [5, 86400 * 365])
 @pytest.mark.usefixtures('poll')
 def test_slow_handler(start, timeout):
     socket = zmq_socket(start().bound_address)
@@ -373,9 +373,7 @@ def test_slow_handler_times_out(start):
 # The server refuses
 
 
-@pytest.mark.usefixtures('poll')
-@pytest.mark.parametrize('bind_addr', ['127.0.0.1', '[::1]', 'ipc://@pyams_zmq-test-{}'])
-@pytest.mark.parametrize(
+REFUSALS = pytest.mark.parametrize(
     ('options', 'auth'),
     [
         ({'auth': 'user:password'}, 'user:secret'),
@@ -387,31 +385,35 @@ def test_slow_handler_times_out(start):
         ({'clients': '10.0.0.1', 'auth': 'user:password'}, 'user:password'),
     ],
 )
-def test_refused(start, bind_addr, options, auth):
-    process = start(bind_addr.format(os.getpid()), **options)
+
+
+@REFUSALS
+@pytest.mark.usefixtures('poll')
+def test_refused(start, options, auth):
+    address = start(**options).bound_address
     for _ in range(2):
-        reply, seconds = timed(ask_raw, process.bound_address, auth=auth)
+        reply, seconds = timed(ask_raw, address, auth=auth)
         assert (reply[0], seconds < AT_ONCE) == (401, True)
         assert reply[1].startswith('Connection refused: check user, password')
         assert 'secret' not in reply[1]
 
 
-@pytest.mark.parametrize(
-    ('options', 'auth'),
-    [
-        ({'auth': 'user:password'}, 'user:secret'),
-        ({'auth': 'user:password'}, None),
-        ({}, 'user:password'),
-        ({'clients': '10.0.0.1'}, None),
-    ],
-)
+@REFUSALS
+@pytest.mark.parametrize('bind_addr', ['[::1]', 'ipc://@pyams_zmq-test-{}'])
+def test_refused_elsewhere(start, bind_addr, options, auth):
+    process = start(bind_addr.format(os.getpid()), **options)
+    reply, seconds = timed(ask_raw, process.bound_address, auth=auth)
+    assert (reply[0], seconds < AT_ONCE) == (401, True)
+
+
+@REFUSALS
 def test_refused_before_the_message(start, options, auth):
     """Then libzmq takes the message for ever, unless it takes it for nobody."""
     process = start(**options)
     refused = 0
-    for _ in range(10):
+    for _ in range(5):
         socket = zmq_socket(process.bound_address, auth=auth)
-        deadline = time.monotonic() + 0.1
+        deadline = time.monotonic() + 0.05
         while socket.poll(0, zmq.POLLOUT) and time.monotonic() < deadline:
             pass
         refused += not socket.poll(0, zmq.POLLOUT)
@@ -420,14 +422,14 @@ def test_refused_before_the_message(start, options, auth):
             assert seconds < AT_ONCE
         reply, seconds = timed(zmq_response, socket)
         assert (reply[0], seconds < AT_ONCE) == (401, True)
-    assert refused
+    assert refused or 'clients' not in options  # the others are, now and then
 
 
 def test_refused_before_a_message_of_many_frames(start):
-    process = start(auth='user:password')
-    for _ in range(10):
+    process = start(clients='10.0.0.1')
+    for _ in range(5):
         socket = zmq_socket(process.bound_address)
-        deadline = time.monotonic() + 0.1
+        deadline = time.monotonic() + 0.05
         while socket.poll(0, zmq.POLLOUT) and time.monotonic() < deadline:
             pass
         socket.send_multipart([b'1', b'2', b'3'])
@@ -908,7 +910,7 @@ def test_nothing_is_left_by_failures(start, down):
     for _ in range(2):
         gc.collect()
         fds, threads = open_fds(), threading.active_count()
-        for _ in range(20):
+        for _ in range(10):
             assert ask_raw(process.bound_address)[0] == 401
             assert ask_raw(process.bound_address, auth='user:x')[0] == 401
             assert ask_raw(down, 0.02)[0] == 503

@@ -23,12 +23,12 @@ from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
 from conftest import wait_until
 from handlers import RawProcess
-from pyams_zmq.stream import ZMQStream
+from pyams_zmq.stream import ReplyStream, ZMQStream
 
 BURST = 200
 
 
-class Failure(Exception):
+class CallbackError(Exception):
     """What the callbacks raise."""
 
 
@@ -65,9 +65,10 @@ class Net:
     @contextmanager
     def stream(self, sock_type, callback=None, **options):
         """Give a bound stream and its address."""
-        socket = self.socket(sock_type, **options)
+        is_reply = sock_type == zmq.REP
+        socket = self.socket(zmq.ROUTER if is_reply else sock_type, **options)
         socket.bind('tcp://127.0.0.1:0')
-        subject = ZMQStream(socket)
+        subject = ReplyStream(socket) if is_reply else ZMQStream(socket)
         if callback is not None:
             subject.on_recv(callback)
         try:
@@ -104,10 +105,12 @@ async def receive(socket, number):
 @in_loop
 async def test_send_is_immediate(net):
     with net.stream(zmq.REP) as (subject, address):
+        received = []
+        subject.on_recv(received.append)
         client = net.connect(zmq.REQ, address)
         client.send(b'question')
-        assert subject.socket.poll(5000)
-        assert subject.socket.recv() == b'question'
+        await until(lambda: received)
+        assert received == [[b'question']]
         subject.send(b'answer')
         assert client.poll(5000)  # the loop did not turn
         assert client.recv() == b'answer'
@@ -116,7 +119,7 @@ async def test_send_is_immediate(net):
 @in_loop
 async def test_second_reply_is_an_error(net):
     with net.stream(zmq.REP) as (subject, _address):
-        with pytest.raises(zmq.ZMQError, match='current state'):
+        with pytest.raises(zmq.ZMQError, match='no message to reply to'):
             subject.send(b'nobody asked')
         assert not subject.sending()
 
@@ -157,27 +160,6 @@ async def test_send_waits_for_a_full_peer(net):
         assert subject.sending()
         messages = await receive(client, 50)
         assert [int(number) for number, _payload in messages] == list(range(50))
-
-
-@in_loop
-async def test_peer_that_leaves_does_not_block_the_loop(net):
-    # The events of the socket are read once, before the callback and before the queue is sent.
-    received = []
-
-    def wait_for_its_end(frames):
-        received.append(frames)
-        client.close()
-        wait_until(lambda: not subject.socket.EVENTS & zmq.POLLOUT)
-
-    with net.stream(zmq.DEALER, wait_for_its_end, sndtimeo=2000) as (subject, address):
-        subject.send(b'queued')
-        client = net.connect(zmq.DEALER, address)
-        client.send(b'hello')
-        wait_until(subject.readable)  # and writable; the loop does not know yet
-        await until(lambda: received)
-        assert subject.sending()
-        subject.on_recv(None)
-        assert await receive(net.connect(zmq.DEALER, address), 1) == [[b'queued']]
 
 
 @in_loop
@@ -225,7 +207,7 @@ async def test_on_send_that_sends_the_next(net):
 @in_loop
 async def test_on_send_that_fails(net, caplog):
     def fail(frames, status):
-        raise Failure
+        raise CallbackError
 
     def reply_later(frames):
         asyncio.get_running_loop().call_soon(subject.send, frames[0])
@@ -236,7 +218,7 @@ async def test_on_send_that_fails(net, caplog):
         for _ in range(BURST):
             client.send_multipart([b'', b'x'])
         assert await receive(client, BURST) == [[b'', b'x']] * BURST
-    assert 'Failure' in caplog.text
+    assert 'CallbackError' in caplog.text
 
 
 @in_loop
@@ -305,6 +287,31 @@ async def test_message_that_comes_in_between_two_looks(net, look):
 
 
 @in_loop
+async def test_peer_that_leaves_between_look_and_send(net):
+    with net.stream(zmq.PUSH, socket_class=RacingSocket, sndtimeo=2000) as (subject, address):
+        subject.send(b'queued')
+        client = net.connect(zmq.PULL, address)
+        poller = zmq.Poller()
+        poller.register(subject.socket.FD, zmq.POLLIN)
+        left = []
+
+        def leave():
+            if not subject.socket.EVENTS & zmq.POLLOUT:
+                subject.socket.hook = leave
+                return
+            client.close()
+            wait_until(lambda: not subject.socket.EVENTS & zmq.POLLOUT)
+            left.append(True)
+
+        while not left:
+            subject.socket.hook = leave
+            await asyncio.sleep(0.001)
+            subject._handle_events(subject.socket, 0)
+        assert subject.sending()
+        assert await receive(net.connect(zmq.PULL, address), 1) == [[b'queued']]
+
+
+@in_loop
 async def test_looking_loses_no_queued_send(net):
     with net.stream(zmq.PUSH) as (subject, address):
         subject.send(b'queued')
@@ -315,21 +322,23 @@ async def test_looking_loses_no_queued_send(net):
         assert await receive(client, 1) == [[b'queued']]
 
 
+@pytest.mark.parametrize('sock_type', [zmq.REP, zmq.PULL])
 @in_loop
-async def test_one_message_per_turn(net):
-    # 2, 4, 8... messages per turn would starve what else runs on the loop.
+async def test_others_have_their_turn(net, sock_type):
     received = []
-    with net.stream(zmq.REP) as (subject, address):
+    with net.stream(sock_type) as (subject, address):
 
-        def reply(frames):
+        def take(frames):
             received.append(frames)
-            subject.send(b'x')
+            if sock_type == zmq.REP:
+                subject.send(b'x')
 
-        client = net.connect(zmq.DEALER, address)
+        client = net.connect(zmq.DEALER if sock_type == zmq.REP else zmq.PUSH, address)
         for _ in range(BURST):
             client.send_multipart([b'', b'x'])
         await until(subject.readable)
-        subject.on_recv(reply)
+        subject.turn = 0
+        subject.on_recv(take)
         most = 0
         while len(received) < BURST:
             before = len(received)
@@ -338,13 +347,28 @@ async def test_one_message_per_turn(net):
         assert most <= 2
 
 
+@in_loop
+async def test_what_waits_is_handled_in_one_turn(net):
+    received = []
+    with net.stream(zmq.PULL) as (subject, address):
+        client = net.connect(zmq.PUSH, address)
+        for _ in range(BURST):
+            client.send(b'x')
+        await until(subject.readable)
+        await asyncio.sleep(0.1)  # in the meantime all are there
+        subject.turn = 10
+        subject.on_recv(received.append)
+        await asyncio.sleep(0)
+        assert len(received) == BURST
+
+
 def raising(frames):
-    raise Failure
+    raise CallbackError
 
 
 async def raising_later(frames):
     await asyncio.sleep(0)
-    raise Failure
+    raise CallbackError
 
 
 @pytest.mark.parametrize('callback', [raising, raising_later])
@@ -358,7 +382,7 @@ async def test_failing_callback_gets_an_answer(net, callback, envelope, caplog):
         replies = await receive(client, BURST)
         assert replies == [[*envelope, b'[500,"Internal error"]']] * BURST
         assert not client.poll(0)
-    assert 'Failure' in caplog.text
+    assert 'CallbackError' in caplog.text
 
 
 @pytest.mark.parametrize('error', [asyncio.CancelledError, GeneratorExit, BaseException])
@@ -378,7 +402,7 @@ async def test_callback_fails_with_no_exception(net, error):
 async def test_callback_that_fails_after_its_reply(net):
     def fail(frames):
         subject.send(b'reply')
-        raise Failure
+        raise CallbackError
 
     with net.stream(zmq.REP, fail) as (subject, address):
         client = net.connect(zmq.DEALER, address)
@@ -397,7 +421,7 @@ async def test_callback_that_fails_after_its_reply_and_the_next_message(net):
         subject.on_recv(second)
         await fail.wait()
         failed.append(True)
-        raise Failure
+        raise CallbackError
 
     async def second(frames):
         fail.set()
@@ -416,7 +440,7 @@ async def test_callback_that_fails_after_its_reply_and_the_next_message(net):
 async def test_callback_that_closes_the_stream_and_fails(net, caplog):
     def fail(frames):
         subject.close()
-        raise Failure
+        raise CallbackError
 
     with net.stream(zmq.REP, fail) as (subject, address):
         client = net.connect(zmq.DEALER, address)
@@ -433,7 +457,7 @@ async def test_failing_callback_loses_no_message(net):
 
     def fail(frames):
         received.append(frames)
-        raise Failure
+        raise CallbackError
 
     with net.stream(zmq.PULL, fail) as (_subject, address):
         client = net.connect(zmq.PUSH, address)
@@ -465,13 +489,134 @@ async def test_flush(net):
         assert not subject.sending()
     with net.stream(zmq.PUSH) as (subject, address):
         subject.send(b'x')
-        subject._flushed = True
-        subject._handle_send()
-        subject._flushed = False
         client = net.connect(zmq.PULL, address)
         while subject.sending():
             subject.flush()
         assert client.recv() == b'x'
+
+
+@in_loop
+async def test_flush_drops_what_nobody_wants(net):
+    with net.stream(zmq.PULL) as (subject, address):
+        client = net.connect(zmq.PUSH, address)
+        client.send(b'x')
+        await until(subject.readable)
+        assert subject.flush() == 1
+        assert not subject.readable()
+    with net.stream(zmq.REP) as (subject, address):
+        client = net.connect(zmq.DEALER, address)
+        client.send_multipart([b'', b'unwanted'])
+        await until(subject.readable)
+        subject.flush()
+        subject.on_recv(subject.send_multipart)
+        client.send_multipart([b'', b'x'])
+        assert await receive(client, 2) == [[b'', b'[500,"Internal error"]'], [b'', b'x']]
+
+
+@in_loop
+async def test_flush_stops_at_its_limit(net):
+    received = []
+    with net.stream(zmq.PULL, received.append) as (subject, address):
+        client = net.connect(zmq.PUSH, address)
+        client.send(b'1')
+        client.send(b'2')
+        while not subject.flush(limit=1):
+            pass
+        assert received == [[b'1']]
+        await until(lambda: received == [[b'1'], [b'2']])
+
+
+@in_loop
+async def test_flush_stops_at_a_message_that_is_owed_a_reply(net):
+    received = []
+    with net.stream(zmq.REP, received.append) as (subject, address):
+        client = net.connect(zmq.DEALER, address)
+        client.send_multipart([b'', b'1'])
+        client.send_multipart([b'', b'2'])
+        await until(lambda: received and subject.readable())
+        assert subject.flush() == 0
+        assert received == [[b'1']]
+        subject.send(b'x')
+        await until(lambda: len(received) == 2)
+
+
+@pytest.mark.parametrize('frames', [[b'x'], [b'x', b'y'], [b'x'] * 1000])
+@in_loop
+async def test_no_delimiter(net, frames):
+    with net.stream(zmq.REP) as (subject, address):
+        subject.on_recv(subject.send_multipart)
+        client = net.connect(zmq.DEALER, address)
+        for number in range(BURST):
+            client.send_multipart(frames)
+            client.send_multipart([b'', b'%d' % number])
+        answer = b'[400,"Bad message: no delimiter, an empty frame, before the request"]'
+        assert await receive(client, 2 * BURST) == [
+            reply for number in range(BURST) for reply in ([answer], [b'', b'%d' % number])
+        ]
+
+
+@in_loop
+async def test_reply_in_parts(net):
+    with net.stream(zmq.REP) as (subject, address):
+
+        def reply(frames):
+            subject.send(b'1', zmq.SNDMORE)
+            subject.send_multipart([b'2', b'3'], zmq.SNDMORE)
+            subject.send(b'4')
+
+        subject.on_recv(reply)
+        client = net.connect(zmq.REQ, address)
+        client.send(b'x')
+        assert await receive(client, 1) == [[b'1', b'2', b'3', b'4']]
+
+
+@in_loop
+async def test_frames_that_are_not_copied(net):
+    with net.stream(zmq.REP) as (subject, address):
+        subject.on_recv(lambda frames: subject.send(frames[0].bytes), copy=False)
+        client = net.connect(zmq.REQ, address)
+        client.send(b'x')
+        assert await receive(client, 1) == [[b'x']]
+
+
+@in_loop
+async def test_reply_of_no_type_at_all(net, caplog):
+    with net.stream(zmq.REP, lambda frames: subject.send('text')) as (subject, address):
+        client = net.connect(zmq.DEALER, address)
+        for _ in range(10):
+            client.send_multipart([b'', b'x'])
+        assert await receive(client, 10) == [[b'', b'[500,"Internal error"]']] * 10
+    assert 'TypeError' in caplog.text
+
+
+@in_loop
+async def test_context_that_was_terminated(net):
+    with net.stream(zmq.PULL, print) as (subject, _address):
+        await asyncio.to_thread(net.context.term)
+        await until(subject.closed)
+        with pytest.raises(OSError, match='Stream is closed'):
+            subject.flush()
+
+
+@in_loop
+async def test_close_with_messages_waiting(net, caplog):
+    with net.stream(zmq.PULL, print) as (subject, address):
+        client = net.connect(zmq.PUSH, address)
+        client.send(b'x')
+        wait_until(subject.readable)
+        subject.close()
+        await asyncio.sleep(0)
+    assert not caplog.records
+
+
+@in_loop
+async def test_stop_on_send(net):
+    calls = []
+    with net.stream(zmq.PUSH) as (subject, address):
+        subject.send(b'x', callback=lambda *args: calls.append(args))
+        subject.stop_on_send()
+        assert await receive(net.connect(zmq.PULL, address), 1) == [[b'x']]
+    assert not calls
 
 
 @in_loop
@@ -500,7 +645,15 @@ def raw(start, ask, tmp_path):
     assert ask(process, ['echo', 1]) == [200, 1]
 
 
-FAILURES = ['ValueError', 'Unprintable', 'MemoryError', 'CancelledError', 'GeneratorExit']
+FAILURES = [
+    'ValueError',
+    'Unprintable',
+    'MemoryError',
+    'CancelledError',
+    'GeneratorExit',
+    'SystemExit',
+    'KeyboardInterrupt',
+]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from typing import Any
 from weakref import WeakSet
 
 import zmq
+from pyramid import threadlocal
 from pyramid.threadlocal import get_current_registry, manager
 from tornado.ioloop import IOLoop
 from zmq.utils.monitor import recv_monitor_message
@@ -47,7 +48,7 @@ from pyams_zmq.interfaces import (
     ZMQProcessStoppedEvent,
 )
 from pyams_zmq.lock import IPCLock
-from pyams_zmq.stream import ZMQStream
+from pyams_zmq.stream import ReplyStream, ZMQStream
 from pyams_zmq.watchdog import Watchdog, end_children, has_ended, open_pidfd, wait_for_exit
 
 __docformat__ = 'restructuredtext'
@@ -96,7 +97,7 @@ class ZMQProcess(multiprocessing.Process):
     max_message_size: int = 16 * 1024 * 1024
     drain_timeout: float = 10.0
     orphan_timeout: float = 0.5
-    bind_timeout: float = 0.0
+    bind_timeout: float = 2.0
 
     context: Any = None
     loop: Any = None
@@ -112,6 +113,7 @@ class ZMQProcess(multiprocessing.Process):
 
     _watchdog: Watchdog | None = None
     _started = False
+    _stopping = False
     _report: tuple[str | None, Exception | None] | None = None
     _channel: Any = None
     _control: Any = None
@@ -142,6 +144,8 @@ class ZMQProcess(multiprocessing.Process):
 
     def start(self) -> None:
         """Fork the child and return at once; see :meth:`wait_ready`."""
+        if self._popen is not None:
+            raise AssertionError(f'{self.name} cannot be started twice')  # as the base class says
         # The child reports through this channel, and is asked to stop.
         self._channel, self._control = Pipe()
         # Until the child has its own handlers, those of a web server would swallow these.
@@ -193,7 +197,7 @@ class ZMQProcess(multiprocessing.Process):
     def stop(self) -> None:
         """End the process; see :meth:`pyams_zmq.interfaces.IZMQProcess.stop`."""
         if self.loop is not None:
-            self.loop.add_callback(self.loop.stop)
+            self.loop.add_callback(self._stop_loop)
         elif self._is_owner():
             atexit.unregister(self.stop)
             with self._stop_lock:
@@ -207,6 +211,10 @@ class ZMQProcess(multiprocessing.Process):
                     ask()
                     if not wait_for_exit(self, timeout):
                         LOGGER.warning('%s did not stop within %s s', self.name, timeout)
+
+    def _stop_loop(self) -> None:
+        self._stopping = True
+        self.loop.stop()
 
     def _ask_to_stop(self) -> None:
         # Not by a signal: one which also comes from the terminal, or from systemd, would be the
@@ -250,6 +258,7 @@ class ZMQProcess(multiprocessing.Process):
         multiprocessing.set_start_method('fork', force=True)
         getSiteManager.sethook(get_current_registry)
         manager.clear()
+        threadlocal.global_registry = self.registry  # what threads of handlers start with
         self._enter_thread()
         self._masks = local()
         os.register_at_fork(
@@ -305,9 +314,17 @@ class ZMQProcess(multiprocessing.Process):
             if not self.draining:
                 LOGGER.info('%s serves %s', self.name, self.bound_address)
                 self.loop.add_callback(self._send_report, self.bound_address, None)
-                self.loop.start()
+                self._serve()
         finally:
             self._teardown()
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            try:
+                self.loop.start()
+                break
+            except (SystemExit, KeyboardInterrupt):  # of a task, which asyncio lets through
+                LOGGER.exception('A task of %s tried to end it', self.name)
 
     def setup(self) -> None:
         """Create context, loop, authenticator and streams."""
@@ -347,7 +364,9 @@ class ZMQProcess(multiprocessing.Process):
     ) -> tuple[ZMQStream, int | None]:
         """Make a ZMQStream; see :meth:`pyams_zmq.interfaces.IZMQProcess.stream`."""
         endpoint = Endpoint.parse(addr, bind=bind)
-        socket = self.context.socket(sock_type)
+        # What a REP socket of libzmq cannot do, see ReplyStream.
+        is_reply = sock_type == zmq.REP
+        socket = self.context.socket(zmq.ROUTER if is_reply else sock_type)
         try:
             socket.linger = LINGER
             socket.maxmsgsize = self.max_message_size + SIZE_SLACK
@@ -362,7 +381,7 @@ class ZMQProcess(multiprocessing.Process):
         except BaseException:
             socket.close(0)
             raise
-        stream = ZMQStream(socket, self.loop)
+        stream = (ReplyStream if is_reply else ZMQStream)(socket, self.loop)
         self._streams.append(stream)
         if callback is not None:
             stream.on_recv(callback)
@@ -434,7 +453,7 @@ class ZMQProcess(multiprocessing.Process):
             await asyncio.sleep(REFUSAL_TURN)
             if not any(stream.readable() for stream in self._streams):
                 break
-        self.loop.stop()
+        self._stop_loop()
 
     def _teardown(self) -> None:
         if self._watchdog is not None:

@@ -15,8 +15,8 @@
 import asyncio
 import logging
 from collections.abc import Awaitable
-from contextlib import suppress
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import zmq
@@ -30,21 +30,22 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 class ZMQStream(BaseZMQStream):
     """The ZMQStream of pyzmq, with these differences.
 
-    What is sent goes out now, if the socket takes it, instead of on the next turn of the loop. A
-    callback that fails on a REP socket gets its peer an answer, `failure_reply`: otherwise the
-    socket would wait for a reply for ever, and receive nothing any more. Nor does a callback
-    that fails, or a peer that leaves, lose the wake-up for what waits.
+    What is sent goes out now, if the socket takes it, instead of on the next turn of the loop.
+    Messages that wait are handled together, as many as `turn` allows. Nor does a callback that
+    fails, or a peer that leaves, lose the wake-up for what waits.
     """
 
     socket: Any  # pyzmq types options as str | bytes | int
 
-    failure_reply = b'[500,"Internal error"]'
+    turn: float = 0.005
+    """Seconds after which other sockets and timers have their turn, though messages wait"""
 
+    envelope: list[Any] | None = None
+    _in_turn = False
     _looks_again = False
-    _sent = 0
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self._tasks: set[asyncio.Future[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         super().__init__(*args, **kwargs)
 
     def send_multipart(
@@ -64,99 +65,208 @@ class ZMQStream(BaseZMQStream):
         flags |= zmq.NOBLOCK
         if not self.sending():
             try:
-                status = self.socket.send_multipart(msg, flags, copy=copy, track=track, **kwargs)
+                status = self._transmit(msg, flags=flags, copy=copy, track=track, **kwargs)
             except zmq.Again:
                 pass  # the queue of the base class waits for the socket
             else:
-                self._sent += 1
                 if callback is not None:
                     self.on_send(callback)
                 if self._send_callback is not None:  # on the next turn: it may send again
                     self.io_loop.add_callback(self._run_callback, self._send_callback, msg, status)
-                self._update_handler(self._state)
+                self._rebuild_io_state()
                 return
         super().send_multipart(msg, flags, copy, track, callback, **kwargs)
 
+    def flush(self, flag: int = zmq.POLLIN | zmq.POLLOUT, limit: int | None = None) -> int:
+        """Handle what waits now, without the loop; drop messages if no callback wants them.
+
+        :param flag: what to handle
+        :param limit: stop after this many messages
+        :return: number of messages that were received and sent
+        """
+        self._check_closed()
+        count = 0
+        while not limit or count < limit:
+            handled = self._handle(flag)
+            if not handled:
+                break
+            count += handled
+        self._rebuild_io_state()
+        return count
+
     def readable(self) -> bool:
         """Tell if a message waits; looking does not lose its wake-up."""
-        if self.closed():
-            return False
-        return bool(self._look(self._state) & zmq.POLLIN)
+        return not self.closed() and bool(self._look() & zmq.POLLIN)
+
+    def _transmit(self, msg: Any, **kwargs: Any) -> Any:
+        return self.socket.send_multipart(msg, **kwargs)
+
+    def _receive(self) -> list[Any] | None:
+        return self.socket.recv_multipart(zmq.NOBLOCK, copy=self._recv_copy)  # type: ignore[no-any-return]
+
+    def _can_receive(self) -> bool:
+        return True
+
+    def _reply_to_failure(self, envelope: list[Any] | None) -> None:
+        """Answer a message whose callback has failed; most sockets owe no answer."""
+
+    # The FD of a socket is edge-triggered, it says nothing of what is there already. Whoever
+    # reads the events, which ends the edge, handles what they show, or has the loop do it on
+    # its next turn.
 
     def _handle_events(self, fd: Any, events: int) -> None:
+        if self.closed():
+            return
+        deadline = monotonic() + self.turn
+        more = 1
+        self._in_turn = True
         try:
-            super()._handle_events(fd, events)
-        except BaseException:
-            self._rebuild_io_state()  # which the base class does only if all went well
-            raise
+            while more:
+                more = self._handle(zmq.POLLIN if self.receiving() else 0)
+                if monotonic() > deadline:
+                    break
+        except zmq.ContextTerminated:  # now its sockets do not even tell their FD
+            self.io_loop.remove_handler(self._fd)
+            self.socket.close(0)
+            self.socket = None
+        finally:
+            self._in_turn = False
+            if more:
+                self._rebuild_io_state()
+
+    def _handle(self, flag: int) -> int:
+        """Send a message and receive one, if there are any; return their number."""
+        if self.socket is None:
+            return 0
+        events = self.socket.get(zmq.EVENTS)
+        handled = 0
+        if events & zmq.POLLOUT and self.sending():
+            self._handle_send()
+            handled = 1
+        if events & flag & zmq.POLLIN and self.socket is not None and self._can_receive():
+            self._handle_recv()
+            handled += 1
+        return handled
+
+    def _rebuild_io_state(self) -> None:
+        self._update_handler(0)
 
     def _update_handler(self, state: int) -> None:
-        if self.socket is not None:
-            self._look(state)
+        if self.socket is not None and not self._in_turn:
+            self._look()
 
-    def _look(self, state: int) -> int:
-        # The FD of a socket is edge-triggered, it says nothing of what is there already: whoever
-        # reads the events, which ends the edge, has the loop look again on its next turn, once.
-        events = int(self.socket.EVENTS)
-        if state & events and not self._looks_again:
+    def _look(self) -> int:
+        events = int(self.socket.get(zmq.EVENTS))
+        if not self._looks_again and (
+            (events & zmq.POLLIN and self.receiving() and self._can_receive())
+            or (events & zmq.POLLOUT and self.sending())
+        ):
             self._looks_again = True
             self.io_loop.add_callback(self._look_again)
         return events
 
     def _look_again(self) -> None:
         self._looks_again = False
-        if self.socket is not None:
-            self._handle_events(self.socket, 0)
+        self._handle_events(self.socket, 0)
 
     def _handle_recv(self) -> None:
-        if self._flushed:
-            return
         try:
-            msg = self.socket.recv_multipart(zmq.NOBLOCK, copy=self._recv_copy)
+            msg = self._receive()
         except zmq.Again:
             return
-        if self._recv_callback is None:  # `flush` drops what nobody wants
+        if msg is None or self._recv_callback is None:
             return
-        sent = self._sent
+        envelope = self.envelope
         try:
             result: Any = self._recv_callback(msg)
-        except BaseException:
-            self._reply_to_failure(sent)
-            raise  # the loop logs it
+        except BaseException as error:  # noqa: BLE001 - SystemExit would end the loop
+            self._end_failure(envelope, error)
+            return
         if isinstance(result, Awaitable):
-            task = asyncio.ensure_future(result)
+            task = asyncio.ensure_future(_contain(result))
             self._tasks.add(task)
-            task.add_done_callback(partial(self._end_task, sent))
+            task.add_done_callback(partial(self._end_task, envelope))
 
-    def _end_task(self, sent: int, task: 'asyncio.Future[Any]') -> None:
+    def _end_task(self, envelope: list[Any] | None, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
-            LOGGER.error('A callback failed', exc_info=error)
-        if error is not None or task.cancelled():
-            self._reply_to_failure(sent)
+            self._end_failure(envelope, error)
 
-    def _reply_to_failure(self, sent: int) -> None:
-        # Unless its callback had replied already: then the socket owes a reply to another message.
-        if self.socket is not None and self.socket.type == zmq.REP:
-            if self._sent == sent and self.socket.EVENTS & zmq.POLLOUT:
-                with suppress(zmq.ZMQError):
-                    self.socket.send(self.failure_reply, zmq.NOBLOCK)
-                    self._sent += 1
-            self._update_handler(self._state)
+    def _end_failure(self, envelope: list[Any] | None, error: BaseException) -> None:
+        self._reply_to_failure(envelope)
+        if not isinstance(error, asyncio.CancelledError):
+            LOGGER.error('A callback failed', exc_info=error)
 
     def _handle_send(self) -> None:
-        if self._flushed or not self.sending():
-            return
         msg, kwargs = self._send_queue.queue[0]
         try:
-            status = self.socket.send_multipart(msg, **kwargs)
+            status = self._transmit(msg, **kwargs)
         except zmq.Again:  # the peer has left since the events were read
             return
         except zmq.ZMQError as error:
             LOGGER.error('A message cannot be sent: %s', error)
             status = error
         self._send_queue.get()
-        self._sent += 1
         if self._send_callback is not None:
             self._run_callback(self._send_callback, msg, status)
+
+
+async def _contain(result: Awaitable[Any]) -> None:
+    try:
+        await result
+    except (SystemExit, KeyboardInterrupt) as error:  # which would end the loop
+        raise RuntimeError(f'{type(error).__name__} in a callback') from error
+
+
+class ReplyStream(ZMQStream):
+    """Stream of a REP socket that answers every message, made of a ROUTER socket.
+
+    The REP socket of libzmq drops a message without delimiter in silence, and when the peer of
+    such a message has left already, it loses the reply to another one. Here each message gets
+    its reply, and the next one is received when it was sent: the messages that wait do so in the
+    socket. A callback that fails gets its peer an answer, `failure_reply`.
+
+    :ivar envelope: envelope of the message that is owed a reply (RFC 28/REQREP), None without one
+    """
+
+    failure_reply = b'[500,"Internal error"]'
+    no_delimiter_reply = b'[400,"Bad message: no delimiter, an empty frame, before the request"]'
+
+    def _can_receive(self) -> bool:
+        return self.envelope is None
+
+    def _receive(self) -> list[Any] | None:
+        frames: Any = super()._receive()
+        for index in range(1, len(frames)):
+            if not len(frames[index]):
+                break
+        else:
+            self.socket.send_multipart([frames[0], self.no_delimiter_reply])
+            return None
+        self.envelope = frames[: index + 1]
+        if self._recv_callback is None:  # `flush` drops what nobody wants
+            self._reply_to_failure(self.envelope)
+        return frames[index + 1 :]  # type: ignore[no-any-return]
+
+    def send_multipart(self, msg: Any, flags: int = 0, *args: Any, **kwargs: Any) -> None:
+        """Send the reply, or with `zmq.SNDMORE` a part of it.
+
+        :raises zmq.ZMQError: EFSM, if no message is owed a reply
+        """
+        if self.envelope is None and not self.closed():
+            raise zmq.ZMQError(zmq.EFSM, 'There is no message to reply to')
+        if flags & zmq.SNDMORE and self.envelope is not None:
+            self.envelope.extend(msg)
+        else:
+            super().send_multipart(msg, flags, *args, **kwargs)
+
+    def _transmit(self, msg: Any, **kwargs: Any) -> Any:
+        status = super()._transmit([*(self.envelope or ()), *msg], **kwargs)
+        self.envelope = None
+        return status
+
+    def _reply_to_failure(self, envelope: list[Any] | None) -> None:
+        # Unless its callback had replied already: then another message is owed a reply.
+        if envelope is self.envelope and not self.closed():
+            self.send(self.failure_reply)

@@ -78,8 +78,10 @@ def has_ended(process: Any) -> bool:
     """
     if process.is_alive():
         try:
-            os.kill(process.pid, 0)
-        except ProcessLookupError:  # SIGCHLD is ignored, or its handler collects all children
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            # SIGCHLD is ignored, or its handler collects all children; by now the pid may be that
+            # of a stranger, which must not get our signals.
             return True
         return False
     return True
@@ -198,8 +200,10 @@ class Watchdog(Thread):
             said = b''
         if said:
             self._request_stop()
-        else:  # the owner is gone, which its pidfd tells
+        else:  # the owner has died, or has become another program, which no pidfd tells
             self._control = None
+            self._request_stop()
+            self.arm(self.orphan_timeout)
 
     @staticmethod
     def _end() -> None:

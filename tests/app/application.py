@@ -18,7 +18,6 @@ Settings, as those of the PyAMS packages:
 - `app.start_handler`: start the process
 - `app.tcp_handler`: address of the process
 - `app.allow_auth`, `app.allow_clients`: who may connect, by default everybody
-- `app.bind_timeout`: seconds to wait for the address, if the process of a former owner has it
 - `app.wait_ready`: seconds to wait for the process, by default not at all
 - `app.children`: file which gets the pid of each process that is ready to serve
 """
@@ -50,7 +49,6 @@ def start_process(event):
         settings.get('app.allow_clients'),
         registry=registry,
     )
-    process.bind_timeout = float(settings.get('app.bind_timeout', process.bind_timeout))
     process.start()
     atexit.register(process_exit_func, process=process)
     registry.app_process = process
