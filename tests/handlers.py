@@ -67,6 +67,12 @@ class Handler:
     def echo(self, args):
         return [200, args]
 
+    def who(self, args, *, peer):
+        return [200, [peer.user, peer.address, args]]
+
+    async def async_who(self, args, *, peer):
+        return [200, [peer.user, peer.address, args]]
+
     def first(self, frame, args):
         return [200, [frame.decode(), args]]
 

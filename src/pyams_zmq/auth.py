@@ -18,14 +18,17 @@ a ZAP domain. :class:`AccessPolicy` decides, :class:`Authenticator` only runs it
 
 import hmac
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils import z85
 
 __docformat__ = 'restructuredtext'
 
@@ -39,7 +42,11 @@ MAX_CREDENTIAL = 254
 
 _LOCALHOST = ('127.0.0.0/8', '::1')
 
+ANONYMOUS = 'anonymous'
+"""User of a peer that had no credentials to present"""
+
 Network = IPv4Network | IPv6Network
+Users = str | Sequence[str] | Mapping[str, str] | os.PathLike[str] | None
 
 
 class Verdict(NamedTuple):
@@ -50,25 +57,68 @@ class Verdict(NamedTuple):
     user: str = ''
 
 
-def parse_users(auth: Any) -> dict[str, str]:
+class Peer(NamedTuple):
+    """Who sent a message.
+
+    :ivar user: name of a PLAIN user, public key (Z85) of a CURVE client, else `anonymous`
+    :ivar address: IP address; for ipc `localhost`, user, group and process id, with colons
+    """
+
+    user: str
+    address: str
+
+
+def parse_users(auth: Users) -> dict[str, str]:
     """Read the users that may connect with PLAIN.
 
-    :param auth: `'user:password'`, where the password may contain colons; None for no user
+    :param auth: `'user:password'`, where the password may contain colons; several as the lines
+        of a text, a sequence, a mapping of users to passwords, or a file (a path object) whose
+        empty lines and lines with `#` in front are skipped; None for no user
     :return: passwords by user name
-    :raises ValueError: for anything else; its text does not repeat the secret
+    :raises ValueError: for anything else; its text does not repeat a secret
     """
-    if not auth:
+    if auth is None or auth == '':
         return {}
-    user, _colon, password = auth.partition(':') if isinstance(auth, str) else ('', '', '')
-    try:
-        is_good = all(0 < len(text.encode()) <= MAX_CREDENTIAL for text in (user, password))
-    except UnicodeEncodeError:  # it would show the secret
-        is_good = False
-    if not is_good:
+    if isinstance(auth, Mapping):
+        users = dict(auth)
+    else:
+        pairs = [
+            line.partition(':') if isinstance(line, str) else ('', '', '') for line in _lines(auth)
+        ]
+        users = {user: password for user, _colon, password in pairs}
+        if len(users) < len(pairs):
+            raise ValueError('Bad credentials: a user is there twice')
+    if not users or not all(
+        _is_credential(text) for credentials in users.items() for text in credentials
+    ):
         raise ValueError(
-            f"Bad credentials: write auth='user:password', each of 1 to {MAX_CREDENTIAL} bytes"
+            f"Bad credentials: write auth='user:password', each of 1 to {MAX_CREDENTIAL} bytes, "
+            'or several of them'
         )
-    return {user: password}
+    return users
+
+
+def _lines(auth: Any) -> Sequence[Any]:
+    if isinstance(auth, os.PathLike):
+        path = os.fspath(auth)
+        try:
+            auth = Path(path).read_text('utf-8')
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, 'strerror', None) or 'it is not UTF-8'
+            raise ValueError(f'Credentials file {path!r}: {reason}') from None
+        return [line for line in auth.splitlines() if line.strip() and not line.startswith('#')]
+    if isinstance(auth, str):
+        lines = auth.splitlines()
+        # One line is taken as it is: a password may have blanks around.
+        return lines if len(lines) < 2 else [line.strip() for line in lines if line.strip()]  # noqa: PLR2004
+    return auth if isinstance(auth, Sequence) and not isinstance(auth, bytes) else ()
+
+
+def _is_credential(text: Any) -> bool:
+    try:
+        return 0 < len(text.encode()) <= MAX_CREDENTIAL
+    except (AttributeError, UnicodeEncodeError):  # whose text would show the secret
+        return False
 
 
 def parse_clients(clients: str | Iterable[str] | None) -> tuple[Network, ...]:
@@ -101,33 +151,51 @@ class AccessPolicy:
 
     :param users: passwords by user name; empty for no PLAIN
     :param networks: networks of the peers; empty for all of them
+    :param keys: public keys (Z85) of the clients; empty for no CURVE
     """
 
-    def __init__(self, users: Mapping[str, str], networks: Sequence[Network]):
+    def __init__(
+        self, users: Mapping[str, str], networks: Sequence[Network], keys: Collection[str] = ()
+    ):
         self.users = users
         self.networks = networks
+        self.keys = keys
 
     def check(self, address: str, mechanism: bytes, credentials: Sequence[bytes]) -> Verdict:
         """Give the verdict on one connection.
 
         :param address: IP address of the peer; of an ipc peer libzmq says something else, and
             it is taken as local
-        :param mechanism: NULL or PLAIN
-        :param credentials: what the mechanism carries: user name and password for PLAIN
+        :param mechanism: NULL, PLAIN or CURVE
+        :param credentials: what the mechanism carries: user name and password for PLAIN, the
+            public key for CURVE
         """
         if self.networks and not self._is_allowed(address):
             return Verdict(b'400', b'Address not allowed')
-        if not self.users:
-            if mechanism == b'NULL':
-                return Verdict(b'200', b'OK', 'anonymous')
-        elif mechanism == b'PLAIN':
-            user, password = credentials
-            name = user.decode()
-            expected = self.users.get(name)
-            equal = hmac.compare_digest((expected or '').encode(), password)
-            if equal and expected is not None:
-                return Verdict(b'200', b'OK', name)
-        return Verdict(b'400', b'Bad credentials')
+        user = self._authenticate(mechanism, credentials)
+        if user is None:
+            return Verdict(b'400', b'Bad credentials')
+        return Verdict(b'200', b'OK', user)
+
+    def admits(self, user: str) -> bool:
+        """Tell if a user who was let in would still be, as far as the name or key goes."""
+        return user in self.users or user in self.keys or not (self.users or self.keys)
+
+    def _authenticate(self, mechanism: bytes, credentials: Sequence[bytes]) -> str | None:
+        if mechanism != (b'CURVE' if self.keys else b'PLAIN' if self.users else b'NULL'):
+            return None
+        if mechanism == b'NULL':
+            return ANONYMOUS
+        if mechanism == b'CURVE':
+            [key] = credentials
+            user = z85.encode(key).decode()
+            return user if user in self.keys else None
+        name, password = credentials
+        user = name.decode()
+        expected = self.users.get(user)
+        # An unknown user takes as long as a wrong password.
+        equal = hmac.compare_digest((expected or '').encode(), password)
+        return user if equal and expected is not None else None
 
     def _is_allowed(self, address: str) -> bool:
         if address.startswith('localhost:'):  # an ipc peer, with uid, gid and pid
@@ -165,18 +233,34 @@ class Authenticator(ThreadAuthenticator):
         self.pipe = self.context.socket(zmq.PAIR)
         self.pipe.linger = 1
         self.pipe.bind(self.pipe_endpoint)
-        self.thread = Thread(target=self._serve, name='pyams_zmq authenticator', daemon=True)
+        self.thread = Thread(target=self._run, name='pyams_zmq authenticator', daemon=True)
         self.thread.start()
 
-    def _serve(self) -> None:
+    def _run(self) -> None:
         self._enter()
         with self.context.socket(zmq.PAIR) as pipe:
             pipe.connect(self.pipe_endpoint)
-            poller = zmq.Poller()
-            poller.register(pipe, zmq.POLLIN)
-            poller.register(self.zap_socket, zmq.POLLIN)
-            while pipe not in dict(poller.poll()):
-                self.zap_socket.send_multipart(self.answer(self.zap_socket.recv_multipart()))
+            while True:
+                try:
+                    return self._serve(pipe)
+                except BaseException as error:  # noqa: BLE001 - nobody could connect any more
+                    _log(
+                        logging.CRITICAL,
+                        'Access control died (%s), it starts again; until then nobody gets in',
+                        type(error).__name__,
+                    )
+                # It owes libzmq a reply, without which the connection in question is not let in.
+                # Only unbinding gives the endpoint back at once.
+                self.zap_socket.unbind(self.zap_socket.last_endpoint)
+                self.zap_socket.close(0)
+                super(ThreadAuthenticator, self).start()
+
+    def _serve(self, pipe: Any) -> None:
+        poller = zmq.Poller()
+        poller.register(pipe, zmq.POLLIN)
+        poller.register(self.zap_socket, zmq.POLLIN)
+        while pipe not in dict(poller.poll()):
+            self.zap_socket.send_multipart(self.answer(self.zap_socket.recv_multipart()))
 
     def answer(self, msg: list[bytes]) -> list[bytes]:
         """Turn a request of libzmq into the reply; anything unforeseen is a no."""

@@ -15,7 +15,7 @@
 import os
 import re
 from dataclasses import dataclass
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 import zmq
@@ -121,6 +121,14 @@ class Endpoint:
 def port_of(uri: str) -> int | None:
     """Port of a URI that libzmq returned, None for ipc."""
     return int(uri.rpartition(':')[2]) if uri.startswith('tcp:') else None
+
+
+def is_local(uri: str) -> bool:
+    """Tell if only this machine reaches a URI that libzmq returned."""
+    if not uri.startswith('tcp:'):
+        return True
+    host = uri.removeprefix('tcp://').rpartition(':')[0].strip('[]')
+    return ip_address(host.partition('%')[0]).is_loopback
 
 
 def _join(host: Any, port: Any) -> str:

@@ -22,8 +22,10 @@ from math import inf
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import zmq
 from zope.interface import implementer
 
+from pyams_zmq.auth import ANONYMOUS, Peer
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.interfaces import IZMQMessageHandler
 from pyams_zmq.message import decode_request, encode
@@ -45,6 +47,7 @@ class _Method(NamedTuple):
     call: Callable[..., Any]
     least: int
     most: float
+    wants_peer: bool = False
 
     @classmethod
     def inspect(cls, call: Callable[..., Any]) -> '_Method':
@@ -60,7 +63,10 @@ class _Method(NamedTuple):
         ]
         least = sum(item.default is Parameter.empty for item in positional)
         varies = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
-        return cls(call, least, inf if varies else len(positional))
+        wants_peer = any(
+            item.name == 'peer' and item.kind is Parameter.KEYWORD_ONLY for item in parameters
+        )
+        return cls(call, least, inf if varies else len(positional), wants_peer)
 
 
 @implementer(IZMQMessageHandler)
@@ -70,8 +76,10 @@ class ZMQMessageHandler:
     The type of the message names a public method of the `handler` class. It is called with the
     frames of the message, of which the one with index *json_load* is replaced by the arguments
     that it held: ``method(args)`` for the usual message of one frame. The method may be
-    `async def`. It may raise :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its
-    answer; whatever else it raises is logged under an error id, which is all that the peer gets.
+    `async def`. If it has a keyword-only parameter `peer`, it is told the
+    :class:`~pyams_zmq.auth.Peer` that sent the message. It may raise
+    :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its answer; whatever else it raises is
+    logged under an error id, which is all that the peer gets.
 
     :param process: the ZMQProcess
     :param stream: the ZMQStream that gets the replies
@@ -106,8 +114,12 @@ class ZMQMessageHandler:
         # Replies that are still owed; the process waits for them before it stops.
         self._tasks: set[asyncio.Task[bytes]] = getattr(process, 'owed_replies', set())
         self._max_size = getattr(process, 'max_message_size', inf)
+        # Only frames tell who sent them; bytes, which are faster, do where nobody asks.
+        self.wants_frames = getattr(process, 'has_credentials', False) or any(
+            method.wants_peer for method in self._methods.values()
+        )
 
-    def __call__(self, frames: list[bytes]) -> None:
+    def __call__(self, frames: list[Any]) -> None:
         """Answer a message."""
         try:
             result = self._call_method(frames)
@@ -132,7 +144,11 @@ class ZMQMessageHandler:
         except Exception:
             LOGGER.exception('A reply could not be sent')
 
-    def _call_method(self, frames: list[bytes]) -> Any:
+    def _call_method(self, frames: list[Any]) -> Any:
+        peer = None
+        if self.wants_frames and frames:
+            peer = self._identify(frames[0])
+            frames = list(map(bytes, frames))
         size = sum(map(len, frames))
         if size > self._max_size:
             raise ZMQMessageError(
@@ -150,10 +166,22 @@ class ZMQMessageHandler:
             raise ZMQMessageError(404, f'Unknown message type {name[:_QUOTED]!r}')
         if not method.least <= len(frames) <= method.most:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
-        if len(frames) == 1:
-            return method.call(args)
         frames[self.json_load] = args
-        return method.call(*frames)
+        return method.call(*frames, peer=peer) if method.wants_peer else method.call(*frames)
+
+    def _identify(self, frame: Any) -> Peer:
+        """Say who sent a frame, as libzmq noted when the peer connected.
+
+        :raises ZMQMessageError: with status 401, if that user would not be let in any more
+        """
+        try:
+            peer = Peer(frame['User-Id'], frame['Peer-Address'])
+        except (TypeError, KeyError, zmq.ZMQError):  # of a stream without access control
+            peer = Peer(ANONYMOUS, '')
+        authenticator = getattr(self.process, 'auth_thread', None)
+        if authenticator is not None and not authenticator.policy.admits(peer.user):
+            raise ZMQMessageError(401, 'Your access was withdrawn')
+        return peer
 
 
 def _methods_of(handler: Any) -> dict[str, _Method]:

@@ -36,6 +36,18 @@ class IZMQProcess(Interface):
         'Seconds to wait, as standby, for an address which is in use (class attribute)'
     )
 
+    handshake_timeout = Attribute(
+        'Seconds until a peer that has not finished its handshake is dropped (class attribute)'
+    )
+    heartbeat_interval = Attribute('Seconds between two heartbeats to a peer (class attribute)')
+    heartbeat_timeout = Attribute(
+        'Seconds until a peer that does not answer a heartbeat is dropped (class attribute)'
+    )
+    receive_hwm = Attribute('Messages of a peer that wait, at most (class attribute)')
+    send_hwm = Attribute('Replies to a peer that wait, at most (class attribute)')
+    backlog = Attribute('Connections that wait to be accepted, at most (class attribute)')
+    curve = Attribute('CurveServer, or None (class attribute or keyword)')
+
     context = Attribute('ØMQ context of the child, None in the parent')
     loop = Attribute('IOLoop of the child, None in the parent')
     auth_thread = Attribute('ThreadAuthenticator of the child, None in the parent')
@@ -95,6 +107,14 @@ class IZMQProcess(Interface):
         In the parent: ask the child to finish the message in hand within `drain_timeout`, wait,
         then terminate it, then kill it. In the child: stop the loop. Elsewhere, before the start
         and after the end: nothing.
+        """
+
+    def reload() -> None:
+        """Read the users and keys again, from the file or folder that was given.
+
+        In the parent this asks the child to do so, as SIGHUP does. New connections follow the new
+        rules, and messages of a user who is not there any more are refused. What cannot be read
+        changes nothing, and is logged.
         """
 
     def exit(num: int | None = None, frame: Any = None) -> None:

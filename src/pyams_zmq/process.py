@@ -24,6 +24,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from math import ceil
 from multiprocessing.connection import Pipe, wait
 from multiprocessing.context import ForkProcess
 from threading import Lock, RLock, local
@@ -39,8 +40,16 @@ from zmq.utils.monitor import recv_monitor_message
 from zope.component import getSiteManager
 from zope.interface import implementer
 
-from pyams_zmq.auth import ZAP_DOMAIN, AccessPolicy, Authenticator, parse_clients, parse_users
-from pyams_zmq.endpoint import Endpoint, port_of
+from pyams_zmq.auth import (
+    ZAP_DOMAIN,
+    AccessPolicy,
+    Authenticator,
+    Users,
+    parse_clients,
+    parse_users,
+)
+from pyams_zmq.curve import CurveServer
+from pyams_zmq.endpoint import Endpoint, is_local, port_of
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError, ZMQTimeoutError
 from pyams_zmq.interfaces import (
     IZMQProcess,
@@ -66,6 +75,7 @@ REFUSAL_TURN = 0.02
 """A stopping process refuses the messages that are on their way, for 10 turns of 0.02 s at most"""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 
 _ADVICE = {
     errno.EADDRINUSE: 'another process serves it, stop that one or choose another address',
@@ -87,9 +97,12 @@ class ZMQProcess(multiprocessing.Process):
 
     :param bind_addr: address to bind, see :class:`pyams_zmq.endpoint.Endpoint`
     :param handler: class of the message handler
-    :param auth: `'user:password'` that a client must present (RFC 24/PLAIN)
+    :param auth: `'user:password'` that a client must present (RFC 24/PLAIN), or several, see
+        :func:`pyams_zmq.auth.parse_users`
     :param clients: IP addresses that may connect, see :func:`pyams_zmq.auth.parse_clients`
     :param registry: registry of the application, by default the current one
+    :param curve: keys of the server and its clients (RFC 26/CURVEZMQ), by default those of the
+        class attribute
     :raises ValueError: for an address, credentials or clients that cannot be understood
     """
 
@@ -98,6 +111,13 @@ class ZMQProcess(multiprocessing.Process):
     drain_timeout: float = 10.0
     orphan_timeout: float = 0.5
     bind_timeout: float = 2.0
+    handshake_timeout: float = 5.0
+    heartbeat_interval: float = 5.0
+    heartbeat_timeout: float = 5.0
+    receive_hwm: int = 1000
+    send_hwm: int = 1000
+    backlog: int = 100
+    curve: CurveServer | None = None
 
     context: Any = None
     loop: Any = None
@@ -122,15 +142,22 @@ class ZMQProcess(multiprocessing.Process):
         self,
         bind_addr: Any,
         handler: Callable[..., Any],
-        auth: str | None = None,
+        auth: Users = None,
         clients: str | Iterable[str] | None = None,
         registry: Any = None,
+        *,
+        curve: CurveServer | None = None,
     ):
         super().__init__()
         Endpoint.parse(bind_addr, bind=True)
         self.bind_addr = bind_addr
         self.handler = handler
+        self._auth = auth
         self.passwords = parse_users(auth)
+        if curve is not None:
+            self.curve = curve
+        if self.curve is not None and self.passwords:
+            raise ValueError('Give auth or curve: a socket has one mechanism')
         self.clients = parse_clients(clients)
         self.registry = get_current_registry() if registry is None else registry
         self.owed_replies: set[asyncio.Task[bytes]] = set()
@@ -149,7 +176,7 @@ class ZMQProcess(multiprocessing.Process):
         # The child reports through this channel, and is asked to stop.
         self._channel, self._control = Pipe()
         # Until the child has its own handlers, those of a web server would swallow these.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             with _forking_is_deliberate():
                 super().start()
@@ -216,6 +243,33 @@ class ZMQProcess(multiprocessing.Process):
         self._stopping = True
         self.loop.stop()
 
+    def reload(self) -> None:
+        """Read users and keys again; see :meth:`pyams_zmq.interfaces.IZMQProcess.reload`."""
+        if self._is_owner():
+            if not has_ended(self):
+                os.kill(self._popen.pid, signal.SIGHUP)
+            return
+        try:
+            passwords = parse_users(self._auth)
+            if self.curve is not None:
+                self.curve.reload()
+        except ValueError as error:
+            LOGGER.error('%s keeps its users and keys: %s', self.name, error)
+            return
+        self.passwords = passwords
+        if self.auth_thread is not None:
+            self.auth_thread.policy = self._make_policy()
+        LOGGER.info('%s has read its users and keys again', self.name)
+
+    def _make_policy(self) -> AccessPolicy:
+        keys = () if self.curve is None else self.curve.clients
+        return AccessPolicy(self.passwords, self.clients, keys)
+
+    @property
+    def has_credentials(self) -> bool:
+        """True when peers have to present something."""
+        return bool(self.passwords or self.curve)
+
     def _ask_to_stop(self) -> None:
         # Not by a signal: one which also comes from the terminal, or from systemd, would be the
         # second one and end the child at once.
@@ -272,7 +326,8 @@ class ZMQProcess(multiprocessing.Process):
         self._watchdog.start()
         for num in _STOP_SIGNALS:
             signal.signal(num, self.exit)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        signal.signal(signal.SIGHUP, self._on_hangup)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def _enter_thread(self) -> None:
         """Make the registry of the application the one of this thread."""
@@ -283,7 +338,7 @@ class ZMQProcess(multiprocessing.Process):
 
     def _mask_signals(self) -> None:
         # A child which is told to end before it has dropped our handlers would not hear it.
-        self._masks.signals = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        self._masks.signals = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
     def _unmask_signals(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.signals)
@@ -291,7 +346,7 @@ class ZMQProcess(multiprocessing.Process):
     def _enter_grandchild(self) -> None:
         """Give a child of ours, which may outlive us, neither our signals nor our address."""
         signal.set_wakeup_fd(-1)
-        for num in _STOP_SIGNALS:
+        for num in _SIGNALS:
             signal.signal(num, signal.SIG_DFL)
         for fd, stat in self._listeners:
             with suppress(OSError):
@@ -333,9 +388,7 @@ class ZMQProcess(multiprocessing.Process):
         self._wake_for_signals()
         # Always there: without it libzmq would not check the addresses of NULL peers, and would
         # keep peers that send garbage.
-        self.auth_thread = Authenticator(
-            self.context, AccessPolicy(self.passwords, self.clients), self._enter_thread
-        )
+        self.auth_thread = Authenticator(self.context, self._make_policy(), self._enter_thread)
         self.auth_thread.start()
         self.init_stream()
 
@@ -343,7 +396,7 @@ class ZMQProcess(multiprocessing.Process):
         # A signal which comes in just before the loop sleeps, or in another thread, would not be
         # heard before the next message: asyncio also writes a byte to a socket of its loop. Our
         # handler stays, which a loop that is busy hears too.
-        for num in _STOP_SIGNALS:
+        for num in _SIGNALS:
             handler = signal.getsignal(num)
             self.loop.asyncio_loop.add_signal_handler(num, int)
             signal.signal(num, handler)
@@ -368,8 +421,7 @@ class ZMQProcess(multiprocessing.Process):
         is_reply = sock_type == zmq.REP
         socket = self.context.socket(zmq.ROUTER if is_reply else sock_type)
         try:
-            socket.linger = LINGER
-            socket.maxmsgsize = self.max_message_size + SIZE_SLACK
+            self._limit(socket)
             socket.ipv6 = endpoint.is_ipv6
             if sock_type == zmq.SUB:
                 socket.subscribe(subscribe)
@@ -387,9 +439,23 @@ class ZMQProcess(multiprocessing.Process):
             stream.on_recv(callback)
         return stream, port
 
+    def _limit(self, socket: Any) -> None:
+        socket.linger = LINGER
+        socket.maxmsgsize = self.max_message_size + SIZE_SLACK
+        socket.rcvhwm = self.receive_hwm
+        socket.sndhwm = self.send_hwm
+        socket.backlog = self.backlog
+        socket.handshake_ivl = ceil(self.handshake_timeout * 1000)
+        socket.heartbeat_ivl = ceil(self.heartbeat_interval * 1000)
+        socket.heartbeat_timeout = ceil(self.heartbeat_timeout * 1000)
+
     def _bind(self, socket: Any, endpoint: Endpoint) -> int | None:
         socket.zap_domain = ZAP_DOMAIN
-        socket.plain_server = bool(self.passwords)
+        socket.zap_enforce_domain = True  # else libzmq lets everybody in who finds no ZAP handler
+        if self.curve is not None:
+            self.curve.apply(socket)
+        else:
+            socket.plain_server = bool(self.passwords)
         monitor = socket.get_monitor_socket(zmq.EVENT_LISTENING)
         deadline = monotonic() + self.bind_timeout
         try:
@@ -408,7 +474,15 @@ class ZMQProcess(multiprocessing.Process):
         finally:
             socket.disable_monitor()
             monitor.close()
-        uri = socket.last_endpoint.decode()
+        uri: str = socket.last_endpoint.decode()
+        if self.curve is None and not is_local(uri):
+            LOGGER.warning(
+                '%s serves the network at %s, %s: whoever is on the way can read and change the '
+                'messages; use CURVE',
+                self.name,
+                uri,
+                'with passwords in clear' if self.passwords else 'without authentication',
+            )
         if self.bound_address is None:
             self.bound_address = uri
         return port_of(uri)
@@ -442,6 +516,12 @@ class ZMQProcess(multiprocessing.Process):
         if self._watchdog is not None and num is not None:
             # This one only: the other may be under way, from the terminal or from the owner.
             signal.signal(num, signal.SIG_DFL)
+
+    def _on_hangup(self, num: int, frame: Any) -> None:
+        if self.loop is None:
+            self.reload()
+        else:  # not in the middle of a message
+            self.loop.asyncio_loop.call_soon_threadsafe(self.reload)
 
     def _start_drain(self) -> None:
         self._drain_task = asyncio.ensure_future(self._drain())

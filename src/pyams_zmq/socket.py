@@ -33,7 +33,8 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from pyams_zmq import _
-from pyams_zmq.auth import parse_users
+from pyams_zmq.auth import Users, parse_users
+from pyams_zmq.curve import CurveClient
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQClosedError, ZMQMessageError
 from pyams_zmq.message import decode_reply
@@ -74,9 +75,11 @@ class ZMQSocket(zmq.Socket[bytes]):
     """Socket of a client; dropping it closes it.
 
     :ivar is_refused: true when a message could not even be sent, see :func:`zmq_response`
+    :ivar curve: its CURVE keys, which pyzmq does not read back
     """
 
     is_refused = False
+    curve: CurveClient | None = None
 
     def send(self, data: Any, flags: int = 0, *args: Any, **kwargs: Any) -> Any:
         """Send a frame.
@@ -148,7 +151,9 @@ def zmq_socket(
     socket_type: int = zmq.REQ,
     linger: int = 0,
     protocol: str = 'tcp',
-    auth: str | None = None,
+    auth: Users = None,
+    *,
+    curve: CurveClient | None = None,
 ) -> ZMQSocket:
     """Open a socket and connect it.
 
@@ -157,14 +162,20 @@ def zmq_socket(
     :param linger: milliseconds that unsent messages are kept for when the socket is closed
     :param protocol: protocol of an address which is no URI, `tcp` or `ipc`
     :param auth: `'user:password'` (RFC 24/PLAIN)
+    :param curve: keys of the client and of the server it trusts (RFC 26/CURVEZMQ)
     :return: a socket, to be closed or dropped after use; to be used in one thread at a time
     :raises ValueError: for an address or credentials that cannot be understood
     """
     endpoint = Endpoint.parse(address, bind=False, protocol=protocol)
     users = parse_users(auth)
+    if len(users) + (curve is not None) > 1:
+        raise ValueError('A client connects as one user, or with CURVE keys')
     socket: ZMQSocket = _shared_context.get().socket(socket_type, socket_class=ZMQSocket)
     socket.linger = linger
     socket.ipv6 = endpoint.is_ipv6
+    if curve is not None:
+        curve.apply(socket)
+        socket.curve = curve
     for user, password in users.items():
         socket.plain_username = user.encode()
         socket.plain_password = password.encode()
@@ -237,9 +248,9 @@ def _wait(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
 def _is_refused(socket: zmq.Socket[Any], flags: int, deadline: float) -> bool:
     """Tell if the server refuses the credentials of a socket; false also when a reply comes in."""
     endpoint = socket.last_endpoint
-    # A CURVE key cannot be read with pyzmq, so nobody can try it.
-    if not endpoint or socket.mechanism not in (zmq.NULL, zmq.PLAIN):
-        return False
+    curve = getattr(socket, 'curve', None)
+    if not endpoint or (socket.mechanism == zmq.CURVE and curve is None):
+        return False  # somebody else's socket: pyzmq does not read its keys back
     try:
         # REQ, whatever the socket is: a server might send to a DEALER what is for the socket.
         with socket.context.socket(zmq.REQ, socket_class=zmq.Socket) as probe:
@@ -250,6 +261,8 @@ def _is_refused(socket: zmq.Socket[Any], flags: int, deadline: float) -> bool:
             if socket.mechanism == zmq.PLAIN:
                 probe.plain_username = socket.plain_username
                 probe.plain_password = socket.plain_password
+            elif curve is not None:
+                curve.apply(probe)
             with _monitoring(probe) as monitor:
                 probe.connect(endpoint)
                 return _handshake_fails(socket, flags, monitor, deadline)

@@ -77,6 +77,15 @@ class ZMQStream(BaseZMQStream):
                 return
         super().send_multipart(msg, flags, copy, track, callback, **kwargs)
 
+    def on_recv(self, callback: Any, copy: bool = True) -> None:
+        """Call back with each message, as a list of its frames.
+
+        :param callback: callable, or None to leave messages in the socket; one which has a true
+            attribute `wants_frames` gets :class:`zmq.Frame` objects
+        :param copy: false for :class:`zmq.Frame` objects instead of bytes
+        """
+        super().on_recv(callback, copy=copy and not getattr(callback, 'wants_frames', False))
+
     def flush(self, flag: int = zmq.POLLIN | zmq.POLLOUT, limit: int | None = None) -> int:
         """Handle what waits now, without the loop; drop messages if no callback wants them.
 

@@ -1,0 +1,441 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""Who may connect: the matrix of mechanisms, addresses and credentials, on real sockets."""
+
+import itertools
+import logging
+import os
+import signal
+import socket as tcp
+import threading
+import time
+
+import pytest
+import zmq
+import zmq.auth
+from tornado.ioloop import IOLoop
+
+from conftest import wait_until
+from handlers import Process
+from pyams_zmq.curve import CurveClient, CurveServer
+from pyams_zmq.exceptions import ZMQStartError
+from pyams_zmq.socket import zmq_response, zmq_socket
+
+SECRET = 'open:sesame'
+
+ADDRESSES = {
+    # what the server binds, the rule, whether this machine may come in
+    'tcp, no rule': ('127.0.0.1', None, True),
+    'tcp, allowed': ('127.0.0.1', '10.0.0.1, 127.0.0.1', True),
+    'tcp, in a network': ('127.0.0.1', '127.0.0.0/8', True),
+    'tcp, localhost': ('127.0.0.1', 'localhost', True),
+    'tcp, denied': ('127.0.0.1', '10.0.0.1', False),
+    'tcp, not in the network': ('127.0.0.1', '10.0.0.0/8 192.168.0.0/16', False),
+    'IPv6, allowed': ('[::1]', '::1', True),
+    'IPv6, in a network': ('[::1]', '::/64', True),
+    'IPv6, denied': ('[::1]', 'fe80::/10', False),
+    'IPv4 on an IPv6 socket, allowed': ('[::]', '127.0.0.1', True),
+    'IPv4 on an IPv6 socket, denied': ('[::]', '10.0.0.1', False),
+    'ipc, no rule': ('ipc', None, True),
+    'ipc, localhost': ('ipc', 'localhost', True),
+    'ipc, denied': ('ipc', '10.0.0.1', False),
+}
+MECHANISMS = ('NULL', 'PLAIN', 'CURVE')
+CREDENTIALS = {
+    # the mechanism for which they are good
+    'none': 'NULL',
+    'good password': 'PLAIN',
+    'wrong password': None,
+    'unknown user': None,
+    'good key': 'CURVE',
+    'unknown key': None,
+    'wrong server key': None,
+}
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Folder of keys: of the server, of clients it knows, and of a stranger."""
+    clients = tmp_path / 'clients'
+    clients.mkdir()
+    zmq.auth.create_certificates(tmp_path, 'server')
+    zmq.auth.create_certificates(tmp_path, 'stranger')
+    zmq.auth.create_certificates(clients, 'alice')
+    zmq.auth.create_certificates(clients, 'bob')
+    return tmp_path
+
+
+def server_options(mechanism, keys):
+    """Options of a process with a mechanism."""
+    return {
+        'NULL': {},
+        'PLAIN': {'auth': {'bob': 'builder', 'alice': SECRET}},
+        'CURVE': {'curve': CurveServer(keys / 'server.key_secret', keys / 'clients')},
+    }[mechanism]
+
+
+def client_options(credentials, keys):
+    """Options of a socket with credentials."""
+    return {
+        'none': {},
+        'good password': {'auth': f'alice:{SECRET}'},
+        'wrong password': {'auth': 'alice:sesame'},
+        'unknown user': {'auth': f'eve:{SECRET}'},
+        'good key': {
+            'curve': CurveClient(keys / 'server.key', keys / 'clients' / 'alice.key_secret')
+        },
+        'unknown key': {'curve': CurveClient(keys / 'server.key', keys / 'stranger.key_secret')},
+        'wrong server key': {
+            'curve': CurveClient(keys / 'stranger.key', keys / 'clients' / 'alice.key_secret')
+        },
+    }[credentials]
+
+
+@pytest.mark.parametrize('mechanism', MECHANISMS)
+@pytest.mark.parametrize('address', ADDRESSES)
+def test_matrix(address, mechanism, keys, start, ask):
+    bind_addr, clients, address_is_good = ADDRESSES[address]
+    if bind_addr == 'ipc':
+        bind_addr = f'ipc://{keys}/zmq'
+    process = start(bind_addr, clients=clients, **server_options(mechanism, keys))
+    target = process.bound_address.replace('[::]', '127.0.0.1')
+    for credentials, good_for in CREDENTIALS.items():
+        expected = 200 if address_is_good and good_for == mechanism else 401
+        started = time.monotonic()
+        reply = ask(target, ['echo', 1], **client_options(credentials, keys))
+        assert reply[0] == expected, credentials
+        if expected == 401:
+            assert 'check user, password' in reply[1]
+            assert time.monotonic() - started < 5  # ten seconds without the news
+
+
+def test_nobody_there_is_no_refusal(ask):
+    assert ask('tcp://127.0.0.1:9', ['echo', 1], timeout=0.2) == [503, 'Connection timeout']
+
+
+def test_identity(keys, start, ask):
+    alice = client_options('good key', keys)
+    process = start('127.0.0.1', **server_options('CURVE', keys))
+    key = alice['curve'].public.decode()
+    assert ask(process, ['who', 7], **alice) == [200, [key, '127.0.0.1', 7]]
+    assert ask(process, ['async_who', 7], **alice) == [200, [key, '127.0.0.1', 7]]
+    assert ask(process, ['echo', 7], **alice) == [200, 7]
+    process = start('127.0.0.1', **server_options('PLAIN', keys))
+    assert ask(process, ['who', 7], **client_options('good password', keys)) == [
+        200,
+        ['alice', '127.0.0.1', 7],
+    ]
+    process = start(f'ipc://{keys}/zmq')
+    status, [user, address, _] = ask(process, ['who', 7])
+    assert (status, user) == (200, 'anonymous')
+    assert address == f'localhost:{os.getuid()}:{os.getgid()}:{os.getpid()}'
+
+
+def test_removed_key_is_refused(keys, start, ask):
+    process = start('127.0.0.1', **server_options('CURVE', keys))
+    alice = client_options('good key', keys)
+    bob = {'curve': CurveClient(keys / 'server.key', keys / 'clients' / 'bob.key_secret')}
+    stranger = client_options('unknown key', keys)
+    with zmq_socket(process.bound_address, **alice) as kept:
+        kept.send_json(['echo', 1])
+        assert zmq_response(kept) == [200, 1]
+        (keys / 'clients' / 'alice.key').unlink()
+        (keys / 'stranger.key').rename(keys / 'clients' / 'stranger.key')
+        process.reload()
+        wait_until(lambda: ask(process, ['echo', 1], **alice)[0] == 401)
+        kept.send_json(['echo', 1])  # this connection was open before
+        assert zmq_response(kept) == [401, 'Your access was withdrawn']
+        kept.send_json(['echo', 1])
+        assert zmq_response(kept) == [401, 'Your access was withdrawn']
+    assert ask(process, ['echo', 1], **bob) == [200, 1]
+    assert ask(process, ['echo', 1], **stranger) == [200, 1]
+
+
+def test_users_of_a_file(tmp_path, start, ask):
+    users = tmp_path / 'users'
+    users.write_text('# who may\n\nalice:open:sesame\nbob:builder\n')
+    process = start('127.0.0.1', auth=users)
+    assert ask(process, ['echo', 1], auth='alice:open:sesame') == [200, 1]
+    users.write_text('nonsense')  # keeps what it had
+    os.kill(process.pid, signal.SIGHUP)
+    assert ask(process, ['echo', 1], auth='alice:open:sesame') == [200, 1]
+    users.write_text('bob:builder')
+    os.kill(process.pid, signal.SIGHUP)
+    wait_until(lambda: ask(process, ['echo', 1], auth='alice:open:sesame')[0] == 401)
+    assert ask(process, ['echo', 1], auth='bob:builder') == [200, 1]
+
+
+class DyingPolicy:
+    """Dies when eve comes."""
+
+    def __init__(self, policy):
+        self.policy = policy
+
+    def check(self, address, mechanism, credentials):
+        if credentials[0] == b'eve':
+            raise SystemExit
+        if credentials[0] == b'mallory':
+            raise ValueError(credentials)
+        return self.policy.check(address, mechanism, credentials)
+
+    def admits(self, user):
+        return self.policy.admits(user)
+
+
+class DyingProcess(Process):
+    """Logs to a file, and has an authenticator which dies."""
+
+    log = None
+
+    def setup(self):
+        handler = logging.FileHandler(self.log)
+        logging.getLogger().addHandler(handler)
+        logging.getLogger().setLevel(logging.DEBUG)
+        super().setup()
+        self.auth_thread.policy = DyingPolicy(self.auth_thread.policy)
+
+
+def test_fails_closed(tmp_path, start, ask):
+    log = tmp_path / 'log'
+    process = start(
+        '127.0.0.1', auth='alice:wonder', factory=type('P', (DyingProcess,), {'log': log})
+    )
+    for user in ('eve', 'mallory', 'eve'):
+        assert ask(process, ['echo', 1], auth=f'{user}:hush', timeout=1)[0] in (401, 503)
+        assert ask(process, ['echo', 1], auth='alice:wonder', timeout=1) == [200, 1]
+    text = log.read_text()
+    assert text.count('Access control died (SystemExit)') >= 2
+    assert 'Access control failed (ValueError)' in text
+    for secret in ('hush', 'wonder'):
+        assert secret not in text
+
+
+def test_secrets(tmp_path, keys, start, ask, caplog):
+    caplog.set_level(logging.DEBUG)
+    secrets = [SECRET, 'sesame']
+    for number, mechanism in enumerate(('PLAIN', 'CURVE')):
+        log = tmp_path / f'log{number}'
+        process = start(
+            '127.0.0.1',
+            factory=type('P', (LoggingProcess,), {'log': log}),
+            **server_options(mechanism, keys),
+        )
+        for credentials in CREDENTIALS:
+            options = client_options(credentials, keys)
+            reply = ask(process, ['echo', 1], **options)
+            curve = options.get('curve')
+            texts = [log.read_text(), str(reply), repr(process), repr(curve), str(vars(process))]
+            with open(f'/proc/{process.pid}/cmdline') as cmdline:
+                texts.append(cmdline.read())
+            known = secrets + ([curve._secret.decode()] if curve else [])
+            for text, secret in itertools.product(texts[:4] + texts[5:], known):
+                assert secret not in text
+        process.reload()
+        process.stop()
+    assert not any(secret in caplog.text for secret in secrets)
+
+
+class LoggingProcess(Process):
+    """Logs everything to a file."""
+
+    log = None
+
+    def setup(self):
+        logging.getLogger().addHandler(logging.FileHandler(self.log))
+        logging.getLogger().setLevel(logging.DEBUG)
+        super().setup()
+
+
+@pytest.mark.parametrize(
+    ('options', 'warning'),
+    [
+        ({}, 'without authentication'),
+        ({'auth': 'alice:wonder'}, 'with passwords in clear'),
+        ({'curve': True}, None),
+    ],
+)
+def test_open_to_the_network(options, warning, tmp_path, keys, start):
+    log = tmp_path / 'log'
+    if 'curve' in options:
+        options = server_options('CURVE', keys)
+    start('*', factory=type('P', (LoggingProcess,), {'log': log}), **options)
+    text = log.read_text()
+    if warning is None:
+        assert 'CURVE' not in text
+    else:
+        assert text.count('use CURVE') == 1
+        assert warning in text
+
+
+@pytest.mark.parametrize(
+    ('options', 'culprit'),
+    [
+        ({'clients': '10.0.0.1 example.com'}, "'example.com'"),
+        ({'clients': ['10.0.0.300']}, "'10.0.0.300'"),
+        ({'clients': '10.0.0.1/8'}, "'10.0.0.1/8'"),
+        ({'auth': 'alice'}, 'Bad credentials'),
+        ({'auth': ['alice:a', 'bob']}, 'Bad credentials'),
+        ({'auth': {'alice': ''}}, 'Bad credentials'),
+    ],
+)
+def test_rules_that_cannot_be(options, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        Process('127.0.0.1', **options)
+
+
+def test_one_mechanism(keys):
+    with pytest.raises(ValueError, match='one mechanism'):
+        Process('127.0.0.1', auth='alice:wonder', **server_options('CURVE', keys))
+    with pytest.raises(ValueError, match='one user'):
+        zmq_socket('127.0.0.1:9', auth='alice:wonder', **client_options('good key', keys))
+    with pytest.raises(ValueError, match='one user'):
+        zmq_socket('127.0.0.1:9', auth='alice:wonder\nbob:builder')
+
+
+class QuickLimits(Process):
+    """Drops silent peers soon."""
+
+    handshake_timeout = 0.5
+    heartbeat_interval = 0.4
+    heartbeat_timeout = 0.4
+
+
+GREETING = b'\xff' + bytes(8) + b'\x7f\x03\x00NULL' + bytes(16) + b'\x00' + bytes(31)
+READY = b'\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x03REQ\x08Identity\x00\x00\x00\x00'
+
+HALF_OPEN = {
+    'nothing': b'',
+    'one byte': b'\xff',
+    'HTTP': b'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n',
+    'TLS': b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03' + bytes(200),
+    'SSH': b'SSH-2.0-OpenSSH_9.2\r\n',
+    'ZMTP 1.0': b'\x01\x00',
+    'ZMTP 2.0': b'\xff' + bytes(8) + b'\x7f\x01\x03\x00\x00',
+    'half a greeting': GREETING[:30],
+    'greeting': GREETING,
+    'greeting, half a command': GREETING + READY[:10],
+    'greeting, rubbish': GREETING + bytes(range(200)),
+    'half a frame': GREETING + READY + b'\x00\x64half',
+    'half a message': GREETING + READY + b'\x01\x00\x01\x04part',
+    '1 TB frame': GREETING + READY + b'\x02' + (1 << 40).to_bytes(8, 'big') + b'x',
+    'ready, and silent': GREETING + READY,
+}
+
+
+def test_half_open_peers(start, ask):
+    process = start(factory=QuickLimits)
+    ask(process, ['echo', 1])
+    host, port = process.bound_address.removeprefix('tcp://').split(':')
+    before = ask(process, ['fds', None])[1]
+    peers = []
+    kinds = itertools.cycle(HALF_OPEN.values())
+    try:
+        for _ in range(400):
+            peer = tcp.create_connection((host, int(port)))
+            peers.append(peer)
+            peer.sendall(next(kinds))
+        longest = 0
+        limit = process.handshake_timeout + process.heartbeat_interval + process.heartbeat_timeout
+        deadline = time.monotonic() + limit + 5
+        while ask(process, ['fds', None])[1] > before + 2:
+            started = time.monotonic()
+            assert ask(process, ['echo', 1]) == [200, 1]
+            longest = max(longest, time.monotonic() - started)
+            assert started < deadline, 'half-open peers stay'
+        assert longest < 1
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+def test_flood_of_bad_handshakes(start, ask):
+    process = start('127.0.0.1', auth='alice:wonder')
+    ask(process, ['fds', None], auth='alice:wonder')
+    before = ask(process, ['fds', None], auth='alice:wonder')[1]
+    done = threading.Event()
+
+    def flood():
+        context = zmq.Context()
+        for _ in range(40):
+            sockets = []
+            for _ in range(50):
+                socket = context.socket(zmq.DEALER)
+                socket.linger = 0
+                socket.plain_username, socket.plain_password = b'alice', b'wrong'
+                socket.connect(process.bound_address)
+                sockets.append(socket)
+            monitor = sockets[-1].get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+            monitor.poll(100)
+            sockets[-1].disable_monitor()
+            monitor.close()
+            for socket in sockets:
+                socket.close()
+        context.term()
+        done.set()
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    with zmq_socket(process.bound_address, auth='alice:wonder') as good:
+        while not done.is_set():
+            good.send_json(['echo', 1])
+            assert zmq_response(good) == [200, 1]
+    thread.join()
+    wait_until(lambda: ask(process, ['fds', None], auth='alice:wonder')[1] <= before + 2)
+
+
+def test_limits_on_sockets():
+    class Limited(Process):
+        receive_hwm = 7
+        send_hwm = 8
+        backlog = 9
+
+    process = Limited()
+    process.context = zmq.Context()
+    process.loop = IOLoop(make_current=False)
+    try:
+        stream, _port = process.stream(zmq.REP, '127.0.0.1:9', bind=False)
+        socket = stream.socket
+        assert (socket.rcvhwm, socket.sndhwm, socket.backlog) == (7, 8, 9)
+        assert socket.maxmsgsize > process.max_message_size
+        assert socket.handshake_ivl == 5000
+        assert socket.heartbeat_ivl == socket.heartbeat_timeout == 5000
+        stream.close(0)
+    finally:
+        process.loop.close()
+        process.context.term()
+
+
+def test_missing_key_file(keys):
+    for arguments in (
+        (keys / 'nobody.key_secret', keys / 'clients'),
+        (keys / 'server.key', keys / 'clients'),
+        (keys / 'server.key_secret', keys / 'nowhere'),
+        (keys / 'server.key_secret', []),
+        (keys / 'server.key_secret', ['short']),
+        ('x' * 39, keys / 'clients'),
+    ):
+        with pytest.raises(ValueError, match='CURVE'):
+            CurveServer(*arguments)
+
+
+def test_a_policy_that_cannot_be_made(keys):
+    class Broken(Process):
+        def _make_policy(self):
+            raise ValueError('no policy')
+
+    process = Broken()
+    process.start()
+    with pytest.raises((ValueError, ZMQStartError), match='no policy'):
+        process.wait_ready()
+    process.join(5)
+    assert process.exitcode == 1
