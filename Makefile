@@ -26,7 +26,7 @@ test-slow: $(VENV)/.has-test ## run the test suite, the slow tests too
 	$(RUN) -m pytest -m 'slow or not slow' $(ARGS)
 
 demo: $(VENV)/.has-demo ## convert the film CLIP, or one made for it, in a ØMQ process
-	@$(RUN) examples/media_converter/demo.py $${CLIP:+-- "$$CLIP"}
+	@$(RUN) -W 'ignore:pkg_resources is deprecated' examples/media_converter/demo.py $${CLIP:+-- "$$CLIP"}
 
 lint: $(VENV)/.has-tox ## check the style and the types
 	$(RUN) -m tox run -e lint

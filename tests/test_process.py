@@ -12,14 +12,26 @@
 
 """Life of a process: start, ready, stop, and the sad cases of each."""
 
+import asyncio
+import os
+import pickle
+import signal
+import socket as tcp
+import sys
 import threading
+import time
+from multiprocessing.context import ForkProcess
 
 import pytest
+import zmq
 from pyramid.registry import Registry
 from pyramid.threadlocal import get_current_registry
 
-from handlers import ExitingSetup, FailingSetup, Process
-from pyams_zmq.exceptions import ZMQBindError, ZMQStartError
+from conftest import wait_until
+from handlers import ExitingSetup, FailingSetup, Handler, MessageHandler, Process
+from pyams_zmq.exceptions import ZMQBindError, ZMQStartError, ZMQTimeoutError
+from pyams_zmq.process import ZMQProcess, process_exit_func
+from pyams_zmq.stream import ZMQStream
 
 
 def test_echo(start, ask):
@@ -79,3 +91,365 @@ def test_registry_of_threads(start, tmp_path):
         'pyams_zmq authenticator: True',
         'pyams_zmq watchdog: True',
     ]
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    'bind_addr', ['127.0.0.1', 'localhost', 'lo', '*', ('127.0.0.1', 0), 'tcp://127.0.0.1:*']
+)
+def test_any_free_port(start, ask, bind_addr):
+    process = start(bind_addr)
+    port = int(process.bound_address.rpartition(':')[2])
+    assert port > 0
+    assert ask(f'127.0.0.1:{port}', ['echo', 1]) == [200, 1]
+
+
+@pytest.mark.parametrize('form', ['127.0.0.1:{}', '[::1]:{}', '*:{}', 'tcp://127.0.0.1:{}'])
+def test_given_port(start, ask, form):
+    with tcp.socket(tcp.AF_INET6) as reserved:
+        reserved.bind(('::', 0))
+        port = reserved.getsockname()[1]
+    process = start(form.format(port))
+    assert process.bound_address.endswith(f':{port}')
+    assert ask(form.format(port).replace('*', 'localhost'), ['echo', 1]) == [200, 1]
+
+
+@pytest.mark.parametrize('form', ['ipc://{}/zmq.sock', 'ipc://@{}'])
+def test_ipc(start, ask, tmp_path, form):
+    process = start(form.format(tmp_path))
+    assert process.bound_address == form.format(tmp_path)
+    assert ask(process, ['echo', 1]) == [200, 1]
+
+
+@pytest.mark.parametrize('bind_addr', [None, '', 'a b', 'http://localhost', 'host:99999', 5555])
+def test_bad_address(bind_addr):
+    with pytest.raises(ValueError, match='Bad ØMQ address') as error:
+        Process(bind_addr)
+    assert repr(bind_addr) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('bind_addr', 'text'),
+    [
+        ('192.0.2.1:5555', 'no interface of this machine has it'),
+        ('nosuchif0:5555', 'neither an address nor an interface'),
+        ('ipc:///nowhere/zmq.sock', 'its folder does not exist'),
+    ],
+)
+def test_address_that_cannot_be_bound(bind_addr, text):
+    process = Process(bind_addr)
+    process.start()
+    with pytest.raises(ZMQBindError, match=text) as error:
+        process.wait_ready()
+    assert bind_addr in str(error.value)
+    process.join(5)
+    assert process.exitcode == 1
+
+
+# Wait until it is ready
+
+
+class SlowSetup(Process):
+    """Takes its time."""
+
+    def setup(self):
+        time.sleep(0.5)
+        super().setup()
+
+
+def test_not_ready_in_time():
+    process = SlowSetup()
+    process.start()
+    try:
+        with pytest.raises(ZMQTimeoutError, match=r'is not ready after 0\.1 s'):
+            process.wait_ready(0.1)
+        with pytest.raises(TimeoutError):
+            process.wait_ready(0)
+        assert process.wait_ready(None) == process.bound_address
+        assert process.wait_ready(0) == process.bound_address
+    finally:
+        process.stop()
+    with pytest.raises(ZMQStartError, match='ended with exit code 0'):
+        process.wait_ready()
+
+
+def test_never_started():
+    process = Process()
+    with pytest.raises(ZMQStartError, match='was not started by this process'):
+        process.wait_ready()
+    process.exit(signal.SIGTERM)  # nor has it anything to stop
+    process_exit_func(process)
+
+
+class Unpicklable(Exception):
+    """Does not come back from a pickle."""
+
+    def __init__(self, one, two):
+        super().__init__(f'{one} {two}')
+
+
+class FailingStrangely(Process):
+    """Cannot start, and can hardly say why."""
+
+    def setup(self):
+        raise Unpicklable('no', 'ffmpeg')
+
+
+def test_error_that_cannot_be_pickled():
+    with pytest.raises(TypeError):
+        pickle.loads(pickle.dumps(Unpicklable('no', 'ffmpeg')))
+    process = FailingStrangely()
+    process.start()
+    with pytest.raises(ZMQStartError, match='Unpicklable: no ffmpeg'):
+        process.wait_ready()
+    process.join(5)
+
+
+class LeavingAChild(Process):
+    """Ends before it is ready, while a child of its own holds what it had open."""
+
+    def setup(self):
+        ForkProcess(target=time.sleep, args=(1,)).start()
+        os._exit(7)
+
+
+def test_exit_before_ready_with_a_child():
+    process = LeavingAChild()
+    process.start()
+    with pytest.raises(ZMQStartError, match='exit code 7'):
+        process.wait_ready()
+
+
+def test_run_in_the_foreground(ask, tmp_path):
+    """Under a supervisor of one's own, without `start`."""
+    address = f'ipc://{tmp_path}/zmq.sock'
+    child = ForkProcess(target=Process(address, StoppingMessageHandler).run)
+    child.start()
+    assert ask(address, ['echo', 1]) == [200, 1]
+    assert ask(address, ['exit', None]) == [200, 'leaving']
+    child.join(5)
+    assert child.exitcode == 0
+    assert not list(tmp_path.iterdir())
+
+
+# Stop from within
+
+
+class StoppingHandler(Handler):
+    """Ends its process in its own way."""
+
+    def stop_and_exit(self, args):
+        self.process.stop()
+        asyncio.get_running_loop().call_soon(sys.exit, 3)
+        return [200, 'stopping']
+
+    def exit(self, args):
+        self.process.exit()
+        self.process.exit()
+        return [200, 'leaving']
+
+    def leave_a_task(self, path):
+        async def last():
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                os.mkdir(path)
+
+        self.task = asyncio.ensure_future(last())
+        return [200, None]
+
+    def close_stream(self, args):
+        self.process.loop.call_later(0.01, self.process.rep_stream.close)
+        return [200, None]
+
+
+class StoppingMessageHandler(MessageHandler):
+    """Serves StoppingHandler."""
+
+    handler = StoppingHandler
+
+
+@pytest.mark.parametrize(
+    ('kind', 'reply'), [('stop', 'stopping'), ('stop_and_exit', 'stopping'), ('exit', 'leaving')]
+)
+def test_stopped_by_its_handler(start, ask, kind, reply):
+    process = start(handler=StoppingMessageHandler)
+    assert ask(process, [kind, None]) == [200, reply]
+    process.join(5)
+    assert process.exitcode == 0
+
+
+def test_tasks_are_cancelled_at_the_end(start, ask, tmp_path):
+    process = start(handler=StoppingMessageHandler)
+    path = tmp_path / 'cancelled'
+    assert ask(process, ['leave_a_task', str(path)]) == [200, None]
+    process.stop()
+    assert process.exitcode == 0
+    assert path.exists()
+
+
+def test_stop_without_a_stream(start, ask):
+    process = start(handler=StoppingMessageHandler)
+    assert ask(process, ['close_stream', None]) == [200, None]
+    process.stop()
+    assert process.exitcode == 0
+
+
+class InattentiveProcess(Process):
+    """Has a stream whose messages nobody takes."""
+
+    def setup(self):
+        super().setup()
+        self.inbox, port = self.stream(zmq.PULL, '127.0.0.1', bind=True)
+        outbox, _port = self.stream(zmq.PUSH, ('127.0.0.1', port), bind=False)
+        outbox.send(b'x')
+
+
+def test_stop_while_a_message_waits(start, ask):
+    process = start(factory=InattentiveProcess)
+    assert ask(process, ['echo', 1]) == [200, 1]
+    start = time.monotonic()
+    process.stop()
+    assert process.exitcode == 0
+    assert time.monotonic() - start < 2
+
+
+# Subclasses, as sibling packages have them
+
+
+class Scheduler(threading.Thread):
+    """Stands for the scheduler of a sibling, which has threads of its own."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.ticks = 0
+        self.registries = set()
+
+    def run(self):
+        while True:
+            self.ticks += 1
+            self.registries.add(id(get_current_registry()))
+            time.sleep(0.01)
+
+
+class SchedulerHandler(Handler):
+    """Asks the scheduler of its process."""
+
+    def ticks(self, args):
+        scheduler = self.process.scheduler
+        return [200, [scheduler.ticks, scheduler.registries == {id(self.process.registry)}]]
+
+
+class SchedulerMessageHandler(MessageHandler):
+    """Serves SchedulerHandler."""
+
+    handler = SchedulerHandler
+
+
+class SchedulerProcess(ZMQProcess):
+    """Starts its scheduler in `run`, and binds its stream itself."""
+
+    def __init__(self, zmq_address, handler, auth, clients, registry):
+        super().__init__(zmq_address, handler, auth, clients, registry)
+        self.scheduler = Scheduler()
+
+    def run(self):
+        self.scheduler.start()
+        ZMQProcess.run(self)
+
+    def init_stream(self):
+        self.rep_stream, self.port = self.stream(zmq.REP, self.bind_addr, bind=True)
+        super().init_stream()
+        self.rep_stream.on_recv(self.handler(self, self.rep_stream, self.stop))
+
+
+def test_scheduler(ask):
+    process = SchedulerProcess('127.0.0.1', SchedulerMessageHandler, None, None, Registry('theirs'))
+    process.start()
+    try:
+        process.wait_ready()
+        wait_until(lambda: ask(process, ['ticks', None])[1][0] > 5)
+        assert ask(process, ['ticks', None])[1][1] is True
+    finally:
+        process.stop()
+    assert process.exitcode == 0
+
+
+class RelayHandler(Handler):
+    """Publishes, and says what came back."""
+
+    def publish(self, text):
+        self.process.publisher.send_multipart([b'news', text.encode()])
+        return [200, None]
+
+    def news(self, args):
+        return [200, self.process.news]
+
+    def streams(self, args):
+        return [200, all(isinstance(stream, ZMQStream) for stream in self.process._streams)]
+
+
+class RelayMessageHandler(MessageHandler):
+    """Serves RelayHandler."""
+
+    handler = RelayHandler
+
+
+class RelayProcess(Process):
+    """Has streams of its own."""
+
+    def setup(self):
+        super().setup()
+        self.news = []
+        self.publisher, port = self.stream(zmq.PUB, '127.0.0.1', bind=True)
+        _stream, same = self.stream(
+            zmq.SUB, ('127.0.0.1', port), bind=False, callback=self.read, subscribe=b'news'
+        )
+        assert same == port
+        with pytest.raises(ZMQBindError):
+            self.stream(zmq.PUB, '192.0.2.1:1', bind=True)
+        with pytest.raises(ValueError, match='Bad ØMQ address'):
+            self.stream(zmq.SUB, '127.0.0.1', bind=False)
+
+    def read(self, frames):
+        self.news.append([frame.decode() for frame in frames])
+
+
+def test_streams_of_a_subclass(start, ask):
+    process = start(handler=RelayMessageHandler, factory=RelayProcess)
+    assert ask(process, ['streams', None]) == [200, True]
+
+    def has_news():
+        ask(process, ['publish', 'hello'])  # until the subscription has arrived
+        return ['news', 'hello'] in ask(process, ['news', None])[1]
+
+    wait_until(has_news)
+
+
+class ReusingHandler(Handler):
+    """Opens something under the descriptor of a former listener."""
+
+    def reuse(self, args):
+        stream, _port = self.process.stream(zmq.PULL, '127.0.0.1', bind=True)
+        fd, _stat = self.process._listeners[-1]
+        stream.close()
+        wait_until(lambda: not os.path.exists(f'/proc/self/fd/{fd}'))
+        with open(os.devnull, 'rb') as file:
+            os.dup2(file.fileno(), fd)
+            child = ForkProcess(target=os.fstat, args=(fd,))
+            child.start()
+            child.join()
+        os.close(fd)
+        return [200, child.exitcode]
+
+
+class ReusingMessageHandler(MessageHandler):
+    """Serves ReusingHandler."""
+
+    handler = ReusingHandler
+
+
+def test_children_of_the_child_keep_what_is_open(start, ask):
+    assert ask(start(handler=ReusingMessageHandler), ['reuse', None]) == [200, 0]

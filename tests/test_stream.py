@@ -287,6 +287,27 @@ async def test_message_that_comes_in_between_two_looks(net, look):
 
 
 @in_loop
+async def test_message_that_somebody_else_takes(net):
+    received, taken = [], []
+    with net.stream(zmq.PULL, received.append, socket_class=RacingSocket) as (subject, address):
+        client = net.connect(zmq.PUSH, address)
+
+        def take():
+            if zmq.Socket.get(subject.socket, zmq.EVENTS) & zmq.POLLIN:
+                taken.append(subject.socket.recv())
+            else:
+                subject.socket.hook = take
+
+        subject.socket.hook = take
+        client.send(b'1')
+        await until(lambda: taken)
+        client.send(b'2')
+        await until(lambda: received)
+    assert taken == [b'1']
+    assert received == [[b'2']]
+
+
+@in_loop
 async def test_peer_that_leaves_between_look_and_send(net):
     with net.stream(zmq.PUSH, socket_class=RacingSocket, sndtimeo=2000) as (subject, address):
         subject.send(b'queued')
