@@ -54,6 +54,10 @@ SECRET = 'pa:ss wörd'
         (f'é:{SECRET}', {'é': SECRET}),
         ('user: ', {'user': ' '}),
         (f'{"u" * 254}:{"é" * 127}', {'u' * 254: 'é' * 127}),
+        ('\nalice:wonder\r\n\n bob:the:builder \n', {'alice': 'wonder', 'bob': 'the:builder'}),
+        (['alice:wonder', 'bob: '], {'alice': 'wonder', 'bob': ' '}),
+        (('user:password',), {'user': 'password'}),
+        ({'alice': 'wonder', 'bob': 'the:builder'}, {'alice': 'wonder', 'bob': 'the:builder'}),
     ],
 )
 def test_parse_users(auth, users):
@@ -70,8 +74,16 @@ def test_parse_users(auth, users):
         ' ',
         b'user:secret',
         ('user', 'secret'),
-        ['user:secret'],
-        {'user': 'secret'},
+        ['user:secret', 'bob'],
+        ['user:secret', 17],
+        ['user:secret', 'user:other secret'],
+        {'user': ''},
+        {'user': b'secret'},
+        {17: 'secret'},
+        [],
+        {},
+        '\n',
+        'user:secret\nbob',
         {'user:secret'},
         17,
         True,
@@ -84,7 +96,9 @@ def test_parse_users(auth, users):
     ids=repr,
 )
 def test_parse_bad_users(auth):
-    with pytest.raises(ValueError, match="write auth='user:password'") as caught:
+    with pytest.raises(
+        ValueError, match="Bad credentials: (write auth='user:password'|a user)"
+    ) as caught:
         parse_users(auth)
     assert 'secret' not in repr(caught.value)
     assert type(caught.value) is ValueError  # an error of Unicode would hold the secret
@@ -96,12 +110,12 @@ def test_parse_any_users(user, password):
     try:
         users = parse_users(f'{user}:{password}')
     except ValueError as error:
-        assert not user or not password or ':' in user
+        assert not user or not password or ':' in user or '\n' in user + password
         assert len(password) < 3 or password not in str(error)  # noqa: PT017
     else:
-        [(name, secret)] = users.items()
-        assert f'{name}:{secret}' == f'{user}:{password}'
-        assert ':' not in name
+        lines = [f'{name}:{secret}' for name, secret in users.items()]
+        assert '\n' in user + password or lines == [f'{user}:{password}']
+        assert not any(':' in name for name in users)
 
 
 @given(st.one_of(st.text(), st.binary(), st.integers(), st.lists(st.text()), st.none()))
@@ -653,4 +667,6 @@ def test_no_secret_is_told_by_a_failure(tmp_path, caplog, capfd):
 def test_refusals_are_logged(start, ask, tmp_path):
     process = start(log_path=tmp_path / 'log', auth='user:password', factory=TalkativeProcess)
     assert ask(process, ['echo', 1], auth='user:x')[0] == 401
-    wait_until(lambda: 'Connection refused: Bad credentials' in (tmp_path / 'log').read_text())
+    wait_until(
+        lambda: 'Connection refused: 127.0.0.1 Bad credentials' in (tmp_path / 'log').read_text()
+    )

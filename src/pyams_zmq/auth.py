@@ -108,9 +108,10 @@ def _lines(auth: Any) -> Sequence[Any]:
             raise ValueError(f'Credentials file {path!r}: {reason}') from None
         return [line for line in auth.splitlines() if line.strip() and not line.startswith('#')]
     if isinstance(auth, str):
-        lines = auth.splitlines()
-        # One line is taken as it is: a password may have blanks around.
-        return lines if len(lines) < 2 else [line.strip() for line in lines if line.strip()]  # noqa: PLR2004
+        # One user is taken literally: a password may have blanks around it.
+        return (
+            [line.strip() for line in auth.split('\n') if line.strip()] if '\n' in auth else [auth]
+        )
     return auth if isinstance(auth, Sequence) and not isinstance(auth, bytes) else ()
 
 
@@ -272,7 +273,8 @@ class Authenticator(ThreadAuthenticator):
             status, text, user = b'500', b'Access control failed', b''
             _log(logging.ERROR, 'Access control failed (%s)', type(error).__name__)
         if status != b'200':
-            _log(logging.INFO, 'Connection refused: %s', text.decode(errors='replace'))
+            said = b' '.join([*msg[3:4], text]).decode(errors='replace')  # address and reason
+            _log(logging.INFO, 'Connection refused: %s', said)
         return [ZAP_VERSION, msg[1], status, text, user, b'']
 
 

@@ -66,8 +66,8 @@ _NO_REQUEST = 'No reply is to come: no request was sent, or its reply was taken 
 
 TIMEOUT = _('Connection timeout')
 REFUSED = _(
-    'Connection refused: check user, password and mechanism, and the addresses that the '
-    'server allows'
+    'Connection refused: check user, password or keys, the mechanism, and the addresses that '
+    'the server allows'
 )
 
 
