@@ -69,6 +69,8 @@ def run(program, *processes, patch=PATCH + IMPORT):
             sys.executable,
             '-W',
             'error::ResourceWarning',
+            '-W',
+            'ignore:pkg_resources is deprecated',  # Pyramid 2 imports it
             '-c',
             patch + TOOLS + textwrap.dedent(program),
             *[getattr(process, 'bound_address', process) for process in processes],
