@@ -551,8 +551,8 @@ def test_reply_and_refusal(monkeypatch):
             wait_until(lambda: len(wait(sockets, flags, 0)) == 2)
         return wait(sockets, flags, timeout)
 
-    wait = socket_module._wait
-    monkeypatch.setattr(socket_module, '_wait', wait_for_all)
+    wait = socket_module.wait_for
+    monkeypatch.setattr(socket_module, 'wait_for', wait_for_all)
     with replying(reply, policy=Policy(second)) as address:
         assert ask_raw(address) == [200, 'OK']
 

@@ -49,6 +49,35 @@ class ZMQTimeoutError(ZMQBaseError, TimeoutError):
     """Something did not happen in time."""
 
 
+class ZMQUnreachableError(ZMQBaseError, ConnectionError):
+    """A service that could not be reached in time, or to which the connection was lost."""
+
+
+class ZMQRefusedError(ZMQBaseError, ConnectionRefusedError):
+    """A service that does not let us in: wrong credentials, mechanism or address."""
+
+
+class ZMQRemoteError(ZMQBaseError, RuntimeError):
+    """An answer of a service whose status is not 2xx.
+
+    :param status: status of the reply
+    :param payload: what came with it, a text in general
+    """
+
+    def __init__(self, status: int, payload: object):
+        super().__init__(status, payload)
+        self.status = status
+        self.payload = payload
+
+    @property
+    def text(self) -> str:
+        """The payload as text."""
+        return str(self.payload)
+
+    def __str__(self) -> str:
+        return f'{self.status} {self.text}'
+
+
 class ZMQReplyError(ZMQBaseError, ValueError):
     """A reply which is not the JSON text it should be."""
 

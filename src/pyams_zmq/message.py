@@ -12,7 +12,7 @@
 
 """PyAMS_zmq.message module: the wire format, JSON as RFC 8259 wants it.
 
-A request is ``[type, args]``, a reply any JSON value, by convention ``[status, payload]``. What
+A request is ``[type, args]``, or ``[type, args, {"deadline": seconds}]``, a reply any JSON value, by convention ``[status, payload]``. What
 the standard library lets through (NaN, numbers out of range, lone surrogates) is no JSON and is
 refused, in both directions.
 """
@@ -20,21 +20,36 @@ refused, in both directions.
 import json
 from contextlib import suppress
 from math import isfinite
+from time import time
 from typing import Any
 
 import msgspec
 
-from pyams_zmq.exceptions import ZMQMessageError, ZMQReplyError
+from pyams_zmq.exceptions import ZMQMessageError, ZMQRemoteError, ZMQReplyError
 
 __docformat__ = 'restructuredtext'
 
+
+
+class _Options(msgspec.Struct, forbid_unknown_fields=True):
+    """Third element of a request.
+
+    :ivar deadline: seconds since the epoch, after which nobody waits for the reply any more
+    """
+
+    deadline: float
+
+
 _decode_request = msgspec.json.Decoder(tuple[str, Any]).decode
+_decode_long_request = msgspec.json.Decoder(tuple[str, Any, _Options]).decode
 _decode_any = msgspec.json.Decoder().decode
 _encode = msgspec.json.encode
 
 _SCALARS = frozenset({str, int, bool, type(None)})
 _KEYS = frozenset({str})
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
+_QUOTED = 80
+"""Characters of a reply that an error repeats"""
 
 
 def decode_request(data: bytes) -> tuple[str, Any]:
@@ -43,12 +58,35 @@ def decode_request(data: bytes) -> tuple[str, Any]:
     Of the duplicate keys of an object, the last one wins.
 
     :return: type and arguments of the message
-    :raises ZMQMessageError: with status 400 for anything but ``[str, any]``
+    :raises ZMQMessageError: with status 400 for anything but ``[str, any]`` or
+        ``[str, any, {"deadline": seconds}]``; with status 504 if the deadline has passed
     """
     try:
         return _decode_request(data)
     except _BAD_JSON as error:
-        raise ZMQMessageError(400, f'Bad message, expected [type, args]: {error}') from None
+        try:
+            name, args, options = _decode_long_request(data)
+        except _BAD_JSON:
+            raise ZMQMessageError(400, f'Bad message, expected [type, args]: {error}') from None
+        if options.deadline < time():
+            raise ZMQMessageError(504, 'Nobody waits for this answer any more') from None
+        return name, args
+
+
+def payload_of(reply: Any) -> Any:
+    """Take the payload from a reply ``[status, payload]``.
+
+    :raises ZMQRemoteError: if the status is not 2xx
+    :raises ZMQReplyError: for a reply of another form
+    """
+    match reply:
+        case [int(status), payload] if status is not True and status is not False:
+            if status // 100 == 2:  # noqa: PLR2004 - as in HTTP
+                return payload
+            raise ZMQRemoteError(status, payload)
+    raise ZMQReplyError(
+        f'The reply is not [status, payload], but {str(reply)[:_QUOTED]!r}: use `request` for it'
+    )
 
 
 def decode_reply(data: bytes) -> Any:

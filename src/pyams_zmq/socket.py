@@ -22,7 +22,7 @@ import errno
 import os
 import select
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import ceil
 from time import monotonic
@@ -51,8 +51,8 @@ SILENCE = 0.2
 """Seconds without an end of the handshake before the server is asked in another language"""
 
 _LONGEST_WAIT = 2_000_000  # polls count milliseconds in 31 bits
-_PROBE_FAILURES = 3
-_HANDSHAKE_EVENTS = (
+MAX_HANGUPS = 3
+HANDSHAKE_EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -167,11 +167,32 @@ def zmq_socket(
     :raises ValueError: for an address or credentials that cannot be understood
     """
     endpoint = Endpoint.parse(address, bind=False, protocol=protocol)
+    socket = open_socket(endpoint, parse_user(auth, curve), curve, socket_type)
+    socket.linger = linger
+    socket.connect(endpoint.uri)
+    return socket
+
+
+def parse_user(auth: Users, curve: CurveClient | None) -> dict[str, str]:
+    """Read the credentials of a client, who is one user at most.
+
+    :raises ValueError: for credentials that cannot be understood
+    """
     users = parse_users(auth)
     if len(users) + (curve is not None) > 1:
         raise ValueError('A client connects as one user, or with CURVE keys')
+    return users
+
+
+def open_socket(
+    endpoint: Endpoint,
+    users: Mapping[str, str],
+    curve: CurveClient | None,
+    socket_type: int = zmq.REQ,
+) -> ZMQSocket:
+    """Open a socket that is ready to connect to an endpoint, and keeps nothing when closed."""
     socket: ZMQSocket = _shared_context.get().socket(socket_type, socket_class=ZMQSocket)
-    socket.linger = linger
+    socket.linger = 0
     socket.ipv6 = endpoint.is_ipv6
     if curve is not None:
         curve.apply(socket)
@@ -179,7 +200,6 @@ def zmq_socket(
     for user, password in users.items():
         socket.plain_username = user.encode()
         socket.plain_password = password.encode()
-    socket.connect(endpoint.uri)
     return socket
 
 
@@ -202,13 +222,13 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
         return [401, REFUSED]
     try:
         deadline = monotonic() + timeout
-        _wait([socket], flags, min(timeout, PROBE_DELAY))
-        frames = _receive(socket)
+        wait_for([socket], flags, min(timeout, PROBE_DELAY))
+        frames = receive(socket)
         if frames is None and timeout > PROBE_DELAY:
             if _is_refused(socket, flags, deadline):
                 return [401, REFUSED]
-            _wait([socket], flags, deadline - monotonic())
-            frames = _receive(socket)
+            wait_for([socket], flags, deadline - monotonic())
+            frames = receive(socket)
     except zmq.ZMQError as error:
         if error.errno in (zmq.ETERM, zmq.ENOTSOCK, errno.EBADF):
             raise ZMQClosedError('The socket or its context was closed, open a new one') from None
@@ -218,14 +238,15 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
     return [503, TIMEOUT] if frames is None else decode_reply(frames[-1])
 
 
-def _receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+def receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    """Receive a message if there is one."""
     try:
         return socket.recv_multipart(zmq.NOBLOCK)
     except zmq.Again:
         return None
 
 
-def _wait(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
+def wait_for(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
     """Wait until a socket has one of the events; return those which have."""
     timeout = max(0, min(timeout, _LONGEST_WAIT))
     if isinstance(select.poll, BuiltinFunctionType):
@@ -274,7 +295,7 @@ def _is_refused(socket: zmq.Socket[Any], flags: int, deadline: float) -> bool:
 
 @contextmanager
 def _monitoring(socket: zmq.Socket[Any]) -> Iterator[zmq.Socket[Any]]:
-    with socket.get_monitor_socket(_HANDSHAKE_EVENTS) as monitor:
+    with socket.get_monitor_socket(HANDSHAKE_EVENTS) as monitor:
         try:
             yield monitor
         finally:
@@ -288,8 +309,8 @@ def _handshake_fails(
 ) -> bool:
     failures = 0
     until = min(deadline, monotonic() + SILENCE)
-    while failures < _PROBE_FAILURES:
-        ready = _wait([socket, monitor], flags | zmq.POLLIN, until - monotonic())
+    while failures < MAX_HANGUPS:
+        ready = wait_for([socket, monitor], flags | zmq.POLLIN, until - monotonic())
         if not ready and until < deadline:
             if _speaks_otherwise(socket, flags, min(deadline, monotonic() + SILENCE)):
                 return True
@@ -319,7 +340,7 @@ def _speaks_otherwise(socket: Any, flags: int, deadline: float) -> bool:
         raw.ipv6 = socket.ipv6
         raw.connect(socket.last_endpoint)
         is_connected = False
-        while _wait([socket, raw], flags | zmq.POLLIN, deadline - monotonic()) == [raw]:
+        while wait_for([socket, raw], flags | zmq.POLLIN, deadline - monotonic()) == [raw]:
             peer, data = raw.recv_multipart()
             if data or is_connected:  # a busy server of ØMQ may hang up before it says anything
                 return bool(data) and not data.startswith(_SIGNATURE)

@@ -1,0 +1,282 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.client module: calls a service, and knows what became of each call."""
+
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from time import monotonic, time
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from pyams_zmq.auth import Users
+from pyams_zmq.curve import CurveClient
+from pyams_zmq.endpoint import Endpoint
+from pyams_zmq.exceptions import (
+    ZMQClosedError,
+    ZMQRefusedError,
+    ZMQTimeoutError,
+    ZMQUnreachableError,
+)
+from pyams_zmq.message import decode_reply, encode, payload_of
+from pyams_zmq.socket import (
+    HANDSHAKE_EVENTS,
+    MAX_HANGUPS,
+    REFUSED,
+    ZMQSocket,
+    open_socket,
+    parse_user,
+    receive,
+    wait_for,
+)
+
+__docformat__ = 'restructuredtext'
+
+FAST = 0.01
+"""Seconds without a reply before anything but the reply is looked at"""
+
+MAX_IDLE = 8
+"""Connections that a client keeps for the next calls; while more threads call there are more"""
+
+RECONNECT_IVL = 10
+MAX_RECONNECT_IVL = 500
+"""Milliseconds between two attempts to connect, at first and at most"""
+
+
+class Connection:
+    """A REQ socket for one call at a time, and the monitor which tells how its connection is.
+
+    After a failure it has to be closed: what may still come in is the reply to a call that nobody
+    waits for any more.
+
+    :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
+    """
+
+    def __init__(self, endpoint: Endpoint, users: Mapping[str, str], curve: CurveClient | None):
+        self._pid = os.getpid()
+        self._endpoint = endpoint
+        self._is_connected = False
+        self._hangups = 0
+        self._socket = open_socket(endpoint, users, curve)
+        self._socket.reconnect_ivl = RECONNECT_IVL
+        self._socket.reconnect_ivl_max = MAX_RECONNECT_IVL
+        self._monitor: Any = self._socket.context.socket(zmq.PAIR, socket_class=ZMQSocket)
+        address = f'inproc://pyams_zmq.client.{id(self._monitor)}'
+        self._socket.monitor(address, HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED)
+        self._monitor.connect(address)
+        self._socket.connect(endpoint.uri)
+
+    def exchange(self, data: bytes, timeout: float) -> bytes:
+        """Send a request, wait for the reply.
+
+        :param timeout: seconds, for connecting, sending and waiting together
+        :raises ZMQTimeoutError: there is a service, and it has not replied in time
+        :raises ZMQUnreachableError: there is none, or the connection to it was lost
+        :raises ZMQRefusedError: it does not let us in
+        """
+        deadline = monotonic() + timeout
+        self._read_monitor()
+        self._socket.send(data)
+        wait_for([self._socket], zmq.POLLIN, min(timeout, FAST))
+        while (frames := receive(self._socket)) is None:
+            left = deadline - monotonic()
+            if left <= 0:
+                raise self._describe_silence(timeout)
+            ready = wait_for([self._socket, self._monitor], zmq.POLLIN, left)
+            if self._socket not in ready and self._read_monitor():
+                raise ZMQUnreachableError(
+                    f'The connection to {self._endpoint} was lost; the call may have run or not'
+                )
+        return frames[-1]
+
+    def _describe_silence(self, timeout: float) -> Exception:
+        if self._is_connected:
+            return ZMQTimeoutError(f'{self._endpoint} has not replied within {timeout} s')
+        return ZMQUnreachableError(f'No service has answered at {self._endpoint} for {timeout} s')
+
+    def _read_monitor(self) -> bool:
+        """Learn what has happened to the connection; tell if it was lost.
+
+        :raises ZMQRefusedError: if the service does not let us in
+        """
+        is_lost = False
+        while self._monitor.get(zmq.EVENTS) & zmq.POLLIN:
+            event = recv_monitor_message(self._monitor)['event']
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._is_connected = True
+                self._hangups = 0
+            elif event == zmq.EVENT_DISCONNECTED:
+                is_lost = self._is_connected
+                self._is_connected = False
+            else:
+                # Who hangs up in a handshake does so for a wrong mechanism, or when going down.
+                self._hangups += 1
+                if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._hangups == MAX_HANGUPS:
+                    raise ZMQRefusedError(f'{self._endpoint}: {REFUSED}')
+        return is_lost
+
+    def close(self) -> None:
+        """Close the connection, unless it is one of the process that forked this one."""
+        if self._pid == os.getpid() and not self._socket.closed:
+            with suppress(zmq.ZMQError):
+                # Before the monitor is closed: an event for nobody would block the I/O thread.
+                self._socket.disable_monitor()
+            self._monitor.close()
+            self._socket.close()
+
+    __del__ = close
+
+
+class ZMQClient:
+    """Client of a service, for many calls from many threads.
+
+    It keeps its connections. A fork of this process opens its own. Use it as a context manager,
+    or close it.
+
+    :param address: `'host:port'`, `(host, port)` or a URI
+    :param auth: `'user:password'` (RFC 24/PLAIN)
+    :param curve: keys of the client and of the server it trusts (RFC 26/CURVEZMQ)
+    :param timeout: seconds that each attempt of a call may take: connecting, sending, waiting
+    :param retries: further attempts after a time-out, or when the service could not be reached;
+        only for calls that may run twice
+    :param send_deadline: tell the service until when somebody waits, so that it does not start
+        what nobody waits for; pyams_zmq 2 does not understand that, and the clocks have to agree
+    :raises ValueError: for an address or credentials that cannot be understood
+    """
+
+    def __init__(
+        self,
+        address: Any,
+        *,
+        auth: Users = None,
+        curve: CurveClient | None = None,
+        timeout: float = 10,
+        retries: int = 0,
+        send_deadline: bool = False,
+    ):
+        self._endpoint = Endpoint.parse(address, bind=False)
+        self._users = parse_user(auth, curve)
+        self._curve = curve
+        self.timeout = _check_positive('timeout', timeout)
+        self.retries = retries
+        self.send_deadline = send_deadline
+        self._is_closed = False
+        self._inherited: list[Connection] = []
+        self._renew()
+
+    def _renew(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+
+    @property
+    def address(self) -> str:
+        """URI of the service."""
+        return self._endpoint.uri
+
+    def call(
+        self,
+        type: str,  # noqa: A002 - the name of the field
+        args: Any = None,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+    ) -> Any:
+        """Call a method of the service, and wait for its result.
+
+        :param type: type of the message, the name of the method
+        :param args: its arguments, anything that JSON can say
+        :param timeout: seconds of each attempt, by default those of the client
+        :param retries: further attempts, by default those of the client
+        :return: the payload of a reply whose status is 2xx
+        :raises ZMQRemoteError: for another status; it has `status` and `payload`
+        :raises ZMQTimeoutError: if the service has not replied in time
+        :raises ZMQUnreachableError: if there is no service, or the connection to it was lost
+        :raises ZMQRefusedError: if the service does not let us in
+        :raises ZMQReplyError: for a reply which is no JSON, or not ``[status, payload]``
+        :raises ZMQMessageError: with status 413, for more than 32 MiB
+        :raises ZMQClosedError: if the client was closed
+        :raises TypeError, ValueError: for arguments that JSON cannot say
+        """
+        return payload_of(self.request([type, args], timeout=timeout, retries=retries))
+
+    def request(
+        self, message: Any, *, timeout: float | None = None, retries: int | None = None
+    ) -> Any:
+        """Send a message, and wait for the reply of whatever form.
+
+        :param message: anything that JSON can say, ``[type, args]`` for our services
+        :return: the decoded reply
+        :raises: what `call` does, except ZMQRemoteError
+        """
+        timeout = self.timeout if timeout is None else _check_positive('timeout', timeout)
+        attempts = 1 + (self.retries if retries is None else retries)
+        data = b'' if self.send_deadline else encode(message)
+        while True:
+            attempts -= 1
+            if self.send_deadline:
+                data = encode([*message, {'deadline': time() + timeout}])
+            connection = self._acquire()
+            try:
+                reply = connection.exchange(data, timeout)
+            except BaseException as error:
+                connection.close()
+                if attempts <= 0 or not isinstance(error, (ZMQTimeoutError, ZMQUnreachableError)):
+                    raise
+            else:
+                self._release(connection)
+                return decode_reply(reply)
+
+    def _acquire(self) -> Connection:
+        if self._pid != os.getpid():
+            self._inherited.extend(self._idle)  # kept: to delete them would close them
+            self._renew()
+        with self._lock:
+            if self._is_closed:
+                raise ZMQClosedError(f'The client of {self.address} was closed')
+            if self._idle:
+                return self._idle.pop()
+        return Connection(self._endpoint, self._users, self._curve)
+
+    def _release(self, connection: Connection) -> None:
+        with self._lock:
+            if not self._is_closed and len(self._idle) < MAX_IDLE:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        """Close all connections; calls that are under way end as they would have."""
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def __enter__(self) -> 'ZMQClient':
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} of {self.address}>'
+
+
+def _check_positive(name: str, value: float) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        raise ValueError(f'Bad {name} {value!r}: write a number of seconds above 0')
+    return value
