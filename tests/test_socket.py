@@ -50,6 +50,7 @@ from pyams_zmq.socket import (
 
 FORK = multiprocessing.get_context('fork')
 ECHO = ['echo', {'path': '/this/is/my/path', 'format': 'JPEG'}]
+STRICT = ('-X', 'dev', '-W', 'error', '-W', 'ignore:pkg_resources is deprecated')
 REPLY = [200, ECHO[1]]
 AT_ONCE = 0.9
 """Seconds: "well under a second", for a machine that is busy"""
@@ -983,7 +984,7 @@ def test_program_that_ends(start):
         'kept[1].send_json(["sleep", 0.1])\n'
     )
     result = subprocess.run(
-        [sys.executable, '-X', 'dev', '-W', 'error', '-c', program, process.bound_address],
+        [sys.executable, *STRICT, '-c', program, process.bound_address],
         capture_output=True,
         text=True,
         timeout=20,
@@ -1154,7 +1155,7 @@ def test_fork_that_ends_as_a_program(start):
         'print(zmq_response(kept), status)\n'
     )
     result = subprocess.run(
-        [sys.executable, '-X', 'dev', '-W', 'error', '-c', program, process.bound_address],
+        [sys.executable, *STRICT, '-c', program, process.bound_address],
         capture_output=True,
         text=True,
         timeout=20,
