@@ -319,15 +319,17 @@ def test_stop_while_a_message_waits(start, ask):
 # Subclasses, as sibling packages have them
 
 
-class Scheduler(threading.Thread):
+class Scheduler:
     """Stands for the scheduler of a sibling, which has threads of its own."""
 
     def __init__(self):
-        super().__init__(daemon=True)
         self.ticks = 0
         self.registries = set()
 
-    def run(self):
+    def start(self):
+        threading.Thread(target=self.tick, daemon=True).start()
+
+    def tick(self):
         while True:
             self.ticks += 1
             self.registries.add(id(get_current_registry()))

@@ -384,6 +384,7 @@ class ZMQProcess(multiprocessing.Process):
     def setup(self) -> None:
         """Create context, loop, authenticator and streams."""
         self.context = zmq.Context()
+        asyncio.set_event_loop(None)  # else Python 3.12 warns that there is none yet
         self.loop = IOLoop(make_current=True)
         self._wake_for_signals()
         # Always there: without it libzmq would not check the addresses of NULL peers, and would
