@@ -36,6 +36,7 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 
 ZAP_DOMAIN = b'pyams_zmq'
 ZAP_VERSION = b'1.0'
+ZAP_ENDPOINT = 'inproc://zeromq.zap.01'
 
 MAX_CREDENTIAL = 254
 """Bytes of a user name and of a password; RFC 24 allows one more, which pyzmq does not read back"""
@@ -252,7 +253,7 @@ class Authenticator(ThreadAuthenticator):
                     )
                 # It owes libzmq a reply, without which the connection in question is not let in.
                 # Only unbinding gives the endpoint back at once.
-                self.zap_socket.unbind(self.zap_socket.last_endpoint)
+                self.zap_socket.unbind(ZAP_ENDPOINT)
                 self.zap_socket.close(0)
                 super(ThreadAuthenticator, self).start()
 
