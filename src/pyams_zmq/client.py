@@ -102,6 +102,14 @@ class Connection:
                 )
         return frames[-1]
 
+    def is_alive(self) -> bool:
+        """Tell if the service was there when somebody looked last."""
+        try:
+            self._read_monitor()
+        except (ZMQRefusedError, zmq.ZMQError):  # the context may have been terminated, too
+            return False
+        return self._is_connected
+
     def _describe_silence(self, timeout: float) -> Exception:
         if self._is_connected:
             return ZMQTimeoutError(f'{self._endpoint} has not replied within {timeout} s')
@@ -178,9 +186,15 @@ class ZMQClient:
         self._renew()
 
     def _renew(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
+        self._pid = os.getpid()
+
+    def _leave_parent(self) -> None:
+        # After a fork; the lock may have been held at that moment.
+        if self._pid != os.getpid():
+            self._inherited.extend(self._idle)  # kept: nobody may touch them here
+            self._renew()
 
     @property
     def address(self) -> str:
@@ -241,14 +255,17 @@ class ZMQClient:
                 return decode_reply(reply)
 
     def _acquire(self) -> Connection:
-        if self._pid != os.getpid():
-            self._inherited.extend(self._idle)  # kept: to delete them would close them
-            self._renew()
-        with self._lock:
-            if self._is_closed:
-                raise ZMQClosedError(f'The client of {self.address} was closed')
-            if self._idle:
-                return self._idle.pop()
+        self._leave_parent()
+        while True:
+            with self._lock:
+                if self._is_closed:
+                    raise ZMQClosedError(f'The client of {self.address} was closed')
+                if not self._idle:
+                    break
+                connection = self._idle.pop()
+            if connection.is_alive():
+                return connection
+            connection.close()  # a new one is there sooner than this one has reconnected
         return Connection(self._endpoint, self._users, self._curve)
 
     def _release(self, connection: Connection) -> None:
@@ -260,13 +277,14 @@ class ZMQClient:
 
     def close(self) -> None:
         """Close all connections; calls that are under way end as they would have."""
+        self._leave_parent()
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
 
-    def __enter__(self) -> 'ZMQClient':
+    def __enter__(self) -> 'ZMQClient':  # noqa: PYI034 - Python 3.10 has no Self
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -276,7 +294,7 @@ class ZMQClient:
         return f'<{type(self).__name__} of {self.address}>'
 
 
-def _check_positive(name: str, value: float) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+def _check_positive(name: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or not value > 0:
         raise ValueError(f'Bad {name} {value!r}: write a number of seconds above 0')
     return value

@@ -12,7 +12,8 @@
 
 """PyAMS_zmq.message module: the wire format, JSON as RFC 8259 wants it.
 
-A request is ``[type, args]``, or ``[type, args, {"deadline": seconds}]``, a reply any JSON value, by convention ``[status, payload]``. What
+A request is ``[type, args]``, or ``[type, args, {"deadline": seconds}]`` if somebody asks for it;
+a reply is any JSON value, by convention ``[status, payload]``. What
 the standard library lets through (NaN, numbers out of range, lone surrogates) is no JSON and is
 refused, in both directions.
 """
@@ -28,7 +29,6 @@ import msgspec
 from pyams_zmq.exceptions import ZMQMessageError, ZMQRemoteError, ZMQReplyError
 
 __docformat__ = 'restructuredtext'
-
 
 
 class _Options(msgspec.Struct, forbid_unknown_fields=True):
