@@ -420,17 +420,119 @@ def test_limits_on_sockets():
         process.context.term()
 
 
-def test_missing_key_file(keys):
-    for arguments in (
-        (keys / 'nobody.key_secret', keys / 'clients'),
-        (keys / 'server.key', keys / 'clients'),
-        (keys / 'server.key_secret', keys / 'nowhere'),
-        (keys / 'server.key_secret', []),
-        (keys / 'server.key_secret', ['short']),
-        ('x' * 39, keys / 'clients'),
+@pytest.mark.parametrize(
+    ('server', 'clients', 'text'),
+    [
+        ('nobody.key_secret', 'clients', 'nobody.key_secret.*no such file'),
+        ('server.key', 'clients', 'server.key.*holds no secret key'),
+        ('rubbish.key', 'clients', 'rubbish.key.*holds no key'),
+        ('binary.key', 'clients', 'binary.key.*holds no key'),
+        ('clients', 'clients', 'CURVE key .*clients'),
+        ('server.key_secret', 'nowhere', 'nowhere.*is no folder'),
+        ('server.key_secret', 'server.key', 'server.key.*is no folder'),
+        ('server.key_secret', 'empty', 'at least one client'),
+        ('server.key_secret', 'spoilt', 'spoilt/rubbish.key.*holds no key'),
+    ],
+)
+def test_key_that_cannot_be_read(keys, server, clients, text):
+    (keys / 'empty').mkdir()
+    (keys / 'spoilt').mkdir()
+    for path in (keys / 'rubbish.key', keys / 'spoilt' / 'rubbish.key'):
+        path.write_text('curve\n    public-key = "short"\n')
+    (keys / 'binary.key').write_bytes(b'\xff\xfe')
+    with pytest.raises(ValueError, match=text):
+        CurveServer(keys / server, keys / clients)
+
+
+@pytest.mark.parametrize(
+    'key', ['short', 'x' * 41, '"' * 40, 'é' * 40, '\0' * 40, b'\xff' * 40, 40, None, ['x']]
+)
+def test_bad_text_of_a_key(key):
+    public, secret = zmq.curve_keypair()
+    for make in (
+        lambda: CurveServer(key, [public]),
+        lambda: CurveServer(secret, [key]),
+        lambda: CurveClient(public, key),
+        lambda: CurveClient(key, secret),
     ):
-        with pytest.raises(ValueError, match='CURVE'):
-            CurveServer(*arguments)
+        with pytest.raises(ValueError, match='A CURVE key is 40 characters') as caught:
+            make()
+        assert secret.decode() not in str(caught.value)
+    with pytest.raises(ValueError, match='at least one client'):
+        CurveServer(secret, [])
+
+
+@pytest.mark.parametrize('kind', [bytes.decode, bytes])
+def test_keys_of_settings(start, ask, kind):
+    server_public, server_secret = map(kind, zmq.curve_keypair())
+    client_public, client_secret = map(kind, zmq.curve_keypair())
+    process = start(curve=CurveServer(server_secret, [client_public]))
+    curve = CurveClient(server_public, client_secret)
+    assert ask(process, ['who', 1], curve=curve) == [
+        200,
+        [curve.public.decode(), '127.0.0.1', 1],
+    ]
+
+
+def test_curve_of_the_class(keys, start, ask):
+    factory = type('Secured', (Process,), server_options('CURVE', keys))
+    process = start(factory=factory)
+    assert ask(process, ['echo', 1], **client_options('good key', keys)) == [200, 1]
+    assert ask(process, ['echo', 1])[0] == 401
+
+
+def test_socket_whose_keys_nobody_knows(keys, start):
+    """It gets its answer, or a time-out; pyzmq does not read keys back, to try them."""
+    process = start(**server_options('CURVE', keys))
+    for credentials, reply in (
+        ('good key', [200, 1]),
+        ('unknown key', [503, 'Connection timeout']),
+    ):
+        with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+            socket.linger = 0
+            client_options(credentials, keys)['curve'].apply(socket)
+            socket.connect(process.bound_address)
+            socket.send_json(['echo', 1])
+            assert zmq_response(socket, timeout=0.3 if reply[0] == 503 else 5) == reply
+
+
+@pytest.mark.parametrize(
+    ('content', 'text'),
+    [
+        (None, 'No such file'),
+        (b'\xff', 'not UTF-8'),
+        (b'# nobody\n\n', 'Bad credentials'),
+        (b'alice', 'Bad credentials'),
+    ],
+)
+def test_users_that_cannot_be_read(tmp_path, content, text):
+    path = tmp_path / 'users'
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=text):
+        Process(auth=path)
+
+
+def test_reload_elsewhere(start):
+    """Before the start, and after the end, there is nobody to tell."""
+    process = Process()
+    process.reload()
+    process = start()
+    process.stop()
+    process.reload()
+
+
+class HungUpSetup(Process):
+    """Is told to reload before it has a loop."""
+
+    def setup(self):
+        os.kill(os.getpid(), signal.SIGHUP)
+        super().setup()
+
+
+def test_reload_before_it_is_ready(start, ask):
+    process = start(factory=HungUpSetup, auth='alice:wonder')
+    assert ask(process, ['echo', 1], auth='alice:wonder') == [200, 1]
 
 
 def test_a_policy_that_cannot_be_made(keys):

@@ -58,6 +58,8 @@ SECRET = 'pa:ss wörd'
         (['alice:wonder', 'bob: '], {'alice': 'wonder', 'bob': ' '}),
         (('user:password',), {'user': 'password'}),
         ({'alice': 'wonder', 'bob': 'the:builder'}, {'alice': 'wonder', 'bob': 'the:builder'}),
+        ('new:one\n# old:secret\n  # older:secret', {'new': 'one'}),
+        ('a:b\x0cc:d', {'a': 'b\x0cc:d'}),
     ],
 )
 def test_parse_users(auth, users):
@@ -193,7 +195,9 @@ def test_parse_bad_clients(clients, culprit):
 @given(st.lists(st.ip_addresses()), st.sampled_from([' ', ',', '\n', ', ', '\t\r\n']))
 def test_parse_any_addresses(addresses, separator):
     networks = parse_clients(separator.join(map(str, addresses)))
-    assert networks == tuple(ip_network(str(address)) for address in addresses)
+    assert networks == tuple(
+        ip_network(str(getattr(address, 'ipv4_mapped', None) or address)) for address in addresses
+    )
     assert parse_clients(map(str, addresses)) == networks
 
 

@@ -236,3 +236,19 @@ def test_without_patching(start):
         patch=IMPORT,
     )
     assert result == {'reply': [200, 0.2], 'ticks': 0, 'builtin': True}
+
+
+def test_process_is_not_started():
+    """Its threads would be greenlets, which a loop that polls never lets run."""
+    result = run(
+        """
+        from pyams_zmq.exceptions import ZMQStartError
+        from pyams_zmq.process import ZMQProcess
+
+        try:
+            ZMQProcess('127.0.0.1', print).start()
+        except ZMQStartError as error:
+            report(error=str(error))
+        """
+    )
+    assert 'gevent' in result['error']

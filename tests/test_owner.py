@@ -673,6 +673,59 @@ def test_signal_does_not_interrupt_the_loop(start, ask):
     assert process.exitcode == 0
 
 
+def test_signal_while_its_owner_stops_it(start):
+    """The first signal from outside is not the second one: systemd sends it to all processes."""
+    process = start(factory=Process)
+    with ThreadPoolExecutor() as pool, zmq_socket(process.bound_address) as socket:
+        socket.send_json(['sleep', 0.5])
+        time.sleep(0.1)  # until it sleeps
+        stopping = pool.submit(process.stop)
+        time.sleep(0.1)
+        os.kill(process.pid, signal.SIGTERM)
+        assert zmq_response(socket, timeout=5) == [200, 0.5]
+        stopping.result()
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    'num', [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name
+)
+def test_signal_while_its_children_end(start, ask, num):
+    process = start(factory=Process)
+    _status, child = ask(process, ['spawn', 1])
+    with ThreadPoolExecutor() as pool:
+        stopping = pool.submit(process.stop)
+        time.sleep(0.4)
+        os.kill(process.pid, num)
+        stopping.result()
+    assert process.exitcode == 0
+    assert not is_running(child)
+
+
+@pytest.mark.parametrize('kind', ['path', 'abstract', 'tcp', 'all interfaces'])
+def test_kept_socket_after_a_kill_with_children(start, ask, path, kind):
+    """The children of a killed process do not keep its connections open."""
+    with reserved_port() as port:
+        address = {
+            'path': f'ipc://{path}',
+            'abstract': f'ipc://@{path}',
+            'tcp': f'127.0.0.1:{port}',
+            'all interfaces': f'*:{port}',
+        }[kind]
+        target = address.replace('*', '127.0.0.1')
+        process = start(address, factory=Process)
+        with zmq_socket(target) as socket:
+            socket.send_json(['spawn', 60])
+            _status, child = zmq_response(socket)
+            try:
+                kill(process)
+                start(address, factory=Process)
+                socket.send_json(['echo', 1])
+                assert zmq_response(socket, timeout=5) == [200, 1]
+            finally:
+                os.kill(child, signal.SIGKILL)
+
+
 @pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name)
 def test_second_signal_ends_at_once(start, num):
     process = start(factory=Process)

@@ -13,6 +13,8 @@
 """Life of a process: start, ready, stop, and the sad cases of each."""
 
 import asyncio
+import gc
+import json
 import os
 import pickle
 import signal
@@ -27,7 +29,7 @@ import zmq
 from pyramid.registry import Registry
 from pyramid.threadlocal import get_current_registry
 
-from conftest import wait_until
+from conftest import open_fds, wait_until
 from handlers import ExitingSetup, FailingSetup, Handler, MessageHandler, Process
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError, ZMQTimeoutError
 from pyams_zmq.process import ZMQProcess, process_exit_func
@@ -190,6 +192,23 @@ class Unpicklable(Exception):
         super().__init__(f'{one} {two}')
 
 
+class Talkative(Process):
+    """Cannot start, and says more than fits into a pipe."""
+
+    def setup(self):
+        raise ValueError('x' * 1_000_000)
+
+
+def test_error_that_is_too_long():
+    process = Talkative()
+    process.start()
+    process.join(5)
+    assert process.exitcode == 1  # nobody has read it yet
+    with pytest.raises(ZMQStartError, match='ValueError: xxx') as error:
+        process.wait_ready()
+    assert len(str(error.value)) < 2000
+
+
 class FailingStrangely(Process):
     """Cannot start, and can hardly say why."""
 
@@ -243,6 +262,16 @@ class StoppingHandler(Handler):
     def stop_and_exit(self, args):
         self.process.stop()
         asyncio.get_running_loop().call_soon(sys.exit, 3)
+        self.process.loop.call_later(0.1, self.stop_loop_and_exit)
+        return [200, 'stopping']
+
+    def stop_loop_and_exit(self, args=None):
+        self.process._stop_loop()
+        sys.exit(3)
+
+    async def stop_first(self, args):
+        self.process.stop()
+        await asyncio.sleep(0.1)
         return [200, 'stopping']
 
     def exit(self, args):
@@ -272,11 +301,30 @@ class StoppingMessageHandler(MessageHandler):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'reply'), [('stop', 'stopping'), ('stop_and_exit', 'stopping'), ('exit', 'leaving')]
+    ('kind', 'reply'),
+    [
+        ('stop', 'stopping'),
+        ('stop_and_exit', 'stopping'),
+        ('stop_first', 'stopping'),
+        ('exit', 'leaving'),
+    ],
 )
 def test_stopped_by_its_handler(start, ask, kind, reply):
     process = start(handler=StoppingMessageHandler)
     assert ask(process, [kind, None]) == [200, reply]
+    process.join(5)
+    assert process.exitcode == 0
+
+
+def test_stopped_by_its_handler_while_messages_wait(start, ask):
+    process = start(handler=StoppingMessageHandler)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(process.bound_address)
+        for message in (b'["sleep",0.1]', b'["stop_first",null]', b'["echo",1]', b'["echo",2]'):
+            socket.send_multipart([b'', message])
+        replies = [json.loads(socket.recv_multipart()[-1])[0] for _ in range(4)]
+    assert replies == [200, 200, 503, 503]
     process.join(5)
     assert process.exitcode == 0
 
@@ -435,7 +483,7 @@ class ReusingHandler(Handler):
 
     def reuse(self, args):
         stream, _port = self.process.stream(zmq.PULL, '127.0.0.1', bind=True)
-        fd, _stat = self.process._listeners[-1]
+        fd = list(self.process._listeners)[-1]
         stream.close()
         wait_until(lambda: not os.path.exists(f'/proc/self/fd/{fd}'))
         with open(os.devnull, 'rb') as file:
@@ -455,3 +503,59 @@ class ReusingMessageHandler(MessageHandler):
 
 def test_children_of_the_child_keep_what_is_open(start, ask):
     assert ask(start(handler=ReusingMessageHandler), ['reuse', None]) == [200, 0]
+
+
+class Reopening(Handler):
+    """Opens and closes streams."""
+
+    def reopen(self, path):
+        for _ in range(50):
+            for address in ('127.0.0.1', f'ipc://{path}'):
+                stream, _port = self.process.stream(zmq.PULL, address, bind=True)
+                stream.close()
+        stream, _port = self.process.stream(zmq.PULL, f'ipc://{path}', bind=True)
+        self.process.bind_timeout = 0
+        with pytest.raises(ZMQBindError, match='in use'):
+            self.process.stream(zmq.PULL, f'ipc://{path}', bind=True)
+        self.process.bind_timeout = 2
+        stream.close()
+        gc.collect()
+        return [200, [len(self.process._streams), len(self.process._listeners) < 20]]
+
+
+class ReopeningMessageHandler(MessageHandler):
+    """Serves Reopening."""
+
+    handler = Reopening
+
+
+class ImpatientProcess(Process):
+    """Does not wait for addresses."""
+
+    bind_timeout = 0.0
+
+
+def test_streams_that_come_and_go(start, ask, tmp_path):
+    process = start(handler=ReopeningMessageHandler)
+    path = tmp_path / 'zmq.sock'
+    for _ in range(2):
+        status, [streams, is_bounded] = ask(process, ['reopen', str(path)])
+        assert (status, is_bounded) == (200, True)
+        assert streams <= 3
+    process.stop()
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_starts_leave_nothing(start):
+    address = start().bound_address
+    fds = None
+    for _ in range(5):
+        process = ImpatientProcess(address)
+        process.start()
+        with pytest.raises(ZMQBindError):
+            process.wait_ready()
+        process.join()
+        del process
+        gc.collect()
+        fds = fds or open_fds()
+    assert open_fds() <= fds

@@ -183,6 +183,7 @@ def test_signatures():
         ('linger', 0, True),
         ('protocol', 'tcp', True),
         ('auth', None, True),
+        ('curve', None, False),
     ]
     assert [
         (item.name, item.default, item.kind is item.POSITIONAL_OR_KEYWORD)

@@ -364,7 +364,7 @@ class TestWatchdog:
             sleep()
 
         fork(watch(run)).join(5)
-        assert 'not finished in time' in (tmp_path / 'log').read_text(encoding='utf-8')
+        assert 'did not end in time' in (tmp_path / 'log').read_text(encoding='utf-8')
 
     def test_stuck_log(self, fork):
         """The main thread may be stuck with the lock of a log."""

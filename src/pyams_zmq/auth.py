@@ -80,6 +80,7 @@ def parse_users(auth: Users) -> dict[str, str]:
     """
     if auth is None or auth == '':
         return {}
+    where = f' in {os.fspath(auth)!r}' if isinstance(auth, os.PathLike) else ''
     if isinstance(auth, Mapping):
         users = dict(auth)
     else:
@@ -88,13 +89,13 @@ def parse_users(auth: Users) -> dict[str, str]:
         ]
         users = {user: password for user, _colon, password in pairs}
         if len(users) < len(pairs):
-            raise ValueError('Bad credentials: a user is there twice')
+            raise ValueError(f'Bad credentials{where}: a user is there twice')
     if not users or not all(
         _is_credential(text) for credentials in users.items() for text in credentials
     ):
         raise ValueError(
-            f"Bad credentials: write auth='user:password', each of 1 to {MAX_CREDENTIAL} bytes, "
-            'or several of them'
+            f"Bad credentials{where}: write auth='user:password', each of 1 to {MAX_CREDENTIAL} "
+            'bytes, or several of them'
         )
     return users
 
@@ -103,15 +104,18 @@ def _lines(auth: Any) -> Sequence[Any]:
     if isinstance(auth, os.PathLike):
         path = os.fspath(auth)
         try:
-            auth = Path(path).read_text('utf-8')
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, 'strerror', None) or 'it is not UTF-8'
+            auth = Path(path).read_text('utf-8-sig')
+        except (OSError, ValueError) as error:
+            reason = getattr(error, 'strerror', None) or 'it is not UTF-8, or has a bad name'
             raise ValueError(f'Credentials file {path!r}: {reason}') from None
-        return [line for line in auth.splitlines() if line.strip() and not line.startswith('#')]
+        lines = [line.removesuffix('\r') for line in auth.split('\n')]
+        return [line for line in lines if line.strip() and not line.lstrip().startswith('#')]
     if isinstance(auth, str):
         # One user is taken literally: a password may have blanks around it.
         return (
-            [line.strip() for line in auth.split('\n') if line.strip()] if '\n' in auth else [auth]
+            [line for line in map(str.strip, auth.split('\n')) if line and line[0] != '#']
+            if '\n' in auth
+            else [auth]
         )
     return auth if isinstance(auth, Sequence) and not isinstance(auth, bytes) else ()
 
@@ -139,13 +143,22 @@ def parse_clients(clients: str | Iterable[str] | None) -> tuple[Network, ...]:
     for client in clients or ():
         try:
             names = _LOCALHOST if client == 'localhost' else (client,)
-            networks.extend(ip_network(str(name)) for name in names)
+            networks.extend(_parse_network(str(name)) for name in names)
         except ValueError:
             raise ValueError(
                 f'Bad client address {client!r}: write IPv4 or IPv6 addresses, networks as '
                 f"10.0.0.0/8, or 'localhost'"
             ) from None
     return tuple(networks)
+
+
+def _parse_network(text: str) -> Network:
+    if '%' in text:
+        raise ValueError('a network has no zone, it would hold for all interfaces')
+    network = ip_network(text)
+    address = network.network_address
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return network if mapped is None else IPv4Network((mapped, max(0, network.prefixlen - 96)))
 
 
 class AccessPolicy:

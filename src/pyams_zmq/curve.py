@@ -58,9 +58,13 @@ class CurveServer:
         """
         source: Any = self._source
         if isinstance(source, (str, os.PathLike)):
-            if not Path(source).is_dir():
-                raise ValueError(f'CURVE keys of the clients: {os.fspath(source)!r} is no folder')
-            source = sorted(Path(source).glob('*.key'))
+            name = '' if _is_key(source) else f' {os.fspath(source)!r}'
+            try:
+                names = os.listdir(source)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, 'strerror', None) or 'that is no name'
+                raise ValueError(f'Folder of CURVE keys{name}: {reason}') from None
+            source = [Path(source, name) for name in sorted(names) if name.endswith('.key')]
         keys = frozenset(_load_public(key).decode() for key in source)
         if not keys:
             raise ValueError('CURVE needs the public key of at least one client')
@@ -110,7 +114,16 @@ def _load_pair(key: Key) -> tuple[bytes, bytes]:
 
 
 def _is_path(key: Key) -> bool:
-    return isinstance(key, os.PathLike) or (isinstance(key, str) and key.endswith(_SUFFIXES))
+    return isinstance(key, os.PathLike) or (
+        isinstance(key, str) and key.endswith(_SUFFIXES) and not _is_key(key)
+    )
+
+
+def _is_key(text: Any) -> bool:
+    try:
+        return bool(_check_text(text))
+    except ValueError:
+        return False
 
 
 def _load_file(key: Any) -> tuple[bytes, bytes | None]:

@@ -105,8 +105,8 @@ class IZMQProcess(Interface):
         """End the process.
 
         In the parent: ask the child to finish the message in hand within `drain_timeout`, wait,
-        then terminate it, then kill it. In the child: stop the loop. Elsewhere, before the start
-        and after the end: nothing.
+        then terminate it, then kill it. In the child: finish the message in hand, refuse others,
+        then stop the loop; returns at once. Elsewhere, before the start and after the end: nothing.
         """
 
     def reload() -> None:

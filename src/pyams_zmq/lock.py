@@ -38,11 +38,12 @@ class IPCLock:
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Take the path.
+        """Take the path; once more for another socket of this process, if the first is closed.
 
         :raises OSError: EADDRINUSE if another process has it, EEXIST if a file which is no socket
             is there, or what the file system says
         """
+        was_held = self._fd is not None
         while self._fd is None:
             fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -58,7 +59,8 @@ class IPCLock:
             if _is_served(self.path):  # by a program which knows nothing of our locks
                 raise self._in_use()
         except OSError:
-            self._unlock()
+            if not was_held:
+                self._unlock()
             raise
 
     def release(self) -> None:

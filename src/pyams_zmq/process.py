@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket as tcp
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -74,6 +75,8 @@ REFUSAL_TURNS = 10
 REFUSAL_TURN = 0.02
 """A stopping process refuses the messages that are on their way, for 10 turns of 0.02 s at most"""
 
+_MAX_REPORT = 32 * 1024  # bytes: more might wait for a parent who does not read
+_MAX_TEXT = 1000
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 
@@ -161,9 +164,9 @@ class ZMQProcess(multiprocessing.Process):
         self.clients = parse_clients(clients)
         self.registry = get_current_registry() if registry is None else registry
         self.owed_replies: set[asyncio.Task[bytes]] = set()
-        self._streams: list[ZMQStream] = []
-        self._locks: list[IPCLock] = []
-        self._listeners: list[tuple[int, os.stat_result]] = []
+        self._streams: WeakSet[ZMQStream] = WeakSet()
+        self._locks: dict[str, IPCLock] = {}
+        self._listeners: dict[int, tuple[Any, ...]] = {}
         self._report_lock = Lock()
         self._stop_lock = RLock()
 
@@ -173,6 +176,12 @@ class ZMQProcess(multiprocessing.Process):
         """Fork the child and return at once; see :meth:`wait_ready`."""
         if self._popen is not None:
             raise AssertionError(f'{self.name} cannot be started twice')  # as the base class says
+        gevent = sys.modules.get('gevent.monkey')
+        if gevent is not None and gevent.is_module_patched('threading'):
+            raise ZMQStartError(
+                f'{self.name} needs threads, which gevent has replaced in this program: start it '
+                'in another one, or before (gunicorn --preload)'
+            )
         # The child reports through this channel, and is asked to stop.
         self._channel, self._control = Pipe()
         # Until the child has its own handlers, those of a web server would swallow these.
@@ -184,7 +193,6 @@ class ZMQProcess(multiprocessing.Process):
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._control.close()
         _owned.add(self)
-        atexit.register(self.stop)
 
     def wait_ready(self, timeout: float | None = 10) -> str:
         """Wait until the child has bound its socket and serves it.
@@ -224,9 +232,8 @@ class ZMQProcess(multiprocessing.Process):
     def stop(self) -> None:
         """End the process; see :meth:`pyams_zmq.interfaces.IZMQProcess.stop`."""
         if self.loop is not None:
-            self.loop.add_callback(self._stop_loop)
+            self.loop.add_callback(self.exit)
         elif self._is_owner():
-            atexit.unregister(self.stop)
             with self._stop_lock:
                 for ask, timeout in (
                     (self._ask_to_stop, self.drain_timeout + 2),
@@ -348,10 +355,11 @@ class ZMQProcess(multiprocessing.Process):
         signal.set_wakeup_fd(-1)
         for num in _SIGNALS:
             signal.signal(num, signal.SIG_DFL)
-        for fd, stat in self._listeners:
-            with suppress(OSError):
-                if os.path.samestat(os.fstat(fd), stat):
-                    os.close(fd)
+        # The listeners, and the connections that came in by them: they have the same address.
+        addresses = set(self._listeners.values())
+        for fd in map(int, os.listdir('/proc/self/fd')) if addresses else ():
+            if not addresses.isdisjoint(_local_addresses(fd)):
+                os.close(fd)
         self.loop = self._watchdog = None
         self._unmask_signals()
 
@@ -435,7 +443,7 @@ class ZMQProcess(multiprocessing.Process):
             socket.close(0)
             raise
         stream = (ReplyStream if is_reply else ZMQStream)(socket, self.loop)
-        self._streams.append(stream)
+        self._streams.add(stream)
         if callback is not None:
             stream.on_recv(callback)
         return stream, port
@@ -471,7 +479,7 @@ class ZMQProcess(multiprocessing.Process):
                     sys.exit(0)
                 sleep(0.05)  # nothing tells when an address gets free
             listener = recv_monitor_message(monitor)['value']
-            self._listeners.append((listener, os.fstat(listener)))
+            self._listeners[listener] = _local_addresses(listener)[0]
         finally:
             socket.disable_monitor()
             monitor.close()
@@ -489,32 +497,34 @@ class ZMQProcess(multiprocessing.Process):
         return port_of(uri)
 
     def _bind_once(self, socket: Any, endpoint: Endpoint) -> None:
-        lock = None if endpoint.path is None else IPCLock(endpoint.path)
+        path = endpoint.path
+        lock = None if path is None else self._locks.get(path) or IPCLock(path)
         try:
             if lock is not None:
                 lock.acquire()
             socket.bind(endpoint.uri)
         except (OSError, zmq.ZMQError) as error:
-            if lock is not None:
+            if lock is not None and lock not in self._locks.values():
                 lock.release()
             number = error.errno or 0
             text, advice = zmq.strerror(number), _ADVICE.get(number)
             raise ZMQBindError(
                 number, f'{text} ({advice})' if advice else text, endpoint.uri
             ) from None
-        if lock is not None:
-            self._locks.append(lock)
+        if path is not None and lock is not None:
+            self._locks[path] = lock
 
     def exit(self, num: int | None = None, frame: Any = None) -> None:
         """Finish the message in hand, refuse others, then stop."""
-        if self._watchdog is None:
+        if self._watchdog is None and self.loop is None:
             self.stop()
         elif not self.draining:
             self.draining = True
-            self._watchdog.arm(self.drain_timeout)
+            if self._watchdog is not None:
+                self._watchdog.arm(self.drain_timeout)
             if self.loop is not None:
                 self.loop.asyncio_loop.call_soon_threadsafe(self._start_drain)
-        if self._watchdog is not None and num is not None:
+        if self._watchdog is not None and num is not None and not self._watchdog.has_asked():
             # This one only: the other may be under way, from the terminal or from the owner.
             signal.signal(num, signal.SIG_DFL)
 
@@ -551,10 +561,16 @@ class ZMQProcess(multiprocessing.Process):
         if self.loop is not None:
             loop, self.loop = self.loop, None
             _cancel_tasks(loop.asyncio_loop)
+            # asyncio takes its handlers off, and with them ours, which children may need for long.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            handlers = [signal.getsignal(num) for num in _SIGNALS]
             loop.close()
+            for num, handler in zip(_SIGNALS, handlers, strict=True):
+                signal.signal(num, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if self.context is not None:
             self.context.destroy(LINGER)
-        for lock in self._locks:
+        for lock in self._locks.values():
             lock.release()
 
     def _send_report(self, address: str | None, error: Exception | None) -> None:
@@ -573,6 +589,12 @@ def process_exit_func(process: Any = None) -> None:
 
 
 _owned: WeakSet[ZMQProcess] = WeakSet()
+
+
+@atexit.register
+def _stop_owned() -> None:
+    for process in list(_owned):  # multiprocessing keeps those that run
+        process.stop()
 
 
 def _disown() -> None:
@@ -599,9 +621,12 @@ def _pickle_report(address: str | None, error: Exception | None) -> bytes:
     try:
         data = pickle.dumps((address, error))
         pickle.loads(data)  # noqa: S301 - our own: some exceptions pickle, and do not come back
+        if len(data) <= _MAX_REPORT:
+            return data
     except Exception:  # noqa: BLE001 - whatever the pickling of a foreign exception raises
-        data = pickle.dumps((None, ZMQStartError(f'{type(error).__name__}: {error}')))
-    return data
+        LOGGER.debug('%s cannot be pickled', type(error).__name__)
+    text = f'{type(error).__name__}: {error}'
+    return pickle.dumps((None, ZMQStartError(text[:_MAX_TEXT])))
 
 
 def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
@@ -610,3 +635,16 @@ def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
         task.cancel()
     if tasks:
         loop.run_until_complete(asyncio.wait(tasks, timeout=1))
+
+
+def _local_addresses(fd: int) -> list[tuple[Any, ...]]:
+    """List the addresses that the listener may have by which a socket came in."""
+    try:
+        with tcp.socket(fileno=os.dup(fd)) as duplicate:
+            address = duplicate.getsockname()
+    except OSError:
+        return []
+    if not isinstance(address, tuple):
+        return [(address,)] if address else []
+    host, port = address[:2]
+    return [(host, port), ('0.0.0.0', port), ('::', port)]  # noqa: S104 - to compare with

@@ -40,6 +40,9 @@ class ZMQStream(BaseZMQStream):
     turn: float = 0.005
     """Seconds after which other sockets and timers have their turn, though messages wait"""
 
+    most_tasks: int = 1000
+    """Coroutines of callbacks that run at a time; further messages wait in the socket"""
+
     envelope: list[Any] | None = None
     _in_turn = False
     _looks_again = False
@@ -114,7 +117,7 @@ class ZMQStream(BaseZMQStream):
         return self.socket.recv_multipart(zmq.NOBLOCK, copy=self._recv_copy)  # type: ignore[no-any-return]
 
     def _can_receive(self) -> bool:
-        return True
+        return len(self._tasks) < self.most_tasks
 
     def _reply_to_failure(self, envelope: list[Any] | None) -> None:
         """Answer a message whose callback has failed; most sockets owe no answer."""
@@ -140,7 +143,7 @@ class ZMQStream(BaseZMQStream):
             self.socket = None
         finally:
             self._in_turn = False
-            if more:
+            if more and not self.closed():
                 self._rebuild_io_state()
 
     def _handle(self, flag: int) -> int:
@@ -201,6 +204,8 @@ class ZMQStream(BaseZMQStream):
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
             self._end_failure(envelope, error)
+        if not self.closed():
+            self._rebuild_io_state()
 
     def _end_failure(self, envelope: list[Any] | None, error: BaseException) -> None:
         self._reply_to_failure(envelope)
@@ -242,6 +247,11 @@ class ReplyStream(ZMQStream):
     failure_reply = b'[500,"Internal error"]'
     no_delimiter_reply = b'[400,"Bad message: no delimiter, an empty frame, before the request"]'
 
+    def __init__(self, socket: Any, *args: Any, **kwargs: Any):
+        # Then nobody can send past this stream, on the socket, without hearing of it.
+        socket.router_mandatory = True
+        super().__init__(socket, *args, **kwargs)
+
     def _can_receive(self) -> bool:
         return self.envelope is None
 
@@ -251,7 +261,7 @@ class ReplyStream(ZMQStream):
             if not len(frames[index]):
                 break
         else:
-            self.socket.send_multipart([frames[0], self.no_delimiter_reply])
+            self._route([frames[0], self.no_delimiter_reply])
             return None
         self.envelope = frames[: index + 1]
         if self._recv_callback is None:  # `flush` drops what nobody wants
@@ -271,9 +281,18 @@ class ReplyStream(ZMQStream):
             super().send_multipart(msg, flags, *args, **kwargs)
 
     def _transmit(self, msg: Any, **kwargs: Any) -> Any:
-        status = super()._transmit([*(self.envelope or ()), *msg], **kwargs)
+        status = self._route([*(self.envelope or ()), *msg], **kwargs)
         self.envelope = None
         return status
+
+    def _route(self, frames: list[Any], flags: int = zmq.NOBLOCK, **kwargs: Any) -> Any:
+        try:
+            return self.socket.send_multipart(frames, flags, **kwargs)
+        except zmq.ZMQError as error:
+            # The peer is gone, or reads none of its replies: it loses this one.
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+        return None
 
     def _reply_to_failure(self, envelope: list[Any] | None) -> None:
         # Unless its callback had replied already: then another message is owed a reply.

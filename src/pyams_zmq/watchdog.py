@@ -142,6 +142,7 @@ class Watchdog(Thread):
         self._control: int | None = control
         self._enter = enter
         self._deadline: float | None = None
+        self._asked = False
         self._wake_read, self._wake_write = os.pipe()
 
     def arm(self, timeout: float) -> float:
@@ -178,7 +179,13 @@ class Watchdog(Thread):
 
     def _request_stop(self) -> None:
         if self._deadline is None:  # else it is stopping: a second signal would end it at once
+            self._asked = True
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def has_asked(self) -> bool:
+        """Tell, once, that the signal which came in was our own."""
+        asked, self._asked = self._asked, False
+        return asked
 
     def _wait(self, pidfd: int | None) -> bool:
         """Wait for something to do; tell if the owner has died."""
@@ -211,7 +218,7 @@ class Watchdog(Thread):
         log = Thread(
             target=LOGGER.error,
             daemon=True,
-            args=('The message in hand was not finished in time, this process ends now',),
+            args=('This process did not end in time, it ends now',),
         )
         log.start()
         log.join(0.5)
