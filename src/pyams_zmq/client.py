@@ -111,6 +111,7 @@ class Connection:
         return self._is_connected
 
     def _describe_silence(self, timeout: float) -> Exception:
+        self._read_monitor()
         if self._is_connected:
             return ZMQTimeoutError(f'{self._endpoint} has not replied within {timeout} s')
         return ZMQUnreachableError(f'No service has answered at {self._endpoint} for {timeout} s')

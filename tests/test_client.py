@@ -1,0 +1,428 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""ZMQClient: what became of each call, whatever happens to the service."""
+
+import gc
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import ForkProcess
+
+import pytest
+import zmq
+
+from conftest import open_fds, wait_until
+from handlers import Handler, MessageHandler
+from pyams_zmq.client import MAX_IDLE, ZMQClient
+from pyams_zmq.exceptions import (
+    ZMQBaseError,
+    ZMQClosedError,
+    ZMQMessageError,
+    ZMQRefusedError,
+    ZMQRemoteError,
+    ZMQReplyError,
+    ZMQTimeoutError,
+    ZMQUnreachableError,
+)
+
+AT_ONCE = 2.0
+"""Seconds that stand for at once on a loaded machine, and for no time-out of ten seconds"""
+
+
+class CountingHandler(Handler):
+    """Counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def count(self, seconds):
+        self.calls += 1
+        time.sleep(seconds)
+        return [200, self.calls]
+
+    def status(self, status):
+        return [status, 'payload']
+
+    def raw(self, value):
+        return value
+
+
+class CountingMessageHandler(MessageHandler):
+    """Serves CountingHandler."""
+
+    handler = CountingHandler
+
+
+@pytest.fixture
+def process(start):
+    """Process that counts."""
+    return start(handler=CountingMessageHandler)
+
+
+@pytest.fixture
+def client(process):
+    """Client of it."""
+    with ZMQClient(process.bound_address) as client:
+        yield client
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Address which a service can be restarted at."""
+    return f'ipc://{tmp_path}/zmq.sock'
+
+
+def test_call(client):
+    assert client.call('echo', {'a': [1, 'é', None]}) == {'a': [1, 'é', None]}
+    assert client.call('echo') is None
+    assert client.call('async_echo', 1) == 1
+
+
+@pytest.mark.parametrize('status', [200, 201, 299])
+def test_good_status(client, status):
+    assert client.call('status', status) == 'payload'
+
+
+@pytest.mark.parametrize('status', [-1, 0, 100, 199, 300, 401, 404, 503, 20000])
+def test_bad_status(client, status):
+    with pytest.raises(ZMQRemoteError) as error:
+        client.call('status', status)
+    assert (error.value.status, error.value.payload, error.value.text) == (
+        status,
+        'payload',
+        'payload',
+    )
+    assert str(error.value) == f'{status} payload'
+    assert client.call('echo', 1) == 1
+
+
+@pytest.mark.parametrize(
+    'reply', [None, 200, 'text', [], [200], [200, 1, 2], ['200', 1], [True, 1], {}]
+)
+def test_another_form_of_reply(client, reply):
+    assert client.request(['raw', reply]) == reply
+    with pytest.raises(ZMQReplyError, match='use `request` for it'):
+        client.call('raw', reply)
+
+
+def test_errors_are_builtins():
+    assert issubclass(ZMQTimeoutError, TimeoutError)
+    assert issubclass(ZMQRefusedError, ConnectionRefusedError)
+    assert issubclass(ZMQUnreachableError, ConnectionError)
+    assert issubclass(ZMQRemoteError, RuntimeError)
+    for error in (ZMQTimeoutError, ZMQRefusedError, ZMQUnreachableError, ZMQRemoteError):
+        assert issubclass(error, ZMQBaseError)
+
+
+def test_what_json_cannot_say(client):
+    with pytest.raises(TypeError):
+        client.call('echo', object())
+    with pytest.raises(ValueError, match='JSON'):
+        client.call('echo', float('nan'))
+    with pytest.raises(ZMQMessageError, match='413'):
+        client.call('echo', 'x' * 33 * 1024 * 1024)
+    assert client.call('echo', 1) == 1
+
+
+def test_reply_that_is_no_json():
+    with zmq.Context() as context, context.socket(zmq.REP) as server:
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+        with ThreadPoolExecutor() as pool, ZMQClient(f'127.0.0.1:{port}') as client:
+            call = pool.submit(client.call, 'echo')
+            server.recv()
+            server.send(b'hello')
+            with pytest.raises(ZMQReplyError, match='no JSON'):
+                call.result()
+
+
+@pytest.mark.parametrize(
+    'options', [{'timeout': 0}, {'timeout': -1}, {'timeout': 'x'}, {'timeout': float('nan')}]
+)
+def test_bad_options(client, options):
+    with pytest.raises(ValueError, match='Bad timeout'):
+        ZMQClient('127.0.0.1:1', **options)
+    with pytest.raises(ValueError, match='Bad timeout'):
+        client.call('echo', **options)
+
+
+@pytest.mark.parametrize('address', ['localhost', '*:5555', None, 'http://localhost:1'])
+def test_bad_address(address):
+    with pytest.raises(ValueError, match='Bad ØMQ address'):
+        ZMQClient(address)
+
+
+# Time-outs
+
+
+def test_timeout(client):
+    start = time.monotonic()
+    with pytest.raises(ZMQTimeoutError, match=r'has not replied within 0\.2 s'):
+        client.call('count', 0.5, timeout=0.2)
+    assert 0.2 <= time.monotonic() - start < AT_ONCE
+    # The late reply is not taken for this one.
+    assert client.call('echo', 'next') == 'next'
+    assert client.call('count', 0) == 2
+
+
+def test_timeouts_in_a_row(client):
+    for number in range(20):
+        with pytest.raises(ZMQTimeoutError):
+            client.call('count', 0.02, timeout=0.001 + number / 2000)
+    assert client.call('echo', 'last') == 'last'
+
+
+def test_nobody_there(address):
+    with ZMQClient(address, timeout=0.2) as client:
+        start = time.monotonic()
+        with pytest.raises(
+            ZMQUnreachableError, match=r'No service has answered at ipc://.* 0\.2 s'
+        ):
+            client.call('echo')
+        assert 0.2 <= time.monotonic() - start < AT_ONCE
+
+
+def test_late_service(start, address):
+    with ThreadPoolExecutor() as pool, ZMQClient(address) as client:
+        call = pool.submit(client.call, 'echo', 1)
+        wait_until(call.running)
+        start(address)
+        assert call.result() == 1
+
+
+def test_restarted_service(start, address):
+    with ZMQClient(address) as client:
+        for number in range(3):
+            process = start(address)
+            assert client.call('echo', number) == number
+            process.stop()
+            with pytest.raises(ZMQUnreachableError):
+                client.call('echo', timeout=0.1)
+
+
+def test_killed_service(start, address, tmp_path):
+    process = start(address)
+    path = tmp_path / 'in hand'
+    with ThreadPoolExecutor() as pool, ZMQClient(address) as client:
+        call = pool.submit(client.call, 'wait_for', str(path))
+        wait_until(path.exists)
+        begin = time.monotonic()
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(ZMQUnreachableError, match='was lost; the call may have run or not'):
+            call.result()
+        assert time.monotonic() - begin < AT_ONCE
+        process.join()
+        start(address)
+        assert client.call('echo', 'again') == 'again'
+
+
+def test_stopping_service_replies(start, address, tmp_path):
+    process = start(address)
+    path = tmp_path / 'in hand'
+    with ThreadPoolExecutor() as pool, ZMQClient(address) as client:
+        call = pool.submit(client.call, 'wait_for', str(path))
+        wait_until(path.exists)
+        stop = pool.submit(process.stop)
+        path.unlink()
+        assert call.result() == str(path)
+        stop.result()
+
+
+# Retries
+
+
+def test_retries(start, address):
+    with ThreadPoolExecutor() as pool, ZMQClient(address, timeout=0.2) as client:
+        with pytest.raises(ZMQUnreachableError):
+            client.call('echo', retries=2)
+        call = pool.submit(client.call, 'echo', 1, retries=100)
+        start(address)
+        assert call.result() == 1
+
+
+def test_retries_are_not_the_default(client):
+    with pytest.raises(ZMQTimeoutError):
+        client.call('count', 0.3, timeout=0.1)
+    assert client.call('count', 0) == 2
+
+
+def test_retry_runs_again(process):
+    with ZMQClient(process.bound_address, timeout=0.2, retries=1) as client:
+        with pytest.raises(ZMQTimeoutError):
+            client.call('count', 0.5)
+        assert client.call('count', 0, timeout=5) == 3
+
+
+def test_an_answer_is_no_reason_to_retry(process):
+    with ZMQClient(process.bound_address, retries=3) as client:
+        with pytest.raises(ZMQRemoteError):
+            client.call('status', 503)
+        assert client.call('count', 0) == 1
+
+
+# Deadlines
+
+
+def test_service_does_not_start_what_nobody_waits_for(process):
+    with (
+        ZMQClient(process.bound_address, send_deadline=True) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        busy = pool.submit(client.call, 'count', 0.5)
+        wait_until(busy.running)
+        time.sleep(0.1)  # until it has been received
+        with pytest.raises(ZMQTimeoutError):
+            client.call('count', 0, timeout=0.1)
+        assert busy.result() == 1
+        assert client.call('count', 0) == 2
+
+
+@pytest.mark.parametrize(
+    ('message', 'status'),
+    [
+        (['echo', 1, {'deadline': 4e9}], 200),
+        (['echo', 1, {'deadline': 1}], 504),
+        (['echo', 1, {}], 400),
+        (['echo', 1, {'deadline': None}], 400),
+        (['echo', 1, {'deadline': '1'}], 400),
+        (['echo', 1, {'deadline': 4e9, 'more': 1}], 400),
+        (['echo', 1, 4e9], 400),
+        (['echo', 1, {'deadline': 4e9}, 1], 400),
+    ],
+)
+def test_deadline_of_a_message(client, message, status):
+    assert client.request(message)[0] == status
+
+
+# Access
+
+
+@pytest.mark.parametrize('auth', [None, 'user:wrong', 'other:password'])
+def test_refused(start, auth):
+    process = start(auth='user:password')
+    with ZMQClient(process.bound_address, auth=auth) as client:
+        for _ in range(2):
+            begin = time.monotonic()
+            with pytest.raises(ZMQRefusedError, match='check user, password') as error:
+                client.call('echo')
+            assert time.monotonic() - begin < AT_ONCE
+            assert process.bound_address in str(error.value)
+            assert 'wrong' not in str(error.value) + repr(client)
+    with ZMQClient(process.bound_address, auth='user:password') as client:
+        assert client.call('echo', 1) == 1
+
+
+def test_refused_address(start):
+    process = start(clients='10.0.0.1')
+    with ZMQClient(process.bound_address) as client, pytest.raises(ZMQRefusedError):
+        client.call('echo')
+
+
+def test_server_of_another_kind():
+    """Its greeting never comes."""
+    with zmq.Context() as context, context.socket(zmq.STREAM) as server:
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+        with ZMQClient(f'127.0.0.1:{port}', timeout=0.3) as client:
+            with pytest.raises(ZMQUnreachableError):
+                client.call('echo')
+
+
+# Threads, forks, the end
+
+
+def test_threads(client):
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda number: client.call('echo', number), range(500))) == list(
+            range(500)
+        )
+    assert len(client._idle) <= MAX_IDLE
+
+
+def test_connections_are_kept(client):
+    client.call('echo')
+    [connection] = client._idle
+    for _ in range(10):
+        client.call('echo')
+    assert client._idle == [connection]
+
+
+def test_forks(client):
+    client.call('echo')
+
+    def run():
+        assert client.call('echo', 'child') == 'child'
+        client.close()
+
+    stop = threading.Event()
+
+    def talk():
+        while not stop.is_set():
+            client.call('echo', 'parent')
+
+    talker = threading.Thread(target=talk)
+    talker.start()
+    for _ in range(10):
+        child = ForkProcess(target=run)
+        child.start()
+        child.join(10)
+        assert child.exitcode == 0
+    stop.set()
+    talker.join()
+    assert client.call('echo', 1) == 1
+
+
+def test_closed(process):
+    client = ZMQClient(process.bound_address)
+    client.call('echo')
+    client.close()
+    client.close()
+    with pytest.raises(ZMQClosedError, match='was closed'):
+        client.call('echo')
+
+
+def test_closed_during_a_call(process):
+    client = ZMQClient(process.bound_address)
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(client.call, 'count', 0.3)
+        wait_until(call.running)
+        time.sleep(0.1)  # until it is under way
+        client.close()
+        assert call.result() == 1
+    assert not client._idle
+
+
+@pytest.mark.parametrize('close', [ZMQClient.close, lambda client: None], ids=['closed', 'dropped'])
+def test_nothing_is_left(process, close):
+    with ZMQClient(process.bound_address) as other:  # the context stays
+        other.call('echo')
+        fds, threads = None, threading.active_count()
+        for _ in range(20):
+            client = ZMQClient(process.bound_address)
+            with ThreadPoolExecutor(3) as pool:
+                list(pool.map(client.call, ['echo'] * 6))
+            with pytest.raises(ZMQTimeoutError):
+                client.call('sleep', 0.02, timeout=0.001)
+            close(client)
+            del client
+            gc.collect()
+            fds = fds or open_fds()
+        wait_until(lambda: open_fds() <= fds)
+        assert threading.active_count() == threads
+
+
+def test_repr(process):
+    with ZMQClient(process.bound_address, auth='user:secret') as client:
+        assert repr(client) == f'<ZMQClient of {process.bound_address}>'
+        assert client.address == process.bound_address
