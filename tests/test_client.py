@@ -53,6 +53,12 @@ class CountingHandler(Handler):
         time.sleep(seconds)
         return [200, self.calls]
 
+    def slow_at_first(self, seconds):
+        self.calls += 1
+        if self.calls == 1:
+            time.sleep(seconds)
+        return [200, self.calls]
+
     def status(self, status):
         return [status, 'payload']
 
@@ -179,7 +185,7 @@ def test_timeout(client):
 
 def test_timeouts_in_a_row(client):
     for number in range(20):
-        with pytest.raises(ZMQTimeoutError):
+        with pytest.raises((ZMQTimeoutError, ZMQUnreachableError)):
             client.call('count', 0.02, timeout=0.001 + number / 2000)
     assert client.call('echo', 'last') == 'last'
 
@@ -255,14 +261,12 @@ def test_retries(start, address):
 def test_retries_are_not_the_default(client):
     with pytest.raises(ZMQTimeoutError):
         client.call('count', 0.3, timeout=0.1)
-    assert client.call('count', 0) == 2
+    assert client.call('count', 0, timeout=5) == 2
 
 
 def test_retry_runs_again(process):
-    with ZMQClient(process.bound_address, timeout=0.2, retries=1) as client:
-        with pytest.raises(ZMQTimeoutError):
-            client.call('count', 0.5)
-        assert client.call('count', 0, timeout=5) == 3
+    with ZMQClient(process.bound_address, timeout=0.5, retries=5) as client:
+        assert client.call('slow_at_first', 0.6) >= 2
 
 
 def test_an_answer_is_no_reason_to_retry(process):
@@ -334,9 +338,9 @@ def test_server_of_another_kind():
     """Its greeting never comes."""
     with zmq.Context() as context, context.socket(zmq.STREAM) as server:
         port = server.bind_to_random_port('tcp://127.0.0.1')
-        with ZMQClient(f'127.0.0.1:{port}', timeout=0.3) as client:
-            with pytest.raises(ZMQUnreachableError):
-                client.call('echo')
+        client = ZMQClient(f'127.0.0.1:{port}', timeout=0.3)
+        with client, pytest.raises(ZMQUnreachableError):
+            client.call('echo')
 
 
 # Threads, forks, the end
