@@ -21,6 +21,7 @@ import os
 import pickle
 import signal
 import socket as tcp
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -59,7 +60,14 @@ from pyams_zmq.interfaces import (
 )
 from pyams_zmq.lock import IPCLock
 from pyams_zmq.stream import ReplyStream, ZMQStream
-from pyams_zmq.watchdog import Watchdog, end_children, has_ended, open_pidfd, wait_for_exit
+from pyams_zmq.watchdog import (
+    END_GRACE,
+    Watchdog,
+    end_children,
+    has_ended,
+    open_pidfd,
+    wait_for_exit,
+)
 
 __docformat__ = 'restructuredtext'
 
@@ -77,6 +85,9 @@ REFUSAL_TURN = 0.02
 
 _MAX_REPORT = 32 * 1024  # bytes: more might wait for a parent who does not read
 _MAX_TEXT = 1000
+TERM_GRACE = 0.5
+"""Seconds at the end of `drain_timeout` in which children that still run are terminated"""
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 
@@ -366,7 +377,7 @@ class ZMQProcess(multiprocessing.Process):
     def _leave_child(self) -> None:
         assert self._watchdog is not None  # noqa: S101 - for mypy: `_enter_child` made it
         deadline = self._watchdog.arm(self.drain_timeout + 1)
-        end_children(max(0, deadline - 1 - monotonic()))
+        end_children(max(END_GRACE, deadline - TERM_GRACE - monotonic()))
 
     def run(self) -> None:
         """Set up everything and serve until `stop`."""
@@ -640,9 +651,14 @@ def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
 def _local_addresses(fd: int) -> list[tuple[Any, ...]]:
     """List the addresses that the listener may have by which a socket came in."""
     try:
-        with tcp.socket(fileno=os.dup(fd)) as duplicate:
-            address = duplicate.getsockname()
-    except OSError:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return []
+        socket = tcp.socket(fileno=fd)
+        try:
+            address = socket.getsockname()
+        finally:
+            socket.detach()
+    except OSError:  # it is closed by now
         return []
     if not isinstance(address, tuple):
         return [(address,)] if address else []
