@@ -93,7 +93,11 @@ def test_nothing_else_is_registered():
         }
 
     added = discriminators(make_config('pyams_zmq')) - discriminators(make_config())
-    assert {category for category, _discriminator in added} == {'translation directories'}
+    assert {category for category, _discriminator in added} == {
+        'translation directories',
+        'request extensions',
+        'subscribers',
+    }
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,16 @@ by both: a setting overrides what code says.
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
-from pyramid.config import PHASE3_CONFIG
-from pyramid.events import ApplicationCreated
 from pyramid.exceptions import ConfigurationError
 from pyramid.settings import aslist
+from zope.interface import implementer
 
 from pyams_zmq.auth import Users, parse_clients, parse_users
 from pyams_zmq.client import ZMQClient
@@ -34,7 +36,7 @@ from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
 from pyams_zmq.process import ZMQProcess
-from zope.interface import implementer
+from pyams_zmq.supervisor import SupervisorProcess
 
 __docformat__ = 'restructuredtext'
 
@@ -42,6 +44,9 @@ PREFIX = 'pyams_zmq.'
 
 STARTS = ('auto', 'external', 'never')
 """By the application which serves; by ``pyams_zmq serve``; elsewhere, on another machine maybe"""
+
+EARLY, LATE = -100, 100
+"""Orders of actions before and after those of applications; the phases of Pyramid are -30 to 0"""
 
 _NAME = re.compile(r'[A-Za-z0-9_-]+', re.ASCII)
 
@@ -102,7 +107,9 @@ class Service:
             users = parse_users(self.auth)
             # Of several users of the server, an application is the first one.
             auth = dict(list(users.items())[:1]) or None
-        return ZMQClient(self.client_address, auth=auth, curve=self.client_curve, timeout=self.timeout)
+        return ZMQClient(
+            self.client_address, auth=auth, curve=self.client_curve, timeout=self.timeout
+        )
 
     @property
     def client_address(self) -> Any:
@@ -121,7 +128,7 @@ _SETTINGS = _KEYS - {'curve', 'client_curve'} | {
 }
 
 
-def add_zmq_process(config: Any, name: str, **options: Any) -> None:
+def add_zmq_process(config: Any, name: Any, **options: Any) -> None:
     """Declare a service; a directive of the configurator.
 
     :param name: name of the service: letters, digits, `_` and `-`
@@ -139,23 +146,37 @@ def add_zmq_process(config: Any, name: str, **options: Any) -> None:
     :param limits: class attributes of the process, `drain_timeout` for instance
     :raises ConfigurationError: for an option or a value that cannot be, which it names
     """
-    name = _check_name(name)
+    _declare(config, name, options)
+
+
+def _declare(config: Any, name: Any, options: Mapping[str, Any], order: int = 0) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f'Bad name of a ØMQ process {name!r}: write letters, digits, _ and -'
+        )
     for key in set(options) - _KEYS:
         raise ConfigurationError(f'add_zmq_process({name!r}): there is no option {key!r}')
-    introspectable = config.introspectable('ZMQ processes', name, f'ZMQ process {name!r}', 'process')
-    introspectable.update({'name': name})
+    introspectable = config.introspectable(
+        'ZMQ processes', name, f'ZMQ process {name!r}', 'process'
+    )
 
     def register() -> None:
-        _register(config, _make_service(config, name, options), introspectable)
+        service = _make_service(config, name, options)
+        config.registry.registerUtility(service, IZMQService, name=name)
+        shown = ('name', 'address', 'handler', 'factory', 'start')
+        introspectable.update({key: getattr(service, key) for key in shown})
 
-    config.action(('zmq_process', name), register, introspectables=(introspectable,))
+    config.action(('zmq_process', name), register, introspectables=(introspectable,), order=order)
 
 
-def declare_from_settings(config: Any) -> None:
-    """Declare the services that only settings know, and check the names of all settings."""
-    registry = config.registry
-    names = {}
-    for key in registry.settings or ():
+def check_settings(config: Any) -> list[str]:
+    """Check the names of all settings of services.
+
+    :return: names of the services
+    :raises ConfigurationError: for a key that there is not
+    """
+    names = []
+    for key in config.registry.settings or ():
         if key.startswith(PREFIX):
             name, dot, option = key.removeprefix(PREFIX).partition('.')
             if not dot or option not in _SETTINGS:
@@ -163,78 +184,186 @@ def declare_from_settings(config: Any) -> None:
                     f'There is no setting {key!r}; write pyams_zmq.NAME.KEY, with one of the keys '
                     + ', '.join(sorted(_SETTINGS))
                 )
-            names[_check_name(name)] = None
-    for name in names:
-        if registry.queryUtility(IZMQService, name) is None:
-            introspectable = config.introspectable(
-                'ZMQ processes', name, f'ZMQ process {name!r}', 'process'
-            )
-            _register(config, _make_service(config, name, {}), introspectable)
-            introspectable.register(config.introspector, None)
+            names.append(name)
+    return names
 
 
-def _check_name(name: Any) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigurationError(
-            f'Bad name of a ØMQ process {name!r}: write letters, digits, _ and -'
-        )
-    return name
-
-
-def _register(config: Any, service: Service, introspectable: Any) -> None:
-    config.registry.registerUtility(service, IZMQService, name=service.name)
-    introspectable.update(
-        address=service.address,
-        handler=service.handler,
-        factory=service.factory,
-        start=service.start,
-    )
+def declare_from_settings(config: Any) -> None:
+    """Declare the services that only settings know."""
+    for name in dict.fromkeys(check_settings(config)):
+        if config.registry.queryUtility(IZMQService, name) is None:
+            _declare(config, name, {}, order=LATE)
 
 
 def _make_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:
     prefix = f'{PREFIX}{name}.'
-    settings = {
-        key.removeprefix(prefix): value
-        for key, value in (config.registry.settings or {}).items()
-        if key.startswith(prefix) and value != ''
-    }
-    values = dict(options) | {
-        key: value for key, value in settings.items() if key in _KEYS and key in _SETTINGS
-    }
-    key = ''
+    values = dict(options)
+    for key, value in (config.registry.settings or {}).items():
+        if key.startswith(prefix) and value != '':
+            values[key.removeprefix(prefix)] = value
+    for key, value in values.items():
+        with _naming(name, key):
+            values[key] = _read(config, key, value)
+    with _naming(name, 'server_key'):
+        if 'server_key' in values:
+            values['curve'] = CurveServer(values.pop('server_key'), values.pop('client_keys', ()))
+    with _naming(name, 'client_key'):
+        if 'client_key' in values:
+            public = values.pop('server_public_key', '')
+            values['client_curve'] = CurveClient(public, values.pop('client_key'))
+    for key in ('address', 'handler'):
+        if values.get(key) is None and (key, values.get('start')) != ('handler', 'never'):
+            raise ConfigurationError(
+                f'ØMQ process {name!r} has no {key}: give it, or set {prefix}{key}'
+            )
+    limits = {key: values.pop(key) for key in _LIMITS if key in values}
+    return Service(name, limits=limits, **values)
+
+
+@contextmanager
+def _naming(name: str, key: str) -> Iterator[None]:
     try:
-        for key in ('handler', 'factory'):
-            values[key] = config.maybe_dotted(values.get(key))
-        values['factory'] = values['factory'] or ZMQProcess
-        for key in ('timeout', *_LIMITS):
-            if key in values:
-                values[key] = _LIMITS.get(key, float)(values[key])
-        key = 'start'
-        if values.get(key, 'auto') not in STARTS:
-            raise ValueError(f'write one of {", ".join(STARTS)}')
-        key = 'server_key'
-        if key in settings:
-            keys = settings.get('client_keys', '')
-            values['curve'] = CurveServer(
-                settings[key], keys if os.path.isdir(keys) else aslist(keys)
-            )
-        key = 'client_key'
-        if key in settings:
-            values['client_curve'] = CurveClient(
-                settings.get('server_public_key', ''), settings[key]
-            )
-        key = 'address'
-        if not Endpoint.parse(values.get(key), bind=True).port and ':' in str(values.get(key)):
-            pass
-        key = 'auth'
-        parse_users(values.get(key))
-        key = 'client_auth'
-        parse_users(values.get(key))
-        key = 'clients'
-        parse_clients(values.get(key))
-        limits = {key: values.pop(key) for key in _LIMITS if key in values}
-        return Service(name, **values, limits=limits)
-    except (ValueError, ImportError, AttributeError) as error:
+        yield
+    except (ValueError, TypeError, ImportError, AttributeError) as error:
         raise ConfigurationError(
-            f'ØMQ process {name!r}, {key} (setting {prefix}{key}): {error}'
+            f'ØMQ process {name!r}, bad {key} (setting {PREFIX}{name}.{key}): {error}'
         ) from None
+
+
+def _read(config: Any, key: str, value: Any) -> Any:
+    """Read an option; of a secret, errors do not repeat the text."""
+    match key:
+        case 'handler' | 'factory':
+            return config.maybe_dotted(value)
+        case 'address':
+            endpoint = Endpoint.parse(value, bind=True)
+            if endpoint.protocol == 'tcp' and not endpoint.port:
+                raise ValueError(f'{value!r} has no port, which clients need to know')
+        case 'start' if value not in STARTS:
+            raise ValueError(f'{value!r} is none of {", ".join(STARTS)}')
+        case 'auth' | 'client_auth':
+            parse_users(value)
+        case 'clients':
+            parse_clients(value)
+        case 'timeout':
+            return float(value)
+        case 'client_keys' if not os.path.isdir(value):
+            return aslist(value)
+    return _LIMITS[key](value) if key in _LIMITS else value
+
+
+def services_of(registry: Any) -> dict[str, Service]:
+    """Give the services that an application has declared, by name.
+
+    :param registry: its registry
+    """
+    return dict(registry.getUtilitiesFor(IZMQService))
+
+
+# Clients of requests
+
+
+class RequestClient:
+    """Client of a service for one request, see :func:`request_zmq`."""
+
+    def __init__(self, request: Any, client: Any):
+        self._request = request
+        self._client = client
+        self.call = client.call
+        self.request = client.request
+
+    def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - the name of the field
+        """Send a message when the transaction of the request is committed, or now if it has none.
+
+        :param type: type of the message, the name of the method
+        :param args: its arguments, anything that JSON can say
+        :raises: what :meth:`ZMQClient.send` and :func:`send_on_commit` do
+        """
+        manager = getattr(self._request, 'tm', None)
+        if manager is None:
+            self._client.send(type, args)
+        else:
+            from pyams_zmq.transaction import send_on_commit  # noqa: PLC0415 - only if it is there
+
+            send_on_commit(self._client, type, args, manager=manager)
+
+
+class Clients:
+    """Clients of the application, one for each service, made when somebody asks for it."""
+
+    def __init__(self, registry: Any):
+        self._registry = registry
+        self._clients: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> Any:
+        """Give the client of a service.
+
+        :raises LookupError: if there is no such service
+        """
+        client = self._clients.get(name)
+        if client is None:
+            service = self._registry.queryUtility(IZMQService, name)
+            if service is None:
+                names = ', '.join(sorted(services_of(self._registry))) or 'none'
+                raise LookupError(f'There is no ØMQ service {name!r}; declared: {names}')
+            make = self._registry.queryUtility(IZMQClientFactory) or Service.make_client
+            with self._lock:
+                client = self._clients.get(name)
+                if client is None:
+                    client = self._clients[name] = make(service)
+        return client
+
+    def close(self) -> None:
+        """Close all of them."""
+        with self._lock:
+            clients, self._clients = self._clients, {}
+        for client in clients.values():
+            client.close()
+
+
+def request_zmq(request: Any, name: str) -> RequestClient:
+    """Give the client of a declared service; the method `zmq` of requests.
+
+    :param name: name of the service
+    :raises LookupError: if there is no such service
+    """
+    return RequestClient(request, request.registry.zmq_clients.get(name))
+
+
+# Processes of the application
+
+
+def is_server() -> bool:
+    """Tell if this program serves requests, and does not just load the application.
+
+    Scripts load it with `pyramid.paster.bootstrap`, or belong to Pyramid (`pshell`, `proutes`,
+    `prequest`), or to PyAMS (`pyams_...`).
+    """
+    program = os.path.basename(sys.argv[0])
+    if program.startswith('pyams_'):
+        return False
+    frame = sys._getframe()
+    while frame is not None:
+        module = frame.f_globals.get('__name__', '')
+        if module.startswith('pyramid.scripts.') and module != 'pyramid.scripts.pserve':
+            return False
+        if module == 'pyramid.paster' and frame.f_code.co_name == 'bootstrap':
+            return False
+        frame = frame.f_back  # type: ignore[assignment] # None ends the loop
+    return True
+
+
+def start_services(event: Any) -> None:
+    """Start the services whose `start` is `'auto'`; a subscriber to ApplicationCreated."""
+    registry = event.app.registry
+    if not is_server() or registry.queryUtility(IZMQClientFactory) is not None:
+        return
+    for name, service in services_of(registry).items():
+        if service.start == 'auto':
+            supervisor = SupervisorProcess(
+                {name: partial(service.make_process, registry)},
+                registry=registry,
+                lock=Endpoint.parse(service.address, bind=True).uri,
+            )
+            supervisor.start()

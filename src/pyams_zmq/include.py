@@ -14,9 +14,30 @@
 
 from typing import Any
 
+from pyramid.events import ApplicationCreated
+
+from pyams_zmq.config import (
+    EARLY,
+    LATE,
+    Clients,
+    add_zmq_process,
+    check_settings,
+    declare_from_settings,
+    request_zmq,
+    start_services,
+)
+
 __docformat__ = 'restructuredtext'
 
 
 def include_package(config: Any) -> None:
     """Add this package to a Pyramid application; including it twice changes nothing."""
+    if getattr(config.registry, 'zmq_clients', None) is not None:
+        return
+    config.registry.zmq_clients = Clients(config.registry)
     config.add_translation_dirs('pyams_zmq:locales')
+    config.add_directive('add_zmq_process', add_zmq_process)
+    config.add_request_method(request_zmq, 'zmq')
+    config.add_subscriber(start_services, ApplicationCreated)
+    config.action('pyams_zmq check', lambda: check_settings(config), order=EARLY)
+    config.action('pyams_zmq declare', lambda: declare_from_settings(config), order=LATE)

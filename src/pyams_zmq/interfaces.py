@@ -134,6 +134,35 @@ class IZMQMessageHandler(Interface):
         """
 
 
+class IZMQService(Interface):
+    """A service that an application has declared, a utility registered under its name."""
+
+    name = Attribute('Name of the service')
+    address = Attribute('Address that its process binds')
+    handler = Attribute('Class of its message handler')
+    factory = Attribute('Class of its process')
+    start = Attribute("Who starts it: `'auto'`, `'external'` or `'never'`")
+
+    def make_process(registry: Any) -> Any:
+        """Make the process of the service, which is not started.
+
+        :param registry: registry of the application
+        """
+
+    def make_client() -> Any:
+        """Make a client of the service."""
+
+
+class IZMQClientFactory(Interface):
+    """Utility that makes the clients of requests; that of `pyams_zmq.testing` records."""
+
+    def __call__(service: IZMQService) -> Any:
+        """Make a client.
+
+        :param service: declared service
+        """
+
+
 class IZMQProcessEvent(IObjectEvent):
     """Event of a ZMQProcess, its object, notified in the child to the registry of the process."""
 

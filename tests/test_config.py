@@ -1,0 +1,271 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""Declared services: directive, settings, clients of requests."""
+
+import sys
+
+import pytest
+import zmq.auth
+from pyramid.config import Configurator
+from pyramid.exceptions import ConfigurationConflictError, ConfigurationError
+from pyramid.request import Request
+
+from handlers import MessageHandler, Process
+from pyams_zmq.config import STARTS, is_server, services_of
+from pyams_zmq.interfaces import IZMQService
+from pyams_zmq.process import ZMQProcess
+
+ADDRESS = '127.0.0.1:5555'
+HANDLER = 'handlers.MessageHandler'
+
+
+def make_config(*services, **settings):
+    """An application with services."""
+    config = Configurator(
+        settings={key.replace('__', '.'): value for key, value in settings.items()}
+    )
+    config.include('pyams_zmq')
+    for name, options in services:
+        config.add_zmq_process(name, **options)
+    return config
+
+
+def service_of(*services, **settings):
+    """The service that such an application declares as `indexer`."""
+    config = make_config(*services, **settings)
+    config.commit()
+    return config.registry.getUtility(IZMQService, name='indexer')
+
+
+@pytest.mark.parametrize('handler', [MessageHandler, HANDLER])
+def test_directive(handler):
+    service = service_of(('indexer', {'handler': handler, 'address': ADDRESS}))
+    assert (service.name, service.address, service.handler) == ('indexer', ADDRESS, MessageHandler)
+    assert (service.factory, service.start, service.timeout) == (ZMQProcess, 'auto', 10)
+
+
+def test_settings():
+    service = service_of(
+        pyams_zmq__indexer__address=ADDRESS,
+        pyams_zmq__indexer__handler=HANDLER,
+        pyams_zmq__indexer__factory='handlers.Process',
+        pyams_zmq__indexer__start='external',
+        pyams_zmq__indexer__auth='',
+        pyams_zmq__indexer__clients='127.0.0.1 10.0.0.0/8',
+        pyams_zmq__indexer__timeout='2.5',
+        pyams_zmq__indexer__drain_timeout='120',
+        pyams_zmq__indexer__max_message_size='1000',
+    )
+    assert (service.factory, service.start, service.timeout) == (Process, 'external', 2.5)
+    process = service.make_process(None)
+    assert isinstance(process, Process)
+    assert (process.bind_addr, process.handler) == (ADDRESS, MessageHandler)
+    assert (process.drain_timeout, process.max_message_size) == (120.0, 1000)
+    assert len(process.clients) == 2
+    assert not process.passwords
+
+
+def test_settings_override_code():
+    service = service_of(
+        ('indexer', {'handler': HANDLER, 'address': ADDRESS, 'timeout': 5, 'drain_timeout': 1}),
+        pyams_zmq__indexer__address='127.0.0.1:6666',
+        pyams_zmq__indexer__drain_timeout='2',
+    )
+    assert (service.address, service.timeout) == ('127.0.0.1:6666', 5)
+    assert service.make_process(None).drain_timeout == 2
+
+
+def test_several():
+    config = make_config(
+        ('indexer', {'handler': HANDLER, 'address': ADDRESS}),
+        ('converter', {'handler': HANDLER, 'address': 'ipc://@converter', 'start': 'never'}),
+        pyams_zmq__scheduler__address='127.0.0.1:7777',
+        pyams_zmq__scheduler__start='never',
+    )
+    config.commit()
+    assert sorted(services_of(config.registry)) == ['converter', 'indexer', 'scheduler']
+
+
+@pytest.mark.parametrize(
+    ('options', 'text'),
+    [
+        ({'adress': ADDRESS}, "no option 'adress'"),
+        ({'handler': HANDLER}, "'indexer' has no address: give it, or set pyams_zmq.indexer.addr"),
+        ({'address': ADDRESS}, "'indexer' has no handler"),
+        ({'handler': 'no.such', 'address': ADDRESS}, 'bad handler .*no'),
+        ({'handler': HANDLER, 'address': 'a b'}, "bad address .*'a b'"),
+        ({'handler': HANDLER, 'address': '127.0.0.1'}, "bad address .*'127.0.0.1' has no port"),
+        ({'handler': HANDLER, 'address': ADDRESS, 'start': 'later'}, "bad start .*'later' is none"),
+        ({'handler': HANDLER, 'address': ADDRESS, 'auth': 'secret'}, 'bad auth .*write auth='),
+        ({'handler': HANDLER, 'address': ADDRESS, 'clients': 'host'}, "bad clients .*'host'"),
+        ({'handler': HANDLER, 'address': ADDRESS, 'timeout': 'x'}, "bad timeout .*'x'"),
+        ({'handler': HANDLER, 'address': ADDRESS, 'backlog': 'x'}, "bad backlog .*'x'"),
+        ({'handler': HANDLER, 'address': ADDRESS, 'server_key': 'x'}, 'server_key'),
+    ],
+)
+def test_bad_options(options, text):
+    with pytest.raises(ConfigurationError, match=text) as error:
+        service_of(('indexer', options))
+    assert 'secret' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'text'),
+    [
+        (
+            'pyams_zmq.indexer.adress',
+            ADDRESS,
+            "no setting 'pyams_zmq.indexer.adress'; write ",
+        ),
+        ('pyams_zmq.indexer', ADDRESS, "no setting 'pyams_zmq.indexer'"),
+        ('pyams_zmq.a.b.address', ADDRESS, "no setting 'pyams_zmq.a.b.address'"),
+        ('pyams_zmq.index er.address', ADDRESS, "Bad name of a ØMQ process 'index er'"),
+        ('pyams_zmq..address', ADDRESS, "Bad name of a ØMQ process ''"),
+        ('pyams_zmq.indexer.start', 'later', r'bad start \(setting pyams_zmq.indexer.start\)'),
+        ('pyams_zmq.indexer.server_key', 'short', 'bad server_key .*A CURVE key'),
+        ('pyams_zmq.indexer.client_key', 'short', 'bad client_key .*A CURVE key'),
+    ],
+)
+def test_bad_settings(key, value, text):
+    config = make_config(('indexer', {'handler': HANDLER, 'address': ADDRESS}))
+    config.add_settings({key: value})
+    with pytest.raises(ConfigurationError, match=text):
+        config.commit()
+
+
+def test_bad_name():
+    with pytest.raises(ConfigurationError, match='Bad name of a ØMQ process None'):
+        make_config((None, {}))
+
+
+def test_conflict():
+    config = make_config()
+    config.add_zmq_process('indexer', handler=HANDLER, address=ADDRESS)
+    config.add_zmq_process('indexer', handler=HANDLER, address='127.0.0.1:6666')
+    with pytest.raises(ConfigurationConflictError) as error:
+        config.commit()
+    assert str(error.value).count('config.add_zmq_process') == 2
+
+
+def test_application_overrides_a_package():
+    config = make_config()
+    config.include(
+        lambda config: config.add_zmq_process('indexer', handler=HANDLER, address=ADDRESS),
+        'package',
+    )
+    config.add_zmq_process('indexer', handler=HANDLER, address='127.0.0.1:6666')
+    config.commit()
+    assert services_of(config.registry)['indexer'].address == '127.0.0.1:6666'
+
+
+def test_introspection():
+    config = make_config(('indexer', {'handler': HANDLER, 'address': ADDRESS, 'auth': 'a:secret'}))
+    config.commit()
+    [item] = config.introspector.get_category('ZMQ processes')
+    assert item['introspectable']['address'] == ADDRESS
+    assert 'secret' not in str(dict(item['introspectable']))
+    assert 'secret' not in repr(services_of(config.registry)['indexer'])
+
+
+def test_keys_in_settings(tmp_path, start):
+    (tmp_path / 'clients').mkdir()
+    zmq.auth.create_certificates(tmp_path, 'server')
+    zmq.auth.create_certificates(tmp_path / 'clients', 'webapp')
+    service = service_of(
+        pyams_zmq__indexer__address=f'ipc://{tmp_path}/zmq.sock',
+        pyams_zmq__indexer__handler=HANDLER,
+        pyams_zmq__indexer__server_key=f'{tmp_path}/server.key_secret',
+        pyams_zmq__indexer__client_keys=f'{tmp_path}/clients',
+        pyams_zmq__indexer__server_public_key=f'{tmp_path}/server.key',
+        pyams_zmq__indexer__client_key=f'{tmp_path}/clients/webapp.key_secret',
+    )
+    start(factory=lambda: service.make_process(None))
+    with service.make_client() as client:
+        assert client.call('who', 1)[0] == service.client_curve.public.decode()
+
+
+@pytest.mark.parametrize(
+    ('address', 'target'),
+    [
+        ('*:5555', 'tcp://127.0.0.1:5555'),
+        ('0.0.0.0:5555', 'tcp://127.0.0.1:5555'),
+        ('[::]:5555', 'tcp://[::1]:5555'),
+        ('localhost:5555', 'tcp://127.0.0.1:5555'),
+        ('10.0.0.1:5555', 'tcp://10.0.0.1:5555'),
+        ('ipc://@name', 'ipc://@name'),
+    ],
+)
+def test_address_of_clients(address, target):
+    """Server and client cannot differ about it."""
+    service = service_of(('indexer', {'handler': HANDLER, 'address': address}))
+    assert service.client_address == target
+    with service.make_client() as client:
+        assert client.address == target
+
+
+# Requests
+
+
+@pytest.fixture
+def application(start, tmp_path):
+    """Configuration with a service that runs."""
+    address = f'ipc://{tmp_path}/zmq.sock'
+    start(address, auth='webapp:secret')
+    config = make_config(
+        (
+            'indexer',
+            {'handler': HANDLER, 'address': address, 'auth': 'webapp:secret', 'start': 'external'},
+        )
+    )
+
+    def view(request):
+        return request.zmq('indexer').call('echo', request.params['text'])
+
+    config.add_route('echo', '/echo')
+    config.add_view(view, route_name='echo', renderer='json')
+    yield config
+    config.registry.zmq_clients.close()
+
+
+def test_call_from_a_view(application):
+    app = application.make_wsgi_app()
+    for text in ('a', 'b'):
+        assert Request.blank(f'/echo?text={text}').get_response(app).json == text
+
+
+def test_unknown_service(application):
+    app = application.make_wsgi_app()
+    request = Request.blank('/')
+    request.registry = app.registry
+    with pytest.raises(LookupError, match="no ØMQ service 'other'; declared: indexer"):
+        app.registry.zmq_clients.get('other')
+
+
+def test_one_client_for_each_service(application):
+    application.commit()
+    clients = application.registry.zmq_clients
+    assert clients.get('indexer') is clients.get('indexer')
+
+
+# Who starts
+
+
+@pytest.mark.parametrize('name', ['pyams_zmq', '/usr/bin/pyams_upgrade'])
+def test_programs_that_do_not_serve(monkeypatch, name):
+    assert is_server()
+    monkeypatch.setattr(sys, 'argv', [name])
+    assert not is_server()
+
+
+def test_starts():
+    assert STARTS == ('auto', 'external', 'never')
