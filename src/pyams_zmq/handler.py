@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partialmethod, singledispatchmethod
+from functools import partial, partialmethod, singledispatchmethod
 from inspect import Parameter, signature
 from math import inf
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from pyams_zmq.auth import ANONYMOUS, Peer
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.interfaces import IZMQMessageHandler
 from pyams_zmq.message import decode_request, encode
+from pyams_zmq.request import call_with_request
 
 __docformat__ = 'restructuredtext'
 
@@ -48,6 +49,7 @@ class _Method(NamedTuple):
     least: int
     most: float
     wants_peer: bool = False
+    wants_request: bool = False
 
     @classmethod
     def inspect(cls, call: Callable[..., Any]) -> '_Method':
@@ -63,10 +65,9 @@ class _Method(NamedTuple):
         ]
         least = sum(item.default is Parameter.empty for item in positional)
         varies = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
-        wants_peer = any(
-            item.name == 'peer' and item.kind is Parameter.KEYWORD_ONLY for item in parameters
-        )
-        return cls(call, least, inf if varies else len(positional), wants_peer)
+        keywords = {item.name for item in parameters if item.kind is Parameter.KEYWORD_ONLY}
+        most = inf if varies else len(positional)
+        return cls(call, least, most, 'peer' in keywords, 'request' in keywords)
 
 
 @implementer(IZMQMessageHandler)
@@ -77,7 +78,8 @@ class ZMQMessageHandler:
     frames of the message, of which the one with index *json_load* is replaced by the arguments
     that it held: ``method(args)`` for the usual message of one frame. The method may be
     `async def`. If it has a keyword-only parameter `peer`, it is told the
-    :class:`~pyams_zmq.auth.Peer` that sent the message. It may raise
+    :class:`~pyams_zmq.auth.Peer` that sent the message; if it has one `request`, it gets a
+    Pyramid request of its own, see :func:`~pyams_zmq.request.call_with_request`. It may raise
     :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its answer; whatever else it raises is
     logged under an error id, which is all that the peer gets.
 
@@ -167,7 +169,12 @@ class ZMQMessageHandler:
         if not method.least <= len(frames) <= method.most:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
         frames[self.json_load] = args
-        return method.call(*frames, peer=peer) if method.wants_peer else method.call(*frames)
+        if not (method.wants_peer or method.wants_request):
+            return method.call(*frames)
+        call = partial(method.call, *frames)
+        if method.wants_peer:
+            call = partial(call, peer=peer)
+        return call_with_request(self.process.registry, call) if method.wants_request else call()
 
     def _identify(self, frame: Any) -> Peer:
         """Say who sent a frame, as libzmq noted when the peer connected.

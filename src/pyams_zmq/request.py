@@ -1,0 +1,99 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.request module: a Pyramid request for a message, and its transaction."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from pyramid.scripting import prepare
+
+from pyams_zmq.message import encode
+
+__docformat__ = 'restructuredtext'
+
+_ERRORS = 400
+"""First of the statuses that abort a transaction"""
+
+
+def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
+    """Call a method with the keyword argument `request`.
+
+    The request is the one that :func:`pyramid.scripting.prepare` makes, with the `root` of the
+    application. If it has a transaction manager `tm` (of pyramid_tm), its transaction is
+    committed when the method succeeds, and aborted when it raises, when its result is no JSON, and
+    when the status of its result is 400 or above. No reply is sent before the commit.
+
+    :param registry: registry of the application
+    :param call: method, plain or `async def`
+    :return: its result, or an awaitable of it
+    :raises: what the method raises, and the commit
+    """
+    scope = _Scope(registry)
+    try:
+        result = call(request=scope.request)
+        if isinstance(result, Awaitable):
+            return scope.wait(result)
+    except BaseException:
+        scope.leave(is_good=False)
+        raise
+    return scope.finish(result)
+
+
+class _Scope:
+    """Request of a message, from begin to end."""
+
+    def __init__(self, registry: Any):
+        environment = prepare(registry=registry)
+        self._close = environment['closer']
+        self.request = environment['request']
+        self.request.root = environment['root']
+        self._tm = getattr(self.request, 'tm', None)
+        if self._tm is not None:
+            self._tm.begin()
+
+    async def wait(self, result: Awaitable[Any]) -> Any:
+        """Wait for the result of an `async def` method."""
+        try:
+            value = await result
+        except BaseException:
+            self.leave(is_good=False)
+            raise
+        return self.finish(value)
+
+    def finish(self, result: Any) -> Any:
+        """End the transaction as the result wants it."""
+        is_good = False
+        try:
+            encode(result)  # what cannot be told shall not be done
+            match result:
+                case [int(status), _] if status >= _ERRORS:
+                    pass
+                case _:
+                    is_good = True
+        finally:
+            self.leave(is_good)
+        return result
+
+    def leave(self, is_good: bool) -> None:
+        """Commit or abort, and forget the request."""
+        try:
+            if self._tm is not None:
+                if is_good:
+                    self._tm.commit()
+                else:
+                    self._tm.abort()
+        except BaseException:
+            self._tm.abort()
+            raise
+        finally:
+            self._close()

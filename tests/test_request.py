@@ -1,0 +1,169 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""A handler that asks for a request gets one, and its transaction ends as the method does."""
+
+import asyncio
+
+import pytest
+from pyramid.config import Configurator
+from pyramid.threadlocal import get_current_registry, get_current_request
+
+from handlers import Handler, MessageHandler
+from pyams_zmq.exceptions import ZMQMessageError
+
+
+class Journal:
+    """Data manager that notes how its transaction ended."""
+
+    def __init__(self, manager, path, fails=False):
+        self.transaction_manager = manager
+        self.path, self.fails = path, fails
+
+    def note(self, text):
+        with open(self.path, 'a', encoding='utf-8') as file:
+            file.write(f'{text}\n')
+
+    def abort(self, transaction):
+        self.note('abort')
+
+    def tpc_begin(self, transaction):
+        """Nothing is to do."""
+
+    commit = tpc_begin
+
+    def tpc_vote(self, transaction):
+        if self.fails:
+            raise ValueError('the vote failed')
+
+    def tpc_finish(self, transaction):
+        self.note('commit')
+
+    def tpc_abort(self, transaction):
+        self.note('tpc_abort')
+
+    def sortKey(self):  # noqa: N802 - its name
+        return 'journal'
+
+
+class RequestHandler(Handler):
+    """Has methods with a request."""
+
+    def about(self, args, *, request):
+        return [
+            200,
+            [
+                request is get_current_request(),
+                request.registry is self.process.registry is get_current_registry(),
+                request.root,
+                request.hello,
+            ],
+        ]
+
+    async def async_about(self, args, *, request, peer):
+        await asyncio.sleep(0.01)
+        assert peer.user == 'anonymous'
+        return self.about(args, request=request)
+
+    def no_request(self, args):
+        return [200, get_current_request() is None]
+
+    def work(self, args, *, request):
+        path, how = args
+        request.tm.get().join(Journal(request.tm, path, how == 'fails in the vote'))
+        return {
+            'returns 200': lambda: [200, 'done'],
+            'returns None': lambda: None,
+            'returns 399': lambda: [399, 'done'],
+            'returns 400': lambda: [400, 'not done'],
+            'returns a set': lambda: {1},
+            'fails in the vote': lambda: [200, 'done'],
+            'raises': self._raise,
+            'refuses': self._refuse,
+        }[how]()
+
+    def _raise(self):
+        raise ValueError('the secret of the handler')
+
+    def _refuse(self):
+        raise ZMQMessageError(409, 'conflict')
+
+    async def async_work(self, args, *, request):
+        await asyncio.sleep(0)
+        return self.work(args, request=request)
+
+
+class RequestMessageHandler(MessageHandler):
+    """Serves RequestHandler."""
+
+    handler = RequestHandler
+
+
+@pytest.fixture
+def registry():
+    """Registry of an application with transactions."""
+    config = Configurator(root_factory=lambda request: 'the root')
+    config.add_request_method(lambda request: 'hello', 'hello', reify=True)
+    config.include('pyramid_tm')
+    config.commit()
+    return config.registry
+
+
+@pytest.fixture
+def process(start, registry):
+    """Process of it."""
+    return start(handler=RequestMessageHandler, registry=registry)
+
+
+@pytest.mark.parametrize('kind', ['about', 'async_about'])
+def test_request(process, ask, kind):
+    for _ in range(2):
+        assert ask(process, [kind, None]) == [200, [True, True, 'the root', 'hello']]
+        assert ask(process, ['no_request', None]) == [200, True]
+
+
+@pytest.mark.parametrize('kind', ['work', 'async_work'])
+@pytest.mark.parametrize(
+    ('how', 'status', 'journal'),
+    [
+        ('returns 200', 200, ['commit']),
+        ('returns 399', 399, ['commit']),
+        ('returns None', None, ['commit']),
+        ('returns 400', 400, ['abort']),
+        ('returns a set', 500, ['abort']),
+        ('raises', 500, ['abort']),
+        ('refuses', 409, ['abort']),
+        ('fails in the vote', 500, ['abort', 'tpc_abort', 'abort']),
+    ],
+)
+def test_transaction(process, ask, tmp_path, kind, how, status, journal):
+    path = tmp_path / 'journal'
+    for number in (1, 2):
+        reply = ask(process, [kind, [str(path), how]])
+        assert (reply and reply[0]) == status
+        assert path.read_text().splitlines() == journal * number
+
+
+def test_wrong_frames_make_no_request(process, ask):
+    assert ask(process, ['work', None])[0] == 500  # it cannot be unpacked
+    assert ask(process, ['work'])[0] == 400
+    assert ask(process, ['no_request', None]) == [200, True]
+
+
+def test_without_transactions(start, ask):
+    config = Configurator(root_factory=lambda request: None)
+    config.add_request_method(lambda request: 'hello', 'hello', reify=True)
+    config.commit()
+    process = start(handler=RequestMessageHandler, registry=config.registry)
+    status, about = ask(process, ['about', None])
+    assert (status, about[:2], about[3]) == (200, [True, True], 'hello')
+    assert ask(process, ['work', ['x', 'returns 200']])[0] == 500  # there is no tm
