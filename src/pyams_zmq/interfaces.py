@@ -164,7 +164,10 @@ class IZMQClientFactory(Interface):
 
 
 class IZMQProcessEvent(IObjectEvent):
-    """Event of a ZMQProcess, its object, notified in the child to the registry of the process."""
+    """Event of a ZMQProcess, its object, notified to the registry of the process.
+
+    It is notified in the child, unless its own interface says where.
+    """
 
 
 class IZMQProcessStartedEvent(IZMQProcessEvent):
@@ -173,6 +176,16 @@ class IZMQProcessStartedEvent(IZMQProcessEvent):
 
 class IZMQProcessStoppedEvent(IZMQProcessEvent):
     """The process that had started serves no more; its sockets are about to be closed."""
+
+
+class IZMQProcessGivenUpEvent(IZMQProcessEvent):
+    """A supervisor, in whose process this is notified, does not start the process any more.
+
+    Its object is the last process that was started; None if none could even be made.
+    """
+
+    name = Attribute('Name of the child of the supervisor')
+    exit_code = Attribute('Exit code of the last process, negative for a signal; None if unknown')
 
 
 class ZMQProcessEvent(ObjectEvent):
@@ -187,3 +200,18 @@ class ZMQProcessStartedEvent(ZMQProcessEvent):
 @implementer(IZMQProcessStoppedEvent)
 class ZMQProcessStoppedEvent(ZMQProcessEvent):
     """The process that had started serves no more."""
+
+
+@implementer(IZMQProcessGivenUpEvent)
+class ZMQProcessGivenUpEvent(ZMQProcessEvent):
+    """A supervisor does not start the process any more.
+
+    :param process: last process that was started, or None
+    :param name: name of the child of the supervisor
+    :param exit_code: exit code of the process, or None
+    """
+
+    def __init__(self, process: Any, name: str, exit_code: int | None):
+        super().__init__(process)
+        self.name = name
+        self.exit_code = exit_code

@@ -10,13 +10,15 @@
 # FOR A PARTICULAR PURPOSE.
 #
 
-"""PyAMS_zmq.lock module: one live process per ipc path."""
+"""PyAMS_zmq.lock module: one live process per ipc path, or per name."""
 
 import errno
 import fcntl
+import hashlib
 import os
 import socket
 import stat
+import tempfile
 from contextlib import suppress
 
 __docformat__ = 'restructuredtext'
@@ -79,6 +81,60 @@ class IPCLock:
 
     def _in_use(self) -> OSError:
         return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), self.path)
+
+
+class NameLock:
+    """Keeps a name for this process, among all of this user and machine.
+
+    A POSIX record lock on a file in a folder of the user, in that for temporary files: it ends
+    with its process, however that ends, and children do not inherit it.
+
+    :param name: any text
+    :raises PermissionError: the folder is not this user's own, or others may enter it
+    """
+
+    def __init__(self, name: str):
+        _user_folder()
+        self._file_name = f'{hashlib.sha256(name.encode()).hexdigest()}.lock'
+        self._fd: int | None = None
+
+    def acquire(self) -> bool:
+        """Try to take the name; touch its file, if this process has it already.
+
+        :raises OSError: what the file system says
+        :return: true if this process has it
+        """
+        if self._fd is not None:
+            os.utime(self._fd)
+            return True
+        path = os.path.join(_user_folder(), self._file_name)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def release(self) -> None:
+        """Give the name back; twice does no harm."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)  # the file stays: who removes it takes it from one who has just opened it
+
+
+def _user_folder() -> str:
+    user = os.geteuid()
+    folder = os.path.join(tempfile.gettempdir(), f'pyams_zmq-{user}')
+    with suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o077:
+        raise PermissionError(
+            errno.EACCES, 'it must be a folder of this user which nobody else may enter', folder
+        )
+    return folder
 
 
 def _same_file(fd: int, path: str) -> bool:

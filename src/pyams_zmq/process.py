@@ -13,33 +13,27 @@
 """PyAMS_zmq.process module: a process that serves a ØMQ socket beside the application."""
 
 import asyncio
-import atexit
 import errno
 import logging
-import multiprocessing
 import os
 import pickle
 import signal
 import socket as tcp
 import stat
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from math import ceil
-from multiprocessing.connection import Pipe, wait
-from multiprocessing.context import ForkProcess
-from threading import Lock, RLock, local
+from multiprocessing.connection import wait
+from threading import Lock, local
 from time import monotonic, sleep
 from typing import Any
 from weakref import WeakSet
 
 import zmq
-from pyramid import threadlocal
-from pyramid.threadlocal import get_current_registry, manager
+from pyramid.threadlocal import get_current_registry
 from tornado.ioloop import IOLoop
 from zmq.utils.monitor import recv_monitor_message
-from zope.component import getSiteManager
 from zope.interface import implementer
 
 from pyams_zmq.auth import (
@@ -50,6 +44,7 @@ from pyams_zmq.auth import (
     parse_clients,
     parse_users,
 )
+from pyams_zmq.child import SIGNALS, STOP_SIGNALS, OwnedProcess
 from pyams_zmq.curve import CurveServer
 from pyams_zmq.endpoint import Endpoint, is_local, port_of
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError, ZMQTimeoutError
@@ -88,9 +83,6 @@ _MAX_TEXT = 1000
 TERM_GRACE = 0.5
 """Seconds at the end of `drain_timeout` in which children that still run are terminated"""
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
-
 _ADVICE = {
     errno.EADDRINUSE: 'another process serves it, stop that one or choose another address',
     errno.EADDRNOTAVAIL: 'no interface of this machine has it',
@@ -102,7 +94,7 @@ _ADVICE = {
 
 
 @implementer(IZMQProcess)
-class ZMQProcess(multiprocessing.Process):
+class ZMQProcess(OwnedProcess):
     """Process that serves a ØMQ socket.
 
     It forks, whatever the start method of the program: a registry and schedulers do not pickle,
@@ -122,7 +114,6 @@ class ZMQProcess(multiprocessing.Process):
 
     socket_type: int = zmq.REP
     max_message_size: int = 16 * 1024 * 1024
-    drain_timeout: float = 10.0
     orphan_timeout: float = 0.5
     bind_timeout: float = 2.0
     handshake_timeout: float = 5.0
@@ -140,17 +131,10 @@ class ZMQProcess(multiprocessing.Process):
     bound_address: str | None = None
     draining: bool = False
 
-    _start_method = 'fork'
-    _Popen: Any = staticmethod(ForkProcess._Popen)
-    _popen: Any
-    _parent_pid: int
-
     _watchdog: Watchdog | None = None
     _started = False
     _stopping = False
     _report: tuple[str | None, Exception | None] | None = None
-    _channel: Any = None
-    _control: Any = None
 
     def __init__(
         self,
@@ -162,7 +146,7 @@ class ZMQProcess(multiprocessing.Process):
         *,
         curve: CurveServer | None = None,
     ):
-        super().__init__()
+        super().__init__(get_current_registry() if registry is None else registry)
         Endpoint.parse(bind_addr, bind=True)
         self.bind_addr = bind_addr
         self.handler = handler
@@ -173,37 +157,13 @@ class ZMQProcess(multiprocessing.Process):
         if self.curve is not None and self.passwords:
             raise ValueError('Give auth or curve: a socket has one mechanism')
         self.clients = parse_clients(clients)
-        self.registry = get_current_registry() if registry is None else registry
         self.owed_replies: set[asyncio.Task[bytes]] = set()
         self._streams: WeakSet[ZMQStream] = WeakSet()
         self._locks: dict[str, IPCLock] = {}
         self._listeners: dict[int, tuple[Any, ...]] = {}
         self._report_lock = Lock()
-        self._stop_lock = RLock()
 
     # In the parent
-
-    def start(self) -> None:
-        """Fork the child and return at once; see :meth:`wait_ready`."""
-        if self._popen is not None:
-            raise AssertionError(f'{self.name} cannot be started twice')  # as the base class says
-        gevent = sys.modules.get('gevent.monkey')
-        if gevent is not None and gevent.is_module_patched('threading'):
-            raise ZMQStartError(
-                f'{self.name} needs threads, which gevent has replaced in this program: start it '
-                'in another one, or before (gunicorn --preload)'
-            )
-        # The child reports through this channel, and is asked to stop.
-        self._channel, self._control = Pipe()
-        # Until the child has its own handlers, those of a web server would swallow these.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            with _forking_is_deliberate():
-                super().start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            self._control.close()
-        _owned.add(self)
 
     def wait_ready(self, timeout: float | None = 10) -> str:
         """Wait until the child has bound its socket and serves it.
@@ -244,18 +204,8 @@ class ZMQProcess(multiprocessing.Process):
         """End the process; see :meth:`pyams_zmq.interfaces.IZMQProcess.stop`."""
         if self.loop is not None:
             self.loop.add_callback(self.exit)
-        elif self._is_owner():
-            with self._stop_lock:
-                for ask, timeout in (
-                    (self._ask_to_stop, self.drain_timeout + 2),
-                    (self.terminate, 1),  # which a child that is stopping does not survive
-                    (self.kill, 5),
-                ):
-                    if has_ended(self):
-                        break
-                    ask()
-                    if not wait_for_exit(self, timeout):
-                        LOGGER.warning('%s did not stop within %s s', self.name, timeout)
+        else:
+            super().stop()
 
     def _stop_loop(self) -> None:
         self._stopping = True
@@ -288,16 +238,6 @@ class ZMQProcess(multiprocessing.Process):
         """True when peers have to present something."""
         return bool(self.passwords or self.curve)
 
-    def _ask_to_stop(self) -> None:
-        # Not by a signal: one which also comes from the terminal, or from systemd, would be the
-        # second one and end the child at once.
-        with suppress(OSError):
-            self._channel.send_bytes(b'stop')
-
-    def _is_owner(self) -> bool:
-        """Tell the process that called `start` from the child, and from other forks."""
-        return self._popen is not None and self._parent_pid == os.getpid()
-
     # In the child
 
     def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
@@ -319,19 +259,7 @@ class ZMQProcess(multiprocessing.Process):
             self._leave_child()
 
     def _enter_child(self) -> None:
-        """Cut what was inherited from the parent, which may be a web server in full swing."""
-        self._channel.close()
-        asyncio._set_running_loop(None)
-        asyncio.set_event_loop(None)
-        signal.set_wakeup_fd(-1)
-        for num in signal.valid_signals():
-            if callable(signal.getsignal(num)):
-                signal.signal(num, signal.SIG_DFL)
-        multiprocessing.set_start_method('fork', force=True)
-        getSiteManager.sethook(get_current_registry)
-        manager.clear()
-        threadlocal.global_registry = self.registry  # what threads of handlers start with
-        self._enter_thread()
+        self._cut_off()
         self._masks = local()
         os.register_at_fork(
             before=self._mask_signals,
@@ -342,21 +270,14 @@ class ZMQProcess(multiprocessing.Process):
             self._parent_pid, self.orphan_timeout, self._control.fileno(), self._enter_thread
         )
         self._watchdog.start()
-        for num in _STOP_SIGNALS:
+        for num in STOP_SIGNALS:
             signal.signal(num, self.exit)
         signal.signal(signal.SIGHUP, self._on_hangup)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-
-    def _enter_thread(self) -> None:
-        """Make the registry of the application the one of this thread."""
-        manager.push({'registry': self.registry, 'request': None})
-        utils = sys.modules.get('pyams_utils.registry')
-        if utils is not None:  # a site of the parent is bound to the ZODB connection of the parent
-            utils.set_local_registry(None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _mask_signals(self) -> None:
         # A child which is told to end before it has dropped our handlers would not hear it.
-        self._masks.signals = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._masks.signals = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def _unmask_signals(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.signals)
@@ -364,7 +285,7 @@ class ZMQProcess(multiprocessing.Process):
     def _enter_grandchild(self) -> None:
         """Give a child of ours, which may outlive us, neither our signals nor our address."""
         signal.set_wakeup_fd(-1)
-        for num in _SIGNALS:
+        for num in SIGNALS:
             signal.signal(num, signal.SIG_DFL)
         # The listeners, and the connections that came in by them: they have the same address.
         addresses = set(self._listeners.values())
@@ -416,7 +337,7 @@ class ZMQProcess(multiprocessing.Process):
         # A signal which comes in just before the loop sleeps, or in another thread, would not be
         # heard before the next message: asyncio also writes a byte to a socket of its loop. Our
         # handler stays, which a loop that is busy hears too.
-        for num in _SIGNALS:
+        for num in SIGNALS:
             handler = signal.getsignal(num)
             self.loop.asyncio_loop.add_signal_handler(num, int)
             signal.signal(num, handler)
@@ -573,10 +494,10 @@ class ZMQProcess(multiprocessing.Process):
             loop, self.loop = self.loop, None
             _cancel_tasks(loop.asyncio_loop)
             # asyncio takes its handlers off, and with them ours, which children may need for long.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-            handlers = [signal.getsignal(num) for num in _SIGNALS]
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            handlers = [signal.getsignal(num) for num in SIGNALS]
             loop.close()
-            for num, handler in zip(_SIGNALS, handlers, strict=True):
+            for num, handler in zip(SIGNALS, handlers, strict=True):
                 signal.signal(num, handler)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if self.context is not None:
@@ -597,35 +518,6 @@ def process_exit_func(process: Any = None) -> None:
     """
     if process is not None:
         process.stop()
-
-
-_owned: WeakSet[ZMQProcess] = WeakSet()
-
-
-@atexit.register
-def _stop_owned() -> None:
-    for process in list(_owned):  # multiprocessing keeps those that run
-        process.stop()
-
-
-def _disown() -> None:
-    # A worker of a preforking server has inherited the list of children of its master; at its
-    # end multiprocessing would try to join them.
-    for process in _owned:
-        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined] # private
-
-
-os.register_at_fork(after_in_child=_disown)
-
-
-@contextmanager
-def _forking_is_deliberate() -> Iterator[None]:
-    # Python 3.12 and later warn that forking a process with threads may deadlock the child. Ours
-    # takes no lock that a thread of the parent could hold: it has a loop, a context and signal
-    # handlers of its own. The filter is inherited by the child, which forks for its handlers.
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
-        yield
 
 
 def _pickle_report(address: str | None, error: Exception | None) -> bytes:

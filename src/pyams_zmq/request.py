@@ -93,7 +93,8 @@ class _Scope:
                 else:
                     self._tm.abort()
         except BaseException:
-            self._tm.abort()
+            if self._tm is not None:
+                self._tm.abort()  # or it would be joined to the next one
             raise
         finally:
             self._close()

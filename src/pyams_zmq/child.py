@@ -1,0 +1,178 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.child module: a forked process, and the process that owns it."""
+
+import asyncio
+import atexit
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Pipe
+from multiprocessing.context import ForkProcess
+from threading import RLock
+from typing import Any
+from weakref import WeakSet
+
+from pyramid import threadlocal
+from pyramid.threadlocal import get_current_registry, manager
+from zope.component import getSiteManager
+
+from pyams_zmq.exceptions import ZMQStartError
+from pyams_zmq.watchdog import has_ended, wait_for_exit
+
+__docformat__ = 'restructuredtext'
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
+"""What a child handles itself"""
+
+
+class OwnedProcess(multiprocessing.Process):
+    """Process that its owner, the process which started it, asks to stop over a pipe.
+
+    It forks, whatever the start method of the program, and is not daemonic: it may have children.
+
+    :param registry: registry of the application
+    """
+
+    drain_timeout: float = 10.0
+
+    _start_method = 'fork'
+    _Popen: Any = staticmethod(ForkProcess._Popen)
+    _popen: Any
+    _parent_pid: int
+
+    _channel: Any = None
+    _control: Any = None
+
+    def __init__(self, registry: Any):
+        super().__init__()
+        self.registry = registry
+        self._stop_lock = RLock()
+
+    # In the parent
+
+    def start(self) -> None:
+        """Fork the child and return at once.
+
+        :raises ZMQStartError: in a program that gevent has patched
+        """
+        if self._popen is not None:
+            raise AssertionError(f'{self.name} cannot be started twice')  # as the base class says
+        gevent = sys.modules.get('gevent.monkey')
+        if gevent is not None and gevent.is_module_patched('threading'):
+            raise ZMQStartError(
+                f'{self.name} needs threads, which gevent has replaced in this program: start it '
+                'in another one, or before (gunicorn --preload)'
+            )
+        # The child reports through this channel, and is asked to stop.
+        self._channel, self._control = Pipe()
+        # Until the child has its own handlers, those of a web server would swallow these.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            with _forking_is_deliberate():
+                super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            self._control.close()
+        _owned.add(self)
+
+    def stop(self) -> None:
+        """Ask the child to stop, wait for `drain_timeout`, then terminate it, then kill it.
+
+        Elsewhere than in the owner, before the start and after the end: nothing.
+        """
+        if self._is_owner():
+            with self._stop_lock:
+                for order, timeout in self._stop_orders():
+                    if has_ended(self):
+                        break
+                    order()
+                    if not wait_for_exit(self, timeout):
+                        LOGGER.warning('%s did not stop within %s s', self.name, timeout)
+
+    def _stop_orders(self) -> Iterator[tuple[Callable[[], None], float]]:
+        """Give what to do, one after the other, and the seconds to wait for the end after each."""
+        yield self._ask_to_stop, self.drain_timeout + 2
+        yield self.terminate, 1.0  # which a child that is stopping does not survive
+        yield self.kill, 5.0
+
+    def _ask_to_stop(self) -> None:
+        # Not by a signal: one which also comes from the terminal, or from systemd, would be the
+        # second one and end the child at once.
+        with suppress(OSError):
+            self._channel.send_bytes(b'stop')
+
+    def _is_owner(self) -> bool:
+        """Tell the process that called `start` from the child, and from other forks."""
+        return self._popen is not None and self._parent_pid == os.getpid()
+
+    # In the child
+
+    def _cut_off(self) -> None:
+        """Cut what was inherited from the parent, which may be a web server in full swing."""
+        self._channel.close()
+        asyncio._set_running_loop(None)
+        asyncio.set_event_loop(None)
+        signal.set_wakeup_fd(-1)
+        for num in signal.valid_signals():
+            if callable(signal.getsignal(num)):
+                signal.signal(num, signal.SIG_DFL)
+        multiprocessing.set_start_method('fork', force=True)
+        getSiteManager.sethook(get_current_registry)
+        manager.clear()
+        threadlocal.global_registry = self.registry  # what threads of handlers start with
+        self._enter_thread()
+
+    def _enter_thread(self) -> None:
+        """Make the registry of the application the one of this thread."""
+        manager.push({'registry': self.registry, 'request': None})
+        utils = sys.modules.get('pyams_utils.registry')
+        if utils is not None:  # a site of the parent is bound to the ZODB connection of the parent
+            utils.set_local_registry(None)
+
+
+_owned: WeakSet[OwnedProcess] = WeakSet()
+
+
+@atexit.register
+def _stop_owned() -> None:
+    for process in list(_owned):  # multiprocessing keeps those that run
+        process.stop()
+
+
+def _disown() -> None:
+    # A worker of a preforking server has inherited the list of children of its master; at its
+    # end multiprocessing would try to join them.
+    for process in _owned:
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined] # private
+
+
+os.register_at_fork(after_in_child=_disown)
+
+
+@contextmanager
+def _forking_is_deliberate() -> Iterator[None]:
+    # Python 3.12 and later warn that forking a process with threads may deadlock the child. Ours
+    # takes no lock that a thread of the parent could hold: it has a loop, a context and signal
+    # handlers of its own. The filter is inherited by the child, which forks for its handlers.
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
+        yield

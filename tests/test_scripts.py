@@ -1,0 +1,176 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+
+"""The command line: `pyams_zmq serve`, as a console script and by `python -m pyams_zmq`."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from app.program import Program, wait_until
+from pyams_zmq.scripts import main
+
+TIMEOUT = 20
+"""Seconds to wait for what has to happen, however busy the machine is"""
+
+INI = """
+[app:main]
+use = call:app.external:main
+app.notes = {folder}/notes
+{setting}
+
+[server:main]
+use = egg:waitress#main
+
+[loggers]
+keys = root
+
+[handlers]
+keys = console
+
+[formatters]
+keys = plain
+
+[logger_root]
+level = INFO
+handlers = console
+
+[handler_console]
+class = StreamHandler
+args = (sys.stderr,)
+formatter = plain
+
+[formatter_plain]
+format = from the ini file: %(levelname)s %(message)s
+"""
+
+CONSOLE_SCRIPT = """
+import sys
+from pyams_zmq.scripts import main
+
+sys.argv[0] = '/usr/local/bin/pyams_zmq'
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def ini(tmp_path):
+    path = tmp_path / 'application.ini'
+    path.write_text(INI.format(folder=tmp_path, setting='app.address = %(address)s'))
+    return str(path)
+
+
+@pytest.fixture
+def address(tmp_path):
+    return f'ipc://{tmp_path}/'
+
+
+@pytest.fixture
+def run(tmp_path, ini, address):
+    """Start programs; at the end kill whatever is left of them."""
+    programs = []
+
+    def start(*args, command=('-m', 'pyams_zmq')):
+        options = ('-W', 'ignore:pkg_resources is deprecated')
+        program = Program(tmp_path, *options, *command, 'serve', ini, *args, f'address={address}')
+        programs.append(program)
+        return program
+
+    yield start
+    for program in programs:
+        program.end()
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """Read what the processes have said: address, pid, and name of the program."""
+
+    def read(count):
+        path = tmp_path / 'notes'
+
+        def lines():
+            found = path.read_text().splitlines() if path.exists() else []
+            return found if len(found) >= count else None
+
+        return sorted(line.split() for line in wait_until(lines, TIMEOUT))
+
+    return read
+
+
+@pytest.mark.parametrize(
+    'command', [('-m', 'pyams_zmq'), ('-c', CONSOLE_SCRIPT)], ids=['module', 'console script']
+)
+@pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name)
+def test_serve(run, notes, ask, address, command, num):
+    program = run('echo', 'other', command=command)
+    (echo, pid, name), (other, _, _) = notes(2)
+    assert (echo, other, name) == (f'{address}echo', f'{address}other', 'pyams_zmq')
+    assert ask(echo, ['pid', None]) == [200, int(pid)]
+    program.send_signal(num)
+    assert program.wait(TIMEOUT) == 0
+    assert program.running() == []
+    assert 'from the ini file: INFO echo is process' in program.log.read_text()
+
+
+def test_crash(run, notes, ask, address):
+    run('echo')
+    [(_, pid, _)] = notes(1)
+    os.kill(int(pid), signal.SIGKILL)
+    assert len(notes(2)) == 2
+    status, second = ask(f'{address}echo', ['pid', None], timeout=TIMEOUT)
+    assert status == 200
+    assert second != int(pid)
+
+
+def test_given_up(run):
+    program = run('broken')
+    assert program.wait(TIMEOUT) == 1
+    assert 'from the ini file: CRITICAL broken is given up' in program.log.read_text()
+
+
+def test_unknown_name(run, ini):
+    program = run('echo', 'eco')
+    assert program.wait(TIMEOUT) == 2
+    assert program.log.read_text().splitlines()[-1] == (
+        f'pyams_zmq serve: error: there is no process eco; {ini} declares: broken, echo, other'
+    )
+
+
+def test_no_name(run, ini):
+    program = run()
+    assert program.wait(TIMEOUT) == 2
+    assert f'there is no process to run; {ini} declares:' in program.log.read_text()
+
+
+def test_nothing_declared(tmp_path, ini, run):
+    (tmp_path / 'application.ini').write_text(INI.format(folder=tmp_path, setting=''))
+    program = run('echo')
+    assert program.wait(TIMEOUT) == 2
+    assert f'{ini} declares: none' in program.log.read_text()
+
+
+def test_no_arguments(capsys):
+    with pytest.raises(SystemExit) as error:
+        main([])
+    assert error.value.code == 2
+    assert 'usage: pyams_zmq' in capsys.readouterr().err
+
+
+def test_help(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['pyams_zmq', 'serve', '--help'])
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert error.value.code == 0
+    assert '%(VARIABLE)s' in capsys.readouterr().out

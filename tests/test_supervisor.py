@@ -1,0 +1,672 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+
+"""Children of a supervisor: when they are started, and when they are not any more."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from contextlib import nullcontext
+from functools import partial
+from math import inf
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+from pyramid.registry import Registry
+from zope.interface.verify import verifyObject
+
+from app.program import Program, is_running, wait_for_end, wait_until
+from handlers import ExitingSetup
+from pyams_zmq import lock as lock_module
+from pyams_zmq import supervisor as supervisor_module
+from pyams_zmq.exceptions import ZMQStartError
+from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent
+from pyams_zmq.lock import NameLock
+from pyams_zmq.supervisor import LOCK_REFRESH, Supervisor, SupervisorProcess
+from pyams_zmq.watchdog import POLL_INTERVAL
+
+ORPHAN_LIMIT = 2.0
+"""Seconds after which everything has to be gone whose owner was killed"""
+
+TIMEOUT = 20
+"""Seconds to wait for what has to happen, however busy the machine is"""
+
+NO_PIDFD = """
+import os
+del os.pidfd_open
+"""
+
+PROCESS = """
+import json, logging, os, sys
+from functools import partial
+from pyramid.registry import Registry
+from app.handler import Process
+from handlers import ExitingSetup
+from pyams_zmq.interfaces import IZMQProcessStartedEvent, IZMQProcessGivenUpEvent
+from pyams_zmq.supervisor import Supervisor, SupervisorProcess
+
+logging.basicConfig(level='INFO')
+folder = sys.argv[1]
+Supervisor.min_delay = 0.01
+
+class Reloading(Process):
+    def reload(self):
+        super().reload()
+        if self._watchdog is not None:
+            say('reloaded', self.bound_address, os.getpid())
+
+def say(*words):
+    os.write(1, (json.dumps(words) + '\\n').encode())
+
+def factory(name, factory=Reloading):
+    return partial(factory, f'ipc://{folder}/{name}', registry=registry)
+
+registry = Registry()
+registry.registerHandler(
+    lambda event: say('started', event.object.bound_address, os.getpid()),
+    [IZMQProcessStartedEvent],
+)
+registry.registerHandler(
+    lambda event: say('given up', event.name, event.exit_code), [IZMQProcessGivenUpEvent]
+)
+"""
+
+RUN = (
+    PROCESS
+    + """
+names = sys.argv[2:]
+sys.exit(Supervisor({
+    name: factory(name, ExitingSetup if name == 'broken' else Reloading) for name in names
+}).run())
+"""
+)
+
+BESIDE = (
+    PROCESS
+    + """
+supervisor = SupervisorProcess(
+    {'echo': factory('echo')}, registry=registry, lock=sys.argv[2] or None
+)
+supervisor.start()
+say('supervisor', supervisor.pid)
+for line in sys.stdin:
+    supervisor.stop()
+    supervisor.stop()
+    say('stopped', supervisor.exitcode)
+"""
+)
+
+
+class Fake:
+    """A process that does what a test says."""
+
+    drain_timeout = 3
+
+    def __init__(self, registry=None):
+        self.registry = registry
+        self.pid = 1
+        self.exitcode = None
+        self.ended = False
+        self.orders = []
+
+    def start(self):
+        self.orders.append('start')
+
+    def end(self, exit_code):
+        self.ended, self.exitcode = True, exit_code
+
+    def reload(self):
+        self.orders.append('reload')
+
+    def _ask_to_stop(self):
+        self.orders.append('ask')
+
+    def stop(self):
+        self.orders.append('stop')
+        self.end(0)
+
+    def _stop_orders(self):
+        yield self._ask_to_stop, self.drain_timeout + 2
+        yield partial(self.orders.append, 'terminate'), 1
+        yield partial(self.orders.append, 'kill'), 5
+
+
+class Fakes:
+    """Makes them, and supervises one of them."""
+
+    def __init__(self, registry=None):
+        self.made = []
+        self.registry = registry
+        self.supervisor = Supervisor({'fake': self.make})
+        self.now = 1000.0
+
+    def make(self):
+        self.made.append(Fake(self.registry))
+        return self.made[-1]
+
+    def step(self, seconds=0.0):
+        self.now += seconds
+        return self.supervisor.step(self.now)
+
+    def crash(self, life=0.0, exit_code=1):
+        """Let the process crash after some seconds, give the delay until the next one starts."""
+        self.made[-1].end(exit_code)
+        return self.step(life)
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    monkeypatch.setattr(supervisor_module, 'has_ended', lambda process: process.ended)
+    monkeypatch.setattr(supervisor_module, 'open_pidfd', lambda pid: nullcontext(0))
+    return Fakes()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Start programs; at the end kill whatever is left of them."""
+    programs = []
+
+    def start(code, *args):
+        program = Program(tmp_path, '-c', code, str(tmp_path), *args)
+        programs.append(program)
+        return program
+
+    yield start
+    for program in programs:
+        program.end()
+
+
+@pytest.fixture
+def address(tmp_path):
+    return f'ipc://{tmp_path}/echo'
+
+
+@pytest.fixture
+def lock():
+    """Name of a lock that nobody else has; its file goes with the test."""
+    name = f'test {uuid4()}'
+    yield name
+    path = NameLock(name)
+    os.unlink(os.path.join(lock_module._user_folder(), path._file_name))
+
+
+def read(program, expected):
+    """Read what a program says; it is about this."""
+    word, *rest = program.read(TIMEOUT)
+    assert word == expected, (word, rest)
+    return rest
+
+
+# One step
+
+
+def test_start(fakes):
+    assert fakes.supervisor.processes == {}
+    assert not fakes.supervisor.is_finished
+    assert fakes.step() is None
+    [process] = fakes.made
+    assert process.orders == ['start']
+    assert fakes.supervisor.processes == {'fake': process}
+    assert fakes.step(3600) is None
+    assert len(fakes.made) == 1
+
+
+def test_poll_without_pidfd(fakes, monkeypatch):
+    monkeypatch.setattr(supervisor_module, 'open_pidfd', lambda pid: nullcontext(None))
+    assert fakes.step() == POLL_INTERVAL
+
+
+@pytest.mark.parametrize('exit_code', [1, -signal.SIGKILL, None])
+def test_start_again(fakes, exit_code):
+    fakes.step()
+    delay = fakes.crash(exit_code=exit_code)
+    assert delay == pytest.approx(0.1)
+    assert fakes.supervisor.processes == {}
+    assert fakes.step(delay / 2) == pytest.approx(delay / 2)
+    assert len(fakes.made) == 1
+    assert fakes.step(delay) is None
+    assert len(fakes.made) == 2
+    assert not fakes.supervisor.is_finished
+
+
+def test_delays_double(fakes):
+    fakes.supervisor.max_starts = 12
+    fakes.step()
+    delays = []
+    for _ in range(11):
+        delays.append(fakes.crash())
+        fakes.step(delays[-1] + 0.001)
+    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30])
+
+
+def test_delay_of_very_many_starts(fakes):
+    fakes.supervisor.max_starts = inf
+    fakes.step()
+    for _ in range(1100):
+        fakes.step(fakes.crash() + 0.001)
+    assert fakes.crash() == 30
+
+
+def test_long_life_resets(fakes):
+    fakes.step()
+    for _ in range(4):
+        delay = fakes.crash(9.9)
+        fakes.step(delay + 0.001)
+    assert fakes.crash(10) == pytest.approx(0.1)
+    for _ in range(4):
+        fakes.step(delay + 0.001)
+        delay = fakes.crash()
+    assert delay == pytest.approx(0.8)
+    assert not fakes.supervisor.is_finished
+
+
+def test_given_up(fakes, caplog):
+    heard = []
+    fakes.registry = Registry()
+    fakes.registry.registerHandler(heard.append, [IZMQProcessGivenUpEvent])
+    fakes.step()
+    for _ in range(4):
+        fakes.step(fakes.crash(9.9) + 0.001)
+    assert heard == []
+    assert fakes.crash(exit_code=7) is None
+    [event] = heard
+    assert event.object is fakes.made[-1]
+    assert (event.name, event.exit_code) == ('fake', 7)
+    [record] = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert record.message.startswith('fake is given up: each of its last 5 starts ended within')
+    assert 'exit code 7' in record.message
+    assert len(fakes.made) == 5
+    assert fakes.step(3600) is None
+    assert len(fakes.made) == 5
+    assert fakes.supervisor.is_finished
+    assert fakes.supervisor.exit_code == 1
+
+
+def test_given_up_event():
+    assert verifyObject(IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent(None, 'echo', None))
+
+
+def test_given_up_with_registry(fakes, caplog):
+    def fail(event):
+        heard.append(event)
+        raise LookupError('this subscriber is broken')
+
+    heard = []
+    fakes.supervisor.registry = Registry()
+    fakes.supervisor.registry.registerHandler(fail, [IZMQProcessGivenUpEvent])
+    fakes.supervisor.max_starts = 1
+    fakes.step()
+    assert fakes.crash() is None
+    assert len(heard) == 1
+    assert 'A subscriber to the giving up of fake failed' in caplog.text
+
+
+def test_factory_fails(fakes, caplog):
+    def fail():
+        raise LookupError('no such tool: ffmpeg')
+
+    supervisor = Supervisor({'fake': fakes.make, 'broken': fail})
+    now = 0.0
+    for _ in range(5):
+        now += supervisor.step(now) or 0.0
+    assert not supervisor.is_finished
+    assert list(supervisor.processes) == ['fake']
+    assert 'no such tool: ffmpeg' in caplog.text
+    assert 'broken is given up' in caplog.text
+    assert supervisor.exit_code == 0
+    fakes.made[0].end(0)
+    supervisor.step(now)
+    assert supervisor.is_finished
+    assert supervisor.exit_code == 1
+
+
+def test_stopped_itself(fakes):
+    fakes.step()
+    assert fakes.crash(exit_code=0) is None
+    assert fakes.supervisor.is_finished
+    assert fakes.supervisor.exit_code == 0
+    assert fakes.step(3600) is None
+    assert len(fakes.made) == 1
+
+
+def test_reload(fakes):
+    fakes.supervisor.reload()
+    fakes.step()
+    fakes.supervisor.reload()
+    assert fakes.made[0].orders == ['start', 'reload']
+
+
+def test_stop(fakes):
+    supervisor = fakes.supervisor = Supervisor({'first': fakes.make, 'second': fakes.make})
+    fakes.step()
+    fakes.step()
+    first, second = fakes.made
+    second.drain_timeout = 10
+    supervisor.stop()
+    supervisor.stop()
+    assert fakes.step() == 5
+    assert first.orders == second.orders == ['start', 'ask']
+    first.end(1)
+    assert fakes.step(1) == 11
+    assert list(supervisor.processes) == ['second']
+    second.end(0)
+    assert fakes.step() is None
+    assert supervisor.is_finished
+    assert supervisor.exit_code == 0
+    assert len(fakes.made) == 2
+
+
+def test_stop_of_a_process_that_does_not_hear(fakes, caplog):
+    fakes.step()
+    fakes.supervisor.stop()
+    assert [fakes.step(), fakes.step(1), fakes.step(4), fakes.step(1)] == [5, 4, 1, 5]
+    assert fakes.made[0].orders == ['start', 'ask', 'terminate', 'kill']
+    assert not fakes.supervisor.is_finished
+    assert fakes.step(5) is None
+    assert fakes.supervisor.is_finished
+    assert caplog.text.count('fake did not stop in time') == 3
+
+
+def test_stop_before_the_next_start(fakes):
+    fakes.step()
+    fakes.crash()
+    fakes.supervisor.stop()
+    assert fakes.step(3600) is None
+    assert fakes.supervisor.is_finished
+    assert fakes.supervisor.exit_code == 0
+    assert len(fakes.made) == 1
+
+
+def test_stop_with_one_given_up(fakes):
+    fakes.supervisor = Supervisor({'first': fakes.make, 'second': fakes.make})
+    fakes.supervisor.max_starts = 1
+    fakes.step()
+    fakes.crash()
+    fakes.supervisor.stop()
+    fakes.step()
+    fakes.made[0].end(0)
+    fakes.step()
+    assert fakes.supervisor.is_finished
+    assert fakes.supervisor.exit_code == 0
+
+
+# Run
+
+
+def test_run_of_nothing():
+    handlers = [signal.getsignal(num) for num in signal.valid_signals()]
+    assert Supervisor({}).run() == 0
+    assert [signal.getsignal(num) for num in signal.valid_signals()] == handlers
+
+
+def test_run_fails(fakes):
+    class Broken(Supervisor):
+        def step(self, now):
+            super().step(now)
+            raise LookupError('this loop is broken')
+
+    with pytest.raises(LookupError, match='broken'):
+        Broken({'first': fakes.make, 'second': fakes.make}).run()
+    assert [process.orders for process in fakes.made] == [['start', 'ask', 'stop']] * 2
+
+
+def test_run_among_threads(caplog):
+    event = threading.Event()
+    thread = threading.Thread(target=event.wait)
+    thread.start()
+    try:
+        assert Supervisor({}).run() == 0
+    finally:
+        event.set()
+        thread.join()
+    assert 'runs 1 threads beside the supervisor' in caplog.text
+
+
+@pytest.mark.parametrize('code', [RUN, NO_PIDFD + RUN], ids=['pidfd', 'no pidfd'])
+def test_killed_child_is_started_again(run, ask, address, code):
+    program = run(code, 'echo')
+    _, first = read(program, 'started')
+    assert ask(address, ['pid', None]) == [200, first]
+    os.kill(first, signal.SIGKILL)
+    _, second = read(program, 'started')
+    assert ask(address, ['pid', None], timeout=TIMEOUT) == [200, second]
+    assert second != first
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(TIMEOUT) == 0
+    assert program.running() == []
+
+
+def test_crash_loop(run, ask, address):
+    program = run(RUN, 'broken', 'echo')
+    said = sorted(program.read(TIMEOUT)[:2] for _ in range(2))
+    assert said == [['given up', 'broken'], ['started', address]]
+    assert 'CRITICAL:PyAMS (zmq):broken is given up' in program.log.read_text()
+    assert ask(address, ['stop', None]) == [200, 'stopping']
+    assert program.wait(TIMEOUT) == 1
+
+
+def test_child_stops_itself(run, ask, address):
+    program = run(RUN, 'echo')
+    read(program, 'started')
+    assert ask(address, ['stop', None]) == [200, 'stopping']
+    assert program.wait(TIMEOUT) == 0
+    assert 'Traceback' not in program.log.read_text()
+
+
+@pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name)
+@pytest.mark.parametrize('send', [Program.send_signal, Program.send_signal_to_all])
+def test_stop_ends_grandchildren(run, ask, address, num, send):
+    program = run(RUN, 'echo', 'other')
+    read(program, 'started')
+    read(program, 'started')
+    _, grandchild = ask(address, ['spawn', 60])
+    assert is_running(grandchild)
+    send(program, num)
+    assert program.wait(TIMEOUT) == 0
+    assert not is_running(grandchild)
+    assert program.running() == []
+
+
+def test_hangup(run):
+    program = run(RUN, 'echo', 'other')
+    started = sorted(read(program, 'started') for _ in range(2))
+    program.send_signal(signal.SIGHUP)
+    assert sorted(read(program, 'reloaded') for _ in range(2)) == started
+
+
+def test_supervisor_is_killed(run):
+    program = run(RUN, 'echo', 'other')
+    children = [read(program, 'started')[1] for _ in range(2)]
+    program.send_signal(signal.SIGKILL)
+    for child in children:
+        wait_for_end(child, ORPHAN_LIMIT)
+
+
+# Beside a web server
+
+
+def test_beside(run, ask, address):
+    program = run(BESIDE, '')
+    [pid] = read(program, 'supervisor')
+    _, child = read(program, 'started')
+    assert os.listdir(f'/proc/{pid}/task') == [str(pid)]
+    os.kill(child, signal.SIGKILL)
+    _, child = read(program, 'started')
+    _, grandchild = ask(address, ['spawn', 60], timeout=TIMEOUT)
+    program.write(None)
+    assert read(program, 'stopped') == [0]
+    assert program.running() == [program.pid]
+    assert not is_running(grandchild)
+
+
+@pytest.mark.parametrize('code', [BESIDE, NO_PIDFD + BESIDE], ids=['pidfd', 'no pidfd'])
+def test_owner_is_killed(run, ask, address, code):
+    program = run(code, '')
+    [pid] = read(program, 'supervisor')
+    _, child = read(program, 'started')
+    _, grandchild = ask(address, ['spawn', 60])
+    program.send_signal(signal.SIGKILL)
+    wait_until(lambda: not any(map(is_running, (pid, child, grandchild))), ORPHAN_LIMIT)
+    assert f'The owner of this process (pid {program.pid}) died' in program.log.read_text()
+
+
+def test_owner_becomes_another_program(run):
+    program = run(
+        BESIDE.replace('supervisor.stop()', "os.execv('/bin/sleep', ['sleep', '60'])"), ''
+    )
+    [pid] = read(program, 'supervisor')
+    _, child = read(program, 'started')
+    program.write(None)
+    wait_until(lambda: not any(map(is_running, (pid, child))), ORPHAN_LIMIT)
+    assert is_running(program.pid)
+
+
+def test_owner_ends(run):
+    program = run(BESIDE, '')
+    read(program, 'supervisor')
+    read(program, 'started')
+    program.process.stdin.close()
+    assert program.wait(TIMEOUT) == 0
+    assert program.running() == []
+    program.process.stdin = None
+
+
+def test_beside_gives_up_without_a_lock(monkeypatch):
+    monkeypatch.setattr(Supervisor, 'min_delay', 0.01)
+    process = SupervisorProcess({'broken': ExitingSetup})
+    process.start()
+    process.join(TIMEOUT)
+    assert process.exitcode == 1
+
+
+def test_beside_fails(monkeypatch):
+    def fail(self, now):
+        raise LookupError('this loop is broken')
+
+    monkeypatch.setattr(Supervisor, 'step', fail)
+    process = SupervisorProcess({})
+    process.start()
+    process.join(TIMEOUT)
+    assert process.exitcode == 1
+
+
+def test_stop_without_a_child():
+    process = SupervisorProcess({})
+    process.stop()
+    assert process.pid is None
+
+
+def test_start_under_gevent(monkeypatch):
+    patched = SimpleNamespace(is_module_patched=lambda name: True)
+    monkeypatch.setitem(sys.modules, 'gevent.monkey', patched)
+    with pytest.raises(ZMQStartError, match='gevent'):
+        SupervisorProcess({}).start()
+
+
+# With a lock
+
+
+def test_one_of_two_serves(run, ask, address, lock):
+    programs = [run(BESIDE, lock) for _ in range(2)]
+    for program in programs:
+        read(program, 'supervisor')
+    leader = wait_until(lambda: next(filter(can_read, programs), None), TIMEOUT)
+    _, child = read(leader, 'started')
+    [standby] = [program for program in programs if program is not leader]
+    assert ask(address, ['pid', None]) == [200, child]
+    leader.write(None)
+    assert read(leader, 'stopped') == [0]
+    _, child = read(standby, 'started')  # and not before, as the address would have been in use
+    assert ask(address, ['pid', None]) == [200, child]
+    standby.send_signal(signal.SIGKILL)
+    wait_for_end(child, ORPHAN_LIMIT)
+
+
+@pytest.mark.parametrize('whom', ['owner', 'supervisor'])
+def test_standby_takes_over(run, ask, address, lock, whom):
+    leader = run(BESIDE, lock)
+    [supervisor] = read(leader, 'supervisor')
+    _, first = read(leader, 'started')
+    standby = run(BESIDE, lock)
+    read(standby, 'supervisor')
+    os.kill(leader.pid if whom == 'owner' else supervisor, signal.SIGKILL)
+    _, second = read(standby, 'started')
+    wait_for_end(first, ORPHAN_LIMIT)
+    assert ask(address, ['pid', None], timeout=TIMEOUT) == [200, second]
+
+
+def test_standby_stops(run, lock):
+    leader, standby = run(BESIDE, lock), run(BESIDE, lock)
+    for program in (leader, standby):
+        read(program, 'supervisor')
+    for program in (leader, standby):
+        program.write(None)
+    for program in (leader, standby):
+        while (said := program.read(TIMEOUT))[0] == 'started':
+            pass
+        assert said == ['stopped', 0]
+
+
+def test_leader_without_children_keeps_the_lock(run, ask, address, lock):
+    program = run(BESIDE, lock)
+    [pid] = read(program, 'supervisor')
+    _, child = read(program, 'started')
+    assert ask(address, ['stop', None]) == [200, 'stopping']
+    wait_for_end(child, TIMEOUT)
+    assert not NameLock(lock).acquire()
+    assert is_running(pid)
+    program.write(None)
+    assert read(program, 'stopped') == [0]
+    own = NameLock(lock)
+    assert own.acquire()
+    own.release()
+
+
+def can_read(program):
+    """Tell if a program has said something."""
+    return bool(supervisor_module.poll([program.process.stdout.fileno()], 0))
+
+
+def test_name_lock(lock, monkeypatch):
+    own = NameLock(lock)
+    assert own.acquire()
+    path = os.path.join(lock_module._user_folder(), own._file_name)
+    os.utime(path, (0, 0))
+    assert own.acquire()
+    assert os.stat(path).st_mtime > 0
+    own.release()
+    own.release()
+    assert LOCK_REFRESH < 24 * 3600
+
+
+@pytest.mark.parametrize('kind', ['open', 'link', 'stranger'])
+def test_folder_of_locks(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(lock_module.tempfile, 'tempdir', str(tmp_path))
+    folder = tmp_path / f'pyams_zmq-{os.geteuid()}'
+    if kind == 'link':
+        (tmp_path / 'elsewhere').mkdir(mode=0o700)
+        folder.symlink_to('elsewhere')
+    else:
+        folder.mkdir(mode=0o700)
+        NameLock('free')
+    if kind == 'open':
+        folder.chmod(0o750)
+    if kind == 'stranger':
+        user = os.geteuid()
+        folder.rename(tmp_path / f'pyams_zmq-{user + 1}')
+        monkeypatch.setattr(lock_module.os, 'geteuid', lambda: user + 1)
+    with pytest.raises(PermissionError, match='must be a folder of this user'):
+        SupervisorProcess({}, lock='theirs').start()
