@@ -151,23 +151,25 @@ class WebServer(Program):
     """A web server which serves the application on a UNIX socket."""
 
     @classmethod
-    def pserve(cls, folder, *args, address='127.0.0.1', **settings):
+    def pserve(cls, folder, *args, address='127.0.0.1', application='application', **settings):
         """Start `pserve`."""
-        ini = cls._configure(folder, settings)
+        ini = cls.configure(folder, application, settings)
         return cls(folder, '-m', 'pyramid.scripts.pserve', *args, ini, f'address={address}')
 
     @classmethod
-    def gunicorn(cls, folder, *args, address='127.0.0.1', **settings):
+    def gunicorn(cls, folder, *args, address='127.0.0.1', application='application', **settings):
         """Start `gunicorn`."""
-        ini = cls._configure(folder, settings)
+        ini = cls.configure(folder, application, settings)
         paste = ('--paste', ini, '--paste-global', f'address={address}')
         options = ('--bind', 'unix:http.sock', '--config', 'python:app.hooks')
         return cls(folder, '-m', 'gunicorn', *paste, *options, *args)
 
     @staticmethod
-    def _configure(folder, settings):
+    def configure(folder, application, settings):
+        """Write the settings of the application."""
         parser = RawConfigParser()
         parser.read(HERE / 'application.ini', encoding='utf-8')
+        parser['app:main']['use'] = f'call:app.{application}:main'
         for name, value in settings.items():
             parser['app:main'][f'app.{name}'] = str(value)
         ini = folder / 'application.ini'
@@ -193,14 +195,14 @@ class WebServer(Program):
             return [pid for pid in map(int, pids) if is_running(pid)]
         return []
 
-    def get(self):
+    def get(self, path='/'):
         """Ask the application, return its answer or None."""
         connection = http.client.HTTPConnection('localhost', timeout=5)
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(5)
         try:
             connection.sock.connect(str(self.folder / 'http.sock'))
-            connection.request('GET', '/')
+            connection.request('GET', path)
             response = connection.getresponse()
             return json.load(response) if response.status == http.HTTPStatus.OK else None
         except (OSError, http.client.HTTPException):

@@ -1,0 +1,195 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""A declared service beside an application in the real servers: started once, kept, sent to."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.program import Program, WebServer, is_running, wait_for_end, wait_until
+
+PATIENCE = 20
+"""Seconds for something that takes one, on a loaded machine"""
+
+SERVERS = pytest.mark.parametrize(
+    'command',
+    [('pserve',), ('gunicorn', '--workers', '3'), ('gunicorn', '--preload', '--workers', '2')],
+    ids=' '.join,
+)
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Start servers; at the end kill whatever is left of them."""
+    started = []
+
+    def start(name, *args, **settings):
+        options = {'address': f'ipc://{tmp_path}/zmq.sock', 'application': 'declared', **settings}
+        server = getattr(WebServer, name)(tmp_path, *args, **options)
+        started.append(server)
+        server.wait_for_service()
+        if '--workers' in args:
+            count = int(args[args.index('--workers') + 1])
+            wait_until(lambda: len(server.workers()) == count, 10)
+        return server
+
+    yield start
+    for server in started:
+        server.end()
+
+
+def supervisor_of(child):
+    """Pid of the process that started a child."""
+    return psutil.Process(child).ppid()
+
+
+def next_child(server, former):
+    """Wait for another child than a former one; there is exactly one."""
+    answer = server.wait_for_service(PATIENCE, but=[former])
+    assert server.children() == [answer['reply'][1]]
+    return answer['reply'][1]
+
+
+@SERVERS
+def test_one_child(serve, command):
+    server = serve(*command)
+    [child] = server.children()
+    for _ in range(10):
+        assert server.get()['reply'] == [200, child]
+
+
+@SERVERS
+def test_child_is_killed(serve, command):
+    server = serve(*command)
+    [child] = server.children()
+    for _ in range(2):
+        os.kill(child, signal.SIGKILL)
+        child = next_child(server, child)
+
+
+@SERVERS
+def test_supervisor_is_killed(serve, command):
+    server = serve(*command)
+    [child] = server.children()
+    os.kill(supervisor_of(child), signal.SIGKILL)
+    wait_for_end(child, PATIENCE)
+    if command == ('gunicorn', '--workers', '3'):
+        next_child(server, child)
+
+
+def test_owner_worker_is_killed(serve):
+    server = serve('gunicorn', '--workers', '3')
+    [child] = server.children()
+    for _ in range(2):
+        supervisor = supervisor_of(child)
+        owner = psutil.Process(supervisor).ppid()
+        assert owner in server.workers()
+        os.kill(owner, signal.SIGKILL)
+        wait_for_end(supervisor, PATIENCE)
+        wait_for_end(child, PATIENCE)
+        child = next_child(server, child)
+
+
+@SERVERS
+@pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGKILL], ids=lambda num: num.name)
+def test_server_ends(serve, command, num):
+    server = serve(*command)
+    [child] = server.children()
+    server.send_signal(num)
+    server.wait(PATIENCE)
+    wait_for_end(child, PATIENCE)
+    wait_until(lambda: not server.running(), PATIENCE)
+    assert 'Exception ignored' not in server.log.read_text()
+
+
+# On commit
+
+
+@pytest.mark.parametrize('command', [('pserve',), ('gunicorn', '--workers', '2')], ids=' '.join)
+def test_send(serve, command):
+    server = serve(*command)
+    notes = server.folder / 'notes'
+    assert server.get('/send?how=fail&text=failed') is None
+    assert server.get('/send?how=good&text=first')['reply'] == [200, 0]
+    assert server.get('/send?how=conflict&text=second')['reply'] == [200, 1]
+    assert server.get('/send?how=good&text=third')['reply'] == [200, 0]
+    expected = ['first 1', 'first 2', 'second 1', 'second 2', 'third 1', 'third 2']
+    wait_until(
+        lambda: notes.exists() and len(notes.read_text().splitlines()) >= len(expected), PATIENCE
+    )
+    assert sorted(notes.read_text().splitlines()) == expected
+
+
+def test_send_to_nobody(serve):
+    """The transaction is aborted while that is possible."""
+    server = serve('pserve')
+    [child] = server.children()
+    supervisor = supervisor_of(child)
+    os.kill(supervisor, signal.SIGSTOP)  # nobody starts it again
+    os.kill(child, signal.SIGKILL)
+    wait_for_end(child, PATIENCE)
+    assert server.get('/send?how=good&text=lost') is None
+    os.kill(supervisor, signal.SIGCONT)
+    next_child(server, child)
+    assert server.get('/send?how=good&text=kept')['reply'] == [200, 0]
+    wait_until((server.folder / 'notes').exists, PATIENCE)
+    assert 'lost' not in (server.folder / 'notes').read_text()
+
+
+# Programs
+
+
+def run(tmp_path, *args):
+    """Run a program with the application."""
+    ini = WebServer.configure(tmp_path, 'declared', {})
+    address = f'ipc://{tmp_path}/zmq.sock'
+    arguments = [str(ini) if arg == 'INI' else arg for arg in args]
+    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent), 'XDG_RUNTIME_DIR': str(tmp_path)}
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', *arguments, f'address={address}'],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize('script', ['proutes', 'pviews', 'pshell'])
+def test_scripts_start_nothing(tmp_path, script):
+    arguments = {'pviews': ['INI', '/'], 'pshell': ['INI', '-p', 'python']}.get(script, ['INI'])
+    result = run(tmp_path, f'pyramid.scripts.{script}', *arguments)
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / 'children').exists()
+
+
+def test_external(serve, tmp_path):
+    ini = WebServer.configure(tmp_path, 'declared', {})
+    address = f'ipc://{tmp_path}/zmq.sock'
+    program = Program(
+        tmp_path, '-m', 'pyams_zmq', 'serve', str(ini), 'worker', f'address={address}'
+    )
+    try:
+        wait_until((tmp_path / 'children').exists, PATIENCE)
+        [child] = map(int, (tmp_path / 'children').read_text().split())
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(PATIENCE) == 0
+        assert not is_running(child)
+    finally:
+        program.end()
