@@ -1,0 +1,203 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+
+"""PyAMS_zmq.testing module: test without the service, or with a real one that ends with the test."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from inspect import Parameter, signature
+from typing import Any, NamedTuple
+
+from pyams_zmq.client import PREPARE_TIMEOUT, encode_message
+from pyams_zmq.endpoint import Endpoint
+from pyams_zmq.exceptions import ZMQClosedError
+from pyams_zmq.message import decode_reply, encode, payload_of
+from pyams_zmq.outbox import describe_reply
+from pyams_zmq.process import ZMQProcess
+
+__docformat__ = 'restructuredtext'
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+LOCAL = '127.0.0.1'
+"""Address of a process that is given none; the system chooses the port"""
+
+
+class Sent(NamedTuple):
+    """A message that was recorded instead of sent.
+
+    :ivar name: name of the client
+    :ivar type: type of the message, None if it is not ``[type, args]``
+    :ivar args: its arguments as the service would get them, or the whole message
+    """
+
+    name: str
+    type: str | None
+    args: Any
+
+
+@contextmanager
+def running(process: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """Run a real process, until the block ends.
+
+    :param process: a ZMQProcess, or a class or function which makes one of the other arguments;
+        a class that is given no address serves a free port
+    :return: the process, which is ready: see its `bound_address`
+    :raises ZMQStartError: if it cannot start; an exception of its own is raised as it was
+    """
+    if not isinstance(process, ZMQProcess):
+        if not args and _needs_address(process, kwargs):
+            kwargs['bind_addr'] = LOCAL
+        process = process(*args, **kwargs)
+    process.start()
+    try:
+        process.wait_ready()
+        yield process
+    finally:
+        process.stop()
+        process.join()
+
+
+def _needs_address(factory: Any, kwargs: Mapping[str, Any]) -> bool:
+    address = signature(factory).parameters.get('bind_addr')
+    return address is not None and address.default is Parameter.empty and 'bind_addr' not in kwargs
+
+
+class RecordingClient:
+    """Stands for a ZMQClient, and records the messages instead of sending them.
+
+    :param name: what the messages are recorded under
+    :param address: address that it pretends to have
+    :param replies: for each type of message what `request` returns, ``[200, payload]`` for
+        instance, an exception to raise, or a function of the arguments which returns the reply;
+        ``[200, None]`` for the others
+    :param handler: message handler that answers in this process, just as it would in its own; a
+        class, or a ZMQProcess that is not started
+    :param outbox: list for the messages, by default one of its own
+    :raises ValueError: for an address that cannot be understood
+    """
+
+    def __init__(
+        self,
+        name: str = '',
+        *,
+        address: Any = LOCAL,
+        replies: Mapping[str, Any] | None = None,
+        handler: Any = None,
+        outbox: list[Sent] | None = None,
+    ):
+        self.name = name
+        self.address = Endpoint.parse(address, bind=True).uri
+        self.replies = {} if replies is None else replies
+        self.outbox: list[Sent] = [] if outbox is None else outbox
+        self._answer = None if handler is None else _serve(handler)
+        self._is_closed = False
+
+    def call(
+        self,
+        type: str,  # noqa: A002 - the name of the field
+        args: Any = None,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+    ) -> Any:
+        """Record a message, and return the payload of its reply; see `ZMQClient.call`."""
+        return payload_of(self.request([type, args]))
+
+    def request(
+        self, message: Any, *, timeout: float | None = None, retries: int | None = None
+    ) -> Any:
+        """Record a message, and return its reply; see `ZMQClient.request`."""
+        self._check_open()
+        return decode_reply(self._exchange(encode(message)))
+
+    def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - as above
+        """Record a message; see `ZMQClient.send`."""
+        data = encode_message(type, args)
+        self.prepare()
+        self.post(type, data)
+
+    def prepare(self, *, timeout: float = PREPARE_TIMEOUT) -> None:
+        """Let a transaction vote; the service is always there."""
+        self._check_open()
+
+    def post(self, type: str, data: bytes) -> None:  # noqa: A002 - as above
+        """Record an encoded message; see `ZMQClient.post`."""
+        self._check_open()
+        try:
+            problem = describe_reply(self._exchange(data))
+        except Exception as error:  # noqa: BLE001 - a given one; whoever posts does not see it
+            problem = str(error)
+        if problem is not None:
+            LOGGER.error('Message %r to %s: %s', type, self.address, problem)
+
+    def _exchange(self, data: bytes) -> bytes:
+        match message := decode_reply(data):
+            case [str(name), args, *_options]:
+                sent = Sent(self.name, name, args)
+            case _:
+                sent = Sent(self.name, None, message)
+        self.outbox.append(sent)
+        if self._answer is not None and sent.type not in self.replies:
+            return self._answer(data)
+        reply = [200, None] if sent.type is None else self.replies.get(sent.type, [200, None])
+        if isinstance(reply, BaseException) or (
+            isinstance(reply, type) and issubclass(reply, BaseException)
+        ):
+            raise reply
+        return encode(reply(sent.args) if callable(reply) else reply)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ZMQClosedError(f'The client of {self.address} was closed')
+
+    def close(self) -> None:
+        """Take no more messages, as a client which was closed."""
+        self._is_closed = True
+
+    def __enter__(self) -> 'RecordingClient':  # noqa: PYI034 - Python 3.10 has no Self
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} of {self.address}>'
+
+
+class _Catcher:
+    """A stream that keeps the reply."""
+
+    def __init__(self) -> None:
+        self.replies: list[bytes] = []
+
+    def send(self, reply: bytes) -> None:
+        self.replies.append(reply)
+
+
+def _serve(handler: Any) -> Callable[[bytes], bytes]:
+    """Make a function that answers as the process of a message handler would."""
+    process = handler if isinstance(handler, ZMQProcess) else ZMQProcess(LOCAL, handler)
+    stream = _Catcher()
+    answer = process.handler(process, stream, process.stop)
+
+    async def reply_to(data: bytes) -> bytes:
+        answer([data])
+        while not stream.replies:
+            await asyncio.wait(process.owed_replies)
+            await asyncio.sleep(0)  # for the callbacks that reply
+        return stream.replies.pop()
+
+    return lambda data: asyncio.run(reply_to(data))
