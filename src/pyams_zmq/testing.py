@@ -11,7 +11,7 @@
 #
 
 
-"""PyAMS_zmq.testing module: test without the service, or with a real one that ends with the test."""
+"""PyAMS_zmq.testing module: test without the service, or with a real one for the test."""
 
 import asyncio
 import logging
@@ -20,12 +20,15 @@ from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
+from pyramid.threadlocal import manager
+
 from pyams_zmq.client import PREPARE_TIMEOUT, encode_message
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.message import decode_reply, encode, payload_of
 from pyams_zmq.outbox import describe_reply
 from pyams_zmq.process import ZMQProcess
+from pyams_zmq.socket import check_size
 
 __docformat__ = 'restructuredtext'
 
@@ -33,6 +36,9 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 
 LOCAL = '127.0.0.1'
 """Address of a process that is given none; the system chooses the port"""
+
+NOWHERE = '127.0.0.1:1'
+"""Address of a client that is given none"""
 
 
 class Sent(NamedTuple):
@@ -89,17 +95,21 @@ class RecordingClient:
     :raises ValueError: for an address that cannot be understood
     """
 
+    timeout: float = 10
+    retries: int = 0
+    send_deadline: bool = False
+
     def __init__(
         self,
         name: str = '',
         *,
-        address: Any = LOCAL,
+        address: Any = NOWHERE,
         replies: Mapping[str, Any] | None = None,
         handler: Any = None,
         outbox: list[Sent] | None = None,
     ):
         self.name = name
-        self.address = Endpoint.parse(address, bind=True).uri
+        self.address = Endpoint.parse(address, bind=False).uri
         self.replies = {} if replies is None else replies
         self.outbox: list[Sent] = [] if outbox is None else outbox
         self._answer = None if handler is None else _serve(handler)
@@ -121,7 +131,9 @@ class RecordingClient:
     ) -> Any:
         """Record a message, and return its reply; see `ZMQClient.request`."""
         self._check_open()
-        return decode_reply(self._exchange(encode(message)))
+        data = encode(message)
+        check_size(data)
+        return decode_reply(self._exchange(data))
 
     def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - as above
         """Record a message; see `ZMQClient.send`."""
@@ -152,10 +164,10 @@ class RecordingClient:
         self.outbox.append(sent)
         if self._answer is not None and sent.type not in self.replies:
             return self._answer(data)
-        reply = [200, None] if sent.type is None else self.replies.get(sent.type, [200, None])
-        if isinstance(reply, BaseException) or (
-            isinstance(reply, type) and issubclass(reply, BaseException)
-        ):
+        reply: Any = [200, None]
+        if sent.type is not None:
+            reply = self.replies.get(sent.type, reply)
+        if isinstance(reply, BaseException):
             raise reply
         return encode(reply(sent.args) if callable(reply) else reply)
 
@@ -197,7 +209,13 @@ def _serve(handler: Any) -> Callable[[bytes], bytes]:
         answer([data])
         while not stream.replies:
             await asyncio.wait(process.owed_replies)
-            await asyncio.sleep(0)  # for the callbacks that reply
         return stream.replies.pop()
 
-    return lambda data: asyncio.run(reply_to(data))
+    def reply_as_there(data: bytes) -> bytes:
+        manager.push({'registry': process.registry, 'request': None})
+        try:
+            return asyncio.run(reply_to(data))
+        finally:
+            manager.pop()
+
+    return reply_as_there
