@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from time import monotonic, time
 from typing import Any
 
@@ -32,11 +33,13 @@ from pyams_zmq.exceptions import (
     ZMQUnreachableError,
 )
 from pyams_zmq.message import decode_reply, encode, payload_of
+from pyams_zmq.outbox import Letter, Outbox, postman
 from pyams_zmq.socket import (
     HANDSHAKE_EVENTS,
     MAX_HANGUPS,
     REFUSED,
     ZMQSocket,
+    check_size,
     open_socket,
     parse_user,
     receive,
@@ -50,6 +53,9 @@ FAST = 0.01
 
 MAX_IDLE = 8
 """Connections that a client keeps for the next calls; while more threads call there are more"""
+
+PREPARE_TIMEOUT = 2.0
+"""Seconds until a service counts as unreachable, for messages that nobody waits for"""
 
 RECONNECT_IVL = 10
 MAX_RECONNECT_IVL = 500
@@ -65,14 +71,20 @@ class Connection:
     :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
     """
 
+    socket_type = zmq.REQ
+    socket_options: Mapping[str, int] = {
+        'reconnect_ivl': RECONNECT_IVL,
+        'reconnect_ivl_max': MAX_RECONNECT_IVL,
+    }
+
     def __init__(self, endpoint: Endpoint, users: Mapping[str, str], curve: CurveClient | None):
         self._pid = os.getpid()
         self._endpoint = endpoint
         self._is_connected = False
         self._hangups = 0
-        self._socket = open_socket(endpoint, users, curve)
-        self._socket.reconnect_ivl = RECONNECT_IVL
-        self._socket.reconnect_ivl_max = MAX_RECONNECT_IVL
+        self._socket = open_socket(endpoint, users, curve, self.socket_type)
+        for name, value in self.socket_options.items():
+            setattr(self._socket, name, value)
         self._monitor: Any = self._socket.context.socket(zmq.PAIR, socket_class=ZMQSocket)
         address = f'inproc://pyams_zmq.client.{id(self._monitor)}'
         self._socket.monitor(address, HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED)
@@ -149,6 +161,47 @@ class Connection:
     __del__ = close
 
 
+class Channel(Connection):
+    """A DEALER socket for the messages of an outbox; for one thread, which never waits for it."""
+
+    socket_type = zmq.DEALER
+    socket_options: Mapping[str, int] = {
+        **Connection.socket_options,
+        'immediate': 1,  # without a connection it takes no message, nor keeps one for the next
+        'sndhwm': 0,
+        'rcvhwm': 0,
+    }
+
+    @property
+    def sockets(self) -> list[Any]:
+        """What to wait for."""
+        return [self._socket, self._monitor]
+
+    @property
+    def is_connected(self) -> bool:
+        """Tell if the service was there at the last `look`."""
+        return self._is_connected
+
+    def look(self) -> bool:
+        """Learn what has happened to the connection; tell if it was lost.
+
+        :raises ZMQRefusedError: if the service does not let us in
+        """
+        return self._read_monitor()
+
+    def send(self, frames: list[bytes]) -> bool:
+        """Send a message; tell if the connection takes it."""
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> list[bytes] | None:
+        """Receive a reply if there is one."""
+        return receive(self._socket)
+
+
 class ZMQClient:
     """Client of a service, for many calls from many threads.
 
@@ -189,6 +242,8 @@ class ZMQClient:
     def _renew(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
+        connect = partial(Channel, self._endpoint, self._users, self._curve)
+        self._outbox = Outbox(self.address, connect)
         self._pid = os.getpid()
 
     def _leave_parent(self) -> None:
@@ -255,12 +310,50 @@ class ZMQClient:
                 self._release(connection)
                 return decode_reply(reply)
 
+    def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - as above
+        """Send a message now; see :func:`~pyams_zmq.transaction.send_on_commit` for later.
+
+        The reply is not waited for: one whose status is not 2xx, or none within the time-out of
+        the client, is logged as an error. Messages of a client arrive in their order.
+
+        :raises: what `prepare` does, and `encode_message`
+        """
+        data = encode_message(type, args)
+        self.prepare(timeout=min(self.timeout, PREPARE_TIMEOUT))
+        self.post(type, data)
+
+    def prepare(self, *, timeout: float = PREPARE_TIMEOUT) -> None:
+        """Wait until a message can be posted.
+
+        :param timeout: seconds
+        :raises ZMQUnreachableError: if there is no service
+        :raises ZMQRefusedError: if the service does not let us in
+        :raises ZMQClosedError: if the client was closed
+        """
+        postman.prepare(self._get_outbox(), timeout)
+
+    def post(self, type: str, data: bytes) -> None:  # noqa: A002 - as above
+        """Hand a message over to the thread that sends it, and return.
+
+        :param data: what `encode_message` has made
+        :raises ZMQClosedError: if the client was closed
+        """
+        postman.post(self._get_outbox(), Letter(type, data, self.timeout))
+
+    def _get_outbox(self) -> Outbox:
+        self._leave_parent()
+        self._check_open()
+        return self._outbox
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ZMQClosedError(f'The client of {self.address} was closed')
+
     def _acquire(self) -> Connection:
         self._leave_parent()
         while True:
             with self._lock:
-                if self._is_closed:
-                    raise ZMQClosedError(f'The client of {self.address} was closed')
+                self._check_open()
                 if not self._idle:
                     break
                 connection = self._idle.pop()
@@ -277,13 +370,14 @@ class ZMQClient:
         connection.close()
 
     def close(self) -> None:
-        """Close all connections; calls that are under way end as they would have."""
+        """Close all connections; what is under way, calls and messages, ends as it would have."""
         self._leave_parent()
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
+        postman.close(self._outbox)
 
     def __enter__(self) -> 'ZMQClient':  # noqa: PYI034 - Python 3.10 has no Self
         return self
@@ -293,6 +387,19 @@ class ZMQClient:
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} of {self.address}>'
+
+
+def encode_message(type: str, args: Any) -> bytes:  # noqa: A002 - the name of the field
+    """Write a message for `ZMQClient.post`.
+
+    :raises TypeError, ValueError: for a type which is no text, or arguments that JSON cannot say
+    :raises ZMQMessageError: with status 413, for more than 32 MiB
+    """
+    if not isinstance(type, str):
+        raise TypeError(f'The type of a message is a text, not {type!r}')
+    data = encode([type, args])
+    check_size(data)
+    return data
 
 
 def _check_positive(name: str, value: Any) -> float:

@@ -86,7 +86,7 @@ class ZMQSocket(zmq.Socket[bytes]):
 
         :raises ZMQMessageError: with status 413, if it is larger than the server could take
         """
-        _check_size(data)
+        check_size(data)
         # There is room for the only message of a REQ, unless the handshake was refused already:
         # that takes the room away, and to wait for it would take for ever.
         nowait = zmq.NOBLOCK if self.type == zmq.REQ else 0
@@ -108,7 +108,7 @@ class ZMQSocket(zmq.Socket[bytes]):
         """
         parts = list(msg_parts)
         for part in parts:
-            _check_size(part)
+            check_size(part)
         return super().send_multipart(parts, *args, **kwargs)
 
     def __del__(self) -> None:
@@ -201,6 +201,17 @@ def open_socket(
         socket.plain_username = user.encode()
         socket.plain_password = password.encode()
     return socket
+
+
+def open_pair() -> tuple[ZMQSocket, ZMQSocket]:
+    """Open two sockets by which one thread wakes another."""
+    context = _shared_context.get()
+    bell: ZMQSocket = context.socket(zmq.PAIR, socket_class=ZMQSocket)
+    heard: ZMQSocket = context.socket(zmq.PAIR, socket_class=ZMQSocket)
+    address = f'inproc://pyams_zmq.socket.{id(bell)}'
+    bell.bind(address)
+    heard.connect(address)
+    return bell, heard
 
 
 def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: float = 10) -> Any:
@@ -349,6 +360,10 @@ def _speaks_otherwise(socket: Any, flags: int, deadline: float) -> bool:
     return False
 
 
-def _check_size(data: Any) -> None:
+def check_size(data: Any) -> None:
+    """Check that a server could take a frame.
+
+    :raises ZMQMessageError: with status 413, if it is too large
+    """
     if len(data) > MAX_MESSAGE_SIZE:
         raise ZMQMessageError(413, f'Message of {len(data)} bytes, {MAX_MESSAGE_SIZE} can be sent')

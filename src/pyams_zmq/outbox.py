@@ -1,0 +1,351 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+
+"""PyAMS_zmq.outbox module: messages whose sender does not wait for the reply.
+
+One thread of the process, which runs while there is something to send or to receive, has all their
+sockets for itself. Nobody else waits for a socket, and the messages of a client keep their order.
+"""
+
+import atexit
+import logging
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from multiprocessing.util import Finalize
+from time import monotonic
+from typing import Any
+
+import zmq
+
+from pyams_zmq.exceptions import (
+    ZMQRefusedError,
+    ZMQRemoteError,
+    ZMQReplyError,
+    ZMQUnreachableError,
+)
+from pyams_zmq.message import decode_reply, payload_of
+from pyams_zmq.socket import ZMQSocket, open_pair, receive, wait_for
+
+__docformat__ = 'restructuredtext'
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+MAX_LETTERS = 10_000
+"""Messages of a process that are on their way; beyond, the oldest is given up"""
+
+IDLE = 30.0
+"""Seconds after which a connection that nobody uses is closed"""
+
+FLUSH = 1.0
+"""Seconds that the end of a program waits for the replies to come"""
+
+TURN = 100
+"""Messages that a client may send or receive before the next one has its turn"""
+
+RETRY = 0.01
+"""Seconds until the next try, when a connection takes no message yet"""
+
+
+class Letter:
+    """A message on its way.
+
+    :param type: type of the message, for the log
+    :param data: the encoded message
+    :param timeout: seconds that its reply may take
+    """
+
+    __slots__ = ('data', 'posted', 'timeout', 'type')
+
+    def __init__(self, type: str, data: bytes, timeout: float):  # noqa: A002 - the field's name
+        self.type = type
+        self.data = data
+        self.timeout = timeout
+        self.posted = monotonic()
+
+    @property
+    def deadline(self) -> float:
+        """When nobody waits for its reply any more, as `time.monotonic` counts."""
+        return self.posted + self.timeout
+
+
+class Outbox:
+    """What one client sends: its messages, in their order, and its connection.
+
+    :param address: URI of the service, for the log
+    :param connect: makes the connection, a :class:`pyams_zmq.client.Channel`
+    """
+
+    def __init__(self, address: str, connect: Callable[[], Any]):
+        self.address = address
+        self.error: Exception | None = None
+        self.is_connected = False
+        self.is_closed = False
+        self.used = monotonic()
+        self._connect = connect
+        self._is_blocked = False
+        self._channel: Any = None
+        self._numbers = count(1)
+        self._unsent: deque[Letter] = deque()
+        self._sent: dict[bytes, Letter] = {}
+
+    def __len__(self) -> int:
+        return len(self._unsent) + len(self._sent)
+
+    def add(self, letter: Letter) -> None:
+        """Take a message; it is sent as soon as there is a connection."""
+        self._unsent.append(letter)
+        self.used = monotonic()
+
+    @property
+    def sockets(self) -> list[ZMQSocket]:
+        """What to wait for."""
+        return self._channel.sockets  # type: ignore[no-any-return]
+
+    @property
+    def oldest(self) -> Letter:
+        """The message that was posted first; there has to be one."""
+        return next(iter(self._sent.values())) if self._sent else self._unsent[0]
+
+    def wakes_at(self) -> float:
+        """Tell when there is something to do, whatever the sockets say."""
+        if self._unsent and self.is_connected:
+            return monotonic() + (RETRY if self._is_blocked else 0)
+        return self.oldest.deadline if len(self) else self.used + IDLE
+
+    def is_done(self, now: float) -> bool:
+        """Tell if the connection can be closed."""
+        return not len(self) and (self.is_closed or now >= self.used + IDLE)
+
+    def step(self, now: float) -> list[str]:
+        """Receive what has come, send what can be sent, give up what took too long.
+
+        :return: what went wrong
+        :raises ZMQRefusedError: if the service does not let us in
+        :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
+        """
+        if self._channel is None:
+            self._channel = self._connect()
+        is_lost = self._channel.look()
+        self.is_connected = self._channel.is_connected
+        problems = self._receive()
+        if is_lost:
+            problems += [
+                self._tell(letter, 'the connection was lost, it may have run or not')
+                for letter in self._sent.values()
+            ]
+            self._sent.clear()
+        if self.is_connected:
+            self._send()
+        while len(self) and now >= self.oldest.deadline:
+            problems.append(self.give_up(f'within {self.oldest.timeout} s'))
+        return problems
+
+    def _receive(self) -> list[str]:
+        problems = []
+        for _turn in range(TURN):
+            frames = self._channel.receive()
+            if frames is None:
+                break
+            letter = self._sent.pop(frames[0], None)
+            problem = None if letter is None else describe_reply(frames[-1])
+            if letter is not None and problem is not None:
+                problems.append(self._tell(letter, problem))
+        return problems
+
+    def _send(self) -> None:
+        self._is_blocked = False
+        for _turn in range(min(TURN, len(self._unsent))):
+            # Part of the envelope (RFC 28/REQREP), which comes back with the reply.
+            number = b'%d' % next(self._numbers)
+            if not self._channel.send([number, b'', self._unsent[0].data]):
+                self._is_blocked = True
+                break
+            self._sent[number] = self._unsent.popleft()
+
+    def give_up(self, reason: str) -> str:
+        """Wait no longer for the oldest message; return what to tell of it."""
+        if self._sent:
+            letter = self._sent.pop(next(iter(self._sent)))
+            return self._tell(letter, f'no reply {reason}, it may have run or not')
+        return self._tell(self._unsent.popleft(), f'not sent, no service {reason}')
+
+    def fail(self, error: Exception) -> list[str]:
+        """Give everything up, close the connection."""
+        self.error = error
+        letters = [*self._sent.values(), *self._unsent]
+        self._sent.clear()
+        self._unsent.clear()
+        self.close()
+        return [self._tell(letter, str(error)) for letter in letters]
+
+    def close(self) -> None:
+        """Close the connection, until the next message."""
+        self.is_connected = False
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def _tell(self, letter: Letter, problem: str) -> str:
+        return f'Message {letter.type!r} to {self.address}: {problem}'
+
+
+class Postman:
+    """Sends the messages and receives the replies, in one thread for all clients."""
+
+    def __init__(self) -> None:
+        self._inherited: list[Any] = []
+        self._renew()
+        # A thread does not survive a fork, and the lock may be held at that moment.
+        os.register_at_fork(after_in_child=self._inherit)
+
+    def _renew(self) -> None:
+        self._changed = threading.Condition()
+        self._outboxes: list[Outbox] = []
+        self._thread: threading.Thread | None = None
+        self._bell: ZMQSocket | None = None
+        self._has_rung = False
+        self._flushes = False
+
+    def _inherit(self) -> None:
+        self._inherited.append((self._outboxes, self._bell))  # kept: nobody may touch them here
+        self._renew()
+
+    def prepare(self, outbox: Outbox, timeout: float) -> None:
+        """Wait until the service is there, and lets us in.
+
+        :param timeout: seconds
+        :raises ZMQUnreachableError: if nobody has answered in time
+        :raises ZMQRefusedError: if the service does not let us in
+        :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
+        """
+        with self._changed:
+            self._serve(outbox)
+            outbox.used = monotonic()
+            self._changed.wait_for(
+                lambda: outbox.is_connected or outbox.error is not None, max(0, timeout)
+            )
+            if outbox.error is not None:
+                raise outbox.error
+            if not outbox.is_connected:
+                raise ZMQUnreachableError(
+                    f'No service has answered at {outbox.address} for {timeout:.3g} s'
+                )
+
+    def post(self, outbox: Outbox, letter: Letter) -> None:
+        """Take a message, and return."""
+        with self._changed:
+            outbox.add(letter)
+            self._serve(outbox)
+
+    def close(self, outbox: Outbox) -> None:
+        """Close a connection when the last reply has come."""
+        with self._changed:
+            outbox.is_closed = True
+            self._ring()
+
+    def flush(self) -> None:
+        """Wait a moment for the replies that are to come: this program ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: not any(map(len, self._outboxes)), FLUSH)
+            left = sum(map(len, self._outboxes))
+        if left:
+            LOGGER.error('%d messages may be lost: the program ends before they have a reply', left)
+
+    def _serve(self, outbox: Outbox) -> None:
+        if outbox not in self._outboxes:
+            outbox.error = None
+            self._outboxes.append(outbox)
+        if self._thread is None:
+            self._bell, heard = open_pair()
+            self._thread = threading.Thread(
+                target=self._run, args=(heard,), name='PyAMS (zmq) outbox', daemon=True
+            )
+            self._thread.start()
+        if not self._flushes:
+            self._flushes = True
+            # Before the services are stopped; and where multiprocessing ends a child.
+            atexit.register(self.flush)
+            Finalize(None, self.flush, exitpriority=10)
+        self._ring()
+
+    def _ring(self) -> None:
+        if self._bell is not None and not self._has_rung:
+            self._has_rung = True
+            self._bell.send(b'', zmq.NOBLOCK)
+
+    def _run(self, heard: ZMQSocket) -> None:
+        failure: Exception | None = None
+        while True:
+            with self._changed:
+                if failure is None and receive(heard) is not None:
+                    self._has_rung = False
+                problems = self._step(monotonic(), failure)
+                sockets = [socket for outbox in self._outboxes for socket in outbox.sockets]
+                wake = min((outbox.wakes_at() for outbox in self._outboxes), default=None)
+                if wake is None:
+                    self._end(heard)
+                self._changed.notify_all()
+            for problem, times in Counter(problems).items():
+                with suppress(Exception):  # of a handler of the logging
+                    LOGGER.error('%s%s', problem, f' ({times} times)' if times > 1 else '')
+            if wake is None:
+                return
+            try:
+                wait_for([heard, *sockets], zmq.POLLIN, wake - monotonic())
+            except zmq.ZMQError as error:  # somebody has terminated the context
+                failure = error
+
+    def _step(self, now: float, failure: Exception | None) -> list[str]:
+        problems = []
+        for outbox in list(self._outboxes):
+            try:
+                if failure is not None:
+                    raise failure
+                problems += outbox.step(now)
+            except (ZMQRefusedError, zmq.ZMQError) as error:
+                problems += outbox.fail(error)
+                self._outboxes.remove(outbox)
+        while sum(map(len, self._outboxes)) > MAX_LETTERS:
+            outbox = min(filter(len, self._outboxes), key=lambda outbox: outbox.oldest.posted)
+            problems.append(outbox.give_up(f'before {MAX_LETTERS} others were posted'))
+        for outbox in list(self._outboxes):
+            if outbox.is_done(now):
+                outbox.close()
+                self._outboxes.remove(outbox)
+        return problems
+
+    def _end(self, heard: ZMQSocket) -> None:
+        heard.close()
+        if self._bell is not None:
+            self._bell.close()
+        self._bell = self._thread = None
+        self._has_rung = False
+
+
+def describe_reply(data: bytes) -> str | None:
+    """Tell what is wrong with a reply, without what a handler may have put in it."""
+    try:
+        payload_of(decode_reply(data))
+    except ZMQRemoteError as error:
+        LOGGER.debug('Reply of a service: %s', error)
+        return f'the reply has status {error.status}'
+    except ZMQReplyError:
+        return 'the reply is not [status, payload]'
+    return None
+
+
+postman = Postman()

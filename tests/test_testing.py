@@ -1,0 +1,428 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+
+"""What applications test with: real processes, and clients that only record."""
+
+import asyncio
+import configparser
+import inspect
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import transaction
+from pyramid.registry import Registry
+from pyramid.threadlocal import get_current_registry
+
+from handlers import FailingSetup, Handler, MessageHandler, Process
+from pyams_zmq.client import ZMQClient
+from pyams_zmq.exceptions import (
+    ZMQClosedError,
+    ZMQMessageError,
+    ZMQRemoteError,
+    ZMQReplyError,
+    ZMQUnreachableError,
+)
+from pyams_zmq.handler import ZMQMessageHandler
+from pyams_zmq.process import ZMQProcess
+from pyams_zmq.socket import MAX_MESSAGE_SIZE
+from pyams_zmq.testing import RecordingClient, Sent, running
+from pyams_zmq.transaction import send_on_commit
+
+ROOT = Path(__file__).parent.parent
+
+
+class TaskHandler(Handler):
+    """Goes on after its reply."""
+
+    async def reply_in_a_task(self, args):
+        return [200, await asyncio.create_task(asyncio.sleep(0, args))]
+
+
+class TaskMessageHandler(MessageHandler):
+    """Serves TaskHandler."""
+
+    handler = TaskHandler
+
+
+@pytest.fixture
+def client():
+    """Client which records."""
+    with RecordingClient('converter') as client:
+        yield client
+
+
+@pytest.fixture
+def eager():
+    """Client whose messages are handled at once."""
+    with RecordingClient('converter', handler=MessageHandler) as client:
+        yield client
+
+
+@pytest.fixture
+def errors(caplog):
+    """Texts of the errors that were logged."""
+    caplog.set_level(logging.ERROR, 'PyAMS (zmq)')
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+# Real processes
+
+
+@pytest.mark.parametrize(
+    ('args', 'kwargs'),
+    [
+        ((Process(),), {}),
+        ((Process,), {}),
+        ((Process, '127.0.0.1'), {}),
+        ((ZMQProcess,), {'handler': MessageHandler}),
+        ((ZMQProcess, '127.0.0.1', MessageHandler), {}),
+        ((ZMQProcess,), {'bind_addr': '127.0.0.1', 'handler': MessageHandler}),
+        ((lambda: Process(),), {}),  # noqa: PLW0108 - a function
+        ((lambda bind_addr, handler: Process(bind_addr, handler),), {'handler': MessageHandler}),
+    ],
+)
+def test_running(args, kwargs):
+    with running(*args, **kwargs) as process, ZMQClient(process.bound_address) as client:
+        assert process.bound_address.startswith('tcp://127.0.0.1:')
+        assert client.call('pid') == process.pid
+    assert process.exitcode == 0
+
+
+def test_running_at_an_address(tmp_path):
+    with running(Process, f'ipc://{tmp_path}/zmq.sock') as process:
+        assert process.bound_address == f'ipc://{tmp_path}/zmq.sock'
+
+
+def test_it_stops_after_a_failure():
+    with pytest.raises(LookupError), running(Process) as process:
+        raise LookupError
+    assert process.exitcode == 0
+
+
+def test_it_may_have_stopped():
+    with running(Process) as process:
+        process.stop()
+    assert process.exitcode == 0
+
+
+def test_it_cannot_start():
+    process = FailingSetup()
+    with pytest.raises(LookupError, match='no such tool: ffmpeg'), running(process):
+        pass
+    assert process.exitcode == 1
+
+
+def test_fixture(tmp_path):
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg', encoding='utf-8')
+    name, module = config['options.entry_points']['pytest11'].strip().split(' = ')
+    assert name == 'pyams_zmq'
+    assert import_module(module).zmq_running
+    test = """
+    import pytest
+    from handlers import Process
+    from pyams_zmq.client import ZMQClient
+
+    processes = []
+
+    def test_two(zmq_running):
+        processes[:] = zmq_running(Process), zmq_running(Process)
+        for process in processes:
+            with ZMQClient(process.bound_address) as client:
+                assert client.call('pid') == process.pid
+
+    def test_they_have_ended():
+        assert [process.exitcode for process in processes] == [0, 0]
+    """
+    (tmp_path / 'test_it.py').write_text(textwrap.dedent(test), encoding='utf-8')
+    result = subprocess.run(
+        [
+            *(sys.executable, '-m', 'pytest', '-p', module, '-p', 'no:cacheprovider', '-q'),
+            *('-c', os.devnull, '--rootdir', tmp_path, tmp_path),
+        ],
+        env={
+            **os.environ,
+            'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1',  # where it is installed it is there already
+            'PYTHONPATH': os.pathsep.join([str(ROOT / 'tests'), *filter(None, sys.path)]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert '2 passed' in result.stdout, result.stdout + result.stderr
+
+
+def test_the_plugin_imports_little():
+    program = """
+    import sys
+    import pyams_zmq.pytest_plugin
+    assert not {'zmq', 'tornado', 'pyams_zmq.process'}.intersection(sys.modules)
+    """
+    subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(program)], check=True, timeout=30
+    )
+
+
+# Clients
+
+
+@pytest.mark.parametrize(
+    'name',
+    sorted(name for name in vars(ZMQClient) if not name.startswith('_') or name == '__enter__'),
+)
+def test_same_interface(name):
+    expected, actual = getattr(ZMQClient, name), getattr(RecordingClient('x'), name)
+    if callable(expected):
+        expected, actual = inspect.signature(expected), inspect.signature(actual)
+        assert list(expected.parameters.values())[1:] == list(actual.parameters.values())
+
+
+def test_attributes(client):
+    assert client.address == 'tcp://127.0.0.1:1'
+    assert repr(client) == '<RecordingClient of tcp://127.0.0.1:1>'
+    assert RecordingClient(address='ipc:///tmp/zmq').address == 'ipc:///tmp/zmq'
+    real = ZMQClient(client.address)
+    public = {name for name in vars(real) if not name.startswith('_')}
+    assert {name: getattr(client, name) for name in public} == {
+        name: getattr(real, name) for name in public
+    }
+
+
+def test_it_records(client):
+    assert client.call('convert', {'path': ('a', 'b')}) is None
+    client.send('clean')
+    assert client.request(['check', 1]) == [200, None]
+    assert client.request(['check', 1, {'deadline': 1.5}]) == [200, None]
+    assert client.request({'raw': 1}) == [200, None]
+    assert client.outbox == [
+        Sent('converter', 'convert', {'path': ['a', 'b']}),
+        Sent('converter', 'clean', None),
+        Sent('converter', 'check', 1),
+        Sent('converter', 'check', 1),
+        Sent('converter', None, {'raw': 1}),
+    ]
+
+
+def test_later_changes_do_not_matter(client):
+    args = [1]
+    client.send('convert', args)
+    args.append(2)
+    assert client.outbox == [('converter', 'convert', [1])]
+
+
+def test_shared_outbox():
+    outbox = []
+    one, two = RecordingClient('one', outbox=outbox), RecordingClient('two', outbox=outbox)
+    one.send('a')
+    two.call('b')
+    assert outbox == [('one', 'a', None), ('two', 'b', None)]
+
+
+def test_replies(errors):
+    replies = {
+        'good': [201, ('a', 1)],
+        'missing': [404, 'No such clip'],
+        'raw': 'text',
+        'down': ZMQUnreachableError('down'),
+        'sum': lambda args: [200, sum(args)],
+    }
+    client = RecordingClient(replies=replies)
+    assert client.call('good') == ['a', 1]
+    assert client.call('sum', [1, 2]) == 3
+    assert client.request(['missing', None]) == [404, 'No such clip']
+    assert client.request(['raw', None]) == 'text'
+    with pytest.raises(ZMQRemoteError) as error:
+        client.call('missing')
+    assert (error.value.status, error.value.text) == (404, 'No such clip')
+    with pytest.raises(ZMQReplyError):
+        client.call('raw')
+    with pytest.raises(ZMQUnreachableError, match='down'):
+        client.call('down')
+    assert not errors()
+    # Whoever sends does not see the reply.
+    for name in replies:
+        client.send(name, [1, 2])
+    assert errors() == [
+        f"Message 'missing' to {client.address}: the reply has status 404",
+        f"Message 'raw' to {client.address}: the reply is not [status, payload]",
+        f"Message 'down' to {client.address}: down",
+    ]
+    assert len(client.outbox) == 7 + len(replies)
+
+
+@pytest.mark.parametrize(
+    ('type_', 'args', 'error'),
+    [
+        ('note', object(), TypeError),
+        ('note', float('nan'), ValueError),
+        ('note', 'x' * MAX_MESSAGE_SIZE, ZMQMessageError),
+    ],
+)
+def test_bad_message(client, type_, args, error):
+    for method in (client.call, client.send):
+        with pytest.raises(error):
+            method(type_, args)
+    assert client.outbox == []
+
+
+def test_close(client):
+    client.close()
+    client.close()
+    for method in (client.call, client.send, client.request):
+        with pytest.raises(ZMQClosedError):
+            method('echo')
+    with pytest.raises(ZMQClosedError):
+        client.post('echo', b'["echo",null]')
+    with pytest.raises(ZMQClosedError):
+        client.prepare()
+
+
+# Eager
+
+
+@pytest.mark.parametrize(
+    ('message', 'reply'),
+    [
+        (['echo', {'a': 1}], [200, {'a': 1}]),
+        (['async_echo', 1], [200, 1]),
+        (['async_sleep', 0.01], [200, 0.01]),
+        (['nothing', 1], None),
+        (['who', 1], [200, ['anonymous', '', 1]]),
+        (['returns', 'tuple'], [200, 'OK']),
+        (['raises', 'ZMQMessageError'], [418, 'I am a teapot']),
+        (['async_raises', 'ZMQMessageError'], [418, 'I am a teapot']),
+        (['registry', None], [200, True]),
+        (['stop', None], [200, 'stopping']),
+    ],
+)
+def test_eager(eager, message, reply):
+    assert eager.request(message) == reply
+
+
+@pytest.mark.parametrize(
+    ('message', 'status'),
+    [
+        ({'raw': 1}, 400),
+        ([1, 2], 400),
+        (['no_args', 1], 400),
+        (['_private', 1], 404),
+        (['hook', 1], 404),
+        (['echo', 'x' * ZMQProcess.max_message_size], 413),
+        (['raises', 'ValueError'], 500),
+        (['raises', 'SystemExit'], 500),
+        (['async_raises', 'ValueError'], 500),
+        (['async_raises', 'CancelledError'], 500),
+        (['returns', 'object'], 500),
+        (['returns', 'nan'], 500),
+        (['echo', 1, {'deadline': 1.0}], 504),
+    ],
+)
+def test_eager_failures(eager, message, status):
+    reply = eager.request(message)
+    assert reply[0] == status
+    assert 'secret' not in reply[1]
+    assert len(eager.outbox) == 1
+
+
+def test_eager_as_in_its_process(start, eager, ask):
+    process = start()
+    for message in (
+        ['no', 1],
+        ['echo'],
+        ['no_args', 1],
+        ['who', 1, 2],
+        'text',
+        ['echo', {'é': []}],
+    ):
+        assert eager.request(message) == ask(process, message)
+
+
+def test_eager_keeps_its_state():
+    class Counter:
+        count = 0
+
+        def add(self, args):
+            self.count += args
+            return [200, self.count]
+
+    class CounterMessageHandler(ZMQMessageHandler):
+        handler = Counter
+
+    client = RecordingClient(handler=CounterMessageHandler)
+    assert [client.call('add', 1), client.call('add', 2)] == [1, 3]
+
+
+def test_eager_process():
+    registry = Registry('tests')
+    process = Process(registry=registry)
+    client = RecordingClient(handler=process)
+    assert client.call('registry') is True
+    assert get_current_registry() is not registry
+    assert client.call('echo', 1) == 1
+
+
+def test_eager_with_replies():
+    client = RecordingClient(handler=TaskMessageHandler, replies={'echo': [503, 'overloaded']})
+    assert client.call('reply_in_a_task', 1) == 1
+    with pytest.raises(ZMQRemoteError):
+        client.call('echo', 1)
+
+
+def test_eager_send(eager, errors):
+    eager.send('echo', 1)
+    assert not errors()
+    eager.send('no', 1)
+    assert errors() == [f"Message 'no' to {eager.address}: the reply has status 404"]
+
+
+# Transactions
+
+
+def test_commit(client):
+    for number in range(10):
+        send_on_commit(client, 'convert', number)
+    assert client.outbox == []
+    transaction.commit()
+    assert client.outbox == [('converter', 'convert', number) for number in range(10)]
+
+
+def test_abort(client):
+    send_on_commit(client, 'convert', 1)
+    savepoint = transaction.savepoint()
+    send_on_commit(client, 'convert', 2)
+    savepoint.rollback()
+    transaction.abort()
+    transaction.commit()
+    assert client.outbox == []
+
+
+def test_eager_commit(eager, errors):
+    send_on_commit(eager, 'raises', 'ValueError')
+    transaction.commit()
+    assert eager.outbox == [('converter', 'raises', 'ValueError')]
+    assert errors()[-1] == f"Message 'raises' to {eager.address}: the reply has status 500"
+
+
+def test_closed_at_commit(client):
+    send_on_commit(client, 'convert', 1)
+    client.close()
+    with pytest.raises(ZMQClosedError):
+        transaction.commit()
+    transaction.abort()

@@ -1,0 +1,722 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+
+"""Messages that are sent on commit: all of them, in their order, or none."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from multiprocessing.context import ForkProcess
+
+import pytest
+import transaction
+import zmq
+from transaction.interfaces import IDataManagerSavepoint, ISavepointDataManager
+from zope.interface.verify import verifyObject
+
+from conftest import open_fds, wait_until
+from handlers import Handler, MessageHandler
+from pyams_zmq import outbox as outbox_module
+from pyams_zmq.client import ZMQClient
+from pyams_zmq.exceptions import (
+    ZMQClosedError,
+    ZMQMessageError,
+    ZMQRefusedError,
+    ZMQUnreachableError,
+)
+from pyams_zmq.outbox import Outbox, Postman, postman
+from pyams_zmq.socket import MAX_MESSAGE_SIZE, open_pair
+from pyams_zmq.transaction import MessageDataManager, send_on_commit
+
+LOGGER_NAME = 'PyAMS (zmq)'
+
+
+class RecordingHandler(Handler):
+    """Keeps what it was told."""
+
+    def __init__(self):
+        super().__init__()
+        self.notes = []
+
+    def note(self, args):
+        self.notes.append(args)
+        return [200, None]
+
+    def slow_note(self, args):
+        time.sleep(0.3)
+        return self.note(args)
+
+    def all_notes(self, args):
+        return [200, self.notes]
+
+    def status(self, status):
+        return [status, 'the secret of the handler']
+
+    def raw(self, value):
+        return value
+
+
+class RecordingMessageHandler(MessageHandler):
+    """Serves RecordingHandler."""
+
+    handler = RecordingHandler
+
+
+class Journal:
+    """A data manager that writes down what it is asked for."""
+
+    transaction_manager = transaction.manager
+
+    def __init__(self, key='journal', **hooks):
+        self.key = key
+        self.lines = []
+        self.hooks = hooks
+
+    def sortKey(self):  # noqa: N802 - the name that transactions ask for
+        return self.key
+
+    def __getattr__(self, name):
+        if name not in ('abort', 'tpc_begin', 'commit', 'tpc_vote', 'tpc_finish', 'tpc_abort'):
+            raise AttributeError(name)
+
+        def write(txn):
+            self.lines.append(name)
+            self.hooks.get(name, lambda: None)()
+
+        return write
+
+
+@pytest.fixture(autouse=True)
+def _abort():
+    """Leave no transaction to the next test."""
+    transaction.abort()
+    yield
+    transaction.abort()
+
+
+@pytest.fixture
+def process(start):
+    """Process that keeps what it was told."""
+    return start(handler=RecordingMessageHandler)
+
+
+@pytest.fixture
+def client(process):
+    """Client of it."""
+    with ZMQClient(process.bound_address) as client:
+        yield client
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Address which a service can be restarted at."""
+    return f'ipc://{tmp_path}/zmq.sock'
+
+
+@pytest.fixture
+def errors(caplog):
+    """Texts of the errors that were logged."""
+    caplog.set_level(logging.ERROR, LOGGER_NAME)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def notes(client):
+    """What the service was told, once all messages have their reply."""
+    wait_until(lambda: not len(client._outbox))
+    return client.call('all_notes')
+
+
+def test_interfaces(client):
+    manager = MessageDataManager(transaction.manager, client, 'note', b'', 1)
+    assert verifyObject(ISavepointDataManager, manager)
+    assert verifyObject(IDataManagerSavepoint, manager.savepoint())
+
+
+def test_commit(client):
+    send_on_commit(client, 'note', 1)
+    assert notes(client) == []
+    transaction.commit()
+    assert notes(client) == [1]
+    transaction.commit()
+    assert notes(client) == [1]
+
+
+def test_no_arguments(client):
+    send_on_commit(client, 'note')
+    transaction.commit()
+    assert notes(client) == [None]
+
+
+def test_abort(client):
+    send_on_commit(client, 'note', 1)
+    transaction.abort()
+    transaction.commit()
+    assert notes(client) == []
+
+
+def test_nothing_is_connected_without_commit():
+    with ZMQClient('127.0.0.1:1') as client:
+        send_on_commit(client, 'note', 1)
+        transaction.abort()
+    assert client._outbox not in postman._outboxes
+
+
+def test_other_manager(client):
+    manager = transaction.TransactionManager(explicit=True)
+    with pytest.raises(transaction.interfaces.NoTransaction):
+        send_on_commit(client, 'note', 1, manager=manager)
+    with manager:
+        send_on_commit(client, 'note', 2, manager=manager)
+        transaction.abort()
+    assert notes(client) == [2]
+
+
+def test_order(client):
+    for number in range(100):
+        send_on_commit(client, 'note', number)
+    transaction.commit()
+    assert notes(client) == list(range(100))
+
+
+def test_order_of_transactions(client):
+    for number in range(50):
+        send_on_commit(client, 'note', number)
+        transaction.commit()
+        client.send('note', number + 0.5)
+    assert notes(client) == [number / 2 for number in range(100)]
+
+
+def test_many_messages(client):
+    before = open_fds()
+    for number in range(3000):
+        send_on_commit(client, 'note', number)
+    transaction.commit()
+    assert open_fds() < before + 10
+    assert notes(client) == list(range(3000))
+
+
+def test_arguments_are_taken_at_once(client):
+    args = {'path': '/a'}
+    send_on_commit(client, 'note', args)
+    args['path'] = '/b'
+    transaction.commit()
+    assert notes(client) == [{'path': '/a'}]
+
+
+@pytest.mark.parametrize(
+    ('type_', 'args', 'error'),
+    [
+        ('note', object(), TypeError),
+        ('note', {1, 2}, TypeError),
+        ('note', float('nan'), ValueError),
+        (None, 1, TypeError),
+        ('note', 'x' * (MAX_MESSAGE_SIZE + 1), ZMQMessageError),
+    ],
+)
+def test_bad_message(client, type_, args, error):
+    with pytest.raises(error):
+        send_on_commit(client, type_, args)
+    with pytest.raises(error):
+        client.send(type_, args)
+    transaction.commit()
+    assert notes(client) == []
+
+
+def test_savepoints(client):
+    send_on_commit(client, 'note', 1)
+    first = transaction.savepoint()
+    send_on_commit(client, 'note', 2)
+    second = transaction.savepoint()
+    send_on_commit(client, 'note', 3)
+    second.rollback()
+    send_on_commit(client, 'note', 4)
+    second.rollback()
+    send_on_commit(client, 'note', 5)
+    transaction.commit()
+    assert notes(client) == [1, 2, 5]
+    assert not first.valid
+
+
+def test_first_savepoint(client):
+    savepoint = transaction.savepoint()
+    send_on_commit(client, 'note', 1)
+    transaction.savepoint()
+    send_on_commit(client, 'note', 2)
+    savepoint.rollback()
+    transaction.commit()
+    assert notes(client) == []
+
+
+def test_two_services(start):
+    processes = [start(handler=RecordingMessageHandler) for _ in range(2)]
+    with ZMQClient(processes[0].bound_address) as one, ZMQClient(processes[1].bound_address) as two:
+        for number in range(10):
+            send_on_commit(one, 'note', number)
+            send_on_commit(two, 'note', -number)
+        transaction.commit()
+        assert notes(one) == list(range(10))
+        assert notes(two) == [-number for number in range(10)]
+
+
+def test_others_are_done_when_it_is_sent(client):
+    seen = []
+    journal = Journal(tpc_finish=lambda: seen.append(notes(client)))
+    transaction.get().join(journal)
+    send_on_commit(client, 'note', 1)
+    transaction.commit()
+    assert journal.lines == ['tpc_begin', 'commit', 'tpc_vote', 'tpc_finish']
+    assert seen == [[]]
+    assert notes(client) == [1]
+
+
+def test_who_commits_at_its_vote_is_asked_later(address):
+    # As zope.sqlalchemy does with its usual transactions, of one phase.
+    journal = Journal('~sqlalchemy:1')
+    transaction.get().join(journal)
+    with ZMQClient(address) as client:
+        send_on_commit(client, 'note', 1, timeout=0.1)
+        with pytest.raises(ZMQUnreachableError):
+            transaction.commit()
+    assert 'tpc_vote' not in journal.lines
+    assert journal.lines[-1] == 'tpc_abort'
+
+
+def test_another_votes_no(client, errors):
+    def refuse():
+        raise LookupError('no')
+
+    transaction.get().join(Journal('~~', tpc_vote=refuse))
+    send_on_commit(client, 'note', 1)
+    with pytest.raises(LookupError):
+        transaction.commit()
+    transaction.abort()
+    assert notes(client) == []
+    assert errors() == []
+
+
+def test_service_down(address, client):
+    journal = Journal()
+    transaction.get().join(journal)
+    with ZMQClient(address) as other:
+        send_on_commit(client, 'note', 1)
+        send_on_commit(other, 'note', 2, timeout=0.2)
+        start = time.monotonic()
+        with pytest.raises(ZMQUnreachableError, match='No service has answered at ipc'):
+            transaction.commit()
+        assert 0.2 <= time.monotonic() - start < 1.5
+        assert journal.lines == ['tpc_begin', 'commit', 'tpc_vote', 'tpc_abort']
+        transaction.abort()
+        assert notes(client) == []
+
+
+def test_messages_share_the_time(address):
+    with ZMQClient(address) as one, ZMQClient(address + '2') as two:
+        managers = [
+            MessageDataManager(transaction.manager, client, 'note', b'', 0.3)
+            for client in (one, two)
+        ]
+        start = time.monotonic()
+        for manager in managers:
+            with pytest.raises(ZMQUnreachableError):
+                manager.tpc_vote(transaction.get())
+        assert time.monotonic() - start < 0.55
+
+
+def test_send_to_nobody(address):
+    with ZMQClient(address, timeout=0.1) as client, pytest.raises(ZMQUnreachableError):
+        client.send('note', 1)
+
+
+def test_service_comes_back(start, address):
+    def serve():
+        return start(address, RecordingMessageHandler)
+
+    with ZMQClient(address) as client:
+        with pytest.raises(ZMQUnreachableError):
+            client.prepare(timeout=0.1)
+        process = serve()
+        client.send('note', 1)
+        assert notes(client) == [1]
+        process.stop()
+        serve()
+        send_on_commit(client, 'note', 2)
+        transaction.commit()
+        assert notes(client) == [2]
+
+
+def test_service_is_restarted_between_vote_and_finish(start, address):
+    processes = [start(address, RecordingMessageHandler)]
+
+    def restart():
+        processes[0].kill()
+        processes[0].join()
+        processes.append(start(address, RecordingMessageHandler))
+
+    with ZMQClient(address) as client:
+        transaction.get().join(Journal('~~', tpc_vote=restart))
+        send_on_commit(client, 'note', 1)
+        transaction.commit()
+        assert notes(client) == [1]
+
+
+def test_service_is_killed_between_vote_and_finish(process, errors):
+    def kill():
+        process.kill()
+        process.join()
+        wait_until(lambda: not client._outbox.is_connected)
+
+    with ZMQClient(process.bound_address, timeout=0.2) as client:
+        journal = Journal('~~', tpc_vote=kill)
+        transaction.get().join(journal)
+        send_on_commit(client, 'note', 'secret')
+        start = time.monotonic()
+        transaction.commit()
+        wait_until(errors)
+    assert time.monotonic() - start < 2
+    assert journal.lines[-1] == 'tpc_finish'
+    assert errors() == [
+        f"Message 'note' to {process.bound_address}: not sent, no service within 0.2 s"
+    ]
+
+
+def test_service_is_killed_before_its_reply(process, errors, tmp_path):
+    path = tmp_path / 'busy'
+    with ZMQClient(process.bound_address) as client:
+        send_on_commit(client, 'wait_for', str(path))
+        send_on_commit(client, 'wait_for', str(path))
+        transaction.commit()
+        wait_until(path.exists)
+        process.kill()
+        wait_until(errors)
+    assert errors() == [
+        f"Message 'wait_for' to {process.bound_address}: "
+        'the connection was lost, it may have run or not (2 times)'
+    ]
+
+
+def test_client_is_closed_before_the_vote(client):
+    send_on_commit(client, 'note', 1)
+    client.close()
+    with pytest.raises(ZMQClosedError):
+        transaction.commit()
+
+
+def test_client_is_closed_before_the_finish(client, errors):
+    transaction.get().join(Journal('~~', tpc_vote=client.close))
+    send_on_commit(client, 'note', 'secret')
+    transaction.commit()
+    assert errors() == ["Message 'note' of a committed transaction is lost"]
+
+
+def test_sent_messages_survive_the_client(process, client):
+    with ZMQClient(process.bound_address) as other:
+        for number in range(10):
+            other.send('slow_note' if not number else 'note', number)
+    assert len(other._outbox)
+    wait_until(lambda: not len(other._outbox))
+    assert notes(client) == list(range(10))
+
+
+@pytest.mark.parametrize('auth', ['editor:wrong', None])
+def test_refused(start, auth):
+    process = start(handler=RecordingMessageHandler, auth='editor:secret')
+    journal = Journal()
+    with ZMQClient(process.bound_address, auth=auth) as client:
+        for _ in range(2):
+            transaction.get().join(journal)
+            send_on_commit(client, 'note', 1)
+            with pytest.raises(ZMQRefusedError):
+                transaction.commit()
+            transaction.abort()
+        with pytest.raises(ZMQRefusedError):
+            client.send('note', 1)
+    assert journal.lines[-1] == 'abort'
+    assert 'tpc_abort' in journal.lines
+    with ZMQClient(process.bound_address, auth='editor:secret') as client:
+        send_on_commit(client, 'note', 2)
+        transaction.commit()
+        assert notes(client) == [2]
+
+
+@pytest.mark.parametrize(
+    ('message', 'problem'),
+    [
+        (('status', 404), 'the reply has status 404'),
+        (('status', 500), 'the reply has status 500'),
+        (('no_such_method', None), 'the reply has status 404'),
+        (('raises', 'ValueError'), 'the reply has status 500'),
+        (('raw', 'the secret of the handler'), 'the reply is not [status, payload]'),
+    ],
+)
+def test_bad_reply(client, errors, message, problem):
+    send_on_commit(client, *message)
+    transaction.commit()
+    wait_until(errors)
+    assert errors() == [f'Message {message[0]!r} to {client.address}: {problem}']
+
+
+def test_a_server_that_hangs(client, process):
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        send_on_commit(client, 'note', 1, timeout=0.2)
+        with pytest.raises(ZMQUnreachableError):  # the system connects, nobody shakes hands
+            transaction.commit()
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+
+
+def test_no_reply_in_time(process, errors, tmp_path):
+    path = tmp_path / 'busy'
+    with ZMQClient(process.bound_address, timeout=0.1) as client:
+        client.send('wait_for', str(path))
+        client.send('note', 'late')
+        wait_until(lambda: len(errors()) == 2)
+        assert errors() == [
+            f'Message {name!r} to {client.address}: no reply within 0.1 s, it may have run or not'
+            for name in ('wait_for', 'note')
+        ]
+        path.unlink()
+        # The late replies are nobody's, and trouble nobody.
+        client.send('note', 'later')
+        wait_until(lambda: not len(client._outbox))
+        assert client.call('all_notes', timeout=5) == ['late', 'later']
+    assert len(errors()) == 2
+
+
+def test_too_many_messages(client, errors, tmp_path, monkeypatch):
+    path = tmp_path / 'busy'
+    client.send('wait_for', str(path))
+    wait_until(path.exists)
+    monkeypatch.setattr(outbox_module, 'MAX_LETTERS', 2)
+    client.send('note', 1)
+    client.send('note', 2)
+    wait_until(errors)
+    path.unlink()
+    assert errors() == [
+        f"Message 'wait_for' to {client.address}: "
+        'no reply before 2 others were posted, it may have run or not'
+    ]
+    assert notes(client) == [1, 2]
+
+
+def test_threads(client):
+    def commit(number):
+        manager = transaction.TransactionManager()
+        for count in range(20):
+            send_on_commit(client, 'note', [number, count], manager=manager)
+            if count % 5 == 4:
+                manager.commit()
+
+    threads = [threading.Thread(target=commit, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sent = notes(client)
+    assert len(sent) == 160
+    for number in range(8):
+        assert [count for thread, count in sent if thread == number] == list(range(20))
+    assert [thread.name for thread in threading.enumerate()].count('PyAMS (zmq) outbox') == 1
+
+
+def test_threads_wait_side_by_side(address):
+    def vote():
+        start = time.monotonic()
+        with pytest.raises(ZMQUnreachableError):
+            client.prepare(timeout=0.3)
+        times.append(time.monotonic() - start)
+
+    times = []
+    with ZMQClient(address) as client:
+        threads = [threading.Thread(target=vote) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(times) == 5
+    assert max(times) < 1
+
+
+def in_fork(function):
+    """Exit code of a fork that runs a function."""
+    child = ForkProcess(target=function)
+    child.start()
+    child.join(10)
+    return child.exitcode
+
+
+def test_fork(client):
+    def commit():
+        send_on_commit(client, 'note', 'child')
+        transaction.commit()
+        with pytest.raises(ZMQClosedError), client:
+            client.close()
+            client.send('note')
+
+    client.send('note', 'before')
+    assert in_fork(commit) == 0  # whose end waits for the replies
+    send_on_commit(client, 'note', 'after')
+    transaction.commit()
+    assert notes(client) == ['before', 'child', 'after']
+
+
+def test_fork_in_a_transaction(client):
+    send_on_commit(client, 'note', 'once')
+    assert in_fork(transaction.abort) == 0
+    transaction.commit()
+    assert notes(client) == ['once']
+
+
+def test_fork_while_the_lock_is_held(client):
+    def commit():
+        send_on_commit(client, 'note', 'child')
+        transaction.commit()
+
+    client.send('note', 'before')
+    assert notes(client) == ['before']
+    with postman._changed:
+        assert in_fork(commit) == 0
+    assert notes(client) == ['before', 'child']
+
+
+@pytest.mark.parametrize('end', ['', 'sys.exit(1)', 'raise LookupError'])
+def test_end_of_the_program(process, client, end):
+    program = f"""
+    import sys, transaction
+    from pyams_zmq.client import ZMQClient
+    from pyams_zmq.transaction import send_on_commit
+
+    client = ZMQClient({process.bound_address!r})
+    for number in range(1000):
+        send_on_commit(client, 'note', number)
+    transaction.commit()
+    {end}
+    """
+    subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(program)],
+        check=not end,
+        timeout=30,
+        stderr=subprocess.DEVNULL if end else None,
+    )
+    assert client.call('all_notes') == list(range(1000))
+
+
+def test_flush_waits_no_longer_than_it_may(client, errors, tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox_module, 'FLUSH', 0.1)
+    path = tmp_path / 'busy'
+    client.send('wait_for', str(path))
+    wait_until(path.exists)
+    postman.flush()
+    path.unlink()
+    assert errors() == [
+        '1 messages may be lost: the program ends before they have a reply',
+    ]
+
+
+def test_nothing_is_left(process):
+    with ZMQClient(process.bound_address) as client:
+        client.call('echo')
+    fds, threads = open_fds(), threading.active_count()
+    for _ in range(3):
+        with ZMQClient(process.bound_address) as client:
+            for number in range(10):
+                send_on_commit(client, 'note', number)
+            transaction.commit()
+        wait_until(lambda: threading.active_count() == threads)
+        wait_until(lambda: open_fds() <= fds)
+
+
+def test_nothing_is_left_of_a_failure(address):
+    fds, threads = open_fds(), threading.active_count()
+    with ZMQClient(address) as client:
+        send_on_commit(client, 'note', 1, timeout=0.1)
+        with pytest.raises(ZMQUnreachableError):
+            transaction.commit()
+    wait_until(lambda: threading.active_count() == threads)
+    wait_until(lambda: open_fds() <= fds + 6)  # of the context
+
+
+def test_an_idle_connection_is_closed(client, monkeypatch):
+    threads = threading.active_count()
+    monkeypatch.setattr(outbox_module, 'IDLE', 0.1)
+    for number in range(2):
+        client.send('note', number)
+        wait_until(lambda: threading.active_count() == threads)
+    assert client.call('all_notes') == [0, 1]
+
+
+def test_terminated_context(process, errors, tmp_path):
+    """Somebody terminates the context of all clients: messages are lost, with a word."""
+    path = tmp_path / 'busy'
+    with ZMQClient(process.bound_address) as client:
+        client.send('wait_for', str(path))
+        wait_until(path.exists)
+        bell, heard = open_pair()
+        context = bell.context
+        bell.close()
+        heard.close()
+        context.term()
+        wait_until(errors)
+        path.unlink()
+        assert errors() == [f"Message 'wait_for' to {client.address}: {zmq.strerror(zmq.ETERM)}"]
+        client.send('note', 1)
+        assert notes(client) == [1]
+
+
+def test_failing_log(client, caplog):
+    class Broken(logging.Handler):
+        def emit(self, record):
+            raise OSError('no space left on device')
+
+    logger = logging.getLogger(LOGGER_NAME)
+    broken = Broken()
+    logger.addHandler(broken)
+    try:
+        client.send('status', 404)
+        wait_until(lambda: not len(client._outbox))
+        client.send('note', 1)
+        assert notes(client) == [1]
+    finally:
+        logger.removeHandler(broken)
+
+
+def test_a_connection_that_takes_nothing():
+    """Which may happen between the end of a connection and the event that tells of it."""
+
+    class Full:
+        sockets = ()
+        is_connected = True
+        look = receive = lambda self: None
+
+        def send(self, frames):
+            return False
+
+        def close(self):
+            pass
+
+    outbox = Outbox('tcp://127.0.0.1:1', Full)
+    outbox.add(outbox_module.Letter('note', b'', 1))
+    assert outbox.step(time.monotonic()) == []
+    assert 0 < outbox.wakes_at() - time.monotonic() <= outbox_module.RETRY
+    assert len(outbox) == 1
+    [problem] = outbox.fail(LookupError('why'))
+    assert problem == "Message 'note' to tcp://127.0.0.1:1: why"
+
+
+def test_close_without_messages():
+    Postman().close(Outbox('tcp://127.0.0.1:1', None))
