@@ -16,7 +16,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
@@ -159,11 +158,11 @@ def run(tmp_path, *args):
     ini = WebServer.configure(tmp_path, 'declared', {})
     address = f'ipc://{tmp_path}/zmq.sock'
     arguments = [str(ini) if arg == 'INI' else arg for arg in args]
-    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent), 'XDG_RUNTIME_DIR': str(tmp_path)}
     return subprocess.run(
         [sys.executable, '-W', 'ignore', '-m', *arguments, f'address={address}'],
         cwd=tmp_path,
-        env=env,
+        stdin=subprocess.DEVNULL,
+        env=Program.environ(tmp_path),
         capture_output=True,
         text=True,
         timeout=60,
@@ -173,7 +172,7 @@ def run(tmp_path, *args):
 
 @pytest.mark.parametrize('script', ['proutes', 'pviews', 'pshell'])
 def test_scripts_start_nothing(tmp_path, script):
-    arguments = {'pviews': ['INI', '/'], 'pshell': ['INI', '-p', 'python']}.get(script, ['INI'])
+    arguments = ['INI', '/'] if script == 'pviews' else ['INI']
     result = run(tmp_path, f'pyramid.scripts.{script}', *arguments)
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / 'children').exists()
@@ -186,8 +185,9 @@ def test_external(serve, tmp_path):
         tmp_path, '-m', 'pyams_zmq', 'serve', str(ini), 'worker', f'address={address}'
     )
     try:
-        wait_until((tmp_path / 'children').exists, PATIENCE)
-        [child] = map(int, (tmp_path / 'children').read_text().split())
+        noted = tmp_path / 'children'
+        wait_until(lambda: noted.exists() and noted.read_text().endswith('\n'), PATIENCE)
+        [child] = map(int, noted.read_text().split())
         program.send_signal(signal.SIGTERM)
         assert program.wait(PATIENCE) == 0
         assert not is_running(child)

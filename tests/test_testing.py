@@ -94,7 +94,7 @@ def errors(caplog):
         ((ZMQProcess, '127.0.0.1', MessageHandler), {}),
         ((ZMQProcess,), {'bind_addr': '127.0.0.1', 'handler': MessageHandler}),
         ((lambda: Process(),), {}),  # noqa: PLW0108 - a function
-        ((lambda bind_addr, handler: Process(bind_addr, handler),), {'handler': MessageHandler}),
+        ((lambda bind_addr, handler: Process(bind_addr, handler),), {'handler': MessageHandler}),  # noqa: PLW0108
     ],
 )
 def test_running(args, kwargs):

@@ -88,7 +88,7 @@ class Program:
             self.process = subprocess.Popen(
                 [sys.executable, *args],
                 cwd=folder,
-                env=self._environ(folder, env),
+                env=self.environ(folder, **env),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -98,7 +98,8 @@ class Program:
         self.pid = self.process.pid
 
     @staticmethod
-    def _environ(folder, env):
+    def environ(folder, **env):
+        """Environment variables of a program."""
         path = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get('PYTHONPATH'))))
         return {**os.environ, 'PYTHONPATH': path, 'XDG_RUNTIME_DIR': str(folder), **env}
 
