@@ -22,6 +22,7 @@ from pyramid.request import Request
 
 from handlers import MessageHandler, Process
 from pyams_zmq.config import STARTS, is_server, services_of
+from pyams_zmq.exceptions import ZMQRemoteError
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.process import ZMQProcess
 
@@ -255,6 +256,65 @@ def test_one_client_for_each_service(application):
     application.commit()
     clients = application.registry.zmq_clients
     assert clients.get('indexer') is clients.get('indexer')
+
+
+# Monitor
+
+
+def test_monitor(start, tmp_path):
+    start(f'ipc://{tmp_path}/zmq.sock')
+    config = Configurator(
+        settings={
+            'pyams_zmq.indexer.address': f'ipc://{tmp_path}/zmq.sock',
+            'pyams_zmq.indexer.start': 'never',
+            'pyams_zmq.converter.address': f'ipc://{tmp_path}/nobody',
+            'pyams_zmq.converter.start': 'never',
+        }
+    )
+    for package in ('pyams_zmq', 'cornice', 'cornice_swagger', 'pyams_utils'):
+        config.include(package)
+    app = config.make_wsgi_app()
+    answer = Request.blank('/api/rest/monitor').get_response(app).json
+    app.registry.zmq_clients.close()
+    down, up = answer['services']
+    assert answer['status'] == 'PARTIAL'
+    assert up == {'handler': 'pyams_zmq: indexer', 'status': 'UP'}
+    assert (down['handler'], down['status']) == ('pyams_zmq: converter', 'DOWN')
+    assert 'No service has answered' in down['message']
+
+
+# Testing
+
+
+def test_include_testing():
+    config = Configurator()
+    config.include('pyams_zmq.testing')
+    config.add_zmq_process('indexer', handler=HANDLER, address=ADDRESS)
+
+    def view(request):
+        request.zmq('indexer').send('echo', 'sent')
+        return request.zmq('indexer').call('echo', 'called')
+
+    config.add_route('home', '/')
+    config.add_view(view, route_name='home', renderer='json')
+    app = config.make_wsgi_app()
+    testing = app.registry.zmq_testing
+    assert Request.blank('/').get_response(app).json is None
+    assert testing.outbox == [('indexer', 'echo', 'sent'), ('indexer', 'echo', 'called')]
+    testing.replies['indexer']['echo'] = [200, 'given']
+    assert Request.blank('/').get_response(app).json == 'given'
+
+
+def test_include_testing_eager():
+    config = Configurator()
+    config.include('pyams_zmq.testing')
+    config.add_zmq_process('indexer', handler=HANDLER, address=ADDRESS)
+    config.commit()
+    config.registry.zmq_testing.eager = True
+    client = config.registry.zmq_clients.get('indexer')
+    assert client.call('echo', 'here') == 'here'
+    with pytest.raises(ZMQRemoteError, match='404'):
+        client.call('unknown')
 
 
 # Who starts

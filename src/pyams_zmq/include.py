@@ -12,6 +12,7 @@
 
 """PyAMS_zmq.include module: what ``config.include('pyams_zmq')`` does."""
 
+import sys
 from typing import Any
 
 from pyramid.events import ApplicationCreated
@@ -41,3 +42,11 @@ def include_package(config: Any) -> None:
     config.add_subscriber(start_services, ApplicationCreated)
     config.action('pyams_zmq check', lambda: check_settings(config), order=EARLY)
     config.action('pyams_zmq declare', lambda: declare_from_settings(config), order=LATE)
+
+    def monitor() -> None:
+        if 'pyams_utils' in sys.modules:  # else nobody has included it
+            from pyams_zmq.monitor import register_monitor  # noqa: PLC0415 - it imports cornice
+
+            register_monitor(config)
+
+    config.action('pyams_zmq monitor', monitor, order=LATE)
