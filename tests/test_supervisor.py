@@ -28,6 +28,7 @@ import pytest
 from pyramid.registry import Registry
 from zope.interface.verify import verifyObject
 
+from app.handler import in_hand
 from app.program import Program, is_running, wait_for_end, wait_until
 from handlers import ExitingSetup
 from pyams_zmq import lock as lock_module
@@ -403,6 +404,17 @@ def test_stop_with_one_given_up(fakes):
     assert fakes.supervisor.exit_code == 0
 
 
+def test_stop_by_a_subscriber(fakes):
+    supervisor = fakes.supervisor = Supervisor({'first': fakes.make, 'second': fakes.make})
+    supervisor.registry = Registry()
+    supervisor.registry.registerHandler(lambda event: supervisor.stop(), [IZMQProcessGivenUpEvent])
+    supervisor.max_starts = 1
+    fakes.step()
+    assert fakes.crash() == 0
+    assert fakes.step() == 5
+    assert fakes.made[0].orders == ['start', 'ask']
+
+
 # Run
 
 
@@ -478,6 +490,25 @@ def test_stop_ends_grandchildren(run, ask, address, num, send):
     assert program.wait(TIMEOUT) == 0
     assert not is_running(grandchild)
     assert program.running() == []
+
+
+@pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name)
+def test_second_signal_ends_at_once(run, address, num):
+    program = run(RUN, 'echo')
+    read(program, 'started')
+    with in_hand(address, 'work'):
+        program.send_signal(num)
+        wait_until(lambda: not handles(program.pid, num), TIMEOUT)
+        program.send_signal(num)
+        assert program.wait(TIMEOUT) == -num
+        wait_until(lambda: program.running() == [], ORPHAN_LIMIT)
+
+
+def handles(pid, num):
+    """Tell if a process has a handler for a signal."""
+    with open(f'/proc/{pid}/status', encoding='ascii') as status:
+        mask = next(line.split()[1] for line in status if line.startswith('SigCgt'))
+    return bool(int(mask, 16) & 1 << num - 1)
 
 
 def test_hangup(run):
@@ -561,6 +592,18 @@ def test_beside_fails(monkeypatch):
     process.start()
     process.join(TIMEOUT)
     assert process.exitcode == 1
+
+
+def test_started_by_a_thread(ask, address):
+    process = SupervisorProcess({'echo': partial(Process, address)})
+    thread = threading.Thread(target=process.start)
+    thread.start()
+    thread.join()
+    try:
+        assert ask(address, ['registry', None], timeout=TIMEOUT) == [200, True]
+    finally:
+        process.stop()
+    assert process.exitcode == 0
 
 
 def test_stop_without_a_child():
