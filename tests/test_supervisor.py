@@ -30,7 +30,7 @@ from zope.interface.verify import verifyObject
 
 from app.handler import in_hand
 from app.program import Program, is_running, wait_for_end, wait_until
-from handlers import ExitingSetup
+from handlers import ExitingSetup, Process
 from pyams_zmq import lock as lock_module
 from pyams_zmq import supervisor as supervisor_module
 from pyams_zmq.exceptions import ZMQStartError
@@ -405,12 +405,11 @@ def test_stop_with_one_given_up(fakes):
 
 
 def test_stop_by_a_subscriber(fakes):
-    supervisor = fakes.supervisor = Supervisor({'first': fakes.make, 'second': fakes.make})
+    supervisor = fakes.supervisor = Supervisor({'fake': fakes.make, 'broken': {}.popitem})
     supervisor.registry = Registry()
     supervisor.registry.registerHandler(lambda event: supervisor.stop(), [IZMQProcessGivenUpEvent])
     supervisor.max_starts = 1
-    fakes.step()
-    assert fakes.crash() == 0
+    assert fakes.step() == 0
     assert fakes.step() == 5
     assert fakes.made[0].orders == ['start', 'ask']
 
@@ -516,6 +515,8 @@ def test_hangup(run):
     started = sorted(read(program, 'started') for _ in range(2))
     program.send_signal(signal.SIGHUP)
     assert sorted(read(program, 'reloaded') for _ in range(2)) == started
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(TIMEOUT) == 0
 
 
 def test_supervisor_is_killed(run):
