@@ -110,6 +110,16 @@ for line in sys.stdin:
 """
 )
 
+# The master of a preforking server: its workers keep the pipe to the supervisor open.
+BESIDE_FORKS = BESIDE.replace(
+    'for line in',
+    """
+if not os.fork():
+    import signal
+    signal.pause()
+for line in""",
+)
+
 
 class Fake:
     """A process that does what a test says."""
@@ -544,9 +554,10 @@ def test_beside(run, ask, address):
     assert not is_running(grandchild)
 
 
-@pytest.mark.parametrize('code', [BESIDE, NO_PIDFD + BESIDE], ids=['pidfd', 'no pidfd'])
-def test_owner_is_killed(run, ask, address, code):
-    program = run(code, '')
+@pytest.mark.parametrize('pidfd', ['', NO_PIDFD], ids=['pidfd', 'no pidfd'])
+@pytest.mark.parametrize('code', [BESIDE, BESIDE_FORKS], ids=['alone', 'forks'])
+def test_owner_is_killed(run, ask, address, code, pidfd):
+    program = run(pidfd + code, '')
     [pid] = read(program, 'supervisor')
     _, child = read(program, 'started')
     _, grandchild = ask(address, ['spawn', 60])
