@@ -13,6 +13,7 @@
 
 """The command line: `pyams_zmq serve`, as a console script and by `python -m pyams_zmq`."""
 
+import importlib
 import os
 import signal
 import sys
@@ -159,6 +160,11 @@ def test_nothing_declared(tmp_path, ini, run):
     program = run('echo')
     assert program.wait(TIMEOUT) == 2
     assert f'{ini} declares: none' in program.log.read_text()
+
+
+def test_import():
+    """Whoever looks at all modules of the package runs nothing."""
+    importlib.import_module('pyams_zmq.__main__')
 
 
 def test_no_arguments(capsys):

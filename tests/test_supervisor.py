@@ -28,8 +28,9 @@ import pytest
 from pyramid.registry import Registry
 from zope.interface.verify import verifyObject
 
+from app.handler import in_hand
 from app.program import Program, is_running, wait_for_end, wait_until
-from handlers import ExitingSetup
+from handlers import ExitingSetup, Process
 from pyams_zmq import lock as lock_module
 from pyams_zmq import supervisor as supervisor_module
 from pyams_zmq.exceptions import ZMQStartError
@@ -107,6 +108,16 @@ for line in sys.stdin:
     supervisor.stop()
     say('stopped', supervisor.exitcode)
 """
+)
+
+# The master of a preforking server: its workers keep the pipe to the supervisor open.
+BESIDE_FORKS = BESIDE.replace(
+    'for line in',
+    """
+if not os.fork():
+    import signal
+    signal.pause()
+for line in""",
 )
 
 
@@ -403,6 +414,16 @@ def test_stop_with_one_given_up(fakes):
     assert fakes.supervisor.exit_code == 0
 
 
+def test_stop_by_a_subscriber(fakes):
+    supervisor = fakes.supervisor = Supervisor({'fake': fakes.make, 'broken': {}.popitem})
+    supervisor.registry = Registry()
+    supervisor.registry.registerHandler(lambda event: supervisor.stop(), [IZMQProcessGivenUpEvent])
+    supervisor.max_starts = 1
+    assert fakes.step() == 0
+    assert fakes.step() == 5
+    assert fakes.made[0].orders == ['start', 'ask']
+
+
 # Run
 
 
@@ -480,11 +501,32 @@ def test_stop_ends_grandchildren(run, ask, address, num, send):
     assert program.running() == []
 
 
+@pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name)
+def test_second_signal_ends_at_once(run, address, num):
+    program = run(RUN, 'echo')
+    read(program, 'started')
+    with in_hand(address, 'work'):
+        program.send_signal(num)
+        wait_until(lambda: not handles(program.pid, num), TIMEOUT)
+        program.send_signal(num)
+        assert program.wait(TIMEOUT) == -num
+        wait_until(lambda: program.running() == [], ORPHAN_LIMIT)
+
+
+def handles(pid, num):
+    """Tell if a process has a handler for a signal."""
+    with open(f'/proc/{pid}/status', encoding='ascii') as status:
+        mask = next(line.split()[1] for line in status if line.startswith('SigCgt'))
+    return bool(int(mask, 16) & 1 << num - 1)
+
+
 def test_hangup(run):
     program = run(RUN, 'echo', 'other')
     started = sorted(read(program, 'started') for _ in range(2))
     program.send_signal(signal.SIGHUP)
     assert sorted(read(program, 'reloaded') for _ in range(2)) == started
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(TIMEOUT) == 0
 
 
 def test_supervisor_is_killed(run):
@@ -512,9 +554,10 @@ def test_beside(run, ask, address):
     assert not is_running(grandchild)
 
 
-@pytest.mark.parametrize('code', [BESIDE, NO_PIDFD + BESIDE], ids=['pidfd', 'no pidfd'])
-def test_owner_is_killed(run, ask, address, code):
-    program = run(code, '')
+@pytest.mark.parametrize('pidfd', ['', NO_PIDFD], ids=['pidfd', 'no pidfd'])
+@pytest.mark.parametrize('code', [BESIDE, BESIDE_FORKS], ids=['alone', 'forks'])
+def test_owner_is_killed(run, ask, address, code, pidfd):
+    program = run(pidfd + code, '')
     [pid] = read(program, 'supervisor')
     _, child = read(program, 'started')
     _, grandchild = ask(address, ['spawn', 60])
@@ -561,6 +604,18 @@ def test_beside_fails(monkeypatch):
     process.start()
     process.join(TIMEOUT)
     assert process.exitcode == 1
+
+
+def test_started_by_a_thread(ask, address):
+    process = SupervisorProcess({'echo': partial(Process, address)})
+    thread = threading.Thread(target=process.start)
+    thread.start()
+    thread.join()
+    try:
+        assert ask(address, ['registry', None], timeout=TIMEOUT) == [200, True]
+    finally:
+        process.stop()
+    assert process.exitcode == 0
 
 
 def test_stop_without_a_child():

@@ -130,6 +130,8 @@ class Supervisor:
         timeouts = self._step_stop(now) if self._stopping else self._step_start(now)
         if any(child.running and child.pidfd is None for child in self._children):
             timeouts.append(POLL_INTERVAL)
+        if self._stopping and self._exit_code is None:  # since just now
+            timeouts.append(0.0)
         return min(timeouts, default=None)
 
     def run(self) -> int:
