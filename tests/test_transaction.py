@@ -498,18 +498,28 @@ def test_no_reply_in_time(process, errors, tmp_path):
     assert len(errors()) == 2
 
 
+def test_more_messages_than_replies_are_waited_for(client, errors, monkeypatch):
+    monkeypatch.setattr(outbox_module, 'MAX_REPLIES', 10)
+    for number in range(500):
+        send_on_commit(client, 'note', number)
+    transaction.commit()
+    wait_until(lambda: not len(client._outbox))
+    wait_until(lambda: len(client.call('all_notes')) == 500)
+    assert all('no reply before 10 others were sent' in error for error in errors())
+
+
 def test_too_many_messages(client, errors, tmp_path, monkeypatch):
     path = tmp_path / 'busy'
     client.send('wait_for', str(path))
     wait_until(path.exists)
-    monkeypatch.setattr(outbox_module, 'MAX_LETTERS', 2)
+    monkeypatch.setattr(outbox_module, 'MAX_REPLIES', 2)
     client.send('note', 1)
     client.send('note', 2)
     wait_until(errors)
     path.unlink()
     assert errors() == [
         f"Message 'wait_for' to {client.address}: "
-        'no reply before 2 others were posted, it may have run or not'
+        'no reply before 2 others were sent, it may have run or not'
     ]
     assert notes(client) == [1, 2]
 
@@ -564,8 +574,8 @@ def test_fork(client):
     def commit():
         send_on_commit(client, 'note', 'child')
         transaction.commit()
-        with pytest.raises(ZMQClosedError), client:
-            client.close()
+        client.close()
+        with pytest.raises(ZMQClosedError):
             client.send('note')
 
     client.send('note', 'before')
@@ -716,6 +726,56 @@ def test_a_connection_that_takes_nothing():
     assert len(outbox) == 1
     [problem] = outbox.fail(LookupError('why'))
     assert problem == "Message 'note' to tcp://127.0.0.1:1: why"
+
+
+def test_an_unknown_error_does_not_stop_the_others(process, client, errors):
+    def fail():
+        raise LookupError('why')
+
+    other = Outbox('tcp://127.0.0.1:1', fail)
+    postman.post(other, outbox_module.Letter('note', b'', 1))
+    client.send('note', 1)
+    assert notes(client) == [1]
+    with pytest.raises(LookupError):
+        postman.prepare(other, 5)
+    assert errors() == ["Message 'note' to tcp://127.0.0.1:1: why"]
+
+
+def test_gevent(process, client):
+    pytest.importorskip('gevent')
+    program = f"""
+    from gevent import monkey
+    monkey.patch_all()
+    import gevent, transaction
+    from pyams_zmq.client import ZMQClient
+    from pyams_zmq.exceptions import ZMQUnreachableError
+    from pyams_zmq.transaction import send_on_commit
+
+    ticks = 0
+
+    def tick():
+        global ticks
+        while True:
+            gevent.sleep(0.01)
+            ticks += 1
+
+    gevent.spawn(tick)
+    with ZMQClient({process.bound_address!r}) as client:
+        for number in range(100):
+            send_on_commit(client, 'note', number)
+        transaction.commit()
+    send_on_commit(ZMQClient('127.0.0.1:1'), 'note', timeout=0.5)
+    try:
+        transaction.commit()
+    except ZMQUnreachableError:
+        assert ticks > 10, ticks
+    else:
+        raise AssertionError
+    """
+    subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(program)], check=True, timeout=30
+    )
+    assert client.call('all_notes') == list(range(100))
 
 
 def test_close_without_messages():

@@ -32,7 +32,6 @@ from typing import Any
 import zmq
 
 from pyams_zmq.exceptions import (
-    ZMQRefusedError,
     ZMQRemoteError,
     ZMQReplyError,
     ZMQUnreachableError,
@@ -44,8 +43,8 @@ __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-MAX_LETTERS = 10_000
-"""Messages of a process that are on their way; beyond, the oldest is given up"""
+MAX_REPLIES = 10_000
+"""Replies that a process waits for; beyond, the oldest is given up"""
 
 IDLE = 30.0
 """Seconds after which a connection that nobody uses is closed"""
@@ -104,6 +103,11 @@ class Outbox:
 
     def __len__(self) -> int:
         return len(self._unsent) + len(self._sent)
+
+    @property
+    def owed_replies(self) -> int:
+        """Number of messages that were sent and have no reply yet."""
+        return len(self._sent)
 
     def add(self, letter: Letter) -> None:
         """Take a message; it is sent as soon as there is a connection."""
@@ -174,7 +178,9 @@ class Outbox:
             if not self._channel.send([number, b'', self._unsent[0].data]):
                 self._is_blocked = True
                 break
-            self._sent[number] = self._unsent.popleft()
+            letter = self._unsent.popleft()
+            letter.data = b''
+            self._sent[number] = letter
 
     def give_up(self, reason: str) -> str:
         """Wait no longer for the oldest message; return what to tell of it."""
@@ -234,10 +240,11 @@ class Postman:
         """
         with self._changed:
             self._serve(outbox)
-            outbox.used = monotonic()
+            outbox.used = monotonic() + timeout  # at least that long it is kept
             self._changed.wait_for(
                 lambda: outbox.is_connected or outbox.error is not None, max(0, timeout)
             )
+            outbox.used = monotonic()
             if outbox.error is not None:
                 raise outbox.error
             if not outbox.is_connected:
@@ -285,7 +292,8 @@ class Postman:
     def _ring(self) -> None:
         if self._bell is not None and not self._has_rung:
             self._has_rung = True
-            self._bell.send(b'', zmq.NOBLOCK)
+            with suppress(zmq.ZMQError):  # of a terminated context, which wakes the thread, too
+                self._bell.send(b'', zmq.NOBLOCK)
 
     def _run(self, heard: ZMQSocket) -> None:
         failure: Exception | None = None
@@ -312,16 +320,21 @@ class Postman:
     def _step(self, now: float, failure: Exception | None) -> list[str]:
         problems = []
         for outbox in list(self._outboxes):
-            try:
-                if failure is not None:
-                    raise failure
-                problems += outbox.step(now)
-            except (ZMQRefusedError, zmq.ZMQError) as error:
+            error = failure
+            if error is None:
+                try:
+                    problems += outbox.step(now)
+                except Exception as raised:  # noqa: BLE001 - whatever it is, the others go on
+                    error = raised
+            if error is not None:
                 problems += outbox.fail(error)
                 self._outboxes.remove(outbox)
-        while sum(map(len, self._outboxes)) > MAX_LETTERS:
-            outbox = min(filter(len, self._outboxes), key=lambda outbox: outbox.oldest.posted)
-            problems.append(outbox.give_up(f'before {MAX_LETTERS} others were posted'))
+        while sum(outbox.owed_replies for outbox in self._outboxes) > MAX_REPLIES:
+            oldest = min(
+                (outbox for outbox in self._outboxes if outbox.owed_replies),
+                key=lambda outbox: outbox.oldest.posted,
+            )
+            problems.append(oldest.give_up(f'before {MAX_REPLIES} others were sent'))
         for outbox in list(self._outboxes):
             if outbox.is_done(now):
                 outbox.close()
