@@ -95,15 +95,19 @@ class ConversionThread(Thread):
         self.process, self.status = process, status
 
     def run(self):
-        """Keep the status up to date."""
+        """Keep the status up to date; it is done when its process has ended."""
+        end = {'state': 'failed', 'error': 'The conversion was killed'}
         with self.process.reader as reports:
             try:
                 while True:
-                    self.status.update(reports.recv())
+                    report = reports.recv()
+                    if 'state' in report:
+                        end = report
+                    else:
+                        self.status.update(report)
             except EOFError:
                 self.process.join()
-        if self.status['state'] == 'running':
-            self.status.update(state='failed', error='The conversion was killed')
+        self.status.update(end)
 
 
 class ConversionHandler:
