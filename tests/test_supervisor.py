@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import nullcontext
 from functools import partial
 from math import inf
@@ -725,3 +726,56 @@ def test_folder_of_locks(tmp_path, monkeypatch, kind):
         monkeypatch.setattr(lock_module.os, 'geteuid', lambda: user + 1)
     with pytest.raises(PermissionError, match='must be a folder of this user'):
         SupervisorProcess({}, lock='theirs').start()
+
+
+# A race
+
+
+class NotedProcess(Process):
+    """Notes that it serves."""
+
+    notes = None
+
+    def setup(self):
+        super().setup()
+        (self.notes / str(os.getpid())).touch()
+
+
+def race(tmp_path, starters, rounds):
+    address = f'ipc://{tmp_path}/zmq.sock'
+    for number in range(rounds):
+        notes = tmp_path / str(number)
+        notes.mkdir()
+        noted = type('Noted', (NotedProcess,), {'notes': notes})
+        supervisors = [
+            SupervisorProcess({'echo': partial(noted, address)}, lock=address)
+            for _ in range(starters)
+        ]
+        for supervisor in supervisors:
+            supervisor.start()
+        try:
+            wait_until(lambda notes=notes: list(notes.iterdir()), 20)
+            time.sleep(0.5)  # in which nobody else starts
+            [note] = notes.iterdir()
+            assert is_running(int(note.name))
+        finally:
+            for supervisor in supervisors:
+                supervisor._ask_to_stop()
+            for supervisor in supervisors:
+                supervisor.stop()
+        # On their way out, others may have taken over from the first one.
+        wait_until(lambda notes=notes: not any(map(is_running, map(pid, notes.iterdir()))), 20)
+
+
+def pid(note):
+    return int(note.name)
+
+
+def test_race(tmp_path):
+    race(tmp_path, 8, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_race_of_fifty(tmp_path):
+    race(tmp_path, 50, 20)

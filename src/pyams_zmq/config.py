@@ -45,6 +45,9 @@ PREFIX = 'pyams_zmq.'
 STARTS = ('auto', 'external', 'never')
 """By the application which serves; by ``pyams_zmq serve``; elsewhere, on another machine maybe"""
 
+STOP_SLACK = 10.0
+"""Seconds that a supervisor has beside the `drain_timeout` of its process"""
+
 EARLY, LATE = -100, 100
 """Orders of actions before and after those of applications; the phases of Pyramid are -30 to 0"""
 
@@ -366,4 +369,7 @@ def start_services(event: Any) -> None:
                 registry=registry,
                 lock=Endpoint.parse(service.address, bind=True).uri,
             )
+            usual = getattr(service.factory, 'drain_timeout', 0.0)
+            drain = service.limits.get('drain_timeout', usual)
+            supervisor.drain_timeout = max(supervisor.drain_timeout, drain + STOP_SLACK)
             supervisor.start()

@@ -22,6 +22,7 @@ from pyramid.paster import bootstrap, setup_logging
 from pyramid.scripts.common import parse_vars
 from pyramid.threadlocal import manager
 
+from pyams_zmq.config import services_of
 from pyams_zmq.supervisor import Supervisor
 
 __docformat__ = 'restructuredtext'
@@ -69,8 +70,6 @@ def _serve(parser: ArgumentParser, args: Namespace) -> int:
     with bootstrap(args.config_uri, options=variables) as env:
         registry = env['registry']
     manager.push({'registry': registry, 'request': None})
-    from pyams_zmq.config import services_of  # type: ignore[import-not-found,unused-ignore] # noqa: PLC0415
-
     services = services_of(registry)
     unknown = [name for name in names if name not in services]
     if unknown or not names:
