@@ -255,8 +255,8 @@ class Postman:
     def post(self, outbox: Outbox, letter: Letter) -> None:
         """Take a message, and return."""
         with self._changed:
-            outbox.add(letter)
             self._serve(outbox)
+            outbox.add(letter)
 
     def close(self, outbox: Outbox) -> None:
         """Close a connection when the last reply has come."""
@@ -273,9 +273,6 @@ class Postman:
             LOGGER.error('%d messages may be lost: the program ends before they have a reply', left)
 
     def _serve(self, outbox: Outbox) -> None:
-        if outbox not in self._outboxes:
-            outbox.error = None
-            self._outboxes.append(outbox)
         if self._thread is None:
             bell, heard = open_pair()
             thread = threading.Thread(
@@ -283,6 +280,9 @@ class Postman:
             )
             thread.start()
             self._bell, self._thread = bell, thread
+        if outbox not in self._outboxes:
+            outbox.error = None
+            self._outboxes.append(outbox)
         if not self._flushes:
             self._flushes = True
             # Before the services are stopped; and where multiprocessing ends a child.
