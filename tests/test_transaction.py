@@ -13,6 +13,7 @@
 
 """Messages that are sent on commit: all of them, in their order, or none."""
 
+import errno
 import logging
 import os
 import signal
@@ -739,6 +740,22 @@ def test_an_unknown_error_does_not_stop_the_others(process, client, errors):
     with pytest.raises(LookupError):
         postman.prepare(other, 5)
     assert errors() == ["Message 'note' to tcp://127.0.0.1:1: why"]
+
+
+def test_no_descriptor_is_left(client, errors, monkeypatch):
+    def fail():
+        raise zmq.ZMQError(errno.EMFILE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox_module, 'open_pair', fail)
+        with pytest.raises(zmq.ZMQError):
+            client.send('note', 1)
+        transaction.get().join(MessageDataManager(transaction.manager, client, 'note', b'', 1))
+        transaction.get()._resources[0].tpc_finish(transaction.get())
+        transaction.abort()
+    assert errors() == ["Message 'note' of a committed transaction is lost"]
+    client.send('note', 2)
+    assert notes(client) == [2]
 
 
 def test_gevent(process, client):

@@ -40,6 +40,7 @@ from pyams_zmq.socket import (
     REFUSED,
     ZMQSocket,
     check_size,
+    make_inproc_address,
     open_socket,
     parse_user,
     receive,
@@ -86,7 +87,7 @@ class Connection:
         for name, value in self.socket_options.items():
             setattr(self._socket, name, value)
         self._monitor: Any = self._socket.context.socket(zmq.PAIR, socket_class=ZMQSocket)
-        address = f'inproc://pyams_zmq.client.{id(self._monitor)}'
+        address = make_inproc_address()
         self._socket.monitor(address, HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED)
         self._monitor.connect(address)
         self._socket.connect(endpoint.uri)

@@ -255,8 +255,8 @@ class Postman:
     def post(self, outbox: Outbox, letter: Letter) -> None:
         """Take a message, and return."""
         with self._changed:
-            outbox.add(letter)
             self._serve(outbox)
+            outbox.add(letter)
 
     def close(self, outbox: Outbox) -> None:
         """Close a connection when the last reply has come."""
@@ -273,15 +273,16 @@ class Postman:
             LOGGER.error('%d messages may be lost: the program ends before they have a reply', left)
 
     def _serve(self, outbox: Outbox) -> None:
+        if self._thread is None:
+            bell, heard = open_pair()
+            thread = threading.Thread(
+                target=self._run, args=(bell, heard), name='PyAMS (zmq) outbox', daemon=True
+            )
+            thread.start()
+            self._bell, self._thread = bell, thread
         if outbox not in self._outboxes:
             outbox.error = None
             self._outboxes.append(outbox)
-        if self._thread is None:
-            self._bell, heard = open_pair()
-            self._thread = threading.Thread(
-                target=self._run, args=(heard,), name='PyAMS (zmq) outbox', daemon=True
-            )
-            self._thread.start()
         if not self._flushes:
             self._flushes = True
             # Before the services are stopped; and where multiprocessing ends a child.
@@ -295,17 +296,18 @@ class Postman:
             with suppress(zmq.ZMQError):  # of a terminated context, which wakes the thread, too
                 self._bell.send(b'', zmq.NOBLOCK)
 
-    def _run(self, heard: ZMQSocket) -> None:
+    def _run(self, bell: ZMQSocket, heard: ZMQSocket) -> None:
         failure: Exception | None = None
         while True:
             with self._changed:
-                if failure is None and receive(heard) is not None:
-                    self._has_rung = False
+                self._has_rung = False
                 problems = self._step(monotonic(), failure)
                 sockets = [socket for outbox in self._outboxes for socket in outbox.sockets]
                 wake = min((outbox.wakes_at() for outbox in self._outboxes), default=None)
                 if wake is None:
-                    self._end(heard)
+                    bell.close()
+                    heard.close()
+                    self._bell = self._thread = None
                 self._changed.notify_all()
             for problem, times in Counter(problems).items():
                 with suppress(Exception):  # of a handler of the logging
@@ -314,6 +316,7 @@ class Postman:
                 return
             try:
                 wait_for([heard, *sockets], zmq.POLLIN, wake - monotonic())
+                receive(heard)
             except zmq.ZMQError as error:  # somebody has terminated the context
                 failure = error
 
@@ -340,13 +343,6 @@ class Postman:
                 outbox.close()
                 self._outboxes.remove(outbox)
         return problems
-
-    def _end(self, heard: ZMQSocket) -> None:
-        heard.close()
-        if self._bell is not None:
-            self._bell.close()
-        self._bell = self._thread = None
-        self._has_rung = False
 
 
 def describe_reply(data: bytes) -> str | None:

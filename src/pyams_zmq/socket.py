@@ -24,6 +24,7 @@ import select
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from math import ceil
 from time import monotonic
 from types import BuiltinFunctionType
@@ -58,6 +59,7 @@ HANDSHAKE_EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
+_numbers = count()
 _SIGNATURE = b'\xff'  # first byte of all versions of ZMTP
 _NO_ZMTP = b'?\r\n\r\n'  # a bad request to a server which waits for lines
 
@@ -203,12 +205,17 @@ def open_socket(
     return socket
 
 
+def make_inproc_address() -> str:
+    """Make an address that was never used: libzmq frees those of closed sockets later."""
+    return f'inproc://pyams_zmq.{next(_numbers)}'
+
+
 def open_pair() -> tuple[ZMQSocket, ZMQSocket]:
     """Open two sockets by which one thread wakes another."""
     context = _shared_context.get()
     bell: ZMQSocket = context.socket(zmq.PAIR, socket_class=ZMQSocket)
     heard: ZMQSocket = context.socket(zmq.PAIR, socket_class=ZMQSocket)
-    address = f'inproc://pyams_zmq.socket.{id(bell)}'
+    address = make_inproc_address()
     bell.bind(address)
     heard.connect(address)
     return bell, heard
