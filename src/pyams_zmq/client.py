@@ -159,7 +159,9 @@ class Connection:
             self._monitor.close()
             self._socket.close()
 
-    __del__ = close
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # it could not be opened
+            self.close()
 
 
 class Channel(Connection):

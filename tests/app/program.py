@@ -171,6 +171,9 @@ class WebServer(Program):
         parser = RawConfigParser()
         parser.read(HERE / 'application.ini', encoding='utf-8')
         parser['app:main']['use'] = f'call:app.{application}:main'
+        if application == 'declared':
+            parser['app:main']['pyams_zmq.worker.address'] = '%(address)s'
+            parser['app:main']['app.notes'] = '%(here)s/notes'
         for name, value in settings.items():
             parser['app:main'][f'app.{name}'] = str(value)
         ini = folder / 'application.ini'
