@@ -473,6 +473,33 @@ async def test_callback_that_closes_the_stream_and_fails(net, caplog):
 
 
 @in_loop
+async def test_coroutine_that_closes_the_stream(net):
+    async def close(frames):
+        await asyncio.sleep(0)
+        subject.close()
+
+    with net.stream(zmq.REP, close) as (subject, address):
+        client = net.connect(zmq.DEALER, address)
+        client.send_multipart([b'', b'x'])
+        await until(subject.closed)
+        await until(lambda: not subject._tasks)
+
+
+@in_loop
+async def test_reply_on_a_socket_that_was_closed(net):
+    received = []
+    with net.stream(zmq.REP, received.append) as (subject, address):
+        client = net.connect(zmq.DEALER, address)
+        client.send_multipart([b'', b'x'])
+        await until(lambda: received)
+        subject.io_loop.remove_handler(subject.socket)
+        subject.socket.close()
+        with pytest.raises(zmq.ZMQError, match='not a socket|non-socket'):
+            subject.send(b'x')
+        subject.socket = None
+
+
+@in_loop
 async def test_failing_callback_loses_no_message(net):
     received = []
 

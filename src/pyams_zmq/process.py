@@ -314,12 +314,14 @@ class ZMQProcess(OwnedProcess):
             self._teardown()
 
     def _serve(self) -> None:
-        while not self._stopping:
+        has_ended = False
+        while not has_ended:
             try:
                 self.loop.start()
-                break
+                has_ended = True
             except (SystemExit, KeyboardInterrupt):  # of a task, which asyncio lets through
                 LOGGER.exception('A task of %s tried to end it', self.name)
+                has_ended = self._stopping
 
     def setup(self) -> None:
         """Create context, loop, authenticator and streams."""
