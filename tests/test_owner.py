@@ -39,8 +39,8 @@ from pyams_zmq.process import process_exit_func
 from pyams_zmq.socket import zmq_response, zmq_socket
 from pyams_zmq.watchdog import has_ended
 
-ORPHAN_LIMIT = 4.0 if 'coverage' in sys.modules else 2.0
-"""Seconds after which the child of a killed owner has to be gone; saving coverage takes its time"""
+ORPHAN_LIMIT = 2.0
+"""Seconds after which the child of a killed owner has to be gone"""
 
 STOP_LIMIT = 1.5
 """Seconds in which an idle child stops, even on a busy machine; it drains for 3 if it is not"""
