@@ -291,6 +291,7 @@ def test_open_to_the_network(options, warning, tmp_path, keys, start):
         ({'clients': '10.0.0.1 example.com'}, "'example.com'"),
         ({'clients': ['10.0.0.300']}, "'10.0.0.300'"),
         ({'clients': '10.0.0.1/8'}, "'10.0.0.1/8'"),
+        ({'clients': 'fe80::1%eth0'}, "'fe80::1%eth0'"),
         ({'auth': 'alice'}, 'Bad credentials'),
         ({'auth': ['alice:a', 'bob']}, 'Bad credentials'),
         ({'auth': {'alice': ''}}, 'Bad credentials'),

@@ -15,6 +15,7 @@
 import random
 import socket
 import struct
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -176,6 +177,15 @@ def fds(ask, process):
     return count
 
 
+def settled(count):
+    """Count when the connections that were closed are gone."""
+    numbers = [count()]
+    while len(numbers) < 3 or len(set(numbers[-3:])) > 1:
+        time.sleep(0.02)  # nothing announces it
+        numbers.append(count())
+    return numbers[-1]
+
+
 @pytest.mark.parametrize('data', GARBAGE.values(), ids=GARBAGE)
 def test_garbage(process, good, data):
     with connect(process) as peer:
@@ -216,7 +226,7 @@ def test_garbage_byte_by_byte(process, good):
 def test_many_peers_that_send_garbage(process, good, fds):
     """Ten of each kind; none leaves a descriptor."""
     good()
-    before = fds()
+    before = settled(fds)
     with ExitStack() as stack:
         peers = []
         for number in range(10):
@@ -229,30 +239,30 @@ def test_many_peers_that_send_garbage(process, good, fds):
                 send(peers[-1], data)
             if number % 3 == 0:
                 good()
-        wait_until(lambda: fds() == before)  # although none of them hangs up
+        wait_until(lambda: fds() <= before)  # although none of them hangs up
         assert all(map(hung_up, peers))
     good()
-    wait_until(lambda: fds() == before)
+    wait_until(lambda: fds() <= before)
 
 
 def test_silent_peers(process, good, fds):
     """They hold a descriptor each as long as they stay, and are no harm to others."""
     good()
-    before = fds()
+    before = settled(fds)
     with ExitStack() as stack:
         for _ in range(25):
             for data in SILENT.values():
                 send(stack.enter_context(connect(process)), data)
             good()
         wait_until(lambda: fds() == before + 25 * len(SILENT))
-    wait_until(lambda: fds() == before)
+    wait_until(lambda: fds() <= before)
     good()
 
 
 def test_peers_that_leave_in_the_middle(process, good, fds):
     """At any byte of a good conversation."""
     good()
-    before = fds()
+    before = settled(fds)
     conversation = frame(b'hop', more=True) + frame(b'', more=True) + frame(b'["echo",1]')
     for length in range(len(greeting() + READY)):
         with connect(process) as peer:
@@ -263,5 +273,5 @@ def test_peers_that_leave_in_the_middle(process, good, fds):
             send(peer, conversation[:length])
             if length % 5 == 0:
                 good()
-    wait_until(lambda: fds() == before)
+    wait_until(lambda: fds() <= before)
     good()

@@ -270,6 +270,24 @@ def start_watchdog(owner=None, orphan_timeout=HOUR, control=None, enter=int):
     return watchdog
 
 
+class RacingWatchdog(Watchdog):
+    """Lets something happen right after its deadline was read."""
+
+    hook = None
+
+    @property
+    def _deadline(self):
+        value = self._value
+        hook, self.hook = self.hook, None
+        if hook is not None:
+            hook()
+        return value
+
+    @_deadline.setter
+    def _deadline(self, value):
+        self._value = value
+
+
 def watch(function, **options):
     """Make a function for a child, which gives its watchdog to another one."""
     return lambda: function(start_watchdog(**options))
@@ -356,6 +374,22 @@ class TestWatchdog:
         child = fork(watch(lambda watchdog: [watchdog.arm(HOUR) for _ in range(70_000)]))
         assert end_and_time(child) < 5
         assert child.exitcode == 0
+
+    def test_deadlines_of_two_threads(self):
+        """The earlier one stays, when one thread comes in the middle of another."""
+        watchdog = RacingWatchdog(os.getppid(), HOUR, -1, int)
+        other = threading.Thread(target=watchdog.arm, args=(1,))
+
+        def come_in_between():
+            other.start()
+            other.join(0.2)
+
+        watchdog.hook = come_in_between
+        watchdog.arm(HOUR)
+        other.join()
+        assert watchdog._deadline < time.monotonic() + 10
+        os.close(watchdog._wake_read)
+        os.close(watchdog._wake_write)
 
     def test_it_is_logged(self, fork, tmp_path):
         def run(watchdog):

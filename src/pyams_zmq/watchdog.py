@@ -20,7 +20,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
-from threading import Thread
+from threading import RLock, Thread
 from time import monotonic
 from typing import Any
 
@@ -141,6 +141,7 @@ class Watchdog(Thread):
         self.orphan_timeout = orphan_timeout
         self._control: int | None = control
         self._enter = enter
+        self._lock = RLock()
         self._deadline: float | None = None
         self._asked = False
         self._wake_read, self._wake_write = os.pipe()
@@ -152,9 +153,11 @@ class Watchdog(Thread):
         :return: the deadline, on the monotonic clock
         """
         deadline = monotonic() + timeout
-        if self._deadline is not None:
-            deadline = min(deadline, self._deadline)
-        self._deadline = deadline
+        # Two threads may do this at once, and a signal handler in the middle of it.
+        with self._lock:
+            if self._deadline is not None:
+                deadline = min(deadline, self._deadline)
+            self._deadline = deadline
         os.write(self._wake_write, b'\0')
         return deadline
 
