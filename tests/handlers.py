@@ -96,6 +96,8 @@ class Handler:
     def pid(self, args):
         return [200, os.getpid()]
 
+    # What takes time is their purpose.
+
     def sleep(self, seconds):
         time.sleep(seconds)
         return [200, seconds]
@@ -169,7 +171,7 @@ class Handler:
         """Have a SIGTERM taken by another thread, when the loop sleeps."""
 
         def take():
-            time.sleep(seconds)
+            time.sleep(seconds)  # until the loop sleeps, which nothing announces
             signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
         threading.Thread(target=take).start()

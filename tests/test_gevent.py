@@ -32,7 +32,7 @@ import gevent
 addresses = sys.argv[1:]
 ticks = 0
 
-def tick():
+def tick():  # a clock, which stands still when something blocks the hub
     global ticks
     while True:
         gevent.sleep(0.01)
@@ -179,7 +179,7 @@ def test_late_server(start, tmp_path):
     address = f'ipc://{tmp_path}/socket'
     program = """
     job = gevent.spawn(ask, addresses[0], ['echo', 1])
-    gevent.sleep(0)
+    gevent.sleep(0)  # takes no time: the job has its turn
     print('waiting', flush=True)
     reply = job.get()
     report(reply=reply)
@@ -206,7 +206,7 @@ def test_killed_greenlet(start):
         fds = len(os.listdir('/proc/self/fd'))
         jobs = [gevent.spawn(ask, addresses[1], ['sleep', 30]) for _ in range(20)]
         other = gevent.spawn(ask, addresses[0], ['sleep', 0.3])
-        gevent.sleep(0)
+        gevent.sleep(0)  # takes no time: the jobs have their turn
         gevent.killall(jobs)
         del jobs
         reply = other.get()

@@ -54,6 +54,16 @@ process.start()
 print(json.dumps([process.pid, process.wait_ready()]), flush=True)
 """
 
+TRACED = """
+import threading
+
+def trace(*args):
+    sum(range(2000))  # as slow as a debugger
+    return trace
+
+threading.settrace(trace)
+"""
+
 NO_PIDFD = """
 import os
 del os.pidfd_open
@@ -311,6 +321,18 @@ def test_owner_becomes_another_program(run, address, path):
     wait_for_end(child, ORPHAN_LIMIT)
     assert is_running(owner.pid)
     assert left_at(path) == []
+
+
+def test_traced_child_works_when_its_owner_becomes_another_program(run, address):
+    """As in a debugger: in CPython 3.11 a signal can hold up whatever the other threads call."""
+    owner = run(
+        TRACED + OWNER + "input(); os.execv(sys.executable, [sys.executable, '-c', 'input()'])",
+        address,
+    )
+    child, _ = owner.read()
+    with in_hand(address, 'native_work'):
+        owner.write(None)
+        wait_for_end(child, ORPHAN_LIMIT)
 
 
 def test_pid_of_a_stranger():

@@ -163,6 +163,17 @@ def run_in_child(function):
     assert code == 0
 
 
+def run_strictly(program, address):
+    """Run a program for which every warning is an error."""
+    return subprocess.run(
+        [sys.executable, *STRICT, '-c', program, address],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
 def rss():
     """Resident memory in KiB."""
     with open('/proc/self/status', encoding='ascii') as status:
@@ -990,13 +1001,7 @@ def test_program_that_ends(start):
         'print(zmq_response(kept[0]))\n'
         'kept[1].send_json(["sleep", 0.1])\n'
     )
-    result = subprocess.run(
-        [sys.executable, *STRICT, '-c', program, process.bound_address],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
+    result = run_strictly(program, process.bound_address)
     assert (result.returncode, result.stdout, result.stderr) == (0, '[200, 1]\n', '')
 
 
@@ -1161,13 +1166,7 @@ def test_fork_that_ends_as_a_program(start):
         'status = os.wait()[1]\n'
         'print(zmq_response(kept), status)\n'
     )
-    result = subprocess.run(
-        [sys.executable, *STRICT, '-c', program, process.bound_address],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
+    result = run_strictly(program, process.bound_address)
     assert (result.returncode, result.stderr) == (0, '')
     assert result.stdout == "[200, 'child']\n[200, 0.2] 0\n"
 

@@ -258,7 +258,7 @@ class Authenticator(ThreadAuthenticator):
             while True:
                 try:
                     return self._serve(pipe)
-                except BaseException as error:  # noqa: BLE001 - nobody could connect any more
+                except BaseException as error:  # noqa: BLE001 - else nobody could connect
                     _log(
                         logging.CRITICAL,
                         'Access control died (%s), it starts again; until then nobody gets in',

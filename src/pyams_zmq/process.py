@@ -314,14 +314,14 @@ class ZMQProcess(OwnedProcess):
             self._teardown()
 
     def _serve(self) -> None:
-        has_ended = False
-        while not has_ended:
+        is_over = False
+        while not is_over:
             try:
                 self.loop.start()
-                has_ended = True
+                is_over = True
             except (SystemExit, KeyboardInterrupt):  # of a task, which asyncio lets through
                 LOGGER.exception('A task of %s tried to end it', self.name)
-                has_ended = self._stopping
+                is_over = self._stopping
 
     def setup(self) -> None:
         """Create context, loop, authenticator and streams."""

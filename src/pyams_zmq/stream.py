@@ -114,7 +114,8 @@ class ZMQStream(BaseZMQStream):
         return self.socket.send_multipart(msg, **kwargs)
 
     def _receive(self) -> list[Any] | None:
-        return self.socket.recv_multipart(zmq.NOBLOCK, copy=self._recv_copy)  # type: ignore[no-any-return]
+        frames: list[Any] = self.socket.recv_multipart(zmq.NOBLOCK, copy=self._recv_copy)
+        return frames
 
     def _can_receive(self) -> bool:
         return len(self._tasks) < self.most_tasks
@@ -266,7 +267,8 @@ class ReplyStream(ZMQStream):
         self.envelope = frames[: index + 1]
         if self._recv_callback is None:  # `flush` drops what nobody wants
             self._reply_to_failure(self.envelope)
-        return frames[index + 1 :]  # type: ignore[no-any-return]
+        body: list[Any] = frames[index + 1 :]
+        return body
 
     def send_multipart(self, msg: Any, flags: int = 0, *args: Any, **kwargs: Any) -> None:
         """Send the reply, or with `zmq.SNDMORE` a part of it.

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
 from threading import RLock, Thread
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 __docformat__ = 'restructuredtext'
@@ -184,6 +184,9 @@ class Watchdog(Thread):
         if self._deadline is None:  # else it is stopping: a second signal would end it at once
             self._asked = True
             os.kill(os.getpid(), signal.SIGTERM)
+            # CPython 3.11 never gets out of the next call of a traced function (debugger, coverage)
+            # if the signal comes just before, and the main thread cannot handle it: let it come.
+            sleep(0.05)
 
     def has_asked(self) -> bool:
         """Tell, once, that the signal which came in was our own."""
