@@ -203,6 +203,10 @@ class Handler:
     def fds(self, args):
         return [200, len(os.listdir('/proc/self/fd'))]
 
+    def touch(self, path):
+        Path(path).touch()
+        return [200, path]
+
     def wait_for(self, path):
         """Make a file, and block until it is removed."""
         Path(path).touch()

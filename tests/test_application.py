@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -178,7 +179,9 @@ def test_scripts_start_nothing(tmp_path, script):
     assert not (tmp_path / 'children').exists()
 
 
-def test_external(serve, tmp_path):
+@pytest.fixture
+def external(tmp_path):
+    """The service, run by a program of its own, and the pid of its process."""
     ini = WebServer.configure(tmp_path, 'declared', {})
     address = f'ipc://{tmp_path}/zmq.sock'
     program = Program(
@@ -187,9 +190,43 @@ def test_external(serve, tmp_path):
     try:
         noted = tmp_path / 'children'
         wait_until(lambda: noted.exists() and noted.read_text().endswith('\n'), PATIENCE)
-        [child] = map(int, noted.read_text().split())
-        program.send_signal(signal.SIGTERM)
-        assert program.wait(PATIENCE) == 0
-        assert not is_running(child)
+        yield program, int(noted.read_text())
     finally:
         program.end()
+
+
+def test_external(external):
+    program, child = external
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(PATIENCE) == 0
+    assert not is_running(child)
+
+
+# gevent
+
+GEVENT = ('gunicorn', '--worker-class', 'gevent', '--workers', '1')
+
+
+def test_gevent_worker_serves_others_during_a_call(external, serve):
+    _program, child = external
+    server = serve(*GEVENT, **{'pyams_zmq.worker.start': 'external'})
+    with ThreadPoolExecutor() as pool:
+        calls = [pool.submit(server.get, '/slow') for _ in range(2)]
+        quick = 0
+        while not calls[0].done():
+            assert server.get('/quick')['reply'] == [200, None]
+            quick += 1
+        assert [call.result()['reply'] for call in calls] == [[200, child]] * 2
+    assert quick > 10
+
+
+def test_gevent_worker_starts_no_process(tmp_path):
+    """It says so, instead of serving without."""
+    server = WebServer.gunicorn(
+        tmp_path, *GEVENT[1:], address=f'ipc://{tmp_path}/zmq.sock', application='declared'
+    )
+    try:
+        assert server.wait(PATIENCE) != 0
+        assert 'set pyams_zmq.worker.start = external' in server.log.read_text()
+    finally:
+        server.end()

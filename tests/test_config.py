@@ -303,6 +303,8 @@ def test_include_testing():
     assert testing.outbox == [('indexer', 'echo', 'sent'), ('indexer', 'echo', 'called')]
     testing.replies['indexer']['echo'] = [200, 'given']
     assert Request.blank('/').get_response(app).json == 'given'
+    testing.replies['indexer'] = {'echo': [200, 'given later']}
+    assert Request.blank('/').get_response(app).json == 'given later'
 
 
 def test_include_testing_eager():
@@ -315,6 +317,17 @@ def test_include_testing_eager():
     assert client.call('echo', 'here') == 'here'
     with pytest.raises(ZMQRemoteError, match='404'):
         client.call('unknown')
+    with pytest.raises(RuntimeError, match='before the first one'):
+        config.registry.zmq_testing.eager = False
+    assert config.registry.zmq_testing.eager
+
+
+def test_include_testing_by_setting():
+    config = Configurator(settings={'pyramid.includes': 'pyams_zmq.testing'})
+    config.include('pyams_zmq')
+    config.add_zmq_process('indexer', handler=HANDLER, address=ADDRESS)
+    config.make_wsgi_app().registry.zmq_clients.get('indexer').call('echo', 'called')
+    assert config.registry.zmq_testing.outbox == [('indexer', 'echo', 'called')]
 
 
 # Who starts

@@ -224,6 +224,46 @@ def test_killed_greenlet(start):
     assert result['fds'] <= 0
 
 
+def test_client(start, tmp_path):
+    """Calls of many greenlets share a client, and messages are sent behind their backs."""
+    result = run(
+        """
+        import os
+        from pyams_zmq.client import ZMQClient
+
+        path = addresses[2]
+
+        def call_late():
+            try:
+                return slow.call('sleep', 1)
+            except Exception as error:
+                return type(error).__name__
+
+        with ZMQClient(addresses[0]) as client, ZMQClient(addresses[1], timeout=0.3) as slow:
+            jobs = [gevent.spawn(client.call, 'echo', number) for number in range(50)]
+            late = gevent.spawn(call_late)
+            client.send('touch', path)
+            gevent.joinall([*jobs, late])
+            deadline = time.monotonic() + 5
+            while not os.path.exists(path) and time.monotonic() < deadline:
+                gevent.sleep(0.01)
+            report(
+                calls=[job.value for job in jobs],
+                late=late.value,
+                sent=os.path.exists(path),
+                ticks=ticks,
+            )
+        """,
+        start(),
+        start(factory=KilledProcess),
+        str(tmp_path / 'sent'),
+    )
+    assert result['calls'] == list(range(50))
+    assert result['late'] == 'ZMQTimeoutError'
+    assert result['sent']
+    assert result['ticks'] > 10
+
+
 def test_without_patching(start):
     """Merely to have gevent changes nothing."""
     result = run(

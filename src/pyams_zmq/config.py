@@ -34,6 +34,7 @@ from pyams_zmq.auth import Users, parse_clients, parse_users
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.endpoint import Endpoint
+from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.supervisor import SupervisorProcess
@@ -372,4 +373,10 @@ def start_services(event: Any) -> None:
             usual = getattr(service.factory, 'drain_timeout', 0.0)
             drain = service.limits.get('drain_timeout', usual)
             supervisor.drain_timeout = max(supervisor.drain_timeout, drain + STOP_SLACK)
-            supervisor.start()
+            try:
+                supervisor.start()
+            except ZMQStartError as error:
+                raise ZMQStartError(
+                    f'{error}; for the ØMQ process {name!r}: set {PREFIX}{name}.start = external, '
+                    f'and run "pyams_zmq serve INI {name}"'
+                ) from None

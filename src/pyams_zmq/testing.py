@@ -223,28 +223,55 @@ def _serve(handler: Any) -> Callable[[bytes], bytes]:
     return reply_as_there
 
 
+class _Replies(dict[str, dict[str, Any]]):
+    """Replies by service. The dictionary of a service stays the same, for its client has it."""
+
+    def __missing__(self, name: str) -> dict[str, Any]:
+        super().__setitem__(name, {})
+        return self[name]
+
+    def __setitem__(self, name: str, replies: Mapping[str, Any]) -> None:
+        own = self[name]
+        own.clear()
+        own.update(replies)
+
+
 @implementer(IZMQClientFactory)
 class Testing:
     """What the tests of an application see of its messages: `registry.zmq_testing`.
 
     :ivar outbox: messages that were recorded, of all services, in their order
     :ivar replies: replies by type of message, by name of the service; see :class:`RecordingClient`
-    :ivar eager: true to have messages without such a reply answered by their handler, here; to be
-        set before the first message
     """
 
     def __init__(self, registry: Any):
         self.outbox: list[Sent] = []
-        self.replies: dict[str, dict[str, Any]] = {}
-        self.eager = False
+        self.replies = _Replies()
+        self._eager = False
+        self._is_used = False
         self._registry = registry
+
+    @property
+    def eager(self) -> bool:
+        """True to have messages without such a reply answered by their handler, here.
+
+        :raises RuntimeError: if there was a message before it is set
+        """
+        return self._eager
+
+    @eager.setter
+    def eager(self, eager: bool) -> None:
+        if self._is_used:
+            raise RuntimeError('There were messages: set eager before the first one')
+        self._eager = eager
 
     def __call__(self, service: Any) -> RecordingClient:
         """Make a client of a declared service."""
+        self._is_used = True
         return RecordingClient(
             service.name,
             address=service.client_address,
-            replies=self.replies.setdefault(service.name, {}),
+            replies=self.replies[service.name],
             handler=service.make_process(self._registry) if self.eager else None,
             outbox=self.outbox,
         )

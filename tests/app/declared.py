@@ -16,6 +16,7 @@ Settings are those of `pyams_zmq.worker`, and `app.children`, see :mod:`app.appl
 """
 
 import os
+import time
 from pathlib import Path
 
 import transaction
@@ -39,6 +40,10 @@ class Handler:
             file.write(f'{text}\n')
         return [200, None]
 
+    def sleep(self, seconds):
+        time.sleep(seconds)
+        return [200, os.getpid()]
+
     def crash(self, args):
         os._exit(3)
 
@@ -56,6 +61,16 @@ def home(request):
     except ZMQBaseError as error:
         reply = [503, str(error)]
     return {'pid': os.getpid(), 'reply': reply}
+
+
+def quick(request):
+    """Ask nobody."""
+    return {'pid': os.getpid(), 'reply': [200, None]}
+
+
+def slow(request):
+    """Ask for something that takes a second."""
+    return {'pid': os.getpid(), 'reply': [200, request.zmq('worker').call('sleep', 1)]}
 
 
 def send(request):
@@ -89,8 +104,7 @@ def main(global_config, **settings):
         config.registry.database = DB(None)
         config.add_zmq_process('worker', handler='app.declared.MessageHandler')
         config.add_subscriber(note_child, IZMQProcessStartedEvent)
-        config.add_route('home', '/')
-        config.add_view(home, route_name='home', renderer='json')
-        config.add_route('send', '/send')
-        config.add_view(send, route_name='send', renderer='json')
+        for view, path in ((home, '/'), (quick, '/quick'), (slow, '/slow'), (send, '/send')):
+            config.add_route(view.__name__, path)
+            config.add_view(view, route_name=view.__name__, renderer='json')
         return config.make_wsgi_app()

@@ -15,42 +15,13 @@
 
 import os
 import sys
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from pyramid.config import Configurator
 
 from app.handler import MessageHandler, Process
 from handlers import ExitingSetup
 from pyams_zmq.interfaces import IZMQProcessStartedEvent
-
-
-@dataclass
-class Service:
-    """A declared process, as long as the package has none."""
-
-    factory: Any
-    handler: Any
-    address: Any
-
-    def make_process(self, registry):
-        return self.factory(self.address, self.handler, registry=registry)
-
-
-def declare(config, name, *, start, **options):
-    """Declare a process."""
-    config.registry.__dict__.setdefault('services', {})[name] = Service(**options)
-
-
-def include(config):
-    """Give the configurator its directive, whoever has it."""
-    if find_spec('pyams_zmq.config') is None:
-        sys.modules['pyams_zmq.config'] = module = ModuleType('pyams_zmq.config')
-        module.services_of = lambda registry: registry.__dict__.get('services', {})
-        config.add_directive('add_zmq_process', declare)
 
 
 def note(event):
@@ -64,7 +35,6 @@ def note(event):
 def main(global_config, **settings):
     """Make the WSGI application."""
     with Configurator(settings=settings) as config:
-        include(config)
         config.include('pyams_zmq')
         config.add_subscriber(note, IZMQProcessStartedEvent)
         if 'app.address' in settings:

@@ -175,7 +175,7 @@ class WebServer(Program):
             parser['app:main']['pyams_zmq.worker.address'] = '%(address)s'
             parser['app:main']['app.notes'] = '%(here)s/notes'
         for name, value in settings.items():
-            parser['app:main'][f'app.{name}'] = str(value)
+            parser['app:main'][name if '.' in name else f'app.{name}'] = str(value)
         ini = folder / 'application.ini'
         with ini.open('w', encoding='utf-8') as file:
             parser.write(file)
