@@ -153,8 +153,20 @@ def time_of_end(pid, action):
         os.close(fd)
 
 
-def main(runs=10):
-    """Measure everything, and print it."""
+def report(measures, runs=10):
+    """Measure several times, and print it."""
+    print(f'{"milliseconds, of " + str(runs) + " runs":60} {"median":>8} {"least":>8} {"most":>8}')
+    for measure in measures:
+        figures = {}
+        for _ in range(runs):
+            for name, seconds in measure():
+                figures.setdefault(name, []).append(seconds * 1000)
+        for name, values in figures.items():
+            columns = (statistics.median(values), min(values), max(values))
+            print(f'{name:60}', *(f'{value:8.1f}' for value in columns), flush=True)
+
+
+if __name__ == '__main__':
     measures = [
         measure_process,
         lambda: measure_owner('a plain interpreter', OWNER),
@@ -164,16 +176,4 @@ def main(runs=10):
         *(lambda label=label: measure_server(label) for label in SERVERS),
         measure_reload,
     ]
-    print(f'{"milliseconds, of " + str(runs) + " runs":52} {"median":>8} {"least":>8} {"most":>8}')
-    for measure in measures:
-        figures = {}
-        for _ in range(runs):
-            for name, seconds in measure():
-                figures.setdefault(name, []).append(seconds * 1000)
-        for name, values in figures.items():
-            columns = (statistics.median(values), min(values), max(values))
-            print(f'{name:52}', *(f'{value:8.1f}' for value in columns), flush=True)
-
-
-if __name__ == '__main__':
-    main(*map(int, sys.argv[1:]))
+    report(measures, *map(int, sys.argv[1:]))

@@ -1,0 +1,80 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+
+"""How long a declared service is away when its process, its owner or the server is killed.
+
+Usage: ``python benchmarks/application.py [RUNS]``, in an environment with the extra ``test``, on a
+machine which does nothing else. It prints the median, the least and the most of each figure.
+"""
+
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+
+from life import folder_for_run, owner_of, report, wait_until
+
+from app.program import WebServer
+
+SERVERS = {
+    'pserve': ('pserve',),
+    'gunicorn, 3 workers': ('gunicorn', '--workers', '3'),
+    'gunicorn --preload, 2 workers': ('gunicorn', '--preload', '--workers', '2'),
+}
+
+
+@contextmanager
+def running_server(label):
+    """Run a web server until its service answers, end it afterwards."""
+    name, *args = SERVERS[label]
+    with folder_for_run() as (folder, stack):
+        server = getattr(WebServer, name)(
+            folder, *args, address=f'ipc://{folder}/zmq.sock', application='declared'
+        )
+        stack.callback(server.end)
+        server.wait_for_service()
+        if args:
+            wait_until(lambda: len(server.workers()) == int(args[-1]), 10)
+        yield server
+
+
+def time_until_answer(server, former, pid):
+    """Kill a process; seconds until another child than the former one answers a request."""
+    start = time.perf_counter()
+    os.kill(pid, signal.SIGKILL)
+    server.wait_for_service(but=[former])
+    return time.perf_counter() - start
+
+
+def measure(label):
+    """Kill what there is, one after the other."""
+    with running_server(label) as server:
+        [child] = server.children()
+        yield f'{label}: kill -9 of the process', time_until_answer(server, child, child)
+        [child] = server.children()
+        if label == 'gunicorn, 3 workers':
+            seconds = time_until_answer(server, child, owner_of(child))
+            yield f'{label}: kill -9 of its supervisor', seconds
+            [child] = server.children()
+            seconds = time_until_answer(server, child, owner_of(owner_of(child)))
+            yield f'{label}: kill -9 of the owner worker', seconds
+        if label == 'pserve':  # workers of gunicorn take many seconds to notice it
+            start = time.perf_counter()
+            server.send_signal(signal.SIGKILL)
+            wait_until(lambda: not server.running(), 10)
+            yield f'{label}: kill -9, until all have ended', time.perf_counter() - start
+
+
+if __name__ == '__main__':
+    report([lambda label=label: measure(label) for label in SERVERS], *map(int, sys.argv[1:]))
