@@ -25,9 +25,12 @@ from pyams_zmq.exceptions import (
     ZMQBindError,
     ZMQClosedError,
     ZMQMessageError,
+    ZMQRefusedError,
+    ZMQRemoteError,
     ZMQReplyError,
     ZMQStartError,
     ZMQTimeoutError,
+    ZMQUnreachableError,
 )
 
 BIND_ERROR = ZMQBindError(errno.EADDRINUSE, 'Address already in use', 'tcp://127.0.0.1:5555')
@@ -39,6 +42,9 @@ ERRORS = [
     ZMQTimeoutError('not ready after 10 s'),
     ZMQReplyError('no JSON'),
     ZMQClosedError('closed'),
+    ZMQUnreachableError('nobody there'),
+    ZMQRefusedError('wrong password'),
+    ZMQRemoteError(409, {'reason': 'conflict'}),
 ]
 
 
@@ -61,6 +67,9 @@ def test_all_are_here():
         (ZMQTimeoutError, TimeoutError),
         (ZMQReplyError, ValueError),
         (ZMQClosedError, ConnectionError),
+        (ZMQUnreachableError, ConnectionError),
+        (ZMQRefusedError, ConnectionRefusedError),
+        (ZMQRemoteError, RuntimeError),
     ],
 )
 def test_tree(error, builtin):

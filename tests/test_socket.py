@@ -36,11 +36,12 @@ from zmq.utils.monitor import recv_monitor_message
 
 from conftest import open_fds, wait_until
 from handlers import Process
+from pyams_zmq import message as message_module
 from pyams_zmq import socket as socket_module
 from pyams_zmq.auth import ZAP_DOMAIN, AccessPolicy, Authenticator, Verdict, parse_users
 from pyams_zmq.exceptions import ZMQClosedError, ZMQMessageError, ZMQReplyError
+from pyams_zmq.message import MAX_MESSAGE_SIZE
 from pyams_zmq.socket import (
-    MAX_MESSAGE_SIZE,
     PROBE_DELAY,
     TIMEOUT,
     ZMQSocket,
@@ -844,7 +845,7 @@ def test_send_to_a_closed_socket(down):
 
 @pytest.fixture
 def limit(monkeypatch):
-    monkeypatch.setattr(socket_module, 'MAX_MESSAGE_SIZE', 100)
+    monkeypatch.setattr(message_module, 'MAX_MESSAGE_SIZE', 100)
 
 
 @pytest.mark.usefixtures('limit')

@@ -39,8 +39,8 @@ from pyams_zmq.exceptions import (
     ZMQUnreachableError,
 )
 from pyams_zmq.handler import ZMQMessageHandler
+from pyams_zmq.message import MAX_MESSAGE_SIZE
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.socket import MAX_MESSAGE_SIZE
 from pyams_zmq.testing import RecordingClient, Sent, running
 from pyams_zmq.transaction import send_on_commit
 

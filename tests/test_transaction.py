@@ -40,8 +40,9 @@ from pyams_zmq.exceptions import (
     ZMQRefusedError,
     ZMQUnreachableError,
 )
+from pyams_zmq.message import MAX_MESSAGE_SIZE
 from pyams_zmq.outbox import Outbox, Postman, postman
-from pyams_zmq.socket import MAX_MESSAGE_SIZE, open_pair
+from pyams_zmq.socket import open_pair
 from pyams_zmq.transaction import MessageDataManager, send_on_commit
 
 LOGGER_NAME = 'PyAMS (zmq)'

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 import zmq
@@ -26,26 +26,24 @@ from zmq.utils.monitor import recv_monitor_message
 from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.endpoint import Endpoint
-from pyams_zmq.exceptions import (
-    ZMQClosedError,
-    ZMQRefusedError,
-    ZMQTimeoutError,
-    ZMQUnreachableError,
-)
-from pyams_zmq.message import decode_reply, encode, payload_of
-from pyams_zmq.outbox import Letter, Outbox, postman
-from pyams_zmq.socket import (
-    HANDSHAKE_EVENTS,
-    MAX_HANGUPS,
-    REFUSED,
-    ZMQSocket,
-    check_size,
-    make_inproc_address,
-    open_socket,
+from pyams_zmq.exceptions import ZMQClosedError, ZMQRefusedError
+from pyams_zmq.link import (
+    LINK_EVENTS,
+    MAX_RECONNECT_IVL,
+    RECONNECT_IVL,
+    RETRIED,
+    Link,
     parse_user,
-    receive,
-    wait_for,
 )
+from pyams_zmq.message import (
+    check_timeout,
+    decode_reply,
+    encode_message,
+    encode_request,
+    payload_of,
+)
+from pyams_zmq.outbox import Letter, Outbox, postman
+from pyams_zmq.socket import ZMQSocket, make_inproc_address, open_socket, receive, wait_for
 
 __docformat__ = 'restructuredtext'
 
@@ -57,10 +55,6 @@ MAX_IDLE = 8
 
 PREPARE_TIMEOUT = 2.0
 """Seconds until a service counts as unreachable, for messages that nobody waits for"""
-
-RECONNECT_IVL = 10
-MAX_RECONNECT_IVL = 500
-"""Milliseconds between two attempts to connect, at first and at most"""
 
 
 class Connection:
@@ -80,15 +74,13 @@ class Connection:
 
     def __init__(self, endpoint: Endpoint, users: Mapping[str, str], curve: CurveClient | None):
         self._pid = os.getpid()
-        self._endpoint = endpoint
-        self._is_connected = False
-        self._hangups = 0
+        self._link = Link(endpoint)
         self._socket = open_socket(endpoint, users, curve, self.socket_type)
         for name, value in self.socket_options.items():
             setattr(self._socket, name, value)
         self._monitor: Any = self._socket.context.socket(zmq.PAIR, socket_class=ZMQSocket)
         address = make_inproc_address()
-        self._socket.monitor(address, HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED)
+        self._socket.monitor(address, LINK_EVENTS)
         self._monitor.connect(address)
         self._socket.connect(endpoint.uri)
 
@@ -107,12 +99,11 @@ class Connection:
         while (frames := receive(self._socket)) is None:
             left = deadline - monotonic()
             if left <= 0:
-                raise self._describe_silence(timeout)
+                self._read_monitor()
+                raise self._link.describe_silence(timeout)
             ready = wait_for([self._socket, self._monitor], zmq.POLLIN, left)
             if self._socket not in ready and self._read_monitor():
-                raise ZMQUnreachableError(
-                    f'The connection to {self._endpoint} was lost; the call may have run or not'
-                )
+                raise self._link.describe_loss()
         return frames[-1]
 
     def is_alive(self) -> bool:
@@ -121,13 +112,7 @@ class Connection:
             self._read_monitor()
         except (ZMQRefusedError, zmq.ZMQError):  # the context may have been terminated, too
             return False
-        return self._is_connected
-
-    def _describe_silence(self, timeout: float) -> Exception:
-        self._read_monitor()
-        if self._is_connected:
-            return ZMQTimeoutError(f'{self._endpoint} has not replied within {timeout} s')
-        return ZMQUnreachableError(f'No service has answered at {self._endpoint} for {timeout} s')
+        return self._link.is_connected
 
     def _read_monitor(self) -> bool:
         """Learn what has happened to the connection; tell if it was lost.
@@ -136,18 +121,7 @@ class Connection:
         """
         is_lost = False
         while self._monitor.get(zmq.EVENTS) & zmq.POLLIN:
-            event = recv_monitor_message(self._monitor)['event']
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._is_connected = True
-                self._hangups = 0
-            elif event == zmq.EVENT_DISCONNECTED:
-                is_lost = self._is_connected
-                self._is_connected = False
-            else:
-                # Who hangs up in a handshake does so for a wrong mechanism, or when going down.
-                self._hangups += 1
-                if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._hangups == MAX_HANGUPS:
-                    raise ZMQRefusedError(f'{self._endpoint}: {REFUSED}')
+            is_lost |= self._link.note(recv_monitor_message(self._monitor)['event'])
         return is_lost
 
     def close(self) -> None:
@@ -183,7 +157,7 @@ class Channel(Connection):
     @property
     def is_connected(self) -> bool:
         """Tell if the service was there at the last `look`."""
-        return self._is_connected
+        return self._link.is_connected
 
     def look(self) -> bool:
         """Learn what has happened to the connection; tell if it was lost.
@@ -235,7 +209,7 @@ class ZMQClient:
         self._endpoint = Endpoint.parse(address, bind=False)
         self._users = parse_user(auth, curve)
         self._curve = curve
-        self.timeout = _check_positive('timeout', timeout)
+        self.timeout = check_timeout(timeout)
         self.retries = retries
         self.send_deadline = send_deadline
         self._is_closed = False
@@ -295,19 +269,19 @@ class ZMQClient:
         :return: the decoded reply
         :raises: what `call` does, except ZMQRemoteError
         """
-        timeout = self.timeout if timeout is None else _check_positive('timeout', timeout)
+        timeout = self.timeout if timeout is None else check_timeout(timeout)
         attempts = 1 + (self.retries if retries is None else retries)
-        data = b'' if self.send_deadline else encode(message)
+        data = b''
         while True:
             attempts -= 1
-            if self.send_deadline:
-                data = encode([*message, {'deadline': time() + timeout}])
+            if self.send_deadline or not data:
+                data = encode_request(message, timeout if self.send_deadline else None)
             connection = self._acquire()
             try:
                 reply = connection.exchange(data, timeout)
             except BaseException as error:
                 connection.close()
-                if attempts <= 0 or not isinstance(error, (ZMQTimeoutError, ZMQUnreachableError)):
+                if attempts <= 0 or not isinstance(error, RETRIED):
                     raise
             else:
                 self._release(connection)
@@ -390,22 +364,3 @@ class ZMQClient:
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} of {self.address}>'
-
-
-def encode_message(type: str, args: Any) -> bytes:  # noqa: A002 - the name of the field
-    """Write a message for `ZMQClient.post`.
-
-    :raises TypeError, ValueError: for a type which is no text, or arguments that JSON cannot say
-    :raises ZMQMessageError: with status 413, for more than 32 MiB
-    """
-    if not isinstance(type, str):
-        raise TypeError(f'The type of a message is a text, not {type!r}')
-    data = encode([type, args])
-    check_size(data)
-    return data
-
-
-def _check_positive(name: str, value: Any) -> float:
-    if not isinstance(value, (int, float)) or not value > 0:
-        raise ValueError(f'Bad {name} {value!r}: write a number of seconds above 0')
-    return value

@@ -45,6 +45,9 @@ _decode_long_request = msgspec.json.Decoder(tuple[str, Any, _Options]).decode
 _decode_any = msgspec.json.Decoder().decode
 _encode = msgspec.json.encode
 
+MAX_MESSAGE_SIZE = 32 * 1024 * 1024
+"""Bytes of the largest request; the server would drop the connection without a word"""
+
 _SCALARS = frozenset({str, int, bool, type(None)})
 _KEYS = frozenset({str})
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
@@ -71,6 +74,49 @@ def decode_request(data: bytes) -> tuple[str, Any]:
         if options.deadline < time():
             raise ZMQMessageError(504, 'Nobody waits for this answer any more') from None
         return name, args
+
+
+def encode_message(type: str, args: Any) -> bytes:  # noqa: A002 - the name of the field
+    """Write a request, for `ZMQClient.post`.
+
+    :raises TypeError, ValueError: for a type which is no text, or arguments that JSON cannot say
+    :raises ZMQMessageError: with status 413, for more than 32 MiB
+    """
+    if not isinstance(type, str):
+        raise TypeError(f'The type of a message is a text, not {type!r}')
+    return encode_request([type, args])
+
+
+def encode_request(message: Any, timeout: float | None = None) -> bytes:
+    """Write a request of any form.
+
+    :param timeout: seconds from now after which nobody waits for the reply any more, which is
+        appended to a message that is a list; None appends nothing
+    :raises TypeError, ValueError, RecursionError: for what JSON cannot say
+    :raises ZMQMessageError: with status 413, for more than 32 MiB
+    """
+    data = encode(message if timeout is None else [*message, {'deadline': time() + timeout}])
+    check_size(data)
+    return data
+
+
+def check_size(data: Any) -> None:
+    """Check that a server could take a frame.
+
+    :raises ZMQMessageError: with status 413, if it is too large
+    """
+    if len(data) > MAX_MESSAGE_SIZE:
+        raise ZMQMessageError(413, f'Message of {len(data)} bytes, {MAX_MESSAGE_SIZE} can be sent')
+
+
+def check_timeout(timeout: Any) -> float:
+    """Check a number of seconds.
+
+    :raises ValueError: if it is none, or not above 0
+    """
+    if not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise ValueError(f'Bad timeout {timeout!r}: write a number of seconds above 0')
+    return timeout
 
 
 def payload_of(reply: Any) -> Any:

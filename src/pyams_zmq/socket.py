@@ -34,16 +34,14 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from pyams_zmq import _
-from pyams_zmq.auth import Users, parse_users
+from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.endpoint import Endpoint
-from pyams_zmq.exceptions import ZMQClosedError, ZMQMessageError
-from pyams_zmq.message import decode_reply
+from pyams_zmq.exceptions import ZMQClosedError
+from pyams_zmq.link import HANDSHAKE_EVENTS, MAX_HANGUPS, REFUSED, configure, parse_user
+from pyams_zmq.message import check_size, decode_reply
 
 __docformat__ = 'restructuredtext'
-
-MAX_MESSAGE_SIZE = 32 * 1024 * 1024
-"""Bytes of the largest request; the server would drop the connection without a word"""
 
 PROBE_DELAY = 0.01
 """Seconds without an answer before the credentials are tried"""
@@ -52,13 +50,6 @@ SILENCE = 0.2
 """Seconds without an end of the handshake before the server is asked in another language"""
 
 _LONGEST_WAIT = 2_000_000  # polls count milliseconds in 31 bits
-MAX_HANGUPS = 3
-HANDSHAKE_EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
 _numbers = count()
 _SIGNATURE = b'\xff'  # first byte of all versions of ZMTP
 _NO_ZMTP = b'?\r\n\r\n'  # a bad request to a server which waits for lines
@@ -67,10 +58,6 @@ _PENDING = 'The last request has no reply yet; after a time-out, open a new sock
 _NO_REQUEST = 'No reply is to come: no request was sent, or its reply was taken already'
 
 TIMEOUT = _('Connection timeout')
-REFUSED = _(
-    'Connection refused: check user, password or keys, the mechanism, and the addresses that '
-    'the server allows'
-)
 
 
 class ZMQSocket(zmq.Socket[bytes]):
@@ -175,17 +162,6 @@ def zmq_socket(
     return socket
 
 
-def parse_user(auth: Users, curve: CurveClient | None) -> dict[str, str]:
-    """Read the credentials of a client, who is one user at most.
-
-    :raises ValueError: for credentials that cannot be understood
-    """
-    users = parse_users(auth)
-    if len(users) + (curve is not None) > 1:
-        raise ValueError('A client connects as one user, or with CURVE keys')
-    return users
-
-
 def open_socket(
     endpoint: Endpoint,
     users: Mapping[str, str],
@@ -194,14 +170,8 @@ def open_socket(
 ) -> ZMQSocket:
     """Open a socket that is ready to connect to an endpoint, and keeps nothing when closed."""
     socket: ZMQSocket = _shared_context.get().socket(socket_type, socket_class=ZMQSocket)
-    socket.linger = 0
-    socket.ipv6 = endpoint.is_ipv6
-    if curve is not None:
-        curve.apply(socket)
-        socket.curve = curve
-    for user, password in users.items():
-        socket.plain_username = user.encode()
-        socket.plain_password = password.encode()
+    configure(socket, endpoint, users, curve)
+    socket.curve = curve
     return socket
 
 
@@ -365,12 +335,3 @@ def _speaks_otherwise(socket: Any, flags: int, deadline: float) -> bool:
             is_connected = True  # an empty frame says so, a second one that it is no more
             raw.send_multipart([peer, _NO_ZMTP])
     return False
-
-
-def check_size(data: Any) -> None:
-    """Check that a server could take a frame.
-
-    :raises ZMQMessageError: with status 413, if it is too large
-    """
-    if len(data) > MAX_MESSAGE_SIZE:
-        raise ZMQMessageError(413, f'Message of {len(data)} bytes, {MAX_MESSAGE_SIZE} can be sent')

@@ -23,14 +23,19 @@ from typing import Any, NamedTuple
 from pyramid.threadlocal import manager
 from zope.interface import implementer
 
-from pyams_zmq.client import PREPARE_TIMEOUT, encode_message
+from pyams_zmq.client import PREPARE_TIMEOUT
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.interfaces import IZMQClientFactory
-from pyams_zmq.message import decode_reply, encode, payload_of
+from pyams_zmq.message import (
+    decode_reply,
+    encode,
+    encode_message,
+    encode_request,
+    payload_of,
+)
 from pyams_zmq.outbox import describe_reply
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.socket import check_size
 
 __docformat__ = 'restructuredtext'
 
@@ -133,9 +138,7 @@ class RecordingClient:
     ) -> Any:
         """Record a message, and return its reply; see `ZMQClient.request`."""
         self._check_open()
-        data = encode(message)
-        check_size(data)
-        return decode_reply(self._exchange(data))
+        return decode_reply(self._exchange(encode_request(message)))
 
     def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - as above
         """Record a message; see `ZMQClient.send`."""

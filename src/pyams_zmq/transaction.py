@@ -22,7 +22,8 @@ import transaction
 from transaction.interfaces import IDataManagerSavepoint, ISavepointDataManager
 from zope.interface import implementer
 
-from pyams_zmq.client import PREPARE_TIMEOUT, encode_message
+from pyams_zmq.client import PREPARE_TIMEOUT
+from pyams_zmq.message import encode_message
 
 __docformat__ = 'restructuredtext'
 

@@ -15,6 +15,8 @@
 
 from pathlib import Path
 
+timeout = 8  # seconds; workers look for their master twice in that time
+
 
 def post_worker_init(worker):
     """Note the pid of a worker which serves; runs in the worker."""

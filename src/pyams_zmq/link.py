@@ -1,0 +1,128 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.link module: how a client's connection is, as the events of its monitor tell.
+
+No I/O: the clients of threads and of asyncio read the events, each in its own way.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import zmq
+
+from pyams_zmq import _
+from pyams_zmq.auth import Users, parse_users
+from pyams_zmq.curve import CurveClient
+from pyams_zmq.endpoint import Endpoint
+from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError, ZMQUnreachableError
+
+__docformat__ = 'restructuredtext'
+
+HANDSHAKE_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+LINK_EVENTS = HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED
+"""Events that a :class:`Link` has to see"""
+
+MAX_HANGUPS = 3
+"""Handshakes in a row without an end, after which they are no accident"""
+
+RECONNECT_IVL = 10
+MAX_RECONNECT_IVL = 500
+"""Milliseconds between two attempts to connect, at first and at most"""
+
+RETRIED = (ZMQTimeoutError, ZMQUnreachableError)
+"""Errors after which a call that may run twice is tried again"""
+
+REFUSED = _(
+    'Connection refused: check user, password or keys, the mechanism, and the addresses that '
+    'the server allows'
+)
+
+
+class Link:
+    """The connection of one socket to one endpoint.
+
+    :param endpoint: what the socket connects to
+    :ivar is_connected: true from the end of a handshake until the connection is lost
+    """
+
+    def __init__(self, endpoint: Endpoint):
+        self.endpoint = endpoint
+        self.is_connected = False
+        self._hangups = 0
+
+    def note(self, event: int) -> bool:
+        """Note an event of the monitor; tell if the connection was lost by it.
+
+        :param event: one of `LINK_EVENTS`
+        :raises ZMQRefusedError: if the service does not let us in; the socket is of no more use
+        """
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self.is_connected = True
+            self._hangups = 0
+        elif event == zmq.EVENT_DISCONNECTED:
+            was_connected, self.is_connected = self.is_connected, False
+            return was_connected
+        else:
+            # Who hangs up in a handshake does so for a wrong mechanism, or when going down.
+            self._hangups += 1
+            if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._hangups == MAX_HANGUPS:
+                raise ZMQRefusedError(f'{self.endpoint}: {REFUSED}')
+        return False
+
+    def describe_loss(self) -> ZMQUnreachableError:
+        """Make the error of a call whose connection was lost."""
+        return ZMQUnreachableError(
+            f'The connection to {self.endpoint} was lost; the call may have run or not'
+        )
+
+    def describe_silence(self, timeout: float) -> ZMQTimeoutError | ZMQUnreachableError:
+        """Make the error of a call without a reply.
+
+        :param timeout: seconds that it has waited
+        """
+        if self.is_connected:
+            return ZMQTimeoutError(f'{self.endpoint} has not replied within {timeout} s')
+        return ZMQUnreachableError(f'No service has answered at {self.endpoint} for {timeout} s')
+
+
+def parse_user(auth: Users, curve: CurveClient | None) -> dict[str, str]:
+    """Read the credentials of a client, who is one user at most.
+
+    :raises ValueError: for credentials that cannot be understood
+    """
+    users = parse_users(auth)
+    if len(users) + (curve is not None) > 1:
+        raise ValueError('A client connects as one user, or with CURVE keys')
+    return users
+
+
+def configure(
+    socket: zmq.Socket[Any], endpoint: Endpoint, users: Mapping[str, str], curve: CurveClient | None
+) -> None:
+    """Make a socket ready to connect to an endpoint; closed, it keeps nothing.
+
+    :param users: the user with the password, or nobody
+    """
+    socket.linger = 0
+    socket.ipv6 = endpoint.is_ipv6
+    if curve is not None:
+        curve.apply(socket)
+    for user, password in users.items():
+        socket.plain_username = user.encode()
+        socket.plain_password = password.encode()
