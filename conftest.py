@@ -17,7 +17,7 @@ import subprocess
 from pathlib import Path
 
 from sybil import Sybil
-from sybil.parsers.rest import CodeBlockParser, DocTestParser, PythonCodeBlockParser
+from sybil.parsers.rest import CodeBlockParser, DocTestParser, PythonCodeBlockParser, SkipParser
 
 ROOT = Path(__file__).parent
 
@@ -40,6 +40,7 @@ def give_a_module(namespace):
 
 pytest_collect_file = Sybil(
     parsers=[
+        SkipParser(),  # a test of its own runs what is skipped
         DocTestParser(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE),
         PythonCodeBlockParser(),
         CodeBlockParser('console', check_commands),

@@ -13,13 +13,16 @@
 """Under gevent's monkey patching, who waits for a reply lets the other greenlets run."""
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from handlers import Process
+from pyams_zmq.handler import ZMQMessageHandler
 
 pytest.importorskip('gevent')
 
@@ -54,6 +57,19 @@ def report(**kwargs):
     gc.collect()
     print(json.dumps(kwargs))
 """
+
+
+class Fetcher:
+    """The service of the page on event loops."""
+
+    async def fetch(self, url):
+        return [200, url]
+
+
+class EchoHandler(ZMQMessageHandler):
+    """Serves Fetcher."""
+
+    handler = Fetcher
 
 
 class KilledProcess(Process):
@@ -262,6 +278,21 @@ def test_client(start, tmp_path):
     assert result['late'] == 'ZMQTimeoutError'
     assert result['sent']
     assert result['ticks'] > 10
+
+
+def test_documentation(start):
+    text = (Path(__file__).parent.parent / 'docs' / 'howto' / 'loops.rst').read_text('utf-8')
+    [block] = re.findall(
+        r'\.\. skip: next\n\n\.\. code-block:: python\n(.*?)\n(?=\S)', text, re.DOTALL
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(block), start(handler=EchoHandler).bound_address],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (result.stdout, result.stderr) == ('[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n', '')
 
 
 def test_without_patching(start):

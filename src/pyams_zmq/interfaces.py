@@ -47,6 +47,9 @@ class IZMQProcess(Interface):
     send_hwm = Attribute('Replies to a peer that wait, at most (class attribute)')
     backlog = Attribute('Connections that wait to be accepted, at most (class attribute)')
     curve = Attribute('CurveServer, or None (class attribute or keyword)')
+    loop_factory = Attribute(
+        'Function that makes the asyncio loop below the IOLoop of the child (class attribute)'
+    )
 
     context = Attribute('ØMQ context of the child, None in the parent')
     loop = Attribute('IOLoop of the child, None in the parent')

@@ -123,6 +123,7 @@ class ZMQProcess(OwnedProcess):
     send_hwm: int = 1000
     backlog: int = 100
     curve: CurveServer | None = None
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
 
     context: Any = None
     loop: Any = None
@@ -327,7 +328,7 @@ class ZMQProcess(OwnedProcess):
         """Create context, loop, authenticator and streams."""
         self.context = zmq.Context()
         asyncio.set_event_loop(None)  # else Python 3.12 warns that there is none yet
-        self.loop = IOLoop(make_current=True)
+        self.loop = IOLoop(make_current=True, asyncio_loop=self.loop_factory())
         self._wake_for_signals()
         # Always there: without it libzmq would not check the addresses of NULL peers, and would
         # keep peers that send garbage.
