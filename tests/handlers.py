@@ -48,6 +48,39 @@ class Text(str):
     __slots__ = ()
 
 
+class Journal:
+    """Data manager that notes how its transaction ended."""
+
+    def __init__(self, manager, path, fails=False):
+        self.transaction_manager = manager
+        self.path, self.fails = path, fails
+
+    def note(self, text):
+        with open(self.path, 'a', encoding='utf-8') as file:
+            file.write(f'{text}\n')
+
+    def abort(self, transaction):
+        self.note('abort')
+
+    def tpc_begin(self, transaction):
+        """Nothing is to do."""
+
+    commit = tpc_begin
+
+    def tpc_vote(self, transaction):
+        if self.fails:
+            raise ValueError('the vote failed')
+
+    def tpc_finish(self, transaction):
+        self.note('commit')
+
+    def tpc_abort(self, transaction):
+        self.note('tpc_abort')
+
+    def sortKey(self):  # noqa: N802 - its name
+        return 'journal'
+
+
 class Handler:
     """Methods for the good cases, and one for each way to misbehave."""
 

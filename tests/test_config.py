@@ -13,19 +13,29 @@
 """Declared services: directive, settings, clients of requests."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import zmq.auth
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationConflictError, ConfigurationError
+from pyramid.registry import Registry
 from pyramid.request import Request
+from pyramid.response import Response
+from pyramid.scripting import prepare
 
-from handlers import MessageHandler, Process
-from pyams_zmq.config import STARTS, is_server, services_of
-from pyams_zmq.exceptions import ZMQRemoteError
+from handlers import Handler, Journal, MessageHandler, Process
+from pyams_zmq import startup
+from pyams_zmq.config import services_of
+from pyams_zmq.curve import CurveClient, CurveServer
+from pyams_zmq.exceptions import ZMQClosedError, ZMQRemoteError
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.process import ZMQProcess
+from pyams_zmq.startup import is_server
 
+PUBLIC, SECRET = (key.decode() for key in zmq.curve_keypair())
+KEYS = CurveServer(SECRET, [PUBLIC])
+CLIENT_KEYS = CurveClient(PUBLIC, SECRET)
 ADDRESS = '127.0.0.1:5555'
 HANDLER = 'handlers.MessageHandler'
 
@@ -100,6 +110,26 @@ def test_several():
 @pytest.mark.parametrize(
     ('options', 'text'),
     [
+        ({'handler': 42, 'address': ADDRESS}, 'bad handler .*42 is no class'),
+        ({'handler': HANDLER, 'factory': None, 'address': ADDRESS}, 'bad factory .*None is no cl'),
+        ({'handler': HANDLER, 'address': 'lo:5555'}, "bad address .*'lo' is no IP address"),
+        ({'handler': HANDLER, 'address': ADDRESS, 'timeout': 'nan'}, 'bad timeout .*nan'),
+        ({'handler': HANDLER, 'address': ADDRESS, 'timeout': 0}, r'bad timeout .*0\.0'),
+        ({'handler': HANDLER, 'address': ADDRESS, 'retries': -1}, 'bad retries .*-1'),
+        ({'handler': HANDLER, 'address': ADDRESS, 'drain_timeout': -5}, 'bad drain_timeout .*-5'),
+        ({'handler': HANDLER, 'address': ADDRESS, 'bind_timeout': 'nan'}, 'bad bind_timeout .*nan'),
+        ({'handler': HANDLER, 'address': ADDRESS, 'drain_timeout': 'inf'}, 'bad drain_timeout'),
+        ({'handler': HANDLER, 'address': ADDRESS, 'max_message_size': -1}, 'bad max_message_size'),
+        ({'handler': HANDLER, 'address': ADDRESS, 'auth': 'a:b', 'curve': KEYS}, 'auth and keys'),
+        (
+            {
+                'handler': HANDLER,
+                'address': ADDRESS,
+                'client_auth': 'a:b',
+                'client_curve': CLIENT_KEYS,
+            },
+            'client_auth and keys',
+        ),
         ({'adress': ADDRESS}, "no option 'adress'"),
         ({'handler': HANDLER}, "'indexer' has no address: give it, or set pyams_zmq.indexer.addr"),
         ({'address': ADDRESS}, "'indexer' has no handler"),
@@ -133,6 +163,8 @@ def test_bad_options(options, text):
         ('pyams_zmq.index er.address', ADDRESS, "Bad name of a ØMQ process 'index er'"),
         ('pyams_zmq..address', ADDRESS, "Bad name of a ØMQ process ''"),
         ('pyams_zmq.indexer.start', 'later', r'bad start \(setting pyams_zmq.indexer.start\)'),
+        ('pyams_zmq.indexer.client_keys', PUBLIC, 'has client_keys, and no server_key'),
+        ('pyams_zmq.indexer.server_public_key', PUBLIC, 'has server_public_key, and no client_key'),
         ('pyams_zmq.indexer.server_key', 'short', 'bad server_key .*A CURVE key'),
         ('pyams_zmq.indexer.client_key', 'short', 'bad client_key .*A CURVE key'),
     ],
@@ -142,6 +174,34 @@ def test_bad_settings(key, value, text):
     config.add_settings({key: value})
     with pytest.raises(ConfigurationError, match=text):
         config.commit()
+
+
+@pytest.mark.parametrize('way', ['autocommit', 'commit'])
+def test_settings_override_code_that_comes_later(way):
+    config = Configurator(
+        settings={'pyams_zmq.indexer.timeout': '3'}, autocommit=way == 'autocommit'
+    )
+    config.include('pyams_zmq')
+    config.commit()
+    config.add_zmq_process('indexer', handler=HANDLER, address=ADDRESS, start='never')
+    config.commit()
+    assert services_of(config.registry)['indexer'].timeout == 3
+    config.make_wsgi_app()
+
+
+def test_settings_of_nobody():
+    config = make_config(pyams_zmq__indexer__address=ADDRESS)
+    with pytest.raises(ConfigurationError, match=r"'indexer' has no handler: set pyams_zmq\.index"):
+        config.make_wsgi_app()
+
+
+def test_options_of_clients():
+    service = service_of(
+        ('indexer', {'handler': HANDLER, 'address': ADDRESS, 'retries': 2}),
+        pyams_zmq__indexer__send_deadline='true',
+    )
+    with service.make_client() as client:
+        assert (client.retries, client.send_deadline) == (2, True)
 
 
 def test_bad_name():
@@ -330,7 +390,142 @@ def test_include_testing_by_setting():
     assert config.registry.zmq_testing.outbox == [('indexer', 'echo', 'called')]
 
 
+# With transactions
+
+
+class Eager(Handler):
+    """Has a method that uses a transaction."""
+
+    def work(self, args, *, request):
+        request.tm.get().join(Journal(request.tm, args))
+        return [200, None]
+
+
+class EagerMessageHandler(MessageHandler):
+    """Serves Eager."""
+
+    handler = Eager
+
+
+@pytest.fixture(params=['implicit', 'explicit'])
+def tested(request):
+    """Application with pyramid_tm, whose messages are recorded."""
+    hook = 'pyramid_tm.explicit_manager' if request.param == 'explicit' else ''
+    config = Configurator(settings={'tm.manager_hook': hook} if hook else {})
+    config.include('pyramid_tm')
+    config.include('pyams_zmq.testing')
+    config.add_zmq_process('indexer', handler=EagerMessageHandler, address=ADDRESS)
+    config.commit()
+    return config
+
+
+def test_send_where_there_is_no_transaction(tested):
+    """As in a callback after the response; an exception view has one, which is aborted."""
+
+    def fail(request):
+        request.zmq('indexer').send('lost', 1)
+        raise ValueError
+
+    def call_back(request):
+        request.add_finished_callback(lambda request: request.zmq('indexer').send('finished', 1))
+        request.zmq('indexer').send('kept', 1)
+        return Response()
+
+    def alarm(error, request):
+        request.zmq('indexer').send('lost', 2)
+        request.zmq('indexer').call('alarm', 1)
+        return Response(status=500)
+
+    tested.add_exception_view(alarm, context=ValueError)
+    for view in (fail, call_back):
+        tested.add_route(view.__name__, view.__name__)
+        tested.add_view(view, route_name=view.__name__)
+    app = tested.make_wsgi_app()
+    for _ in range(2):
+        assert Request.blank('/fail').get_response(app).status_code == 500
+        assert Request.blank('/call_back').get_response(app).status_code == 200
+    types = [sent.type for sent in app.registry.zmq_testing.outbox]
+    assert types == ['alarm', 'kept', 'finished'] * 2
+
+
+def test_send_in_a_script(tested):
+    with prepare(registry=tested.registry) as env:
+        request = env['request']
+        with request.tm:
+            request.zmq('indexer').send('first', 1)
+            assert not tested.registry.zmq_testing.outbox
+        with pytest.raises(ZeroDivisionError), request.tm:
+            _ = request.zmq('indexer').send('lost', 1), 1 / 0
+        request.zmq('indexer').send('now', 1)
+    assert [sent.type for sent in tested.registry.zmq_testing.outbox] == ['first', 'now']
+
+
+def test_eager_handler_has_a_transaction_of_its_own(tested, tmp_path):
+    tested.registry.zmq_testing.eager = True
+    own, other = tmp_path / 'own', tmp_path / 'other'
+
+    def view(request):
+        request.tm.get().join(Journal(request.tm, own))
+        request.zmq('indexer').call('work', str(other))
+        assert other.read_text() == 'commit\n'
+        request.zmq('indexer').send('work', str(other))
+        return Response()
+
+    tested.add_route('home', '/')
+    tested.add_view(view, route_name='home')
+    assert Request.blank('/').get_response(tested.make_wsgi_app()).status_code == 200
+    assert own.read_text() == 'commit\n'
+    assert other.read_text() == 'commit\n' * 2
+
+
+def test_include_testing_late(tmp_path):
+    config = make_config(('indexer', {'handler': HANDLER, 'address': ADDRESS}))
+    config.commit()
+    real = config.registry.zmq_clients.get('indexer')
+    config.include('pyams_zmq.testing')
+    config.commit()
+    testing = config.registry.zmq_testing
+    config.registry.zmq_clients.get('indexer').call('echo')
+    config.include('pyams_zmq.testing')
+    config.commit()
+    assert config.registry.zmq_testing is testing
+    assert len(testing.outbox) == 1
+    with pytest.raises(ZMQClosedError):
+        real.call('echo')
+
+
 # Who starts
+
+
+@pytest.mark.parametrize(
+    ('script', 'serves'), [('pserve', True), ('prequest', False), ('pshell', False)]
+)
+def test_scripts_of_pyramid(monkeypatch, script, serves):
+    module = f'pyramid.scripts.{script}'
+    for names in (
+        {'__name__': module},
+        {'__name__': '__main__', '__spec__': SimpleNamespace(name=module)},
+    ):
+        scope = {'is_server': is_server, **names}
+        exec('answer = is_server()', scope)
+        assert scope['answer'] == serves
+
+
+def test_lock(tmp_path, monkeypatch):
+    """Workers of one application have the same; other applications and folders have not."""
+    locks = set()
+    for folder in (tmp_path, tmp_path / 'other'):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        for package in ('one', 'two'):
+            for address in ('ipc://zmq.sock', ADDRESS):
+                registry = Registry(package)
+                service = service_of(('indexer', {'handler': HANDLER, 'address': address}))
+                assert startup._make_lock(registry, service) == startup._make_lock(
+                    registry, service
+                )
+                locks.add(startup._make_lock(registry, service))
+    assert len(locks) == 6
 
 
 @pytest.mark.parametrize('name', ['pyams_zmq', '/usr/bin/pyams_upgrade'])
@@ -338,7 +533,3 @@ def test_programs_that_do_not_serve(monkeypatch, name):
     assert is_server()
     monkeypatch.setattr(sys, 'argv', [name])
     assert not is_server()
-
-
-def test_starts():
-    assert STARTS == ('auto', 'external', 'never')

@@ -33,8 +33,8 @@ from pyramid.registry import Registry
 from app.handler import Process, in_hand
 from app.program import Program, is_running, reserved_port, wait_for_end, wait_until
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError
-from pyams_zmq.handler import DRAINING
 from pyams_zmq.interfaces import IZMQProcessStartedEvent
+from pyams_zmq.message import DRAINING
 from pyams_zmq.process import process_exit_func
 from pyams_zmq.socket import zmq_response, zmq_socket
 from pyams_zmq.watchdog import has_ended

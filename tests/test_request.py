@@ -17,42 +17,11 @@ import asyncio
 import pytest
 from pyramid.config import Configurator
 from pyramid.threadlocal import get_current_registry, get_current_request
+from pyramid_tm import is_tm_active
 
-from handlers import Handler, MessageHandler
+from handlers import Handler, Journal, MessageHandler
 from pyams_zmq.exceptions import ZMQMessageError
-
-
-class Journal:
-    """Data manager that notes how its transaction ended."""
-
-    def __init__(self, manager, path, fails=False):
-        self.transaction_manager = manager
-        self.path, self.fails = path, fails
-
-    def note(self, text):
-        with open(self.path, 'a', encoding='utf-8') as file:
-            file.write(f'{text}\n')
-
-    def abort(self, transaction):
-        self.note('abort')
-
-    def tpc_begin(self, transaction):
-        """Nothing is to do."""
-
-    commit = tpc_begin
-
-    def tpc_vote(self, transaction):
-        if self.fails:
-            raise ValueError('the vote failed')
-
-    def tpc_finish(self, transaction):
-        self.note('commit')
-
-    def tpc_abort(self, transaction):
-        self.note('tpc_abort')
-
-    def sortKey(self):  # noqa: N802 - its name
-        return 'journal'
+from pyams_zmq.transaction import is_under_way
 
 
 class RequestHandler(Handler):
@@ -157,6 +126,56 @@ def test_wrong_frames_make_no_request(process, ask):
     assert ask(process, ['work', None])[0] == 500  # it cannot be unpacked
     assert ask(process, ['work'])[0] == 400
     assert ask(process, ['no_request', None]) == [200, True]
+
+
+@pytest.mark.parametrize('hook', [None, 'pyramid_tm.explicit_manager'])
+def test_root_factory_is_in_the_transaction(start, ask, hook):
+    def make_root(request):
+        assert is_tm_active(request)
+        return is_under_way(request.tm)
+
+    config = Configurator(
+        root_factory=make_root, settings={'tm.manager_hook': hook} if hook else {}
+    )
+    config.add_request_method(lambda request: 'hello', 'hello', reify=True)
+    config.include('pyramid_tm')
+    config.commit()
+    process = start(handler=RequestMessageHandler, registry=config.registry)
+    for _ in range(2):
+        assert ask(process, ['about', None]) == [200, [True, True, True, 'hello']]
+
+
+def test_root_factory_fails(start, ask):
+    def make_root(request):
+        if not missing:
+            missing.append(request)
+            raise KeyError('no root')
+        return len(missing)
+
+    missing = []
+    config = Configurator(root_factory=make_root)
+    config.add_request_method(lambda request: 'hello', 'hello', reify=True)
+    config.include('pyramid_tm')
+    config.commit()
+    process = start(handler=RequestMessageHandler, registry=config.registry)
+    assert ask(process, ['about', None])[0] == 500
+    assert ask(process, ['no_request', None]) == [200, True]
+    assert ask(process, ['about', None]) == [200, [True, True, 1, 'hello']]
+
+
+def test_finished_callbacks(start, ask, tmp_path):
+    path = tmp_path / 'finished'
+    config = Configurator(root_factory=lambda request: None)
+
+    def hello(request):
+        request.add_finished_callback(lambda request: path.touch())
+        return 'hello'
+
+    config.add_request_method(hello, 'hello', reify=True)
+    config.commit()
+    process = start(handler=RequestMessageHandler, registry=config.registry)
+    assert ask(process, ['about', None])[0] == 200
+    assert path.exists()
 
 
 def test_without_transactions(start, ask):

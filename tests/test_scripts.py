@@ -145,8 +145,15 @@ def test_unknown_name(run, ini):
     program = run('echo', 'eco')
     assert program.wait(TIMEOUT) == 2
     assert program.log.read_text().splitlines()[-1] == (
-        f'pyams_zmq serve: error: there is no process eco; {ini} declares: broken, echo, other'
+        f'pyams_zmq serve: error: there is no process eco; {ini} declares: '
+        'broken, echo, elsewhere, other'
     )
+
+
+def test_process_that_runs_elsewhere(run):
+    program = run('echo', 'elsewhere')
+    assert program.wait(TIMEOUT) == 2
+    assert 'elsewhere has no handler: it runs elsewhere' in program.log.read_text()
 
 
 def test_no_name(run, ini):

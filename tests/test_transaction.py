@@ -22,7 +22,9 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import ForkProcess
+from pathlib import Path
 
 import pytest
 import transaction
@@ -32,6 +34,7 @@ from zope.interface.verify import verifyObject
 
 from conftest import open_fds, wait_until
 from handlers import Handler, MessageHandler
+from pyams_zmq import link as link_module
 from pyams_zmq import outbox as outbox_module
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.exceptions import (
@@ -40,10 +43,10 @@ from pyams_zmq.exceptions import (
     ZMQRefusedError,
     ZMQUnreachableError,
 )
-from pyams_zmq.message import MAX_MESSAGE_SIZE
+from pyams_zmq.message import DRAINING_REPLY, MAX_MESSAGE_SIZE
 from pyams_zmq.outbox import Outbox, Postman, postman
 from pyams_zmq.socket import open_pair
-from pyams_zmq.transaction import MessageDataManager, send_on_commit
+from pyams_zmq.transaction import MessageDataManager, is_under_way, send_on_commit
 
 LOGGER_NAME = 'PyAMS (zmq)'
 
@@ -252,6 +255,42 @@ def test_savepoints(client):
     transaction.commit()
     assert notes(client) == [1, 2, 5]
     assert not first.valid
+
+
+def test_what_a_savepoint_dropped_needs_no_service(address):
+    with ZMQClient(address) as client:
+        savepoint = transaction.savepoint()
+        send_on_commit(client, 'note', 1)
+        savepoint.rollback()
+        transaction.commit()
+
+
+def test_service_is_waited_for_before_the_commit(address):
+    """Databases lock while they commit: everybody else would wait, too."""
+    begun = []
+    journal = Journal(tpc_begin=lambda: begun.append(time.monotonic()))
+    transaction.get().join(journal)
+    with ZMQClient(address) as client:
+        send_on_commit(client, 'note', 1, timeout=0.3)
+        start = time.monotonic()
+        with pytest.raises(ZMQUnreachableError):
+            transaction.commit()
+    assert begun[0] - start >= 0.3
+    assert journal.lines[-1] == 'tpc_abort'
+
+
+@pytest.mark.parametrize(
+    'manager',
+    [transaction.ThreadTransactionManager(), transaction.TransactionManager(explicit=True)],
+    ids=['implicit', 'explicit'],
+)
+def test_is_under_way(manager):
+    for end in ('commit', 'abort'):
+        assert not is_under_way(manager)
+        manager.begin()
+        assert is_under_way(manager)
+        getattr(manager, end)()
+    assert not is_under_way(manager)
 
 
 def test_first_savepoint(client):
@@ -526,6 +565,88 @@ def test_too_many_messages(client, errors, tmp_path, monkeypatch):
     assert notes(client) == [1, 2]
 
 
+def test_too_many_bytes(client, errors, tmp_path, monkeypatch):
+    path = tmp_path / 'busy'
+    client.send('wait_for', str(path))
+    wait_until(path.exists)
+    monkeypatch.setattr(outbox_module, 'MAX_BYTES', 1000)
+    client.send('note', 'x' * 1000)
+    with pytest.raises(ZMQUnreachableError, match=r'takes no messages: \d+ bytes wait for it'):
+        client.send('note', 1)
+    path.unlink()
+    wait_until(lambda: not len(client._outbox))
+    assert client._outbox.size == 0
+    client.send('note', 2)
+    assert notes(client) == ['x' * 1000, 2]
+    assert not errors()
+
+
+def test_service_is_stopped_and_started(start, address, errors, tmp_path):
+    """What it did not take while it stopped, the next one gets."""
+    done = threading.Event()
+    paths = []
+
+    def send():
+        while not done.is_set():
+            wait_until(lambda: len(client._outbox) < 50)  # the service is slower than this
+            path = tmp_path / str(len(paths))
+            client.send('touch', str(path))
+            paths.append(path)
+
+    with ZMQClient(address) as client, ThreadPoolExecutor(1) as pool:
+        process = start(address)
+        sender = pool.submit(send)
+        for _ in range(3):
+            enough = len(paths) + 100
+            wait_until(lambda enough=enough: len(paths) > enough)
+            process.stop()
+            process = start(address)
+        done.set()
+        sender.result()
+        wait_until(lambda: not len(client._outbox))
+    assert len(list(filter(Path.exists, paths))) == len(paths)
+    assert not errors()
+
+
+def test_stopping_service_that_does_not_end(errors, monkeypatch):
+    """What it does not take waits for the next one, as long as it may."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+        with ZMQClient(f'127.0.0.1:{port}', timeout=0.3) as client:
+            client.send('note', 1)
+            client.send('note', 2)
+            envelope = server.recv_multipart()[:-1]
+            server.recv_multipart()
+            server.send_multipart([*envelope, DRAINING_REPLY])
+            wait_until(lambda: client._outbox._returned)
+            client.post('note', b'["note", 3]')
+            wait_until(lambda: len(errors()) == 3)
+            assert client._outbox.size == 0
+    ends = [
+        'not sent, no service within 0.3 s',
+        *['no reply within 0.3 s, it may have run or not'] * 2,
+    ]
+    assert [error.partition(f'{port}: ')[2] for error in errors()] == ends
+
+
+def test_half_open_connection(process, monkeypatch):
+    """As after a loss of power: nobody says that the peer is gone, but no heartbeat comes."""
+    monkeypatch.setattr(link_module, 'HEARTBEAT_IVL', 100)
+    with ZMQClient(process.bound_address) as client:
+        client.send('note', 1)
+        client.call('echo')
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: not client._outbox.is_connected)
+            with pytest.raises(ZMQUnreachableError):
+                client.prepare(timeout=0.1)
+            with pytest.raises(ZMQUnreachableError):
+                client.call('echo', timeout=0.2)
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+        assert notes(client) == [1]
+
+
 def test_threads(client):
     def commit(number):
         manager = transaction.TransactionManager()
@@ -634,6 +755,10 @@ def test_flush_waits_no_longer_than_it_may(client, errors, tmp_path, monkeypatch
     client.send('wait_for', str(path))
     wait_until(path.exists)
     postman.flush()
+    start = time.monotonic()
+    monkeypatch.setattr(outbox_module, 'FLUSH', 5)
+    postman.flush()  # multiprocessing calls it, too
+    assert time.monotonic() - start < 1
     path.unlink()
     assert errors() == [
         '1 messages may be lost: the program ends before they have a reply',

@@ -19,6 +19,7 @@ from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -27,15 +28,9 @@ from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRefusedError
-from pyams_zmq.link import (
-    LINK_EVENTS,
-    MAX_RECONNECT_IVL,
-    RECONNECT_IVL,
-    RETRIED,
-    Link,
-    parse_user,
-)
+from pyams_zmq.link import LINK_EVENTS, RETRIED, Link, keep_connected, parse_user
 from pyams_zmq.message import (
+    check_retries,
     check_timeout,
     decode_reply,
     encode_message,
@@ -53,6 +48,9 @@ FAST = 0.01
 MAX_IDLE = 8
 """Connections that a client keeps for the next calls; while more threads call there are more"""
 
+SEND_HWM = 100
+"""Messages of an outbox that wait in its socket, at most"""
+
 PREPARE_TIMEOUT = 2.0
 """Seconds until a service counts as unreachable, for messages that nobody waits for"""
 
@@ -67,22 +65,20 @@ class Connection:
     """
 
     socket_type = zmq.REQ
-    socket_options: Mapping[str, int] = {
-        'reconnect_ivl': RECONNECT_IVL,
-        'reconnect_ivl_max': MAX_RECONNECT_IVL,
-    }
 
     def __init__(self, endpoint: Endpoint, users: Mapping[str, str], curve: CurveClient | None):
         self._pid = os.getpid()
         self._link = Link(endpoint)
         self._socket = open_socket(endpoint, users, curve, self.socket_type)
-        for name, value in self.socket_options.items():
-            setattr(self._socket, name, value)
+        self._prepare_socket()
         self._monitor: Any = self._socket.context.socket(zmq.PAIR, socket_class=ZMQSocket)
         address = make_inproc_address()
         self._socket.monitor(address, LINK_EVENTS)
         self._monitor.connect(address)
         self._socket.connect(endpoint.uri)
+
+    def _prepare_socket(self) -> None:
+        keep_connected(self._socket)
 
     def exchange(self, data: bytes, timeout: float) -> bytes:
         """Send a request, wait for the reply.
@@ -142,12 +138,12 @@ class Channel(Connection):
     """A DEALER socket for the messages of an outbox; for one thread, which never waits for it."""
 
     socket_type = zmq.DEALER
-    socket_options: Mapping[str, int] = {
-        **Connection.socket_options,
-        'immediate': 1,  # without a connection it takes no message, nor keeps one for the next
-        'sndhwm': 0,
-        'rcvhwm': 0,
-    }
+
+    def _prepare_socket(self) -> None:
+        super()._prepare_socket()
+        self._socket.immediate = 1  # no message without a connection, nor for the next one
+        self._socket.sndhwm = SEND_HWM
+        self._socket.rcvhwm = 0
 
     @property
     def sockets(self) -> list[Any]:
@@ -210,24 +206,22 @@ class ZMQClient:
         self._users = parse_user(auth, curve)
         self._curve = curve
         self.timeout = check_timeout(timeout)
-        self.retries = retries
+        self.retries = check_retries(retries)
         self.send_deadline = send_deadline
         self._is_closed = False
         self._inherited: list[Connection] = []
         self._renew()
+        _clients.add(self)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
         connect = partial(Channel, self._endpoint, self._users, self._curve)
         self._outbox = Outbox(self.address, connect)
-        self._pid = os.getpid()
 
-    def _leave_parent(self) -> None:
-        # After a fork; the lock may have been held at that moment.
-        if self._pid != os.getpid():
-            self._inherited.extend(self._idle)  # kept: nobody may touch them here
-            self._renew()
+    def _inherit(self) -> None:
+        self._inherited.extend(self._idle)  # kept: nobody may touch them here
+        self._renew()
 
     @property
     def address(self) -> str:
@@ -270,7 +264,7 @@ class ZMQClient:
         :raises: what `call` does, except ZMQRemoteError
         """
         timeout = self.timeout if timeout is None else check_timeout(timeout)
-        attempts = 1 + (self.retries if retries is None else retries)
+        attempts = 1 + (self.retries if retries is None else check_retries(retries))
         data = b''
         while True:
             attempts -= 1
@@ -318,7 +312,6 @@ class ZMQClient:
         postman.post(self._get_outbox(), Letter(type, data, self.timeout))
 
     def _get_outbox(self) -> Outbox:
-        self._leave_parent()
         self._check_open()
         return self._outbox
 
@@ -327,7 +320,6 @@ class ZMQClient:
             raise ZMQClosedError(f'The client of {self.address} was closed')
 
     def _acquire(self) -> Connection:
-        self._leave_parent()
         while True:
             with self._lock:
                 self._check_open()
@@ -348,7 +340,6 @@ class ZMQClient:
 
     def close(self) -> None:
         """Close all connections; what is under way, calls and messages, ends as it would have."""
-        self._leave_parent()
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, []
@@ -364,3 +355,15 @@ class ZMQClient:
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} of {self.address}>'
+
+
+_clients: WeakSet[ZMQClient] = WeakSet()
+
+
+def _leave_parent() -> None:
+    # Its locks may have been held at the moment of the fork.
+    for client in list(_clients):
+        client._inherit()
+
+
+os.register_at_fork(after_in_child=_leave_parent)

@@ -18,26 +18,25 @@ by both: a setting overrides what code says.
 
 import os
 import re
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from ipaddress import ip_address
+from math import inf
 from typing import Any
 
 from pyramid.exceptions import ConfigurationError
-from pyramid.settings import aslist
+from pyramid.settings import asbool, aslist
 from zope.interface import implementer
 
 from pyams_zmq.auth import Users, parse_clients, parse_users
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.endpoint import Endpoint
-from pyams_zmq.exceptions import ZMQStartError
-from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
+from pyams_zmq.interfaces import IZMQService
+from pyams_zmq.message import check_retries, check_timeout
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.supervisor import SupervisorProcess
 
 __docformat__ = 'restructuredtext'
 
@@ -45,9 +44,6 @@ PREFIX = 'pyams_zmq.'
 
 STARTS = ('auto', 'external', 'never')
 """By the application which serves; by ``pyams_zmq serve``; elsewhere, on another machine maybe"""
-
-STOP_SLACK = 10.0
-"""Seconds that a supervisor has beside the `drain_timeout` of its process"""
 
 EARLY, LATE = -100, 100
 """Orders of actions before and after those of applications; the phases of Pyramid are -30 to 0"""
@@ -88,6 +84,8 @@ class Service:
     client_curve: CurveClient | None = field(default=None, repr=False)
     start: str = 'auto'
     timeout: float = 10.0
+    retries: int = 0
+    send_deadline: bool = False
     limits: Mapping[str, Any] = field(default_factory=dict)
 
     def make_process(self, registry: Any) -> ZMQProcess:
@@ -112,7 +110,12 @@ class Service:
             # Of several users of the server, an application is the first one.
             auth = dict(list(users.items())[:1]) or None
         return ZMQClient(
-            self.client_address, auth=auth, curve=self.client_curve, timeout=self.timeout
+            self.client_address,
+            auth=auth,
+            curve=self.client_curve,
+            timeout=self.timeout,
+            retries=self.retries,
+            send_deadline=self.send_deadline,
         )
 
     @property
@@ -147,17 +150,16 @@ def add_zmq_process(config: Any, name: Any, **options: Any) -> None:
     :param start: `'auto'`: the application starts it when it serves; `'external'`: ``pyams_zmq
         serve`` does; `'never'`: it runs elsewhere
     :param timeout: seconds that a call of a client may take
-    :param limits: class attributes of the process, `drain_timeout` for instance
+    :param retries: further attempts of a call, see :class:`~pyams_zmq.client.ZMQClient`
+    :param send_deadline: true to tell the service until when a call is waited for
+    :param options: class attributes of the process that are limits, `drain_timeout` for instance
     :raises ConfigurationError: for an option or a value that cannot be, which it names
     """
     _declare(config, name, options)
 
 
 def _declare(config: Any, name: Any, options: Mapping[str, Any], order: int = 0) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigurationError(
-            f'Bad name of a ØMQ process {name!r}: write letters, digits, _ and -'
-        )
+    _check_name(name)
     for key in set(options) - _KEYS:
         raise ConfigurationError(f'add_zmq_process({name!r}): there is no option {key!r}')
     introspectable = config.introspectable(
@@ -173,14 +175,22 @@ def _declare(config: Any, name: Any, options: Mapping[str, Any], order: int = 0)
     config.action(('zmq_process', name), register, introspectables=(introspectable,), order=order)
 
 
-def check_settings(config: Any) -> list[str]:
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f'Bad name of a ØMQ process {name!r}: write letters, digits, _ and -'
+        )
+
+
+def check_settings(registry: Any) -> list[str]:
     """Check the names of all settings of services.
 
+    :param registry: registry of the application
     :return: names of the services
     :raises ConfigurationError: for a key that there is not
     """
     names = []
-    for key in config.registry.settings or ():
+    for key in registry.settings or ():
         if key.startswith(PREFIX):
             name, dot, option = key.removeprefix(PREFIX).partition('.')
             if not dot or option not in _SETTINGS:
@@ -188,15 +198,38 @@ def check_settings(config: Any) -> list[str]:
                     f'There is no setting {key!r}; write pyams_zmq.NAME.KEY, with one of the keys '
                     + ', '.join(sorted(_SETTINGS))
                 )
+            _check_name(name)
             names.append(name)
     return names
 
 
 def declare_from_settings(config: Any) -> None:
-    """Declare the services that only settings know."""
-    for name in dict.fromkeys(check_settings(config)):
-        if config.registry.queryUtility(IZMQService, name) is None:
+    """Declare the services that only settings know.
+
+    Those of which the settings say too little are left for code that declares them later: with
+    `autocommit`, or after a `commit`, this runs before it.
+    """
+    settings = config.registry.settings or {}
+    for name in dict.fromkeys(check_settings(config.registry)):
+        is_whole = (
+            f'{PREFIX}{name}.handler' in settings
+            or settings.get(f'{PREFIX}{name}.start') == 'never'
+        )
+        if is_whole and config.registry.queryUtility(IZMQService, name) is None:
             _declare(config, name, {}, order=LATE)
+
+
+def check_services(registry: Any) -> None:
+    """Check that all settings belong to a service which is declared.
+
+    :raises ConfigurationError: if not
+    """
+    for name in check_settings(registry):
+        if registry.queryUtility(IZMQService, name) is None:
+            raise ConfigurationError(
+                f'ØMQ process {name!r} has no handler: set {PREFIX}{name}.handler, or call '
+                f'config.add_zmq_process({name!r}, handler=...)'
+            )
 
 
 def _make_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:
@@ -208,6 +241,9 @@ def _make_service(config: Any, name: str, options: Mapping[str, Any]) -> Service
     for key, value in values.items():
         with _naming(name, key):
             values[key] = _read(config, key, value)
+    for key, other in (('client_keys', 'server_key'), ('server_public_key', 'client_key')):
+        if key in values and other not in values:
+            raise ConfigurationError(f'ØMQ process {name!r} has {key}, and no {other}')
     with _naming(name, 'server_key'):
         if 'server_key' in values:
             values['curve'] = CurveServer(values.pop('server_key'), values.pop('client_keys', ()))
@@ -215,13 +251,51 @@ def _make_service(config: Any, name: str, options: Mapping[str, Any]) -> Service
         if 'client_key' in values:
             public = values.pop('server_public_key', '')
             values['client_curve'] = CurveClient(public, values.pop('client_key'))
+    for auth, curve in (('auth', 'curve'), ('client_auth', 'client_curve')):
+        if parse_users(values.get(auth)) and values.get(curve) is not None:
+            raise ConfigurationError(
+                f'ØMQ process {name!r} has {auth} and keys: a socket has one mechanism'
+            )
     for key in ('address', 'handler'):
         if values.get(key) is None and (key, values.get('start')) != ('handler', 'never'):
             raise ConfigurationError(
                 f'ØMQ process {name!r} has no {key}: give it, or set {prefix}{key}'
             )
+    if values.get('start') != 'never':
+        with _naming(name, 'address'):
+            _check_host(values['address'])
     limits = {key: values.pop(key) for key in _LIMITS if key in values}
     return Service(name, limits=limits, **values)
+
+
+def _check_host(address: Any) -> None:
+    """Check that clients can connect to what a process binds.
+
+    :raises ValueError: for the name of an interface, which ØMQ binds as well
+    """
+    endpoint = Endpoint.parse(address, bind=True)
+    if endpoint.protocol == 'tcp' and endpoint.host != '*':
+        try:
+            ip_address(endpoint.host.strip('[]'))
+        except ValueError:
+            raise ValueError(
+                f'{endpoint.host!r} is no IP address, which clients need to know'
+            ) from None
+
+
+def _read_limit(kind: type, value: Any) -> Any:
+    number = kind(value)
+    if not 0 <= number < inf:
+        raise ValueError(f'{value!r} is negative, or no number')
+    return number
+
+
+_NUMBERS: dict[str, Callable[[Any], Any]] = {
+    **{name: partial(_read_limit, kind) for name, kind in _LIMITS.items()},
+    'timeout': lambda value: check_timeout(float(value)),
+    'retries': lambda value: check_retries(int(value)),
+    'send_deadline': asbool,
+}
 
 
 @contextmanager
@@ -236,9 +310,13 @@ def _naming(name: str, key: str) -> Iterator[None]:
 
 def _read(config: Any, key: str, value: Any) -> Any:
     """Read an option; of a secret, errors do not repeat the text."""
+    if key in _NUMBERS:
+        return _NUMBERS[key](value)
     match key:
         case 'handler' | 'factory':
-            return config.maybe_dotted(value)
+            value = config.maybe_dotted(value)
+            if not callable(value):
+                raise TypeError(f'{value!r} is no class')
         case 'address':
             endpoint = Endpoint.parse(value, bind=True)
             if endpoint.protocol == 'tcp' and not endpoint.port:
@@ -249,11 +327,9 @@ def _read(config: Any, key: str, value: Any) -> Any:
             parse_users(value)
         case 'clients':
             parse_clients(value)
-        case 'timeout':
-            return float(value)
         case 'client_keys' if not os.path.isdir(value):
             return aslist(value)
-    return _LIMITS[key](value) if key in _LIMITS else value
+    return value
 
 
 def services_of(registry: Any) -> dict[str, Service]:
@@ -262,121 +338,3 @@ def services_of(registry: Any) -> dict[str, Service]:
     :param registry: its registry
     """
     return dict(registry.getUtilitiesFor(IZMQService))
-
-
-# Clients of requests
-
-
-class RequestClient:
-    """Client of a service for one request, see :func:`request_zmq`."""
-
-    def __init__(self, request: Any, client: Any):
-        self._request = request
-        self._client = client
-        self.call = client.call
-        self.request = client.request
-
-    def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - the name of the field
-        """Send a message when the transaction of the request is committed, or now if it has none.
-
-        :param type: type of the message, the name of the method
-        :param args: its arguments, anything that JSON can say
-        :raises: what :meth:`ZMQClient.send` and :func:`send_on_commit` do
-        """
-        manager = getattr(self._request, 'tm', None)
-        if manager is None:
-            self._client.send(type, args)
-        else:
-            from pyams_zmq.transaction import send_on_commit  # noqa: PLC0415 - only if it is there
-
-            send_on_commit(self._client, type, args, manager=manager)
-
-
-class Clients:
-    """Clients of the application, one for each service, made when somebody asks for it."""
-
-    def __init__(self, registry: Any):
-        self._registry = registry
-        self._clients: dict[str, Any] = {}
-        self._lock = threading.Lock()
-
-    def get(self, name: str) -> Any:
-        """Give the client of a service.
-
-        :raises LookupError: if there is no such service
-        """
-        client = self._clients.get(name)
-        if client is None:
-            service = self._registry.queryUtility(IZMQService, name)
-            if service is None:
-                names = ', '.join(sorted(services_of(self._registry))) or 'none'
-                raise LookupError(f'There is no ØMQ service {name!r}; declared: {names}')
-            make = self._registry.queryUtility(IZMQClientFactory) or Service.make_client
-            with self._lock:
-                client = self._clients.get(name)
-                if client is None:
-                    client = self._clients[name] = make(service)
-        return client
-
-    def close(self) -> None:
-        """Close all of them."""
-        with self._lock:
-            clients, self._clients = self._clients, {}
-        for client in clients.values():
-            client.close()
-
-
-def request_zmq(request: Any, name: str) -> RequestClient:
-    """Give the client of a declared service; the method `zmq` of requests.
-
-    :param name: name of the service
-    :raises LookupError: if there is no such service
-    """
-    return RequestClient(request, request.registry.zmq_clients.get(name))
-
-
-# Processes of the application
-
-
-def is_server() -> bool:
-    """Tell if this program serves requests, and does not just load the application.
-
-    Scripts load it with `pyramid.paster.bootstrap`, or belong to Pyramid (`pshell`, `proutes`,
-    `prequest`), or to PyAMS (`pyams_...`).
-    """
-    program = os.path.basename(sys.argv[0])
-    if program.startswith('pyams_'):
-        return False
-    frame = sys._getframe()
-    while frame is not None:
-        module = frame.f_globals.get('__name__', '')
-        if module.startswith('pyramid.scripts.') and module != 'pyramid.scripts.pserve':
-            return False
-        if module == 'pyramid.paster' and frame.f_code.co_name == 'bootstrap':
-            return False
-        frame = frame.f_back  # type: ignore[assignment] # None ends the loop
-    return True
-
-
-def start_services(event: Any) -> None:
-    """Start the services whose `start` is `'auto'`; a subscriber to ApplicationCreated."""
-    registry = event.app.registry
-    if not is_server() or registry.queryUtility(IZMQClientFactory) is not None:
-        return
-    for name, service in services_of(registry).items():
-        if service.start == 'auto':
-            supervisor = SupervisorProcess(
-                {name: partial(service.make_process, registry)},
-                registry=registry,
-                lock=Endpoint.parse(service.address, bind=True).uri,
-            )
-            usual = getattr(service.factory, 'drain_timeout', 0.0)
-            drain = service.limits.get('drain_timeout', usual)
-            supervisor.drain_timeout = max(supervisor.drain_timeout, drain + STOP_SLACK)
-            try:
-                supervisor.start()
-            except ZMQStartError as error:
-                raise ZMQStartError(
-                    f'{error}; for the ØMQ process {name!r}: set {PREFIX}{name}.start = external, '
-                    f'and run "pyams_zmq serve INI {name}"'
-                ) from None

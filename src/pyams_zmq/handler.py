@@ -28,14 +28,12 @@ from zope.interface import implementer
 from pyams_zmq.auth import ANONYMOUS, Peer
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.interfaces import IZMQMessageHandler
-from pyams_zmq.message import decode_request, encode
+from pyams_zmq.message import DRAINING, DRAINING_REPLY, decode_request, encode
 from pyams_zmq.request import call_with_request
 
 __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
-
-DRAINING = (503, 'The service is stopping, try again later')
 
 _METHOD_TYPES = (staticmethod, classmethod, partialmethod, singledispatchmethod)
 _QUOTED = 80
@@ -138,7 +136,7 @@ class ZMQMessageHandler:
     def _reply_later(self, task: asyncio.Task[bytes]) -> None:
         self._tasks.discard(task)
         # A task that is cancelled before its first step has not even run the handler.
-        self._reply(encode(DRAINING) if task.cancelled() else task.result())
+        self._reply(DRAINING_REPLY if task.cancelled() else task.result())
 
     def _reply(self, reply: bytes) -> None:
         try:

@@ -17,16 +17,15 @@ from typing import Any
 
 from pyramid.events import ApplicationCreated
 
+from pyams_zmq.clients import Clients, request_zmq
 from pyams_zmq.config import (
     EARLY,
     LATE,
-    Clients,
     add_zmq_process,
     check_settings,
     declare_from_settings,
-    request_zmq,
-    start_services,
 )
+from pyams_zmq.startup import start_services
 
 __docformat__ = 'restructuredtext'
 
@@ -40,7 +39,7 @@ def include_package(config: Any) -> None:
     config.add_directive('add_zmq_process', add_zmq_process)
     config.add_request_method(request_zmq, 'zmq')
     config.add_subscriber(start_services, ApplicationCreated)
-    config.action('pyams_zmq check', lambda: check_settings(config), order=EARLY)
+    config.action('pyams_zmq check', lambda: check_settings(config.registry), order=EARLY)
     config.action('pyams_zmq declare', lambda: declare_from_settings(config), order=LATE)
 
     def monitor() -> None:

@@ -45,6 +45,9 @@ RECONNECT_IVL = 10
 MAX_RECONNECT_IVL = 500
 """Milliseconds between two attempts to connect, at first and at most"""
 
+HEARTBEAT_IVL = 5000
+"""Milliseconds between two heartbeats, and until a peer without an answer counts as gone"""
+
 RETRIED = (ZMQTimeoutError, ZMQUnreachableError)
 """Errors after which a call that may run twice is tried again"""
 
@@ -99,6 +102,14 @@ class Link:
         if self.is_connected:
             return ZMQTimeoutError(f'{self.endpoint} has not replied within {timeout} s')
         return ZMQUnreachableError(f'No service has answered at {self.endpoint} for {timeout} s')
+
+
+def keep_connected(socket: zmq.Socket[Any]) -> None:
+    """Let a socket find its peer again soon, and notice one that has gone without a word."""
+    socket.reconnect_ivl = RECONNECT_IVL
+    socket.reconnect_ivl_max = MAX_RECONNECT_IVL
+    socket.heartbeat_ivl = HEARTBEAT_IVL
+    socket.heartbeat_timeout = HEARTBEAT_IVL
 
 
 def parse_user(auth: Users, curve: CurveClient | None) -> dict[str, str]:

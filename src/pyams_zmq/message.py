@@ -48,6 +48,11 @@ _encode = msgspec.json.encode
 MAX_MESSAGE_SIZE = 32 * 1024 * 1024
 """Bytes of the largest request; the server would drop the connection without a word"""
 
+DRAINING = (503, 'The service is stopping, try again later')
+"""Status and text for a message whose method was not called"""
+
+DRAINING_REPLY = msgspec.json.encode(DRAINING)
+
 _SCALARS = frozenset({str, int, bool, type(None)})
 _KEYS = frozenset({str})
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
@@ -90,12 +95,16 @@ def encode_message(type: str, args: Any) -> bytes:  # noqa: A002 - the name of t
 def encode_request(message: Any, timeout: float | None = None) -> bytes:
     """Write a request of any form.
 
-    :param timeout: seconds from now after which nobody waits for the reply any more, which is
-        appended to a message that is a list; None appends nothing
+    :param timeout: seconds from now after which nobody waits for the reply any more; a message
+        ``[type, args]`` tells it to the service. None, or an infinite one, does not
     :raises TypeError, ValueError, RecursionError: for what JSON cannot say
     :raises ZMQMessageError: with status 413, for more than 32 MiB
     """
-    data = encode(message if timeout is None else [*message, {'deadline': time() + timeout}])
+    if timeout is not None and isfinite(timeout):
+        match message:
+            case [str(name), args]:
+                message = [name, args, {'deadline': time() + timeout}]
+    data = encode(message)
     check_size(data)
     return data
 
@@ -114,9 +123,19 @@ def check_timeout(timeout: Any) -> float:
 
     :raises ValueError: if it is none, or not above 0
     """
-    if not isinstance(timeout, (int, float)) or not timeout > 0:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
         raise ValueError(f'Bad timeout {timeout!r}: write a number of seconds above 0')
     return timeout
+
+
+def check_retries(retries: Any) -> int:
+    """Check a number of further attempts.
+
+    :raises ValueError: if it is none, or negative
+    """
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise ValueError(f'Bad retries {retries!r}: write 0 or more')
+    return retries
 
 
 def payload_of(reply: Any) -> Any:

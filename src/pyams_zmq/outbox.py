@@ -24,7 +24,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
+from itertools import count, islice
 from multiprocessing.util import Finalize
 from time import monotonic
 from typing import Any
@@ -36,7 +36,7 @@ from pyams_zmq.exceptions import (
     ZMQReplyError,
     ZMQUnreachableError,
 )
-from pyams_zmq.message import decode_reply, payload_of
+from pyams_zmq.message import DRAINING_REPLY, decode_reply, payload_of
 from pyams_zmq.socket import ZMQSocket, open_pair, receive, wait_for
 
 __docformat__ = 'restructuredtext'
@@ -51,6 +51,9 @@ IDLE = 30.0
 
 FLUSH = 1.0
 """Seconds that the end of a program waits for the replies to come"""
+
+MAX_BYTES = 64 * 1024 * 1024
+"""Bytes that wait for one service; a client with more of them takes no further message"""
 
 TURN = 100
 """Messages that a client may send or receive before the next one has its turn"""
@@ -100,9 +103,11 @@ class Outbox:
         self._numbers = count(1)
         self._unsent: deque[Letter] = deque()
         self._sent: dict[bytes, Letter] = {}
+        self._returned: deque[Letter] = deque()
+        self.size = 0
 
     def __len__(self) -> int:
-        return len(self._unsent) + len(self._sent)
+        return len(self._unsent) + len(self._sent) + len(self._returned)
 
     @property
     def owed_replies(self) -> int:
@@ -112,6 +117,7 @@ class Outbox:
     def add(self, letter: Letter) -> None:
         """Take a message; it is sent as soon as there is a connection."""
         self._unsent.append(letter)
+        self.size += len(letter.data)
         self.used = monotonic()
 
     @property
@@ -122,11 +128,12 @@ class Outbox:
     @property
     def oldest(self) -> Letter:
         """The message that was posted first; there has to be one."""
-        return next(iter(self._sent.values())) if self._sent else self._unsent[0]
+        firsts = [*islice(self._sent.values(), 1), *islice(self._returned, 1)]
+        return min(firsts, key=lambda letter: letter.posted) if firsts else self._unsent[0]
 
     def wakes_at(self) -> float:
         """Tell when there is something to do, whatever the sockets say."""
-        if self._unsent and self.is_connected:
+        if self._unsent and self.is_connected and not self._returned:
             return monotonic() + (RETRY if self._is_blocked else 0)
         return self.oldest.deadline if len(self) else self.used + IDLE
 
@@ -145,28 +152,35 @@ class Outbox:
             self._channel = self._connect()
         is_lost = self._channel.look()
         self.is_connected = self._channel.is_connected
-        problems = self._receive()
+        problems = self._receive(None if is_lost else TURN)
         if is_lost:
             problems += [
                 self._tell(letter, 'the connection was lost, it may have run or not')
                 for letter in self._sent.values()
             ]
             self._sent.clear()
-        if self.is_connected:
+            self._unsent.extendleft(reversed(self._returned))
+            self._returned.clear()
+        if self.is_connected and not self._returned:
             self._send()
         while len(self) and now >= self.oldest.deadline:
             problems.append(self.give_up(f'within {self.oldest.timeout} s'))
         return problems
 
-    def _receive(self) -> list[str]:
+    def _receive(self, most: int | None) -> list[str]:
         problems = []
-        for _turn in range(TURN):
+        for _number in count() if most is None else range(most):
             frames = self._channel.receive()
             if frames is None:
                 break
             letter = self._sent.pop(frames[0], None)
-            problem = None if letter is None else describe_reply(frames[-1])
-            if letter is not None and problem is not None:
+            if letter is None:
+                continue
+            if frames[-1] == DRAINING_REPLY:  # the next service at this address gets it
+                self._returned.append(letter)
+            elif (problem := describe_reply(frames[-1])) is None:
+                self.size -= len(letter.data)
+            else:
                 problems.append(self._tell(letter, problem))
         return problems
 
@@ -178,23 +192,23 @@ class Outbox:
             if not self._channel.send([number, b'', self._unsent[0].data]):
                 self._is_blocked = True
                 break
-            letter = self._unsent.popleft()
-            letter.data = b''
-            self._sent[number] = letter
+            self._sent[number] = self._unsent.popleft()
 
     def give_up(self, reason: str) -> str:
         """Wait no longer for the oldest message; return what to tell of it."""
-        if self._sent:
-            letter = self._sent.pop(next(iter(self._sent)))
-            return self._tell(letter, f'no reply {reason}, it may have run or not')
-        return self._tell(self._unsent.popleft(), f'not sent, no service {reason}')
+        oldest = self.oldest
+        number = next(iter(self._sent), None)
+        if number is not None and self._sent[number] is oldest:
+            return self._tell(self._sent.pop(number), f'no reply {reason}, it may have run or not')
+        (self._returned or self._unsent).popleft()
+        return self._tell(oldest, f'not sent, no service {reason}')
 
     def fail(self, error: Exception) -> list[str]:
         """Give everything up, close the connection."""
         self.error = error
-        letters = [*self._sent.values(), *self._unsent]
-        self._sent.clear()
-        self._unsent.clear()
+        letters = [*self._sent.values(), *self._returned, *self._unsent]
+        for waiting in (self._sent, self._returned, self._unsent):
+            waiting.clear()
         self.close()
         return [self._tell(letter, str(error)) for letter in letters]
 
@@ -206,6 +220,8 @@ class Outbox:
             self._channel = None
 
     def _tell(self, letter: Letter, problem: str) -> str:
+        """Let go of a message."""
+        self.size -= len(letter.data)
         return f'Message {letter.type!r} to {self.address}: {problem}'
 
 
@@ -225,6 +241,7 @@ class Postman:
         self._bell: ZMQSocket | None = None
         self._has_rung = False
         self._flushes = False
+        self._flush_ends = 0.0
 
     def _inherit(self) -> None:
         self._inherited.append((self._outboxes, self._bell))  # kept: nobody may touch them here
@@ -240,6 +257,10 @@ class Postman:
         """
         with self._changed:
             self._serve(outbox)
+            if outbox.size > MAX_BYTES:
+                raise ZMQUnreachableError(
+                    f'{outbox.address} takes no messages: {outbox.size} bytes wait for it'
+                )
             outbox.used = monotonic() + timeout  # at least that long it is kept
             self._changed.wait_for(
                 lambda: outbox.is_connected or outbox.error is not None, max(0, timeout)
@@ -267,9 +288,14 @@ class Postman:
     def flush(self) -> None:
         """Wait a moment for the replies that are to come: this program ends."""
         with self._changed:
-            self._changed.wait_for(lambda: not any(map(len, self._outboxes)), FLUSH)
+            is_first = not self._flush_ends  # multiprocessing may call it, too
+            if is_first:
+                self._flush_ends = monotonic() + FLUSH
+            self._changed.wait_for(
+                lambda: not any(map(len, self._outboxes)), max(0, self._flush_ends - monotonic())
+            )
             left = sum(map(len, self._outboxes))
-        if left:
+        if left and is_first:
             LOGGER.error('%d messages may be lost: the program ends before they have a reply', left)
 
     def _serve(self, outbox: Outbox) -> None:

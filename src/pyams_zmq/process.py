@@ -76,7 +76,8 @@ SIZE_SLACK = 16 * 1024 * 1024
 
 REFUSAL_TURNS = 10
 REFUSAL_TURN = 0.02
-"""A stopping process refuses the messages that are on their way, for 10 turns of 0.02 s at most"""
+"""A stopping process refuses the messages that are on their way, until none comes in during a turn
+of 0.02 s, for 10 turns at most"""
 
 _MAX_REPORT = 32 * 1024  # bytes: more might wait for a parent who does not read
 _MAX_TEXT = 1000
@@ -473,13 +474,18 @@ class ZMQProcess(OwnedProcess):
         self._drain_task = asyncio.ensure_future(self._drain())
 
     async def _drain(self) -> None:
+        received = self._count_received()
         for _turn in range(REFUSAL_TURNS):
             while self.owed_replies:
                 await asyncio.wait(self.owed_replies)
             await asyncio.sleep(REFUSAL_TURN)
-            if not any(stream.readable() for stream in self._streams):
+            former, received = received, self._count_received()
+            if received == former and not any(stream.readable() for stream in self._streams):
                 break
         self._stop_loop()
+
+    def _count_received(self) -> int:
+        return sum(stream.received for stream in self._streams)
 
     def _teardown(self) -> None:
         if self._watchdog is not None:

@@ -15,7 +15,10 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from pyramid.scripting import prepare
+from pyramid.interfaces import IRequestFactory, IRootFactory
+from pyramid.request import Request, apply_request_extensions
+from pyramid.threadlocal import RequestContext
+from pyramid.traversal import DefaultRootFactory
 
 from pyams_zmq.message import encode
 
@@ -28,8 +31,8 @@ _ERRORS = 400
 def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
     """Call a method with the keyword argument `request`.
 
-    The request is the one that :func:`pyramid.scripting.prepare` makes, with the `root` of the
-    application. If it has a transaction manager `tm` (of pyramid_tm), its transaction is
+    The request is like the one that :func:`pyramid.scripting.prepare` makes, with the `root` of
+    the application. If it has a transaction manager `tm` (of pyramid_tm), its transaction is
     committed when the method succeeds, and aborted when it raises, when its result is no JSON, and
     when the status of its result is 400 or above. No reply is sent before the commit.
 
@@ -52,14 +55,29 @@ def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
 class _Scope:
     """Request of a message, from begin to end."""
 
+    _tm: Any = None
+
     def __init__(self, registry: Any):
-        environment = prepare(registry=registry)
-        self._close = environment['closer']
-        self.request = environment['request']
-        self.request.root = environment['root']
-        self._tm = getattr(self.request, 'tm', None)
-        if self._tm is not None:
-            self._tm.begin()
+        # As `pyramid.scripting.prepare` does; but a root factory that looks into a database has
+        # to find the transaction there.
+        make_request = registry.queryUtility(IRequestFactory, default=Request)
+        make_root = registry.queryUtility(IRootFactory, default=DefaultRootFactory)
+        self.request = request = make_request.blank('/')
+        request.registry = registry
+        self._context = RequestContext(request)
+        self._context.begin()
+        try:
+            apply_request_extensions(request)
+            tm = getattr(request, 'tm', None)
+            if tm is not None:
+                tm.begin()
+                self._tm = tm
+                # What pyramid_tm tells of a request whose transaction it manages.
+                request.environ.update({'tm.active': True, 'tm.manager': tm})
+            request.root = request.context = make_root(request)
+        except BaseException:
+            self.leave(is_good=False)
+            raise
 
     async def wait(self, result: Awaitable[Any]) -> Any:
         """Wait for the result of an `async def` method."""
@@ -88,6 +106,8 @@ class _Scope:
         """Commit or abort, and forget the request."""
         try:
             if self._tm is not None:
+                for key in ('tm.active', 'tm.manager'):
+                    del self.request.environ[key]
                 if is_good:
                     self._tm.commit()
                 else:
@@ -97,4 +117,7 @@ class _Scope:
                 self._tm.abort()  # or it would be joined to the next one
             raise
         finally:
-            self._close()
+            try:
+                self.request._process_finished_callbacks()
+            finally:
+                self._context.end()

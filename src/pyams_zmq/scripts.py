@@ -77,5 +77,8 @@ def _serve(parser: ArgumentParser, args: Namespace) -> int:
             f'there is no process {", ".join(unknown) or "to run"}; {args.config_uri} declares: '
             + (', '.join(sorted(services)) or 'none')
         )
+    elsewhere = [name for name in names if services[name].handler is None]
+    if elsewhere:
+        parser.error(f'{", ".join(elsewhere)} has no handler: it runs elsewhere (start = never)')
     factories = {name: partial(services[name].make_process, registry) for name in names}
     return Supervisor(factories, registry=registry).run()

@@ -44,6 +44,9 @@ class ZMQStream(BaseZMQStream):
     """Coroutines of callbacks that run at a time; further messages wait in the socket"""
 
     envelope: list[Any] | None = None
+    received = 0
+    """Messages that have come in"""
+
     _in_turn = False
     _looks_again = False
 
@@ -187,6 +190,7 @@ class ZMQStream(BaseZMQStream):
             msg = self._receive()
         except zmq.Again:
             return
+        self.received += 1
         if msg is None or self._recv_callback is None:
             return
         envelope = self.envelope

@@ -363,6 +363,8 @@ class _OwnedSupervisor(Supervisor):
         self._owner_pidfd = pidfd
         self._control = process._control.fileno()
         self._lock = process._name_lock
+        self._names = tuple(process.factories)
+        self._stands_by = False
 
     def step(self, now: float) -> float | None:
         """Do whatever is due, if this process has the lock."""
@@ -370,7 +372,7 @@ class _OwnedSupervisor(Supervisor):
         timeouts = [POLL_INTERVAL] if self._owner_pidfd is None else []
         if self._lock is None:
             timeout = super().step(now)
-        elif self._stopping or self._lock.acquire():
+        elif self._stopping or self._acquire(self._lock):
             timeout = super().step(now)
             timeouts.append(LOCK_REFRESH)
         else:
@@ -378,6 +380,13 @@ class _OwnedSupervisor(Supervisor):
         if timeout is not None:
             timeouts.append(timeout)
         return min(timeouts, default=None)
+
+    def _acquire(self, lock: NameLock) -> bool:
+        is_free = lock.acquire()
+        if not is_free and not self._stands_by:
+            LOGGER.info('Stands by for %s, which another process runs', ', '.join(self._names))
+        self._stands_by = not is_free
+        return is_free
 
     def _may_leave(self) -> bool:
         # With the lock it stays: a standby would start what was given up, or has stopped itself.

@@ -16,6 +16,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.message import (
+    check_retries,
+    check_timeout,
     decode_reply,
     encode,
     encode_message,
@@ -131,12 +134,14 @@ class RecordingClient:
         retries: int | None = None,
     ) -> Any:
         """Record a message, and return the payload of its reply; see `ZMQClient.call`."""
-        return payload_of(self.request([type, args]))
+        return payload_of(self.request([type, args], timeout=timeout, retries=retries))
 
     def request(
         self, message: Any, *, timeout: float | None = None, retries: int | None = None
     ) -> Any:
         """Record a message, and return its reply; see `ZMQClient.request`."""
+        check_timeout(self.timeout if timeout is None else timeout)
+        check_retries(self.retries if retries is None else retries)
         self._check_open()
         return decode_reply(self._exchange(encode_request(message)))
 
@@ -218,12 +223,14 @@ def _serve(handler: Any) -> Callable[[bytes], bytes]:
 
     def reply_as_there(data: bytes) -> bytes:
         manager.push({'registry': process.registry, 'request': None})
-        try:
-            return asyncio.run(reply_to(data))
-        finally:
-            manager.pop()
+        return asyncio.run(reply_to(data))
 
-    return reply_as_there
+    def reply_elsewhere(data: bytes) -> bytes:
+        # A thread has a transaction of its own, and no loop that runs already.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(reply_as_there, data).result()
+
+    return reply_elsewhere
 
 
 class _Replies(dict[str, dict[str, Any]]):
@@ -286,5 +293,7 @@ def includeme(config: Any) -> None:
     No service is started, none is needed.
     """
     config.include('pyams_zmq')
-    config.registry.zmq_testing = Testing(config.registry)
-    config.registry.registerUtility(config.registry.zmq_testing, IZMQClientFactory)
+    if config.registry.queryUtility(IZMQClientFactory) is None:
+        config.registry.zmq_testing = Testing(config.registry)
+        config.registry.registerUtility(config.registry.zmq_testing, IZMQClientFactory)
+        config.registry.zmq_clients.close()  # real ones, which are made anew

@@ -30,8 +30,8 @@ __docformat__ = 'restructuredtext'
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 _numbers = count()
-_VOTE = object()
-"""Key of the time when the first message of a transaction has voted"""
+_START = object()
+"""Key of the time when the first message of a transaction began to wait"""
 
 
 class Sender(Protocol):
@@ -68,7 +68,30 @@ def send_on_commit(
     """
     data = encode_message(type, args)
     manager = transaction.manager if manager is None else manager
-    manager.get().join(MessageDataManager(manager, client, type, data, timeout))
+    under_way = manager.get()
+    message = MessageDataManager(manager, client, type, data, timeout)
+    under_way.join(message)
+    under_way.addBeforeCommitHook(message.wait, (under_way,))
+
+
+def is_under_way(manager: Any) -> bool:
+    """Tell if somebody has begun a transaction, without beginning one.
+
+    :param manager: transaction manager
+    """
+    look = _Look()
+    manager.registerSynch(look)
+    manager.unregisterSynch(look)
+    return look.has_seen_one
+
+
+class _Look:
+    """Synchronizer, which is told of the transaction that is under way."""
+
+    has_seen_one = False
+
+    def newTransaction(self, transaction: Any) -> None:  # noqa: N802 - the name of ISynchronizer
+        self.has_seen_one = True
 
 
 @implementer(ISavepointDataManager, IDataManagerSavepoint)
@@ -88,6 +111,8 @@ class MessageDataManager:
         self._type = type
         self._data = data
         self._timeout = timeout
+        self._is_dropped = False
+        self._error: Exception | None = None
         # After databases, so that messages tell of what is committed; but before zope.sqlalchemy
         # ("~sqlalchemy"), which commits when it votes: nobody may say no after it.
         self._key = f'~pyams_zmq:{next(_numbers):020}'
@@ -104,7 +129,23 @@ class MessageDataManager:
         """Stay, when later messages are dropped."""
 
     def abort(self, transaction: Any) -> None:
-        """Drop the message."""
+        """Drop the message, with the transaction or by a rollback to an earlier savepoint."""
+        self._is_dropped = True
+
+    def wait(self, transaction: Any) -> None:
+        """Wait for the service, before the commit begins: databases lock while they commit."""
+        if self._is_dropped:
+            return
+        now = monotonic()
+        try:
+            start = transaction.data(_START)
+        except KeyError:
+            start = now
+            transaction.set_data(_START, start)
+        try:
+            self._client.prepare(timeout=max(0, start + self._timeout - now))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the vote raises it
+            self._error = error
 
     def tpc_begin(self, transaction: Any) -> None:
         """Nothing is to be done before the vote."""
@@ -113,14 +154,10 @@ class MessageDataManager:
         """Nothing is to be done before the vote."""
 
     def tpc_vote(self, transaction: Any) -> None:
-        """Make sure that the service is there, and lets us in."""
-        now = monotonic()
-        try:
-            start = transaction.data(_VOTE)
-        except KeyError:
-            start = now
-            transaction.set_data(_VOTE, start)
-        self._client.prepare(timeout=max(0, start + self._timeout - now))
+        """Say no if the service was not there, or is not any more."""
+        if self._error is not None:
+            raise self._error
+        self._client.prepare(timeout=0)
 
     def tpc_finish(self, transaction: Any) -> None:
         """Hand the message over; whatever happens, the transaction is committed."""

@@ -46,4 +46,5 @@ def main(global_config, **settings):
                     factory=factory,
                     start='external',
                 )
+            config.add_zmq_process('elsewhere', address='127.0.0.1:5555', start='never')
         return config.make_wsgi_app()

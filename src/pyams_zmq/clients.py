@@ -1,0 +1,91 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.clients module: the clients of an application, `request.zmq(name)`."""
+
+import threading
+from typing import Any
+
+from pyams_zmq.config import Service, services_of
+from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
+from pyams_zmq.transaction import is_under_way, send_on_commit
+
+__docformat__ = 'restructuredtext'
+
+
+class RequestClient:
+    """Client of a service for one request, see :func:`request_zmq`."""
+
+    def __init__(self, request: Any, client: Any):
+        self._request = request
+        self._client = client
+        self.call = client.call
+        self.request = client.request
+
+    def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - the name of the field
+        """Send a message when the transaction of the request is committed, or now if it has none.
+
+        It has none without `request.tm`, and where nobody has begun one: in a callback after the
+        response, for instance. In an exception view pyramid_tm still has one, which it will abort.
+
+        :param type: type of the message, the name of the method
+        :param args: its arguments, anything that JSON can say
+        :raises: what :meth:`ZMQClient.send` and :func:`send_on_commit` do
+        """
+        manager = getattr(self._request, 'tm', None)
+        if manager is not None and is_under_way(manager):
+            send_on_commit(self._client, type, args, manager=manager)
+        else:
+            self._client.send(type, args)
+
+
+class Clients:
+    """Clients of the application, one for each service, made when somebody asks for it."""
+
+    def __init__(self, registry: Any):
+        self._registry = registry
+        self._clients: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> Any:
+        """Give the client of a service.
+
+        :raises LookupError: if there is no such service
+        """
+        client = self._clients.get(name)
+        if client is None:
+            service = self._registry.queryUtility(IZMQService, name)
+            if service is None:
+                names = ', '.join(sorted(services_of(self._registry))) or 'none'
+                raise LookupError(f'There is no ØMQ service {name!r}; declared: {names}')
+            make = self._registry.queryUtility(IZMQClientFactory) or Service.make_client
+            with self._lock:
+                client = self._clients.get(name)
+                if client is None:
+                    client = self._clients[name] = make(service)
+        return client
+
+    def close(self) -> None:
+        """Close all of them."""
+        with self._lock:
+            clients, self._clients = self._clients, {}
+        for client in clients.values():
+            client.close()
+
+
+def request_zmq(request: Any, name: str) -> RequestClient:
+    """Give the client of a declared service; the method `zmq` of requests.
+
+    :param name: name of the service
+    :raises LookupError: if there is no such service
+    """
+    return RequestClient(request, request.registry.zmq_clients.get(name))
