@@ -291,6 +291,12 @@ class Process(ZMQProcess):
         super().__init__(bind_addr, handler, *args, **kwargs)
 
 
+class PatientProcess(Process):
+    """Gives the message in hand more time."""
+
+    drain_timeout = 60.0
+
+
 class FailingSetup(Process):
     """Cannot start."""
 

@@ -28,7 +28,12 @@ PATIENCE = 20
 
 SERVERS = pytest.mark.parametrize(
     'command',
-    [('pserve',), ('gunicorn', '--workers', '3'), ('gunicorn', '--preload', '--workers', '2')],
+    [
+        ('pserve',),
+        ('pserve', '--reload'),
+        ('gunicorn', '--workers', '3'),
+        ('gunicorn', '--preload', '--workers', '2'),
+    ],
     ids=' '.join,
 )
 
@@ -120,7 +125,7 @@ def test_server_ends(serve, command, num):
 # On commit
 
 
-@pytest.mark.parametrize('command', [('pserve',), ('gunicorn', '--workers', '2')], ids=' '.join)
+@SERVERS
 def test_send(serve, command):
     server = serve(*command)
     notes = server.folder / 'notes'

@@ -170,6 +170,18 @@ def test_bad_address(address):
         ZMQClient(address)
 
 
+@pytest.mark.parametrize('socket_type', [zmq.REP, zmq.ROUTER], ids=['REP', 'ROUTER'])
+def test_server_of_pyzmq(socket_type):
+    with zmq.Context() as context, context.socket(socket_type) as server:
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+        with ThreadPoolExecutor() as pool, ZMQClient(f'127.0.0.1:{port}') as client:
+            for _ in range(3):
+                call = pool.submit(client.call, 'echo')
+                *envelope, _message = server.recv_multipart()
+                server.send_multipart([*envelope, b'[200, "here"]'])
+                assert call.result() == 'here'
+
+
 # Time-outs
 
 

@@ -511,6 +511,15 @@ def test_scripts_of_pyramid(monkeypatch, script, serves):
         assert scope['answer'] == serves
 
 
+@pytest.mark.parametrize(
+    ('options', 'drain'),
+    [({}, 30), ({'drain_timeout': 120}, 130), ({'factory': 'handlers.PatientProcess'}, 70)],
+)
+def test_supervisor_waits_for_its_process(options, drain):
+    service = service_of(('indexer', {'handler': HANDLER, 'address': ADDRESS, **options}))
+    assert startup._make_supervisor(Registry('one'), service).drain_timeout == drain
+
+
 def test_lock(tmp_path, monkeypatch):
     """Workers of one application have the same; other applications and folders have not."""
     locks = set()

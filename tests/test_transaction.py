@@ -29,6 +29,7 @@ from pathlib import Path
 import pytest
 import transaction
 import zmq
+from pyams_utils.transaction import TransactionClient, transactional
 from transaction.interfaces import IDataManagerSavepoint, ISavepointDataManager
 from zope.interface.verify import verifyObject
 
@@ -45,7 +46,7 @@ from pyams_zmq.exceptions import (
 )
 from pyams_zmq.message import DRAINING_REPLY, MAX_MESSAGE_SIZE
 from pyams_zmq.outbox import Outbox, Postman, postman
-from pyams_zmq.socket import open_pair
+from pyams_zmq.socket import open_pair, zmq_response, zmq_socket
 from pyams_zmq.transaction import MessageDataManager, is_under_way, send_on_commit
 
 LOGGER_NAME = 'PyAMS (zmq)'
@@ -919,6 +920,27 @@ def test_gevent(process, client):
         [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(program)], check=True, timeout=30
     )
     assert client.call('all_notes') == list(range(100))
+
+
+def test_client_of_pyams_utils(client):
+    """Its users go on as they are."""
+
+    class Indexer(TransactionClient):
+        uncommitted = ()
+
+        @transactional
+        def index(self, document):
+            socket = zmq_socket(client.address)
+            socket.send_json(['note', document])
+            assert zmq_response(socket) == [200, None]
+
+    indexer = Indexer()
+    indexer.index('aborted')
+    transaction.abort()
+    indexer.index('first')
+    send_on_commit(client, 'note', 'second')
+    transaction.commit()
+    assert sorted(notes(client)) == ['first', 'second']
 
 
 def test_close_without_messages():

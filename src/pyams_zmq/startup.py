@@ -63,21 +63,25 @@ def start_services(event: Any) -> None:
         return
     for name, service in services_of(registry).items():
         if service.start == 'auto':
-            supervisor = SupervisorProcess(
-                {name: partial(service.make_process, registry)},
-                registry=registry,
-                lock=_make_lock(registry, service),
-            )
-            usual = getattr(service.factory, 'drain_timeout', 0.0)
-            drain = service.limits.get('drain_timeout', usual)
-            supervisor.drain_timeout = max(supervisor.drain_timeout, drain + STOP_SLACK)
             try:
-                supervisor.start()
+                _make_supervisor(registry, service).start()
             except ZMQStartError as error:
                 raise ZMQStartError(
                     f'{error}; for the ØMQ process {name!r}: set {PREFIX}{name}.start = external, '
                     f'and run "pyams_zmq serve INI {name}"'
                 ) from None
+
+
+def _make_supervisor(registry: Any, service: Service) -> SupervisorProcess:
+    supervisor = SupervisorProcess(
+        {service.name: partial(service.make_process, registry)},
+        registry=registry,
+        lock=_make_lock(registry, service),
+    )
+    usual = getattr(service.factory, 'drain_timeout', 0.0)
+    drain = service.limits.get('drain_timeout', usual)
+    supervisor.drain_timeout = max(supervisor.drain_timeout, drain + STOP_SLACK)
+    return supervisor
 
 
 def _make_lock(registry: Any, service: Service) -> str:

@@ -18,18 +18,31 @@ import sys
 from pathlib import Path
 
 from pyramid.config import Configurator
+from pyramid.threadlocal import get_current_registry
 
 from app.handler import MessageHandler, Process
 from handlers import ExitingSetup
 from pyams_zmq.interfaces import IZMQProcessStartedEvent
 
 
+class NotingProcess(Process):
+    """Notes the registry which is the current one when it is made."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.made_with = get_current_registry()
+
+
 def note(event):
     """Append what a process that serves has to say to the file of the settings."""
     process = event.object
+    assert process.made_with is process.registry
     words = [process.bound_address, os.getpid(), Path(sys.argv[0]).name]
     with Path(process.registry.settings['app.notes']).open('a', encoding='ascii') as file:
         print(*words, file=file)
+
+
+SERVICES = (('echo', NotingProcess), ('other', NotingProcess), ('broken', ExitingSetup))
 
 
 def main(global_config, **settings):
@@ -38,7 +51,7 @@ def main(global_config, **settings):
         config.include('pyams_zmq')
         config.add_subscriber(note, IZMQProcessStartedEvent)
         if 'app.address' in settings:
-            for name, factory in (('echo', Process), ('other', Process), ('broken', ExitingSetup)):
+            for name, factory in SERVICES:
                 config.add_zmq_process(
                     name,
                     handler=MessageHandler,
