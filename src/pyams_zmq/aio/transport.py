@@ -21,7 +21,9 @@ turn there is one.
 
 import asyncio
 import logging
+import os
 import struct
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -119,9 +121,13 @@ class ZmqTransport(asyncio.BaseTransport):
 
     def __init__(self, loop: Any, sock: Any, protocol: Any, *, is_shared: bool = False):
         with as_os_error():
-            self._fd: int = sock.getsockopt(zmq.FD)
+            fd = sock.getsockopt(zmq.FD)
             self._type = zmq.SocketType(sock.getsockopt(zmq.TYPE))
         super().__init__({'zmq_socket': sock, 'zmq_type': self._type})
+        # Ours: if somebody else closes the socket, the loop still watches what it was told to.
+        # (A descriptor that vanishes makes uvloop abort, and its number may be used again.)
+        self._fd = os.dup(fd)
+        self._close_fd = weakref.finalize(self, os.close, self._fd)
         self._loop = loop
         self._sock = sock
         self._protocol = protocol
@@ -474,6 +480,7 @@ class ZmqTransport(asyncio.BaseTransport):
         self._buffer.clear()
         self._size = 0
         self._loop.remove_reader(self._fd)
+        self._close_fd()
         for handle in (self._looks, self._retries, self._guards):
             if handle is not None:
                 handle.cancel()
