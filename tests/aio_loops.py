@@ -74,7 +74,11 @@ def run(request):
     runner = Runner(request.param)
     yield runner
     runner.close()
-    zmq.Context.instance().term()  # which a socket that is still open would prevent
+    left = [item for item in gc.get_objects() if isinstance(item, zmq.Socket) and not item.closed]
+    left = [socket for socket in left if socket.context is zmq.Context.instance()]
+    zmq.Context.instance().destroy(0)
+    assert left == []
+    del left
     wait_until(lambda: open_fds() <= before)
     assert [context['message'] for context in runner.errors] == []
 

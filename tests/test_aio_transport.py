@@ -534,11 +534,12 @@ def test_interrupted(run, context):
         transport.resume_reading()
         await until(lambda: len(protocol.messages) == 2)
 
-    transport, protocol = run(begin())
+    run_it = run.loop.run_until_complete
+    transport, protocol = run_it(begin())
     with pytest.raises(KeyboardInterrupt):
-        run(interrupt())
-    run(until(lambda: len(protocol.messages) == 2))
-    run(end(transport))
+        run_it(interrupt())
+    run_it(until(lambda: len(protocol.messages) == 2))
+    run_it(end(transport))
 
     async def interrupt_in_the_end():
         transport, _protocol = await make(zmq.PULL, Leaver)
@@ -549,10 +550,10 @@ def test_interrupted(run, context):
             raise SystemExit
 
     with pytest.raises(SystemExit):
-        run(interrupt_in_the_end())
+        run_it(interrupt_in_the_end())
     for task in asyncio.all_tasks(run.loop):
         task.cancel()
-    run(asyncio.sleep(0))
+    run_it(asyncio.sleep(0))
 
 
 def test_peer_unknown(run, context):
@@ -584,7 +585,7 @@ def full_router(context):
         sock.sndhwm = 1
         sock.sndbuf = 4096
         transport, protocol = await make(zmq.ROUTER, zmq_sock=sock)
-        address = transport.bind('tcp://127.0.0.1:*')
+        address = transport.bind('ipc://*')
         peers = []
         for name in (b'full', b'free'):
             peer = context.socket(zmq.DEALER)
@@ -597,9 +598,10 @@ def full_router(context):
         await until(lambda: len(protocol.messages) == 2)
         sent = 0
         while not transport.get_write_buffer_size():
-            transport.write([b'full', b'x' * 10_000])
-            sent += 1
-            await asyncio.sleep(0.001)  # the I/O thread takes some of them
+            while not transport.get_write_buffer_size():
+                transport.write([b'full', b'x' * 10_000])
+                sent += 1
+            await asyncio.sleep(0.05)  # what the I/O threads and the system still take
         return transport, protocol, peers, sent
 
     return made

@@ -95,9 +95,9 @@ def check_numeric(endpoint: str) -> None:
 
     :raises ValueError: if a tcp endpoint has no IP address
     """
-    if not endpoint.startswith('tcp://'):
+    host, colon, port = endpoint.removeprefix('tcp://').rpartition(';')[2].rpartition(':')
+    if not endpoint.startswith('tcp://') or not colon:  # without a port it is refused as it is
         return
-    host, _colon, port = endpoint.removeprefix('tcp://').rpartition(';')[2].rpartition(':')
     try:
         ip_address(host.strip('[]'))
     except ValueError:
