@@ -142,10 +142,15 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self, *, io_threads: int = 1):
-        _check_io_threads(io_threads)
-        self.zmq_context: zmq.Context[Any] = zmq.Context(io_threads)
-        self.zmq_context.linger = LINGER
         super().__init__()
+        try:
+            _check_io_threads(io_threads)
+            with as_os_error():
+                self.zmq_context: zmq.Context[Any] = zmq.Context(io_threads)
+        except BaseException:
+            super().close()
+            raise
+        self.zmq_context.linger = LINGER
 
     async def create_zmq_connection(
         self,

@@ -339,10 +339,16 @@ class ZmqTransport(asyncio.BaseTransport):
         self._drop_monitor()
         endpoint = f'inproc://pyams_zmq.aio.monitor-{next(_numbers)}'
         with self._touch():
-            self._sock.monitor(endpoint, zmq.EVENT_ALL if events is None else events)
-            pair = self._sock.context.socket(zmq.PAIR, socket_class=zmq.Socket)
-            pair.connect(endpoint)
-        self._monitor = ZmqTransport(self._loop, pair, _MonitorProtocol(self._call))
+            pair: Any = self._sock.context.socket(zmq.PAIR, socket_class=zmq.Socket)
+            try:
+                pair.rcvhwm = 0  # events that wait for a reader would stop the I/O thread
+                self._sock.monitor(endpoint, zmq.EVENT_ALL if events is None else events)
+                pair.connect(endpoint)
+                self._monitor = ZmqTransport(self._loop, pair, _MonitorProtocol(self._call))
+            except BaseException:
+                self._end_monitor()
+                pair.close(0)
+                raise
         self._monitor.start()
         return AwaitableEndpoint(endpoint)
 
@@ -357,9 +363,12 @@ class ZmqTransport(asyncio.BaseTransport):
     def _drop_monitor(self) -> None:
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
-            with suppress(zmq.ZMQError):  # the socket or its context may have ended already
-                self._sock.monitor(None, 0)
+            self._end_monitor()
             monitor.abort()
+
+    def _end_monitor(self) -> None:
+        with suppress(zmq.ZMQError):  # the socket or its context may have ended already
+            self._sock.monitor(None, 0)
 
     # Reading
 
@@ -458,7 +467,7 @@ class ZmqTransport(asyncio.BaseTransport):
             self._is_closing = True
             # Requests that wait for the reply to the last one; nobody wants their replies now.
             self._is_reading = self._type == zmq.REQ
-            if self._buffer:
+            if self._buffer and not self._loop.is_closed():
                 self._look_soon()
             else:
                 self._stop(None)
@@ -479,6 +488,10 @@ class ZmqTransport(asyncio.BaseTransport):
         self._is_reading = False
         self._buffer.clear()
         self._size = 0
+        if self._loop.is_closed():  # and calls nobody any more
+            self._close_fd()
+            self._close_socket(None)
+            return
         self._loop.remove_reader(self._fd)
         self._close_fd()
         for handle in (self._looks, self._retries, self._guards):
@@ -510,7 +523,7 @@ class ZmqTransport(asyncio.BaseTransport):
             self._look_soon()
 
     def _look_soon(self) -> None:
-        if self._looks is None and not self._is_ending:
+        if self._looks is None and not self._is_ending and not self._loop.is_closed():
             self._looks = self._loop.call_soon(self._look)
 
     def _look(self) -> None:
