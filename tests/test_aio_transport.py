@@ -412,6 +412,24 @@ def test_socket_closed_by_another(run):
     run(main())
 
 
+def test_socket_closed_while_others_are_told(run, context):
+    class Closer(Recorder):
+        def msg_received(self, data):
+            super().msg_received(data)
+            self.transport.get_extra_info('zmq_socket').close(0)
+
+    async def main():
+        transport, protocol = await make(zmq.PAIR, Closer)
+        transport.write([b'x'])
+        peer = plain(context, zmq.PAIR, address_of(transport))
+        peer.send(b'x')
+        time.sleep(ARRIVAL)  # noqa: ASYNC251 - then it can both receive and send, and receives
+        await until(lambda: len(protocol.calls) == 2)
+        assert protocol.calls == ['made', zmq.ENOTSOCK]
+
+    run(main())
+
+
 def test_after_the_end(run):
     async def main():
         transport, protocol = await make(zmq.SUB)

@@ -69,7 +69,9 @@ async def create_zmq_connection(
     socket_type, addresses = _check(protocol_factory, zmq_type, bind, connect, zmq_sock)
     protocol = protocol_factory()
     if zmq_sock is not None:
-        return _start(ZmqTransport(loop, zmq_sock, protocol, is_shared=True), protocol)
+        transport = ZmqTransport(loop, zmq_sock, protocol, is_shared=True)
+        transport.start()
+        return transport, protocol
     with as_os_error():
         context = loop.zmq_context if isinstance(loop, ZmqEventLoop) else zmq.Context.instance()
         socket: Any = context.socket(socket_type, socket_class=zmq.Socket)
@@ -78,13 +80,9 @@ async def create_zmq_connection(
         transport = ZmqTransport(loop, socket, protocol)
         for address in addresses:
             (transport.connect if bind is None else transport.bind)(address)
-        return _start(transport, protocol)
     except BaseException:
         socket.close(0)
         raise
-
-
-def _start(transport: ZmqTransport, protocol: Any) -> Connection:
     transport.start()
     return transport, protocol
 

@@ -535,7 +535,7 @@ class ZmqTransport(asyncio.BaseTransport):
         self._look_soon()
 
     def _guard(self) -> None:
-        if not self._is_ending:
+        if not self._is_ending and not self._loop.is_closed():
             self._guards = self._loop.call_later(GUARD, self._guard)
             self._look_soon()
 
@@ -547,8 +547,6 @@ class ZmqTransport(asyncio.BaseTransport):
 
         :param events: what the socket is ready for; 0 to ask it
         """
-        if self._is_ending:
-            return
         deadline = monotonic() + TURN
         self._is_in_turn = True
         try:
