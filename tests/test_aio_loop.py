@@ -191,9 +191,10 @@ def test_loop_has_a_context():
     async def main():
         loop = asyncio.get_running_loop()
         for create in (loop.create_zmq_connection, create_zmq_connection):
-            server, protocol = await create(Recorder, zmq.PULL, bind='inproc://here')
+            address = f'inproc://{create.__qualname__}'
+            server, protocol = await create(Recorder, zmq.PULL, bind=address)
             assert server.get_extra_info('zmq_socket').context is loop.zmq_context
-            client, _protocol = await create(Recorder, zmq.PUSH, connect='inproc://here')
+            client, _protocol = await create(Recorder, zmq.PUSH, connect=address)
             client.write([b'x'])
             await until(lambda protocol=protocol: protocol.messages)
             await end(client, server)
@@ -341,6 +342,19 @@ def test_policy_takes_loops_only(policy, loop):
         policy.set_event_loop(loop)
 
 
+def run_strictly(program):
+    """Run a program to which a warning is an error; return its output."""
+    program = f"""
+import warnings
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # of what Pyramid imports
+    import pyams_zmq
+warnings.simplefilter('error')
+{program}
+"""
+    return subprocess.check_output([sys.executable, '-c', program], text=True)
+
+
 def test_policy_is_installed():
     program = """
 import asyncio, zmq
@@ -354,8 +368,7 @@ async def main():
     return type(loop).__name__
 print(asyncio.run(main()))
 """
-    output = subprocess.check_output([sys.executable, '-W', 'error', '-c', program], text=True)
-    assert output == 'ZmqEventLoop\n'
+    assert run_strictly(program) == 'ZmqEventLoop\n'
 
 
 # Package
@@ -383,4 +396,4 @@ for name in ('client', 'socket', 'process', 'stream', 'handler', 'outbox'):
     assert f'pyams_zmq.{{name}}' not in sys.modules, name
 pyams_zmq.aio.ZmqEventLoop().close()
 """
-    subprocess.run([sys.executable, '-W', 'error', '-c', program], check=True)
+    run_strictly(program)

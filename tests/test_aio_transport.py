@@ -17,6 +17,7 @@ import asyncio
 import errno
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import zmq
@@ -550,28 +551,33 @@ def test_interrupted(run, context):
 
     async def interrupt():
         transport.resume_reading()
-        await until(lambda: len(protocol.messages) == 2)
-
-    run_it = run.loop.run_until_complete
-    transport, protocol = run_it(begin())
-    with pytest.raises(KeyboardInterrupt):
-        run_it(interrupt())
-    run_it(until(lambda: len(protocol.messages) == 2))
-    run_it(end(transport))
-
-    async def interrupt_in_the_end():
-        transport, _protocol = await make(zmq.PULL, Leaver)
-        await end(transport)
+        await asyncio.sleep(5)
 
     class Leaver(Recorder):
         def connection_lost(self, exc):
             raise SystemExit
 
+    async def leave():
+        other, _protocol = await make(zmq.PULL, Leaver)
+        await end(other)
+        await asyncio.sleep(5)
+
+    def settle():
+        for task in asyncio.all_tasks(run.loop):
+            task.cancel()
+        with suppress(RuntimeError):  # the run that was interrupted ends only now
+            run_it(asyncio.sleep(0.01))
+
+    run_it = run.loop.run_until_complete
+    transport, protocol = run_it(begin())
+    with pytest.raises(KeyboardInterrupt):
+        run_it(interrupt())
+    settle()
+    run_it(until(lambda: len(protocol.messages) == 2))
+    run_it(end(transport))
     with pytest.raises(SystemExit):
-        run_it(interrupt_in_the_end())
-    for task in asyncio.all_tasks(run.loop):
-        task.cancel()
-    run_it(asyncio.sleep(0))
+        run_it(leave())
+    settle()
 
 
 def test_peer_unknown(run, context):
