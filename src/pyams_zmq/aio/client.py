@@ -1,0 +1,278 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.aio.client module: calls a service from a coroutine; many calls share a connection."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import zmq
+
+from pyams_zmq.aio.loop import get_context
+from pyams_zmq.aio.protocol import SocketEvent, ZmqProtocol
+from pyams_zmq.aio.transport import ZmqTransport, as_os_error
+from pyams_zmq.auth import Users
+from pyams_zmq.curve import CurveClient
+from pyams_zmq.endpoint import Endpoint
+from pyams_zmq.exceptions import ZMQBaseError, ZMQClosedError, ZMQRefusedError
+from pyams_zmq.link import LINK_EVENTS, RETRIED, Link, configure, keep_connected, parse_user
+from pyams_zmq.message import check_retries, check_timeout, decode_reply, encode_request, payload_of
+
+__docformat__ = 'restructuredtext'
+
+
+class Connection(ZmqProtocol):
+    """A DEALER socket for all calls of a client, until it is lost.
+
+    Each request has a number in its envelope (RFC 28/REQREP), which comes back with the reply: a
+    late one finds nobody. Requests wait here while there is no connection, or it takes no more.
+
+    :param loop: event loop
+    :param prepare: makes a socket ready to connect
+    :param endpoint: what to connect to
+    :raises OSError: EMFILE, when the process has no descriptor left
+    """
+
+    def __init__(self, loop: Any, prepare: Callable[[Any], None], endpoint: Endpoint):
+        self.loop = loop
+        self.pid = os.getpid()
+        self.is_lost = False
+        self.closes = False
+        self._link = Link(endpoint)
+        self._number = 0
+        self._may_write = True
+        self._calls: dict[bytes, asyncio.Future[bytes]] = {}
+        self._unsent: dict[bytes, bytes] = {}
+        with as_os_error():
+            self._socket = get_context(loop).socket(zmq.DEALER, socket_class=zmq.Socket)
+            try:
+                prepare(self._socket)
+                keep_connected(self._socket)
+                self._transport = ZmqTransport(loop, self._socket, self)
+                self._transport.start()
+                self._transport.enable_monitor(LINK_EVENTS)
+                self._socket.connect(endpoint.uri)
+            except BaseException:
+                self._socket.close(0)
+                raise
+
+    async def exchange(self, data: bytes, timeout: float) -> bytes:
+        """Send a request, wait for the reply; to cancel this lets the others go on.
+
+        :param timeout: seconds, for connecting, sending and waiting together
+        :raises ZMQTimeoutError: there is a service, and it has not replied in time
+        :raises ZMQUnreachableError: there is none, or the connection to it was lost
+        :raises ZMQRefusedError: it does not let us in
+        """
+        self._number += 1
+        number = b'%d' % self._number
+        reply: asyncio.Future[bytes] = self.loop.create_future()
+        timer = self.loop.call_later(timeout, self._expire, reply, timeout)
+        self._calls[number] = reply
+        self._unsent[number] = data
+        try:
+            self._send()
+            return await reply
+        finally:
+            timer.cancel()
+            self._calls.pop(number, None)
+            self._unsent.pop(number, None)
+            self._leave()
+
+    def _expire(self, reply: asyncio.Future[bytes], timeout: float) -> None:
+        if not reply.done():
+            reply.set_exception(self._link.describe_silence(timeout))
+
+    def _send(self) -> None:
+        while self._unsent and self._may_write and self._link.is_connected:
+            number = next(iter(self._unsent))
+            self._transport.write((number, b'', self._unsent.pop(number)))
+
+    def close(self) -> None:
+        """Close the connection when the last call has ended."""
+        self.closes = True
+        self._leave()
+
+    def abort(self) -> None:
+        """Close the connection now."""
+        self._transport.abort()
+
+    def _leave(self) -> None:
+        if self.closes and not self._calls:
+            self.abort()
+
+    def _fail(self, error: ZMQBaseError) -> None:
+        self.is_lost = True
+        self.abort()
+        for reply in self._calls.values():
+            if not reply.done():
+                reply.set_exception(error)
+
+    # What the transport calls
+
+    def msg_received(self, data: tuple[bytes, ...]) -> None:
+        """Give a reply to the call that waits for it, if there still is one."""
+        reply = self._calls.get(data[0])
+        if reply is not None and not reply.done():
+            reply.set_result(data[-1])
+
+    def event_received(self, event: SocketEvent) -> None:
+        """Learn how the connection is."""
+        try:
+            is_lost = self._link.note(event.event)
+        except ZMQRefusedError as error:
+            self._fail(error)
+            return
+        if is_lost:
+            # What came in before it was lost is there, and not received yet.
+            while self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                self.msg_received(tuple(self._socket.recv_multipart(zmq.NOBLOCK)))
+            self._fail(self._link.describe_loss())
+        else:
+            self._send()
+
+    def pause_writing(self) -> None:
+        """Keep requests here, where a deadline can still end them."""
+        self._may_write = False
+
+    def resume_writing(self) -> None:
+        """Send what has waited."""
+        self._may_write = True
+        self._send()
+
+
+class AsyncZMQClient:
+    """Client of a service, for many calls at once from coroutines of one loop at a time.
+
+    It keeps one connection, which it renews when it was lost, in another loop and after a fork.
+    Use it as an asynchronous context manager, or close it. What the calls raise is what those of
+    :class:`~pyams_zmq.client.ZMQClient` do.
+
+    :param address: `'host:port'`, `(host, port)` or a URI
+    :param auth: `'user:password'` (RFC 24/PLAIN)
+    :param curve: keys of the client and of the server it trusts (RFC 26/CURVEZMQ)
+    :param timeout: seconds that each attempt of a call may take: connecting, sending, waiting
+    :param retries: further attempts after a time-out, or when the service could not be reached;
+        only for calls that may run twice
+    :param send_deadline: tell the service until when somebody waits, so that it does not start
+        what nobody waits for; pyams_zmq 2 does not understand that, and the clocks have to agree
+    :raises ValueError: for an address or credentials that cannot be understood
+    """
+
+    def __init__(
+        self,
+        address: Any,
+        *,
+        auth: Users = None,
+        curve: CurveClient | None = None,
+        timeout: float = 10,
+        retries: int = 0,
+        send_deadline: bool = False,
+    ):
+        self._endpoint = Endpoint.parse(address, bind=False)
+        users = parse_user(auth, curve)
+        self._prepare = partial(configure, endpoint=self._endpoint, users=users, curve=curve)
+        self.timeout = check_timeout(timeout)
+        self.retries = check_retries(retries)
+        self.send_deadline = send_deadline
+        self._is_closed = False
+        self._connection: Connection | None = None
+        self._inherited: list[Connection] = []
+
+    @property
+    def address(self) -> str:
+        """URI of the service."""
+        return self._endpoint.uri
+
+    async def call(
+        self,
+        type: str,  # noqa: A002 - the name of the field
+        args: Any = None,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+    ) -> Any:
+        """Call a method of the service, and wait for its result.
+
+        :param type: type of the message, the name of the method
+        :param args: its arguments, anything that JSON can say
+        :param timeout: seconds of each attempt, by default those of the client
+        :param retries: further attempts, by default those of the client
+        :return: the payload of a reply whose status is 2xx
+        :raises ZMQRemoteError: for another status; it has `status` and `payload`
+        :raises ZMQTimeoutError: if the service has not replied in time
+        :raises ZMQUnreachableError: if there is no service, or the connection to it was lost
+        :raises ZMQRefusedError: if the service does not let us in
+        :raises ZMQReplyError: for a reply which is no JSON, or not ``[status, payload]``
+        :raises ZMQMessageError: with status 413, for more than 32 MiB
+        :raises ZMQClosedError: if the client was closed
+        :raises TypeError, ValueError: for arguments that JSON cannot say
+        :raises RuntimeError: if it was used in another loop, which is not closed yet
+        """
+        return payload_of(await self.request([type, args], timeout=timeout, retries=retries))
+
+    async def request(
+        self, message: Any, *, timeout: float | None = None, retries: int | None = None
+    ) -> Any:
+        """Send a message, and wait for the reply of whatever form.
+
+        :param message: anything that JSON can say, ``[type, args]`` for our services
+        :return: the decoded reply
+        :raises: what `call` does, except ZMQRemoteError
+        """
+        timeout = self.timeout if timeout is None else check_timeout(timeout)
+        attempts = 1 + (self.retries if retries is None else check_retries(retries))
+        data = b''
+        while True:
+            attempts -= 1
+            if self.send_deadline or not data:
+                data = encode_request(message, timeout if self.send_deadline else None)
+            try:
+                return decode_reply(await self._connect().exchange(data, timeout))
+            except RETRIED:
+                if attempts <= 0:
+                    raise
+
+    def _connect(self) -> Connection:
+        if self._is_closed:
+            raise ZMQClosedError(f'The client of {self.address} was closed')
+        loop = asyncio.get_running_loop()
+        connection = self._connection
+        if connection is not None and connection.pid != os.getpid():
+            self._inherited.append(connection)  # kept: nobody may touch it here
+        elif connection is not None and connection.loop is not loop:
+            if not connection.loop.is_closed():
+                raise RuntimeError(f'{self!r} is used by another loop, which is not closed yet')
+            connection.abort()
+        elif connection is not None and not connection.is_lost:
+            return connection
+        self._connection = Connection(loop, self._prepare, self._endpoint)
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection; calls under way end as they would have."""
+        self._is_closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.pid == os.getpid():
+            connection.close()
+
+    async def __aenter__(self) -> 'AsyncZMQClient':  # noqa: PYI034 - Python 3.10 has no Self
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} of {self.address}>'

@@ -1,0 +1,181 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""Runs the tests of pyams_zmq.aio on every loop, and finds what they leave behind."""
+
+import asyncio
+import gc
+import time
+
+import pytest
+import uvloop
+import zmq
+from tornado.ioloop import IOLoop
+
+from conftest import open_fds, wait_until
+from pyams_zmq.aio import ZmqEventLoop, ZmqProtocol, create_zmq_connection
+
+LOOPS = ['asyncio', 'uvloop', 'tornado', 'zmq']
+FACTORIES = {
+    'asyncio': asyncio.SelectorEventLoop,
+    'uvloop': uvloop.new_event_loop,
+    'zmq': ZmqEventLoop,
+}
+
+
+class Runner:
+    """Runs coroutines on a loop.
+
+    :ivar errors: what the exception handler of the loop was told
+    """
+
+    def __init__(self, kind):
+        self.errors = []
+        if kind == 'tornado':
+            self._tornado = IOLoop(make_current=False)
+            self.loop = self._tornado.asyncio_loop
+        else:
+            self._tornado = None
+            self.loop = FACTORIES[kind]()
+        self.loop.set_exception_handler(lambda _loop, context: self.errors.append(context))
+
+    def __call__(self, coroutine):
+        async def limited():
+            return await asyncio.wait_for(coroutine, 30)
+
+        if self._tornado is None:
+            return self.loop.run_until_complete(limited())
+        return self._tornado.run_sync(limited)
+
+    def close_after_use(self):
+        self(asyncio.sleep(0))
+        self.close()
+
+    def close(self):
+        (self._tornado or self.loop).close()
+
+
+@pytest.fixture(params=LOOPS)
+def run(request):
+    """Run coroutines on each loop in turn; what its exception handler gets is an error."""
+    gc.collect()
+    if request.param == 'uvloop':  # its first loop opens a pipe which all loops share
+        Runner(request.param).close_after_use()
+    before = open_fds()
+    runner = Runner(request.param)
+    yield runner
+    runner.close()
+    left = [item for item in gc.get_objects() if isinstance(item, zmq.Socket) and not item.closed]
+    left = [socket for socket in left if socket.context is zmq.Context.instance()]
+    zmq.Context.instance().destroy(0)
+    assert left == []
+    del left
+    wait_until(lambda: open_fds() <= before)
+    assert [context['message'] for context in runner.errors] == []
+
+
+class Peers:
+    """Makes the peers, which are plain sockets, and closes them."""
+
+    def __init__(self):
+        self._context = zmq.Context()
+        self._context.linger = 0
+        self._sockets = []
+
+    def socket(self, zmq_type):
+        socket = self._context.socket(zmq_type)
+        socket.rcvtimeo = 5000
+        self._sockets.append(socket)
+        return socket
+
+    def close(self):
+        for socket in self._sockets:
+            socket.close(0)
+        self._context.term()
+
+
+@pytest.fixture
+def context():
+    """Context of the peers."""
+    peers = Peers()
+    yield peers
+    peers.close()
+
+
+class Recorder(ZmqProtocol):
+    """Remembers what it was called with."""
+
+    def __init__(self):
+        self.calls = []
+        self.messages = []
+        self.events = []
+        self.transport = None
+
+    def connection_made(self, transport):
+        self.calls.append('made')
+        self.transport = transport
+
+    def connection_lost(self, exc):
+        self.calls.append('lost' if exc is None else exc.errno)
+
+    def pause_writing(self):
+        self.calls.append('pause')
+
+    def resume_writing(self):
+        self.calls.append('resume')
+
+    def msg_received(self, data):
+        self.messages.append(data)
+
+    def event_received(self, event):
+        self.events.append(event)
+
+
+def os_error(number):
+    """Expect an OSError with this errno."""
+    return pytest.raises(OSError, match=rf'^\[Errno {int(number)}\]')
+
+
+async def until(condition, timeout=5):
+    """Wait for a condition which no event announces; fail after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, 'it did not happen in time'
+        await asyncio.sleep(0.001)  # a poll with a deadline, there is nothing to wait for
+
+
+async def end(*transports):
+    """Abort transports, wait for their end."""
+    for transport in transports:
+        transport.abort()
+    await asyncio.sleep(0)  # connection_lost is called on the next turn of the loop
+    await asyncio.sleep(0)
+
+
+async def make(zmq_type, factory=Recorder, **kwargs):
+    """Make a transport, bound to any free port unless told otherwise."""
+    if not kwargs:
+        kwargs['bind'] = 'tcp://127.0.0.1:*'
+    return await create_zmq_connection(factory, zmq_type, **kwargs)
+
+
+def address_of(transport):
+    """Address of a transport that is bound to one."""
+    [address] = transport.listeners()
+    return address
+
+
+def plain(context, zmq_type, connect):
+    """Make a plain socket which is connected."""
+    socket = context.socket(zmq_type)
+    socket.connect(connect)
+    return socket

@@ -1,0 +1,476 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+
+"""The client for coroutines, on each kind of event loop, against real services."""
+
+import asyncio
+import gc
+import os
+import signal
+import threading
+import time
+from multiprocessing.context import ForkProcess
+
+import pytest
+import uvloop
+import zmq
+
+from aio_loops import LOOPS, Runner
+from conftest import open_fds, wait_until
+from handlers import Handler, MessageHandler, Process
+from pyams_zmq.aio import AsyncZMQClient, ZmqEventLoop
+from pyams_zmq.curve import CurveClient, CurveServer
+from pyams_zmq.exceptions import (
+    ZMQClosedError,
+    ZMQMessageError,
+    ZMQRefusedError,
+    ZMQRemoteError,
+    ZMQReplyError,
+    ZMQTimeoutError,
+    ZMQUnreachableError,
+)
+
+AT_ONCE = 2.0
+"""Seconds that stand for at once on a loaded machine, and for no time-out of ten seconds"""
+
+CALLS = 1000
+"""Calls at the same time"""
+
+
+class CountingHandler(Handler):
+    """Counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def count(self, seconds):
+        self.calls += 1
+        time.sleep(seconds)
+        return [200, self.calls]
+
+    def raw(self, value):
+        return value
+
+
+class CountingMessageHandler(MessageHandler):
+    """Serves CountingHandler."""
+
+    handler = CountingHandler
+
+
+@pytest.fixture(params=LOOPS)
+def run(request):
+    """Run coroutines on each loop in turn; what its exception handler gets is an error."""
+    runner = Runner(request.param)
+    yield runner
+    runner.close()
+    assert [context['message'] for context in runner.errors] == []
+
+
+@pytest.fixture
+def process(start):
+    """Process that counts."""
+    return start(handler=CountingMessageHandler)
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Address which a service can be restarted at."""
+    return f'ipc://{tmp_path}/zmq.sock'
+
+
+def test_calls(run, process):
+    async def main():
+        async with AsyncZMQClient(process.bound_address) as client:
+            assert await client.call('echo', {'a': [1, 'é', None]}) == {'a': [1, 'é', None]}
+            assert await client.call('echo') is None
+            assert await client.request(['raw', 'any']) == 'any'
+            with pytest.raises(ZMQReplyError, match='use `request` for it'):
+                await client.call('raw', 'any')
+            with pytest.raises(ZMQRemoteError, match='404 Unknown') as error:
+                await client.call('unknown')
+            assert error.value.status == 404
+            with pytest.raises(TypeError):
+                await client.call('echo', object())
+            with pytest.raises(ZMQMessageError, match='413'):
+                await client.call('echo', 'x' * 33 * 1024 * 1024)
+
+    run(main())
+
+
+@pytest.mark.parametrize('size', [10, 100_000])
+def test_many_at_once(run, process, size):
+    text = 'x' * size
+
+    async def main():
+        async with AsyncZMQClient(process.bound_address) as client:
+            numbers = range(CALLS // 10 if size > 10 else CALLS)
+            replies = await asyncio.gather(*[client.call('echo', [n, text]) for n in numbers])
+            assert replies == [[number, text] for number in numbers]
+            assert not client._connection._calls
+
+    run(main())
+
+
+def test_server_of_pyzmq(run):
+    """A REP socket, which keeps the envelope."""
+
+    def serve():
+        for _ in range(10):
+            server.send_json([200, server.recv_json()[1]])
+
+    async def main():
+        async with AsyncZMQClient(f'127.0.0.1:{port}') as client:
+            calls = [client.call('echo', number) for number in range(10)]
+            assert await asyncio.gather(*calls) == list(range(10))
+
+    with zmq.Context() as context, context.socket(zmq.REP) as server:
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+        thread = threading.Thread(target=serve)
+        thread.start()
+        run(main())
+        thread.join()
+
+
+@pytest.mark.parametrize('timeout', [0, -1, 'x', float('nan'), None])
+def test_bad_timeout(timeout):
+    with pytest.raises(ValueError, match='Bad timeout'):
+        AsyncZMQClient('127.0.0.1:1', timeout=timeout)
+
+
+def test_longest_timeout(run, process):
+    async def main():
+        async with AsyncZMQClient(process.bound_address, timeout=float('inf')) as client:
+            assert await client.call('echo', 1) == 1
+
+    run(main())
+
+
+# Time-outs and retries
+
+
+def test_timeout(run, process):
+    async def main():
+        async with AsyncZMQClient(process.bound_address) as client:
+            begin = time.monotonic()
+            with pytest.raises(ZMQTimeoutError, match=r'has not replied within 0\.2 s'):
+                await client.call('count', 0.5, timeout=0.2)
+            assert 0.19 <= time.monotonic() - begin < AT_ONCE
+            # The late reply is not taken for this one; the connection lives.
+            connection = client._connection
+            assert await client.call('count', 0) == 2
+            assert client._connection is connection
+
+    run(main())
+
+
+def test_nobody_there(run, address):
+    async def main():
+        async with AsyncZMQClient(address, timeout=0.2) as client:
+            for _ in range(2):
+                with pytest.raises(ZMQUnreachableError, match=r'No service has answered.* 0\.2 s'):
+                    await client.call('echo')
+            assert not client._connection._unsent
+
+    run(main())
+
+
+def test_late_service(run, start, address):
+    async def main():
+        async with AsyncZMQClient(address) as client:
+            call = asyncio.ensure_future(client.call('echo', 1))
+            await asyncio.sleep(0.05)  # until it has tried to connect
+            await asyncio.get_running_loop().run_in_executor(None, start, address)
+            assert await call == 1
+
+    run(main())
+
+
+def test_killed_service(run, start, address, tmp_path):
+    first = start(address)
+    path = tmp_path / 'in hand'
+
+    async def main():
+        async with AsyncZMQClient(address) as client:
+            calls = [asyncio.ensure_future(client.call('wait_for', str(path))) for _ in range(3)]
+            while not path.exists():
+                await asyncio.sleep(0.01)  # a poll, which ends with the test at the latest
+            begin = time.monotonic()
+            os.kill(first.pid, signal.SIGKILL)
+            for call in calls:
+                with pytest.raises(ZMQUnreachableError, match='was lost; the call may have run'):
+                    await call
+            assert time.monotonic() - begin < AT_ONCE
+            first.join()
+            start(address)
+            assert await client.call('echo', 'again') == 'again'
+
+    run(main())
+
+
+def test_service_that_answers_and_ends(run):
+    """What has come in before the end is no loss, though the loop hears of both at once."""
+
+    def serve():
+        server.recv()
+        server.send(b'[200, "the last words"]')
+        server.close()
+        context.term()
+
+    async def main():
+        async with AsyncZMQClient(f'127.0.0.1:{port}') as client:
+            call = asyncio.ensure_future(client.call('echo'))
+            while not client._connection or client._connection._unsent:
+                await asyncio.sleep(0)  # takes no time: until the request is sent
+            thread.join()
+            assert await call == 'the last words'
+
+    context = zmq.Context()
+    server = context.socket(zmq.REP)
+    port = server.bind_to_random_port('tcp://127.0.0.1')
+    thread = threading.Thread(target=serve)
+    thread.start()
+    run(main())
+
+
+def test_retries(run, start, address):
+    async def main():
+        async with AsyncZMQClient(address, timeout=0.1) as client:
+            with pytest.raises(ZMQUnreachableError):
+                await client.call('echo', retries=2)
+            call = asyncio.ensure_future(client.call('echo', 1, retries=100))
+            await asyncio.get_running_loop().run_in_executor(None, start, address)
+            assert await call == 1
+
+    run(main())
+
+
+def test_service_does_not_start_what_nobody_waits_for(run, process):
+    async def main():
+        async with AsyncZMQClient(process.bound_address, send_deadline=True) as client:
+            busy = asyncio.ensure_future(client.call('count', 0.5))
+            await asyncio.sleep(0)  # takes no time: the call is made
+            with pytest.raises(ZMQTimeoutError):
+                await client.call('count', 0, timeout=0.1)
+            assert await busy == 1
+            assert await client.call('count', 0) == 2
+
+    run(main())
+
+
+def test_cancelled(run, process):
+    async def main():
+        async with AsyncZMQClient(process.bound_address) as client:
+            call = asyncio.ensure_future(client.call('count', 0.2))
+            await asyncio.sleep(0.1)  # until it is under way
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            connection = client._connection
+            assert not connection._calls
+            assert await client.call('count', 0) == 2
+            assert client._connection is connection
+
+    run(main())
+
+
+def test_back_pressure(run):
+    """Calls that nobody takes wait in the client, and go with their deadline."""
+
+    async def main():
+        async with AsyncZMQClient(f'127.0.0.1:{port}', timeout=1) as client:
+            calls = [
+                asyncio.ensure_future(client.call('echo', 'x' * 1_000_000)) for _ in range(100)
+            ]
+            await asyncio.wait(calls, timeout=0.5)
+            connection = client._connection
+            unsent = len(connection._unsent)
+            assert connection._transport.get_write_buffer_size() < 3_000_000
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(result) for result in results} == {ZMQTimeoutError}
+            assert not connection._unsent
+            return unsent
+
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.rcvhwm = 1
+        server.rcvbuf = 4096
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+
+        async def hold():
+            # A service that reads nothing; the client's own queue is as short.
+            original = AsyncZMQClient._connect
+
+            def connect(client):
+                connection = original(client)
+                connection._socket.sndhwm = 1
+                return connection
+
+            AsyncZMQClient._connect = connect
+            try:
+                return await main()
+            finally:
+                AsyncZMQClient._connect = original
+
+        run(hold())
+
+
+# Access
+
+
+@pytest.mark.parametrize('auth', [None, 'user:wrong', 'other:password'])
+def test_refused(run, start, auth):
+    service = start(auth='user:password')
+
+    async def main():
+        async with AsyncZMQClient(service.bound_address, auth=auth) as client:
+            for _ in range(2):
+                begin = time.monotonic()
+                with pytest.raises(ZMQRefusedError, match='check user, password') as error:
+                    await client.call('echo')
+                assert time.monotonic() - begin < AT_ONCE
+                assert 'wrong' not in str(error.value) + repr(client)
+        async with AsyncZMQClient(service.bound_address, auth='user:password') as client:
+            assert await client.call('echo', 1) == 1
+
+    run(main())
+
+
+def test_curve(run, start):
+    public, secret = zmq.curve_keypair()
+    my_public, my_secret = zmq.curve_keypair()
+    service = start(curve=CurveServer(secret.decode(), [my_public.decode()]))
+
+    async def main():
+        good = CurveClient(public.decode(), my_secret.decode())
+        async with AsyncZMQClient(service.bound_address, curve=good) as client:
+            assert await client.call('echo', 1) == 1
+        bad = CurveClient(public.decode(), secret.decode())
+        async with AsyncZMQClient(service.bound_address, curve=bad) as client:
+            with pytest.raises(ZMQRefusedError):
+                await client.call('echo', 1)
+
+    run(main())
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match='Bad ØMQ address'):
+        AsyncZMQClient('localhost')
+    with pytest.raises(ValueError, match='one user'):
+        AsyncZMQClient('127.0.0.1:1', auth={'a': 'b', 'c': 'd'})
+
+
+# Loops, forks, the end
+
+
+def test_other_loop(process):
+    """It goes on in the next loop."""
+    client = AsyncZMQClient(process.bound_address)
+    for loop_factory in (asyncio.new_event_loop, ZmqEventLoop, uvloop.new_event_loop) * 2:
+        loop = loop_factory()
+        assert loop.run_until_complete(client.call('echo', 1)) == 1
+        loop.close()
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(client.call('echo', 1)) == 1
+    other = asyncio.new_event_loop()
+    with pytest.raises(RuntimeError, match='another loop'):
+        other.run_until_complete(client.call('echo', 1))
+    other.close()
+    client.close()
+    loop.close()
+
+
+def test_fork(process):
+    client = AsyncZMQClient(process.bound_address)
+
+    def run_child():
+        asyncio._set_running_loop(None)
+        assert asyncio.run(client.call('echo', 'child')) == 'child'
+        client.close()
+
+    async def main():
+        assert await client.call('echo', 'parent') == 'parent'
+        child = ForkProcess(target=run_child)
+        child.start()
+        await asyncio.get_running_loop().run_in_executor(None, child.join, 10)
+        assert child.exitcode == 0
+        assert await client.call('echo', 'parent') == 'parent'
+        client.close()
+
+    asyncio.run(main())
+
+
+def test_closed(run, process):
+    async def main():
+        client = AsyncZMQClient(process.bound_address)
+        call = asyncio.ensure_future(client.call('count', 0.2))
+        await asyncio.sleep(0.1)  # until it is under way
+        client.close()
+        client.close()
+        with pytest.raises(ZMQClosedError, match='was closed'):
+            await client.call('echo')
+        assert await call == 1
+
+    run(main())
+
+
+def test_nothing_is_left(run, process):
+    async def use():
+        async with AsyncZMQClient(process.bound_address) as client:
+            await asyncio.gather(*[client.call('echo') for _ in range(5)])
+            with pytest.raises(ZMQTimeoutError):
+                await client.call('sleep', 0.02, timeout=0.001)
+        await asyncio.sleep(0)  # takes no time: the end is told on the next turn
+
+    async def main():
+        async with AsyncZMQClient(process.bound_address) as other:  # the context stays
+            await other.call('echo')
+            fds = None
+            for _ in range(10):
+                await use()
+                gc.collect()
+                fds = fds or open_fds()
+            wait_until(lambda: open_fds() <= fds, AT_ONCE)
+
+    run(main())
+
+
+@pytest.mark.parametrize('sockets', [1, 2])
+def test_no_sockets_left(process, sockets):
+    """It needs its own, and two for its monitor."""
+    loop = ZmqEventLoop()
+    client = AsyncZMQClient(process.bound_address)
+    loop.zmq_context.max_sockets = sockets
+    with pytest.raises(OSError, match=r'^\[Errno 24\]'):
+        loop.run_until_complete(client.call('echo'))
+    client.close()
+    loop.close()
+
+
+def test_reply_and_deadline_at_once(process):
+    async def main():
+        async with AsyncZMQClient(process.bound_address) as client:
+            call = asyncio.ensure_future(client.call('echo', 1))
+            await asyncio.sleep(0)  # takes no time: the call is made
+            [reply] = client._connection._calls.values()
+            reply.add_done_callback(lambda reply: client._connection._expire(reply, 1))
+            assert await call == 1
+
+    asyncio.run(main())
+
+
+def test_repr(process):
+    client = AsyncZMQClient(process.bound_address, auth='user:secret')
+    assert repr(client) == f'<AsyncZMQClient of {process.bound_address}>'
+    assert client.address == process.bound_address
+    assert isinstance(process, Process)

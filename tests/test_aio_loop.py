@@ -1,0 +1,399 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""Connections, the loop and the policy of pyams_zmq.aio."""
+
+import asyncio
+import errno
+import gc
+import subprocess
+import sys
+import threading
+from contextlib import closing
+
+import pytest
+import zmq
+import zmq.asyncio
+
+import pyams_zmq.aio
+from aio_loops import LOOPS, Recorder, Runner, address_of, context, end, make, os_error, run, until
+from conftest import open_fds, wait_until
+from pyams_zmq.aio import ZmqEventLoop, ZmqEventLoopPolicy, ZmqTransport, create_zmq_connection
+
+__all__ = ['context', 'run']
+
+ADDRESS = 'tcp://127.0.0.1:*'
+
+
+# Connections
+
+
+def test_several_endpoints(run, context):
+    async def main():
+        transport, protocol = await make(zmq.PULL, bind=iter([ADDRESS, ADDRESS]))
+        assert isinstance(transport, ZmqTransport)
+        assert len(transport.listeners()) == 2
+        client, _protocol = await make(zmq.PUSH, connect=transport.listeners())
+        assert client.connections() == transport.listeners()
+        client.write([b'x'])
+        client.write([b'x'])
+        await until(lambda: len(protocol.messages) == 2)
+        await end(client, transport)
+
+    run(main())
+
+
+def test_options_before_the_connection(run, context):
+    """Credentials, for instance, are set on a transport that is connected to nothing yet."""
+
+    async def main():
+        server, protocol = await make(zmq.ROUTER)
+        client, _protocol = await make(zmq.DEALER, connect=())
+        client.setsockopt(zmq.ROUTING_ID, b'me')
+        client.connect(address_of(server))
+        client.write([b'x'])
+        await until(lambda: protocol.messages == [(b'me', b'x')])
+        await end(client, server)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ('error', 'factory', 'zmq_type', 'kwargs'),
+    [
+        (TypeError, None, zmq.PULL, {'bind': ADDRESS}),
+        (TypeError, Recorder(), zmq.PULL, {'bind': ADDRESS}),
+        (TypeError, Recorder, 'PULL', {'bind': ADDRESS}),
+        (TypeError, Recorder, None, {'bind': ADDRESS}),
+        (TypeError, Recorder, True, {'bind': ADDRESS}),
+        (ValueError, Recorder, 1000, {'bind': ADDRESS}),
+        (ValueError, Recorder, zmq.PULL, {}),
+        (ValueError, Recorder, zmq.PULL, {'bind': ADDRESS, 'connect': ADDRESS}),
+        (ValueError, Recorder, zmq.PULL, {'bind': (), 'zmq_sock': object()}),
+        (TypeError, Recorder, zmq.PULL, {'bind': 1}),
+        (TypeError, Recorder, zmq.PULL, {'bind': b'tcp://127.0.0.1:1'}),
+        (TypeError, Recorder, zmq.PULL, {'connect': ['tcp://127.0.0.1:1', None]}),
+        (ValueError, Recorder, zmq.PULL, {'connect': ['tcp://localhost:1']}),
+        (TypeError, Recorder, zmq.PULL, {'zmq_sock': object()}),
+    ],
+)
+def test_bad_arguments(run, error, factory, zmq_type, kwargs):
+    async def main():
+        before = open_fds()
+        with pytest.raises(error):
+            await create_zmq_connection(factory, zmq_type, **kwargs)
+        assert open_fds() == before
+
+    run(main())
+
+
+def test_socket_that_cannot_be_taken(run, context):
+    async def main():
+        sock = context.socket(zmq.PUSH)
+        with pytest.raises(ValueError, match='another type than PULL'):
+            await make(zmq.PULL, zmq_sock=sock)
+        assert not sock.closed
+        sock.close()
+        with pytest.raises(ValueError, match='closed'):
+            await make(zmq.PUSH, zmq_sock=sock)
+        with (
+            zmq.asyncio.Context() as own,
+            own.socket(zmq.PUSH) as sock,
+            pytest.raises(TypeError, match=r'no zmq\.Socket'),
+        ):
+            await make(zmq.PUSH, zmq_sock=sock)
+
+    run(main())
+
+
+def test_address_in_use(run, context):
+    async def main():
+        transport, _protocol = await make(zmq.PULL)
+        protocols = []
+
+        def factory():
+            protocols.append(Recorder())
+            return protocols[-1]
+
+        with os_error(zmq.EADDRINUSE):
+            await make(zmq.PULL, factory, bind=[ADDRESS, address_of(transport)])
+        assert protocols[0].calls == []
+        await end(transport)
+
+    run(main())
+
+
+def test_failing_factory(run, context):
+    async def main():
+        def factory():
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            await make(zmq.PULL, factory)
+        with pytest.raises(LookupError):
+            await make(zmq.PULL, factory, zmq_sock=(sock := context.socket(zmq.PULL)))
+        assert not sock.closed
+
+    run(main())
+
+
+def test_no_socket_left(run):
+    async def main():
+        context = zmq.Context.instance()
+        context.max_sockets = 2
+        first, _protocol = await make(zmq.PULL)
+        second, _protocol = await make(zmq.PULL)
+        with os_error(errno.EMFILE):
+            first.enable_monitor()
+        with os_error(errno.EMFILE):
+            await make(zmq.PULL)
+        await end(first, second)
+
+    if not isinstance(run.loop, ZmqEventLoop):
+        run(main())
+
+
+def test_many_connections(run):
+    """They come and go, with monitors or without, and leave nothing."""
+
+    async def main():
+        before = None
+        for number in range(60):
+            transport, protocol = await make(zmq.PULL)
+            client, _protocol = await make(zmq.PUSH, connect=address_of(transport))
+            if number % 2:
+                client.enable_monitor()
+            client.write([b'x'])
+            await until(lambda protocol=protocol: protocol.messages)
+            client.close()
+            transport.close()
+            await until(lambda protocol=protocol: 'lost' in protocol.calls)
+            if number == 10:
+                before = open_fds()
+        await until(lambda: open_fds() <= before + 8)  # sockets end some milliseconds later
+
+    run(main())
+
+
+# Loop
+
+
+def test_loop_has_a_context():
+    async def main():
+        loop = asyncio.get_running_loop()
+        for create in (loop.create_zmq_connection, create_zmq_connection):
+            address = f'inproc://{create.__qualname__}'
+            server, protocol = await create(Recorder, zmq.PULL, bind=address)
+            assert server.get_extra_info('zmq_socket').context is loop.zmq_context
+            client, _protocol = await create(Recorder, zmq.PUSH, connect=address)
+            client.write([b'x'])
+            await until(lambda protocol=protocol: protocol.messages)
+            await end(client, server)
+        return loop.zmq_context
+
+    loop = ZmqEventLoop(io_threads=2)
+    assert loop.zmq_context.get(zmq.IO_THREADS) == 2
+    with pytest.raises(AttributeError):
+        loop.zmq_context.nonsense  # noqa: B018 - pyzmq takes options for attributes
+    context = loop.run_until_complete(main())
+    assert not context.closed
+    loop.close()
+    assert context.closed
+    loop.close()
+
+
+def test_loop_is_closed_with_open_transports():
+    before = open_fds()
+    loop = ZmqEventLoop()
+    transport, protocol = loop.run_until_complete(
+        create_zmq_connection_to_nobody(loop, zmq.PUSH),
+    )
+    transport.write([b'x'])
+    transport.enable_monitor()
+    loop.close()  # nobody ever takes the message
+    assert transport.get_extra_info('zmq_socket').closed
+    with os_error(zmq.ENOTSOCK):
+        transport.getsockopt(zmq.LINGER)
+    transport.pause_reading()
+    transport.resume_reading()
+    transport.write([b'x'])
+    assert transport.is_closing()
+    transport.close()
+    transport.abort()
+    assert protocol.calls == ['made']
+    del transport, protocol
+    gc.collect()
+    wait_until(lambda: open_fds() <= before)
+
+
+@pytest.mark.parametrize('method', ['close', 'abort'])
+@pytest.mark.parametrize('kind', LOOPS)
+def test_transport_is_closed_after_its_loop(kind, method):
+    async def main():
+        transport, protocol = await make(zmq.PUSH)
+        transport.write([b'x'])
+        return transport, protocol
+
+    runner = Runner(kind)
+    transport, protocol = runner(main())
+    runner.close()
+    getattr(transport, method)()
+    assert transport.get_extra_info('zmq_socket').closed
+    assert transport.get_write_buffer_size() == 0
+    assert protocol.calls == ['made']
+    assert runner.errors == []
+    zmq.Context.instance().term()
+
+
+def create_zmq_connection_to_nobody(loop, zmq_type):
+    return loop.create_zmq_connection(Recorder, zmq_type, connect='tcp://127.0.0.1:9')
+
+
+def test_loop_does_not_wait_for_ever():
+    async def main():
+        loop = asyncio.get_running_loop()
+        transport, protocol = await create_zmq_connection_to_nobody(loop, zmq.PUSH)
+        transport.write([b'x'])
+        transport.close()
+        await until(lambda: 'lost' in protocol.calls)
+
+    loop = ZmqEventLoop()
+    loop.run_until_complete(main())
+    loop.close()  # the message lingers for a second
+
+
+@pytest.mark.parametrize(
+    ('error', 'value'), [(TypeError, '1'), (TypeError, None), (TypeError, True), (ValueError, -1)]
+)
+@pytest.mark.parametrize('factory', [ZmqEventLoop, ZmqEventLoopPolicy])
+def test_io_threads(factory, error, value):
+    with pytest.raises(error, match='io_threads'):
+        factory(io_threads=value)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason='asyncio.Runner came with Python 3.11')
+def test_runner():
+    async def main():
+        transport, _protocol = await asyncio.get_running_loop().create_zmq_connection(
+            Recorder, zmq.PULL, bind=ADDRESS
+        )
+        await end(transport)
+
+    with asyncio.Runner(loop_factory=ZmqEventLoop) as runner:
+        runner.run(main())
+
+
+# Policy
+
+
+@pytest.fixture
+def policy():
+    """Policy of its own, which is not installed."""
+    policy = ZmqEventLoopPolicy(io_threads=3)
+    yield policy
+    policy.set_event_loop(None)
+
+
+def test_policy(policy):
+    loop = policy.get_event_loop()
+    assert isinstance(loop, ZmqEventLoop)
+    assert loop.zmq_context.get(zmq.IO_THREADS) == 3
+    assert policy.get_event_loop() is loop
+    loop.close()
+    policy.set_event_loop(None)
+    with pytest.raises(RuntimeError):
+        policy.get_event_loop()
+    with closing(policy.new_event_loop()) as other:
+        policy.set_event_loop(other)
+        assert policy.get_event_loop() is other
+
+
+def test_policy_in_another_thread(policy):
+    found = []
+
+    def look():
+        try:
+            policy.get_event_loop()
+        except RuntimeError as error:
+            found.append(error)
+        with closing(policy.new_event_loop()) as loop:
+            policy.set_event_loop(loop)
+            found.append(policy.get_event_loop() is loop)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert [type(item) for item in found] == [RuntimeError, bool]
+    assert found[1]
+
+
+@pytest.mark.parametrize('loop', [1, 'loop', object()])
+def test_policy_takes_loops_only(policy, loop):
+    with pytest.raises(TypeError, match='no event loop'):
+        policy.set_event_loop(loop)
+
+
+def run_strictly(program):
+    """Run a program to which a warning is an error; return its output."""
+    program = f"""
+import warnings
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # of what Pyramid imports
+    import pyams_zmq
+warnings.simplefilter('error')
+{program}
+"""
+    return subprocess.check_output([sys.executable, '-c', program], text=True)
+
+
+def test_policy_is_installed():
+    program = """
+import asyncio, zmq
+from pyams_zmq.aio import *
+asyncio.set_event_loop_policy(ZmqEventLoopPolicy())
+async def main():
+    loop = asyncio.get_running_loop()
+    transport, _protocol = await loop.create_zmq_connection(ZmqProtocol, zmq.PULL, bind=())
+    transport.close()
+    await asyncio.sleep(0.01)
+    return type(loop).__name__
+print(asyncio.run(main()))
+"""
+    assert run_strictly(program) == 'ZmqEventLoop\n'
+
+
+# Package
+
+
+def test_names():
+    for name in pyams_zmq.aio.__all__:
+        assert getattr(pyams_zmq.aio, name).__doc__
+    assert {
+        name
+        for name, value in vars(pyams_zmq.aio).items()
+        if not name.startswith('_') and not isinstance(value, type(sys))
+    } == set(pyams_zmq.aio.__all__)
+
+
+@pytest.mark.parametrize('has_policies', [True, False])
+def test_import(has_policies):
+    """It neither warns nor needs policies, and it takes neither the client nor the server."""
+    program = f"""
+import asyncio, sys
+if not {has_policies}:
+    del asyncio.DefaultEventLoopPolicy
+import pyams_zmq.aio
+for name in ('client', 'socket', 'process', 'stream', 'handler', 'outbox'):
+    assert f'pyams_zmq.{{name}}' not in sys.modules, name
+pyams_zmq.aio.ZmqEventLoop().close()
+"""
+    run_strictly(program)
