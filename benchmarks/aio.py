@@ -13,7 +13,8 @@
 """Echo over asyncio: the transport of pyams_zmq.aio beside zmq.asyncio, interleaved in one run.
 
 A DEALER sends messages, a ROUTER in the same loop sends them back, over tcp: one at a time, and
-with many in flight. Each round runs every contender once; the table shows medians and ratios.
+with many in flight. Each round runs every contender once; the table shows the median of the rates,
+and of the ratios within a round.
 """
 
 import argparse
@@ -191,7 +192,8 @@ def report(rates):
     write = sys.stdout.write
     write(f'{"":42}{"median/s":>10}{"min/s":>10}{"max/s":>10}{"ratio":>8}\n')
     for (loop, in_flight, name), values in rates.items():
-        ratio = median(values) / median(rates[loop, in_flight, 'zmq.asyncio'])
+        beside = rates[loop, in_flight, 'zmq.asyncio']
+        ratio = median(value / other for value, other in zip(values, beside, strict=True))
         title = f'{loop}, {in_flight} in flight, {name}'
         write(
             f'{title:42}{median(values):10.0f}{min(values):10.0f}{max(values):10.0f}{ratio:8.2f}\n'

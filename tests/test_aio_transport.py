@@ -18,14 +18,17 @@ import errno
 import threading
 import time
 from contextlib import suppress
+from ipaddress import ip_address
 
 import pytest
 import zmq
 import zmq.asyncio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aio_loops import Recorder, address_of, context, end, make, os_error, plain, run, until
 from pyams_zmq.aio import SocketEvent
-from pyams_zmq.aio.transport import GUARD, MOST
+from pyams_zmq.aio.transport import GUARD, MOST, check_numeric
 
 __all__ = ['context', 'run']
 
@@ -732,6 +735,8 @@ def test_refused_when_its_turn_comes(run, context):
         def send(self, data, *args, **kwargs):
             if data == b'bad':
                 raise zmq.ZMQError(errno.EMSGSIZE)
+            if data == b'worse':
+                raise ValueError(data)
             return super().send(data, *args, **kwargs)
 
     async def main():
@@ -739,13 +744,19 @@ def test_refused_when_its_turn_comes(run, context):
         transport, protocol = await make(zmq.PUSH, zmq_sock=sock)
         transport.write([b'good'])
         transport.write([b'bad'])
+        transport.write([b'worse'])
         transport.write([b'too'])
         peer = plain(context, zmq.PULL, transport.bind('tcp://127.0.0.1:*'))
         await until(lambda: transport.get_write_buffer_size() == 0)
         assert [peer.recv(), peer.recv()] == [b'good', b'too']
-        assert [error['exception'].errno for error in run.errors] == [errno.EMSGSIZE]
+        assert [type(error['exception']) for error in run.errors] == [OSError, ValueError]
+        assert run.errors[0]['exception'].errno == errno.EMSGSIZE
         assert protocol.calls == ['made']
         run.errors.clear()
+        with os_error(errno.EMSGSIZE):
+            transport.write([b'bad'])
+        with pytest.raises(ValueError, match='worse'):
+            transport.write([b'worse'])
         await end(transport)
 
     run(main())
@@ -1013,6 +1024,22 @@ def test_names_are_not_resolved(run, endpoint):
         await end(transport)
 
     run(main())
+
+
+@given(st.text() | st.text('0123456789abcf.;*:[]%'))
+def test_any_address(text):
+    host, colon, _port = text.rpartition(';')[2].rpartition(':')
+    try:
+        check_numeric(f'tcp://{text}')
+    except ValueError:
+        is_refused = True
+    else:
+        is_refused = False
+    try:
+        is_number = bool(ip_address(host.strip('[]')))
+    except ValueError:
+        is_number = not colon  # without a port it is refused by libzmq, before it looks a name up
+    assert is_refused is not is_number
 
 
 @pytest.mark.parametrize('endpoint', ['tcp://[fe80::1%lo]:5555', 'tcp://127.0.0.1:0;127.0.0.1:9'])

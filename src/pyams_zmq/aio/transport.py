@@ -58,7 +58,6 @@ HIGH_WATER = 64 * 1024
 
 _numbers = count()
 _NOBLOCK = int(zmq.NOBLOCK)
-_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
 _POLLOUT = int(zmq.POLLOUT)
 _LOST = frozenset((zmq.ETERM, zmq.ENOTSOCK))
@@ -619,6 +618,8 @@ class ZmqTransport(asyncio.BaseTransport):
                 if error.errno in _LOST:
                     raise
                 self._report('A message cannot be sent and was dropped', _os_error(error))
+            except Exception as error:  # noqa: BLE001 - of a subclass which refuses the message
+                self._report('A message cannot be sent and was dropped', error)
             if not is_sent:
                 self._buffer.appendleft(frames)
                 self._size += size
@@ -631,11 +632,11 @@ class ZmqTransport(asyncio.BaseTransport):
 
     def _transmit(self, frames: list[bytes]) -> bool:
         """Send a message; tell if it is gone, which it is too if its peer is unknown."""
-        send = self._sock.send
         try:
-            for frame in frames[:-1]:
-                send(frame, _MORE)
-            send(frames[-1], _NOBLOCK)
+            if len(frames) == 1:
+                self._sock.send(frames[0], _NOBLOCK)
+            else:
+                self._sock.send_multipart(frames, _NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno in self._not_now:
                 return False
