@@ -163,10 +163,10 @@ class ZmqTransport(asyncio.BaseTransport):
     def start(self) -> None:
         """Call `connection_made`, and from then on the other methods of the protocol."""
         self._loop.add_reader(self._fd, self._wake_up)
-        self._call('connection_made', self)
-        self._look_soon()  # what was there before the descriptor was watched
         if self._is_shared:
             self._guard()
+        self._look_soon()  # what was there before the descriptor was watched
+        self._call('connection_made', self)
 
     # What the transport is
 
