@@ -21,6 +21,7 @@ import argparse
 import asyncio
 import gc
 import os
+import subprocess
 import sys
 from statistics import median
 from time import perf_counter
@@ -29,7 +30,10 @@ import uvloop
 import zmq
 import zmq.asyncio
 
-from pyams_zmq.aio import ZmqProtocol, create_zmq_connection
+try:
+    from pyams_zmq.aio import ZmqProtocol, create_zmq_connection
+except ImportError:  # in the environment of `--aiozmq`
+    from aiozmq import ZmqProtocol, create_zmq_connection
 
 MESSAGE = b'x' * 64
 ADDRESS = 'tcp://127.0.0.1:*'
@@ -62,7 +66,7 @@ class Asker(Echo):
 
     def msg_received(self, data):
         """Count the reply."""
-        if data != (MESSAGE,):
+        if tuple(data) != (MESSAGE,):
             raise RuntimeError(f'{data!r} came back')
         self.left -= 1
         if self.unsent:
@@ -83,7 +87,7 @@ class Waiter(ZmqProtocol):
 async def transports(count, flight):
     """Echo through transports, the protocol sends the next message; return the seconds."""
     server, _protocol = await create_zmq_connection(Echo, zmq.ROUTER, bind=ADDRESS)
-    [address] = server.listeners()
+    [address] = server.bindings()
     client, asker = await create_zmq_connection(Asker, zmq.DEALER, connect=address)
     await asker.ask(flight, flight)  # connects
     start = perf_counter()
@@ -98,7 +102,7 @@ async def transports(count, flight):
 async def coroutine(count, _flight):
     """Echo through transports, one at a time, a coroutine waits for each; return the seconds."""
     server, _protocol = await create_zmq_connection(Echo, zmq.ROUTER, bind=ADDRESS)
-    [address] = server.listeners()
+    [address] = server.bindings()
     client, waiter = await create_zmq_connection(Waiter, zmq.DEALER, connect=address)
     loop = asyncio.get_running_loop()
 
@@ -148,6 +152,40 @@ async def pyzmq(count, flight):
         task.cancel()
         await asyncio.wait([task])
     return seconds
+
+
+class Other:
+    """Echo through the transports of aiozmq, in a Python of its own.
+
+    :param python: path of an interpreter that has aiozmq and uvloop
+    """
+
+    def __init__(self, python):
+        self._process = subprocess.Popen(  # noqa: S603 - a Python that was given by hand
+            [python, __file__, '--echo'],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    async def __call__(self, count, flight):
+        """Let it echo; return the seconds."""
+        kind = 'uvloop' if isinstance(asyncio.get_running_loop(), uvloop.Loop) else 'asyncio'
+        self._process.stdin.write(f'{kind} {count} {flight}\n')
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+
+def echo():
+    """Echo as standard input tells, write the seconds to standard output."""
+    loops = {name: factory() for name, factory in LOOPS.items()}
+    gc.disable()
+    for line in sys.stdin:
+        loop, count, flight = line.split()
+        seconds = loops[loop].run_until_complete(transports(int(count), int(flight)))
+        sys.stdout.write(f'{seconds}\n')
+        sys.stdout.flush()
+        gc.collect()
 
 
 CONTENDERS = {
@@ -203,10 +241,17 @@ def report(rates):
 def main():
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--aiozmq', metavar='PYTHON', help='compare with aiozmq, which this has')
+    parser.add_argument('--echo', action='store_true', help=argparse.SUPPRESS)
     parser.add_argument('--rounds', type=int, default=11, help='rounds (11)')
     parser.add_argument('--count', type=int, default=500, help='messages of a turn (500)')
     parser.add_argument('--flight', type=int, default=256, help='most messages in flight (256)')
     arguments = parser.parse_args()
+    if arguments.echo:
+        echo()
+        return
+    if arguments.aiozmq:
+        CONTENDERS['aiozmq'] = Other(arguments.aiozmq)
     rates = measure(arguments.rounds, arguments.count, arguments.flight)
     version = '.'.join(map(str, sys.version_info[:3]))
     sys.stdout.write(
