@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import psutil
@@ -176,7 +176,6 @@ def test_end_of_an_asyncio_program(start, ask):
     process = start(factory=ShortProcess)
     _status, pid = ask(process, ['start_async_program', None])
     process.stop()
-    assert process.exitcode == 0
     assert not is_running(pid)
 
 
@@ -220,12 +219,28 @@ def test_supervisor_is_killed(run, start_programs, address):
 def test_program_gets_its_time(start, ask, tmp_path, end):
     process = start(factory=Process)
     result = tmp_path / 'result'
-    command = f'sleep 0.4; echo converted > {result}'
-    assert ask(process, ['run_in_a_thread', [str(tmp_path / 'code'), command]])[0] == 200
+    ask(process, ['start_command', f'sleep 0.4; echo converted > {result}'])
     end(process)
     assert process.exitcode == 0
     assert result.read_text(encoding='ascii') == 'converted\n'
-    assert (tmp_path / 'code').read_text(encoding='ascii') == '0'
+
+
+def test_thread_gets_its_time(start, ask, tmp_path):
+    """To take the exit code, and to start the next program."""
+    process = start(factory=Process)
+    ask(process, ['run_in_a_thread', [str(tmp_path / 'code'), 'sleep 0.4; exit 3']])
+    process.stop()
+    assert process.exitcode == 0
+    assert (tmp_path / 'code').read_text(encoding='ascii') == '3'
+
+
+def test_thread_starts_a_program_later(start, ask, notes):
+    """When all others have ended, and the process waits for its threads only."""
+    process = start(factory=Process)
+    ask(process, ['start_later', [str(notes.path), 0.4]])
+    process.stop()
+    assert process.exitcode == 0
+    assert list(filter(is_running, notes)) == []
 
 
 def test_thread_gets_the_exit_code(start, ask, tmp_path, monkeypatch):
@@ -274,17 +289,15 @@ def test_siblings(start, start_programs):
 def test_owner_ends_with_several_processes():
     """It asks all of them before it waits for the first one."""
     processes = [Process() for _ in range(3)]
-    for process in processes:
-        process.start()
-    sockets = [in_hand(process.wait_ready(), 'work', 0.7) for process in processes]
-    for socket in sockets:
-        socket.__enter__()
-    started = time.monotonic()
-    _stop_owned()
-    assert time.monotonic() - started < 1.4
-    assert [process.exitcode for process in processes] == [0] * 3
-    for socket in sockets:
-        socket.__exit__(None, None, None)
+    with ExitStack() as stack:
+        for process in processes:
+            process.drain_timeout = 0.6
+            process.start()
+            stack.enter_context(in_hand(process.wait_ready(), 'work'))
+        started = time.monotonic()
+        _stop_owned()
+        assert time.monotonic() - started < 1.6
+    assert [process.exitcode for process in processes] == [1] * 3
 
 
 def test_fork_of_the_owner_does_not_stop_its_processes(start, ask):

@@ -70,6 +70,10 @@ class Supervisor:
     `max_starts` of its starts in a row ended within `min_life` seconds, it is given up: a CRITICAL
     log and a :class:`~pyams_zmq.interfaces.ZMQProcessGivenUpEvent` tell.
 
+    Whatever a process leaves behind, a running ffmpeg for instance, is ended before any process is
+    started. While `run` runs, this program adopts such orphans, and takes for one what it has
+    forked itself meanwhile without :mod:`multiprocessing` and :mod:`subprocess`.
+
     It has no threads. It forks, so the program should have none either.
 
     :param factories: functions that make a fresh process, which is not started, by the name of the
@@ -182,7 +186,7 @@ class Supervisor:
             process.reload()
 
     def _may_leave(self) -> bool:
-        return self.is_finished and self._sweep is None
+        return self.is_finished
 
     def _descriptors(self) -> list[int]:
         """List what gets readable when `step` has something to do."""
@@ -404,7 +408,7 @@ class _OwnedSupervisor(Supervisor):
 
     def _may_leave(self) -> bool:
         # With the lock it stays: a standby would start what was given up, or has stopped itself.
-        return super()._may_leave() and (self._lock is None or self._stopping)
+        return self.is_finished and (self._lock is None or self._stopping)
 
     def _descriptors(self) -> list[int]:
         own = [self._control] if self._owner_pidfd is None else [self._control, self._owner_pidfd]

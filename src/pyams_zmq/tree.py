@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from math import ceil
-from multiprocessing import forkserver, popen_fork, resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from time import monotonic
 from typing import Any
 
@@ -217,11 +217,10 @@ def _strangers(relatives: set[Relative]) -> set[Relative]:
 
 
 def _awaited_pids() -> set[Any]:
-    classes = (subprocess.Popen, popen_fork.Popen)
     return {
         vars(each).get('pid')
         for each in gc.get_objects()  # of which there may be many: not every day
-        if issubclass(type(each), classes) and vars(each).get('returncode') is None
+        if issubclass(type(each), subprocess.Popen) and vars(each).get('returncode') is None
     }
 
 

@@ -95,6 +95,23 @@ class Handler(handlers.Handler):
         self.program = await asyncio.create_subprocess_exec('sleep', '60')
         return [200, self.program.pid]
 
+    def start_command(self, command):
+        """Start a shell command, for which nobody waits."""
+        self.program = subprocess.Popen(['sh', '-c', command])
+        return [200, self.program.pid]
+
+    def start_later(self, args):
+        """Start a program in a thread, after some seconds."""
+
+        def start():
+            time.sleep(seconds)
+            with open(path, 'w') as file:
+                subprocess.Popen(['sh', '-c', 'echo $$; exec sleep 60'], stdout=file)
+
+        path, seconds = args
+        threading.Thread(target=start).start()
+        return [200, None]
+
     def run_in_a_thread(self, args):
         """Run a shell command in a thread, which writes its exit code to a file; give its pid."""
 
