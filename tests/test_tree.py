@@ -124,8 +124,8 @@ def run(tmp_path):
     """Start an owner; at the end kill what is left of it."""
     programs = []
 
-    def start(*args):
-        programs.append(Program(tmp_path, '-c', OWNER, *args))
+    def start(*args, before=''):
+        programs.append(Program(tmp_path, '-c', before + OWNER, *args))
         return programs[-1], programs[-1].read()
 
     yield start
@@ -212,6 +212,18 @@ def test_supervisor_is_killed(run, start_programs, address):
     _owner, supervisor = run(address, 'supervisor')
     programs = start_programs(address)
     os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: not left(programs), ORPHAN_LIMIT)
+
+
+def test_owner_is_killed_before_all_is_swept(run, start_programs, ask, address):
+    owner, _supervisor = run(
+        address, 'supervisor', before='from pyams_zmq import tree; tree.SWEEP_GRACE = 60'
+    )
+    programs = start_programs(address)
+    _status, pid = ask(address, ['pid', None])
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: set(left(programs)) == {'deaf', 'deaf and detached'}, TIMEOUT)
+    os.kill(owner.pid, signal.SIGKILL)
     wait_until(lambda: not left(programs), ORPHAN_LIMIT)
 
 

@@ -296,11 +296,12 @@ class Sweep:
 
     :param keep: children of this process that nobody has left to it
     :param now: present time in seconds
+    :param grace: seconds that they get for a SIGTERM, `SWEEP_GRACE` by default
     """
 
-    def __init__(self, keep: set[Relative], now: float):
+    def __init__(self, keep: set[Relative], now: float, grace: float | None = None):
         self._keep = keep
-        self._kill_at = now + SWEEP_GRACE
+        self._kill_at = now + (SWEEP_GRACE if grace is None else grace)
         self._told: set[tuple[Relative, int]] = set()
 
     def step(self, now: float) -> float | None:
