@@ -172,6 +172,22 @@ def test_end(start, start_programs, end):
     assert left(programs) == {}
 
 
+def test_exit_code_of_a_hard_end(start, start_programs):
+    """Both its threads see that the last program has ended; the hard end is the one that counts."""
+    process = start(factory=ShortProcess)
+    start_programs(process, ['deaf'])
+    process.stop()
+    assert process.exitcode == 1
+
+
+def test_end_before_it_has_begun(monkeypatch):
+    monkeypatch.setattr(Process, '_cut_off', {}.popitem)
+    process = Process()
+    process.start()
+    process.join(TIMEOUT)
+    assert process.exitcode == 1
+
+
 def test_end_of_an_asyncio_program(start, ask):
     process = start(factory=ShortProcess)
     _status, pid = ask(process, ['start_async_program', None])
@@ -522,9 +538,11 @@ def test_children_start_others_while_they_end():
 
 @in_a_fork
 def test_end_without_waiting():
-    with subprocess.Popen(['sleep', '60']) as program:
+    command = 'trap "" TERM; echo; exec sleep 60'
+    with subprocess.Popen(['sh', '-c', command], stdout=subprocess.PIPE) as program:
+        program.stdout.readline()
         end_tree(0)
-        assert program.wait() == -signal.SIGTERM
+        assert program.wait() == -signal.SIGKILL
 
 
 @in_a_fork

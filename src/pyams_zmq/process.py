@@ -244,6 +244,8 @@ class ZMQProcess(OwnedProcess):
         code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc] # it has one
         start_no_more()
         end_tree(END_GRACE)  # of what a thread has started since it was done before
+        if self._watchdog is not None:
+            self._watchdog.rest()  # two threads that leave at once would give either exit code
         return code
 
     def _run_child(self) -> None:

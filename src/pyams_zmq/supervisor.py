@@ -425,7 +425,6 @@ class _OwnedSupervisor(Supervisor):
         # It has died, or has become another program, which no pidfd tells. The next owner may want
         # the addresses: at our end the processes have their `orphan_timeout`.
         LOGGER.warning('The owner of this process (pid %s) died, stopping', self._owner)
-        if self._adopts:  # orphans that are not swept yet have nobody after us: kill them now
-            now = time.monotonic()
-            Sweep(self._keep, now, 0.0).step(now)
+        now = time.monotonic()
+        Sweep(self._keep, now, 0.0).step(now)  # nobody else would end orphans: kill them now
         os._exit(1)

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from math import inf
 from threading import RLock, Thread
 from time import monotonic, sleep
 from typing import Any
@@ -121,9 +122,16 @@ class Watchdog(Thread):
         self._enter()
         with open_pidfd(self.owner) as pidfd:
             self._watch_owner(pidfd)
-        while self._deadline is None or monotonic() < self._deadline:
+        while True:
+            with self._lock:
+                if self._deadline is not None and monotonic() >= self._deadline:
+                    self._end()
             self._wait(None)
-        self._end()
+
+    def rest(self) -> None:
+        """Let the process leave, which is about to; if we end it already, that has to be all."""
+        with self._lock:
+            self._deadline = inf
 
     def _watch_owner(self, pidfd: int | None) -> None:
         while os.getppid() == self.owner:
