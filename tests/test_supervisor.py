@@ -38,7 +38,7 @@ from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent
 from pyams_zmq.lock import NameLock
 from pyams_zmq.supervisor import LOCK_REFRESH, Supervisor, SupervisorProcess
-from pyams_zmq.watchdog import POLL_INTERVAL
+from pyams_zmq.tree import POLL_INTERVAL
 
 ORPHAN_LIMIT = 2.0
 """Seconds after which everything has to be gone whose owner was killed"""
