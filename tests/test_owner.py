@@ -57,9 +57,10 @@ print(json.dumps([process.pid, process.wait_ready()]), flush=True)
 TRACED = """
 import threading
 
-def trace(*args):
-    sum(range(2000))  # as slow as a debugger
-    return trace
+def trace(frame, *args):
+    if 'pyams_zmq' in frame.f_code.co_filename:
+        sum(range(2000))  # as slow as a debugger
+        return trace
 
 threading.settrace(trace)
 """
