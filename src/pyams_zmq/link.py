@@ -69,7 +69,7 @@ def as_os_error() -> Iterator[None]:
 
 def make_os_error(error: zmq.ZMQError) -> OSError:
     """Make the OSError that says the same as a ZMQError."""
-    return OSError(error.errno, error.strerror)
+    return OSError(int(error.errno or 0), error.strerror)
 
 
 class Link:
