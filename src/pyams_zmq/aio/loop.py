@@ -83,10 +83,14 @@ async def create_zmq_connection(
     try:
         socket.linger = LINGER
         transport = ZmqTransport(loop, socket, protocol)
+    except BaseException:
+        socket.close(0)
+        raise
+    try:
         for address in addresses:
             (transport.connect if bind is None else transport.bind)(address)
     except BaseException:
-        socket.close(0)
+        transport.give_up()
         raise
     transport.start()
     return transport, protocol

@@ -161,6 +161,12 @@ class ZmqTransport(asyncio.BaseTransport):
         self._look_soon()  # what was there before the descriptor was watched
         self._call('connection_made', self)
 
+    def give_up(self) -> None:
+        """End what was not started, without a word to the protocol."""
+        self._is_closing = self._is_ending = True
+        self._close_fd()
+        self._close_socket(0)
+
     # What the transport is
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
