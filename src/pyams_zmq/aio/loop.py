@@ -83,14 +83,10 @@ async def create_zmq_connection(
     try:
         socket.linger = LINGER
         transport = ZmqTransport(loop, socket, protocol)
-    except BaseException:
-        socket.close(0)
-        raise
-    try:
         for address in addresses:
             (transport.connect if bind is None else transport.bind)(address)
     except BaseException:
-        transport.give_up()
+        socket.close(0)
         raise
     transport.start()
     return transport, protocol

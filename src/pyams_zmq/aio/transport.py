@@ -110,13 +110,8 @@ class ZmqTransport(asyncio.BaseTransport):
 
     def __init__(self, loop: Any, sock: Any, protocol: Any, *, is_shared: bool = False):
         with as_os_error():
-            fd = sock.getsockopt(zmq.FD)
             self._type = zmq.SocketType(sock.getsockopt(zmq.TYPE))
         super().__init__({'zmq_socket': sock, 'zmq_type': self._type})
-        # Ours: if somebody else closes the socket, the loop still watches what it was told to.
-        # (A descriptor that vanishes makes uvloop abort, and its number may be used again.)
-        self._fd = os.dup(fd)
-        self._close_fd = weakref.finalize(self, os.close, self._fd)
         self._loop = loop
         self._sock = sock
         self._protocol = protocol
@@ -152,7 +147,16 @@ class ZmqTransport(asyncio.BaseTransport):
         )
 
     def start(self) -> None:
-        """Call `connection_made`, and from then on the other methods of the protocol."""
+        """Call `connection_made`, and from then on the other methods of the protocol.
+
+        :raises OSError: EMFILE, when the process has no descriptor left
+        """
+        with as_os_error():
+            fd = self._sock.getsockopt(zmq.FD)
+        # Ours: if somebody else closes the socket, the loop still watches what it was told to.
+        # (A descriptor that vanishes makes uvloop abort, and its number may be used again.)
+        self._fd = os.dup(fd)
+        self._close_fd = weakref.finalize(self, os.close, self._fd)
         self._is_started = True
         _sockets.add(self._sock)
         self._loop.add_reader(self._fd, self._wake_up)
@@ -160,12 +164,6 @@ class ZmqTransport(asyncio.BaseTransport):
             self._guard()
         self._look_soon()  # what was there before the descriptor was watched
         self._call('connection_made', self)
-
-    def give_up(self) -> None:
-        """End what was not started, without a word to the protocol."""
-        self._is_closing = self._is_ending = True
-        self._close_fd()
-        self._close_socket(0)
 
     # What the transport is
 
