@@ -22,6 +22,7 @@ import time
 from contextlib import nullcontext
 from functools import partial
 from math import inf
+from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -212,7 +213,7 @@ def lock():
     name = f'test {uuid4()}'
     yield name
     path = NameLock(name)
-    os.unlink(os.path.join(lock_module._user_folder(), path._file_name))
+    Path(lock_module._user_folder(), path._file_name).unlink(missing_ok=True)  # of another run
 
 
 def read(program, expected):
