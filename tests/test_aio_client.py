@@ -27,7 +27,7 @@ import zmq
 
 from aio_loops import LOOPS, Runner
 from conftest import open_fds, wait_until
-from handlers import Handler, MessageHandler, Process
+from handlers import CountingMessageHandler, Process
 from pyams_zmq.aio import AsyncZMQClient, SocketEvent, ZmqEventLoop
 from pyams_zmq.aio.loop import get_context
 from pyams_zmq.curve import CurveClient, CurveServer
@@ -46,28 +46,6 @@ AT_ONCE = 2.0
 
 CALLS = 5000
 """Calls at the same time"""
-
-
-class CountingHandler(Handler):
-    """Counts its calls."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
-
-    def count(self, seconds):
-        self.calls += 1
-        time.sleep(seconds)
-        return [200, self.calls]
-
-    def raw(self, value):
-        return value
-
-
-class CountingMessageHandler(MessageHandler):
-    """Serves CountingHandler."""
-
-    handler = CountingHandler
 
 
 @pytest.fixture(params=LOOPS)

@@ -24,7 +24,7 @@ import pytest
 import zmq
 
 from conftest import open_fds, wait_until
-from handlers import Handler, MessageHandler
+from handlers import CountingMessageHandler
 from pyams_zmq import socket as socket_module
 from pyams_zmq.client import MAX_IDLE, Connection, ZMQClient
 from pyams_zmq.endpoint import Endpoint
@@ -42,37 +42,6 @@ from pyams_zmq.message import decode_reply, encode_request
 
 AT_ONCE = 2.0
 """Seconds that stand for at once on a loaded machine, and for no time-out of ten seconds"""
-
-
-class CountingHandler(Handler):
-    """Counts its calls."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
-
-    def count(self, seconds):
-        self.calls += 1
-        time.sleep(seconds)
-        return [200, self.calls]
-
-    def slow_at_first(self, seconds):
-        self.calls += 1
-        if self.calls == 1:
-            time.sleep(seconds)
-        return [200, self.calls]
-
-    def status(self, status):
-        return [status, 'payload']
-
-    def raw(self, value):
-        return value
-
-
-class CountingMessageHandler(MessageHandler):
-    """Serves CountingHandler."""
-
-    handler = CountingHandler
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ class Handler(handlers.Handler):
         """Block, in a call that a signal interrupts."""
         path, seconds = args
         Path(path).touch()
-        time.sleep(seconds)
+        time.sleep(seconds)  # the work
         return [200, seconds]
 
     async def async_work(self, args):
