@@ -111,6 +111,7 @@ class ZMQProcess(OwnedProcess):
     """
 
     socket_type: int = zmq.REP
+    concurrency: int = 1
     max_message_size: int = 16 * 1024 * 1024
     orphan_timeout: float = 0.5
     bind_timeout: float = 2.0
@@ -156,13 +157,29 @@ class ZMQProcess(OwnedProcess):
         if self.curve is not None and self.passwords:
             raise ValueError('Give auth or curve: a socket has one mechanism')
         self.clients = parse_clients(clients)
-        self.owed_replies: set[asyncio.Task[bytes]] = set()
+        self.owed_replies: set[asyncio.Future[Any]] = set()
         self._streams: WeakSet[ZMQStream] = WeakSet()
         self._locks: dict[str, IPCLock] = {}
         self._listeners: dict[int, tuple[Any, ...]] = {}
         self._report_lock = Lock()
 
     # In the parent
+
+    def start(self) -> None:
+        """Fork the child and return at once.
+
+        :raises ValueError: if `concurrency` is no number above 0, or above 1 for a socket that is
+            not a REP
+        :raises ZMQStartError: in a program that gevent has patched
+        """
+        if self.concurrency < 1:
+            raise ValueError(f'Bad concurrency {self.concurrency!r}: write 1 or more')
+        if self.concurrency > 1 and self.socket_type != zmq.REP:
+            raise ValueError(
+                f'A concurrency of {self.concurrency} is for the socket type REP: only there a '
+                'reply finds its peer by itself'
+            )
+        super().start()
 
     def wait_ready(self, timeout: float | None = 10) -> str:
         """Wait until the child has bound its socket and serves it.
@@ -386,7 +403,10 @@ class ZMQProcess(OwnedProcess):
         except BaseException:
             socket.close(0)
             raise
-        stream = (ReplyStream if is_reply else ZMQStream)(socket, self.loop)
+        if is_reply:
+            stream: ZMQStream = ReplyStream(socket, self.loop, concurrency=self.concurrency)
+        else:
+            stream = ZMQStream(socket, self.loop)
         self._streams.add(stream)
         if callback is not None:
             stream.on_recv(callback)
