@@ -112,11 +112,11 @@ class ZMQMessageHandler:
             if self._runs_in_thread(method):
                 loop = asyncio.get_running_loop()
                 future = loop.run_in_executor(self._threads, _call_in_thread, call)
-                _LateReply(self, method, future)
+                _LateReply(self, method).wait_for(future)
                 return
             result = call()
             if isinstance(result, Awaitable):
-                _LateReply(self, method, asyncio.ensure_future(_await_reply(result)))
+                _LateReply(self, method).wait_for_result(result)
                 return
             reply = encode(result)
         except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
@@ -185,20 +185,24 @@ class _LateReply:
 
     :param handler: message handler that has called it
     :param method: the method
-    :param future: gives the reply, or what is to be awaited for it
     """
 
-    def __init__(self, handler: ZMQMessageHandler, method: Method, future: 'asyncio.Future[Any]'):
+    def __init__(self, handler: ZMQMessageHandler, method: Method):
         detach = getattr(handler.rep_stream, 'detach', None)
         self._reply = Reply(handler.rep_stream.send) if detach is None else detach()
         self._owed = handler._owed
         self._method = method
         self._timer: asyncio.TimerHandle | None = None
         if method.timeout is not None:
-            self._timer = future.get_loop().call_later(method.timeout, self._pass_deadline)
-        self._wait(future)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(method.timeout, self._pass_deadline)
 
-    def _wait(self, future: 'asyncio.Future[Any]') -> None:
+    def wait_for_result(self, result: Awaitable[Any]) -> None:
+        """Wait for what a method has returned."""
+        self.wait_for(asyncio.ensure_future(self._await_reply(result)))
+
+    def wait_for(self, future: 'asyncio.Future[Any]') -> None:
+        """Wait for the reply, or for what is to be awaited for it."""
         self._future = future
         self._owed.add(future)
         future.add_done_callback(self._finish)
@@ -220,7 +224,7 @@ class _LateReply:
         # A task that is cancelled before its first step has not even run the handler.
         result = DRAINING_REPLY if future.cancelled() else future.result()
         if not isinstance(result, bytes):
-            self._wait(asyncio.ensure_future(_await_reply(result)))
+            self.wait_for_result(result)
             if self._reply.is_sent:
                 self._cancel()
             return
@@ -228,6 +232,14 @@ class _LateReply:
             self._timer.cancel()
         _send(self._reply, result)
         self._reply.end()
+
+    async def _await_reply(self, result: Awaitable[Any]) -> bytes:
+        try:
+            return encode(await result)
+        except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
+            if self._reply.is_sent and isinstance(error, asyncio.CancelledError):
+                return b''  # which was the deadline
+            return _error_reply(error)
 
 
 def _send(target: Any, reply: bytes) -> None:
@@ -254,13 +266,6 @@ def _call_plain(call: Callable[..., Any], **options: Any) -> Any:
             result.close()
         raise TypeError(f'{call} takes a request, and cannot be awaited: make it an `async def`')
     return result
-
-
-async def _await_reply(result: Awaitable[Any]) -> bytes:
-    try:
-        return encode(await result)
-    except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
-        return _error_reply(error)
 
 
 def _error_reply(error: BaseException) -> bytes:
