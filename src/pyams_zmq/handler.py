@@ -29,9 +29,11 @@ from pyams_zmq.auth import ANONYMOUS, Peer
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.interfaces import IZMQMessageHandler
 from pyams_zmq.message import DRAINING, DRAINING_REPLY, decode_request, encode
-from pyams_zmq.method import Method, methods_of
+from pyams_zmq.method import Method, methods_of, zmq_method
 from pyams_zmq.request import call_with_request
 from pyams_zmq.stream import Reply
+
+__all__ = ['ZMQMessageHandler', 'zmq_method']
 
 __docformat__ = 'restructuredtext'
 

@@ -68,6 +68,10 @@ LINGER = 1000
 SIZE_SLACK = 16 * 1024 * 1024
 """Bytes above `max_message_size` that still get a 413; libzmq drops the peer beyond"""
 
+SWITCH_INTERVAL = 0.001
+"""Seconds after which a method that computes lets the loop, and other methods, have the interpreter;
+Python has 0.005, and an answer takes three of them"""
+
 REFUSAL_TURNS = 10
 REFUSAL_TURN = 0.02
 """A stopping process refuses the messages that are on their way, until none comes in during a turn
@@ -356,6 +360,8 @@ class ZMQProcess(OwnedProcess):
         asyncio.set_event_loop(None)  # else Python 3.12 warns that there is none yet
         self.loop = IOLoop(make_current=True, asyncio_loop=self.loop_factory())
         self._wake_for_signals()
+        if self.concurrency > 1:
+            sys.setswitchinterval(SWITCH_INTERVAL)
         # Always there: without it libzmq would not check the addresses of NULL peers, and would
         # keep peers that send garbage.
         self.auth_thread = Authenticator(self.context, self._make_policy(), self._enter_thread)
