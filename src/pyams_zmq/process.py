@@ -69,7 +69,7 @@ SIZE_SLACK = 16 * 1024 * 1024
 """Bytes above `max_message_size` that still get a 413; libzmq drops the peer beyond"""
 
 SWITCH_INTERVAL = 0.001
-"""Seconds after which a method that computes lets the loop, and other methods, have the interpreter;
+"""Seconds after which a method that computes lets the loop, and other methods, run;
 Python has 0.005, and an answer takes three of them"""
 
 REFUSAL_TURNS = 10

@@ -26,6 +26,12 @@ __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
+# As int: with members of an enum each `&` and `|` takes longer than a look at the socket.
+_EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
+_NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+
+_send_frame = zmq.backend.Socket.send
+
 
 class ZMQStream(BaseZMQStream):
     """The ZMQStream of pyzmq, with these differences.
@@ -111,7 +117,7 @@ class ZMQStream(BaseZMQStream):
 
     def readable(self) -> bool:
         """Tell if a message waits; looking does not lose its wake-up."""
-        return not self.closed() and bool(self._look() & zmq.POLLIN)
+        return not self.closed() and bool(self._look() & _POLLIN)
 
     def _transmit(self, msg: Any, **kwargs: Any) -> Any:
         return self.socket.send_multipart(msg, **kwargs)
@@ -131,35 +137,47 @@ class ZMQStream(BaseZMQStream):
     # its next turn.
 
     def _handle_events(self, fd: Any, events: int) -> None:
-        if self.closed():
-            return
         deadline = monotonic() + self.turn
-        more = 1
+        more = True
         self._in_turn = True
         try:
             while more:
-                more = self._handle(zmq.POLLIN if self.receiving() else 0)
-                if monotonic() > deadline:
+                more = self._handle_next()
+                if more and monotonic() > deadline:
                     break
         except zmq.ContextTerminated:  # now its sockets do not even tell their FD
             self.io_loop.remove_handler(self._fd)
             self.socket.close(0)
             self.socket = None
+        except zmq.ZMQError:
+            if not self.closed():  # elsewhere than here
+                raise
         finally:
             self._in_turn = False
             if more and not self.closed():
                 self._rebuild_io_state()
 
+    def _handle_next(self) -> bool:
+        """Handle the next message; tell if there may be another one."""
+        if self.socket is None:
+            return False
+        if self._recv_callback is None or self._send_queue.queue or not self._can_receive():
+            return self._handle(0 if self._recv_callback is None else _POLLIN) > 0
+        # The usual case. A message that is not there has the same effect as a look at the events.
+        if not self._handle_recv() or self.socket is None:
+            return False
+        return bool(self.socket.get(_EVENTS) & _POLLIN or self._send_queue.queue)
+
     def _handle(self, flag: int) -> int:
         """Send a message and receive one, if there are any; return their number."""
         if self.socket is None:
             return 0
-        events = self.socket.get(zmq.EVENTS)
+        events = self.socket.get(_EVENTS)
         handled = 0
-        if events & zmq.POLLOUT and self.sending():
+        if events & _POLLOUT and self.sending():
             self._handle_send()
             handled = 1
-        if events & flag & zmq.POLLIN and self.socket is not None and self._can_receive():
+        if events & flag & _POLLIN and self.socket is not None and self._can_receive():
             self._handle_recv()
             handled += 1
         return handled
@@ -172,10 +190,10 @@ class ZMQStream(BaseZMQStream):
             self._look()
 
     def _look(self) -> int:
-        events = int(self.socket.get(zmq.EVENTS))
+        events: int = self.socket.get(_EVENTS)
         if not self._looks_again and (
-            (events & zmq.POLLIN and self.receiving() and self._can_receive())
-            or (events & zmq.POLLOUT and self.sending())
+            (events & _POLLIN and self.receiving() and self._can_receive())
+            or (events & _POLLOUT and self.sending())
         ):
             self._looks_again = True
             self.io_loop.add_callback(self._look_again)
@@ -185,24 +203,25 @@ class ZMQStream(BaseZMQStream):
         self._looks_again = False
         self._handle_events(self.socket, 0)
 
-    def _handle_recv(self) -> None:
+    def _handle_recv(self) -> bool:
         try:
             msg = self._receive()
         except zmq.Again:
-            return
+            return False
         self.received += 1
         if msg is None or self._recv_callback is None:
-            return
+            return True
         envelope = self.envelope
         try:
             result: Any = self._recv_callback(msg)
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the loop
             self._end_failure(envelope, error)
-            return
-        if isinstance(result, Awaitable):
+            return True
+        if result is not None and isinstance(result, Awaitable):
             task = asyncio.ensure_future(_contain(result))
             self._tasks.add(task)
             task.add_done_callback(partial(self._end_task, envelope))
+        return True
 
     def _end_task(self, envelope: list[Any] | None, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -306,7 +325,7 @@ class ReplyStream(ZMQStream):
 
     def _reply_to(self, envelope: list[Any], data: bytes) -> None:
         if not self.closed():
-            self._route([*envelope, data])
+            self._route_reply(envelope, data)
 
     def _end_reply(self) -> None:
         self.in_hand -= 1
@@ -314,18 +333,53 @@ class ReplyStream(ZMQStream):
             self._rebuild_io_state()
 
     def _receive(self) -> list[Any] | None:
-        frames: Any = super()._receive()
-        for index in range(1, len(frames)):
-            if not len(frames[index]):
-                break
-        else:
-            self._route([frames[0], self.no_delimiter_reply])
+        # As `recv_multipart` does, which asks the socket after each frame whether there are more.
+        receive, copy = self.socket.recv, self._recv_copy
+        envelope, body = [receive(_NOBLOCK)], None
+        more = True
+        while more:
+            frame = receive(_NOBLOCK, False)
+            more = frame.more
+            if body is not None:
+                body.append(frame.bytes if copy else frame)
+            else:
+                envelope.append(frame.bytes)
+                if not envelope[-1]:
+                    body = []
+        if body is None:
+            self._route([envelope[0], self.no_delimiter_reply])
             return None
-        self.envelope = frames[: index + 1]
+        self.envelope = envelope
         if self._recv_callback is None:  # `flush` drops what nobody wants
             self._reply_to_failure(self.envelope)
-        body: list[Any] = frames[index + 1 :]
         return body
+
+    def send(
+        self,
+        msg: Any,
+        flags: int = 0,
+        copy: bool = True,
+        track: bool = False,
+        callback: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Send the reply.
+
+        :raises zmq.ZMQError: EFSM, if no message is owed a reply
+        """
+        # What a message handler does, without detours.
+        if (
+            type(msg) is bytes
+            and not (flags or track or kwargs)
+            and callback is self._send_callback is None
+            and self.envelope is not None
+            and self.socket is not None
+        ):
+            envelope, self.envelope = self.envelope, None
+            self._route_reply(envelope, msg)
+            self._update_handler(0)
+        else:
+            super().send(msg, flags, copy, track, callback, **kwargs)
 
     def send_multipart(self, msg: Any, flags: int = 0, *args: Any, **kwargs: Any) -> None:
         """Send the reply, or with `zmq.SNDMORE` a part of it.
@@ -348,10 +402,23 @@ class ReplyStream(ZMQStream):
         try:
             return self.socket.send_multipart(frames, flags, **kwargs)
         except zmq.ZMQError as error:
-            # The peer is gone, or reads none of its replies: it loses this one.
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
+            self._check_lost(error)
         return None
+
+    def _route_reply(self, envelope: list[bytes], data: bytes) -> None:
+        # As `send_multipart` does, which looks at the type of each frame first.
+        try:
+            for frame in envelope:
+                _send_frame(self.socket, frame, _MORE)
+            _send_frame(self.socket, data, _NOBLOCK)
+        except zmq.ZMQError as error:
+            self._check_lost(error)
+
+    @staticmethod
+    def _check_lost(error: zmq.ZMQError) -> None:
+        # The peer is gone, or reads none of its replies: it loses this one.
+        if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+            raise error
 
     def _reply_to_failure(self, envelope: list[Any] | None) -> None:
         # Unless its callback had replied already: then another message is owed a reply.
