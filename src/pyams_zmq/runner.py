@@ -58,6 +58,8 @@ STOP_TIMEOUT = 1.0
 _HELD, _GO, _STOP, _ENDED = b'held', b'go', b'stop', b'ended'
 _LAST_ANSWER = 8  # frames, at least, of an answer to STATISTICS
 
+_paths: set[str] = set()  # of this process: a second lock on one of them would undo the first
+
 
 class _Ended(Exception):  # noqa: N818 - no error: it only leaves a loop
     """The thread of a device says that it ends."""
@@ -297,9 +299,12 @@ class ThreadRunner:
         is_inproc = binding.address.startswith(INPROC)
         path = None if is_inproc else Endpoint.parse(binding.address, bind=True).path
         if path is not None:
+            if path in _paths:
+                raise OSError(errno.EADDRINUSE, path)
             lock = IPCLock(path)
             lock.acquire()
             self._locks.append(lock)
+            _paths.add(path)
         socket.bind(binding.address)
 
     def _close(self) -> None:
@@ -320,6 +325,7 @@ class ThreadRunner:
                 self._context.term()
             for lock in self._locks:
                 lock.release()
+                _paths.discard(lock.path)
 
     # In the thread
 
@@ -517,4 +523,5 @@ class ProcessRunner:
         if word == 'ended':
             self._has_ended = True
             self.error, self._counts = value
+            self.launcher.pipe.close()
         return word, value
