@@ -12,10 +12,10 @@
 
 """PyAMS_zmq.device module: devices that forward between two sockets, in the background."""
 
-import errno
 import random
 import socket as tcp
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -133,13 +133,12 @@ def _ports(lowest: int | None, end: int, tries: int) -> list[int]:
 
 
 def _bind_to_any(listener: tcp.socket, host: str, ports: list[int]) -> int:
-    for port in ports:
-        try:
+    for port in ports[:-1]:
+        with suppress(OSError):
             listener.bind((host, port))
             break
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or port == ports[-1]:
-                raise
+    else:
+        listener.bind((host, ports[-1]))
     bound: int = listener.getsockname()[1]
     return bound
 
