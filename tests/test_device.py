@@ -843,6 +843,46 @@ def test_process_ends_with_its_owner():
     writer.close()
 
 
+def use_the_device_of_another(device):
+    device.stop()
+    assert device.statistics().in_to_out.frames == 0
+    with pytest.raises(ZMQClosedError):
+        device.pause()
+
+
+@pytest.mark.parametrize('factory', ALL)
+def test_fork_has_no_power_over_the_device(peer, factory):
+    with make(factory, STREAMER) as device:
+        sink, source = peer(zmq.PULL, device.out_address), peer(zmq.PUSH, device.in_address)
+        child = ForkProcess(target=use_the_device_of_another, args=(device,))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        source.send(b'x')
+        assert sink.recv() == b'x'
+        assert device.statistics().in_to_out.frames == 1
+
+
+def test_process_holds_nothing_of_its_owner(tmp_path):
+    one = make(ThreadDevice)
+    one.bind_in(f'ipc://{tmp_path}/in')
+    one.start()
+    other = make(ProcessDevice)
+    port = int(one.in_address.rpartition(':')[2])
+    with tcp.create_connection(('127.0.0.1', port), 5) as client:
+        assert client.recv(100)  # the greeting
+        with other:
+            one.stop()
+            while client.recv(100):
+                pass
+            one.bind_timeout = 0
+            one.restart()
+            one.stop()
+        other.bind_in_to_random_port(LOCAL)
+        with other:
+            assert len(other.addresses['in']) == 2
+
+
 class Unpicklable(Exception):
     """Does not come back from a pickle."""
 

@@ -414,6 +414,16 @@ class Device:
                 binding.release()
 
     @property
+    def _reserved(self) -> set[int]:
+        """Descriptors of the ports that were taken before the start."""
+        return {
+            binding.listener.fileno()
+            for side in self._sides
+            for binding in side.bindings
+            if binding.listener is not None
+        }
+
+    @property
     def _sides(self) -> list[_Side]:
         return [self._in, self._out] + ([] if self._mon is None else [self._mon])
 

@@ -17,6 +17,8 @@ import logging
 import os
 import pickle
 import signal
+import socket as tcp
+import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -118,11 +120,11 @@ class ThreadRunner:
 
     def statistics(self) -> Counts:
         """Tell what was forwarded since the start."""
-        with self._lock, suppress(_Ended):
-            if not self._is_paused:
-                self._order(STATISTICS)
-            self._listen(COMMAND_TIMEOUT)
-        self.check()
+        if self.is_alive:  # else it has ended, or is that of the process from which this was forked
+            with self._lock, suppress(_Ended):
+                if not self._is_paused:
+                    self._order(STATISTICS)
+                self._listen(COMMAND_TIMEOUT)
         return self.counts
 
     @property
@@ -150,6 +152,8 @@ class ThreadRunner:
 
     def stop(self) -> None:
         """End the thread."""
+        if not self.is_alive:
+            return
         with self._lock:
             try:
                 self._hold(STOP_TIMEOUT)
@@ -363,6 +367,11 @@ class _DeviceProcess(OwnedProcess):
         self._device = device
         self.pipe, self._child_pipe = Pipe()
 
+    @property
+    def is_owned(self) -> bool:
+        """True in the process that started this one; false in others which were forked from it."""
+        return self._is_owner()
+
     def start(self) -> None:
         """Fork the child and return at once."""
         try:
@@ -374,6 +383,7 @@ class _DeviceProcess(OwnedProcess):
         """Run the device, and do what the owner says; runs in the child."""
         self._cut_off()
         self.pipe.close()
+        _drop_listeners(self._device._reserved)
         wake, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         signal.set_wakeup_fd(self._wake)
@@ -415,6 +425,34 @@ class _DeviceProcess(OwnedProcess):
             self._child_pipe.send((word, value))
 
 
+def _drop_listeners(kept: set[int]) -> None:
+    """Give up the listeners of the parent, and the connections that came in by them.
+
+    It might end them, and nobody would serve their peers, who could not tell.
+
+    :param kept: descriptors of listeners that this process needs
+    """
+    sockets: list[tuple[int, Any]] = []
+    listening = set()
+    for fd in map(int, os.listdir('/proc/self/fd')):
+        with suppress(OSError):  # the one that has listed them is closed
+            if fd in kept or not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+            socket = tcp.socket(fileno=fd)
+            try:
+                name = socket.getsockname()
+                key = name[1] if isinstance(name, tuple) else name
+                sockets.append((fd, key))
+                if socket.getsockopt(tcp.SOL_SOCKET, tcp.SO_ACCEPTCONN):
+                    listening.add(key)
+            finally:
+                socket.detach()
+    with open(os.devnull, 'rb') as null:
+        for fd, key in sockets:
+            if key in listening:
+                os.dup2(null.fileno(), fd)  # closed, its number might be another one's
+
+
 def _ignore(num: int, frame: Any) -> None:
     pass
 
@@ -453,12 +491,12 @@ class ProcessRunner:
     @property
     def is_alive(self) -> bool:
         """True until the process has ended."""
-        return not has_ended(self.launcher)
+        return self.launcher.is_owned and not has_ended(self.launcher)
 
     def check(self) -> None:
         """Raise the error of the process."""
         with self._lock:
-            while not (self.is_alive or self._has_ended):
+            while self.launcher.is_owned and not (self.is_alive or self._has_ended):
                 self._hear(0)
         if self.error is not None:
             raise self.error
@@ -469,8 +507,9 @@ class ProcessRunner:
 
     def statistics(self) -> Counts:
         """Tell what was forwarded since the start."""
-        with suppress(_Ended):
-            self._counts = self._ask('statistics')
+        if self.is_alive:
+            with suppress(_Ended):
+                self._counts = self._ask('statistics')
         return self._counts
 
     def pause(self) -> None:
