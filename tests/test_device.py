@@ -348,9 +348,10 @@ def test_end_of_a_foreign_context():
     device.stop()
 
 
-@pytest.mark.parametrize('command', ['pause', 'statistics'])
+@pytest.mark.parametrize('command', ['pause', 'statistics', 'stop'])
 def test_end_of_a_foreign_context_during_a_command(peer, monkeypatch, command):
     monkeypatch.setattr(runner, 'COMMAND_TIMEOUT', 10)
+    monkeypatch.setattr(runner, 'STOP_TIMEOUT', 10)
     foreign = zmq.Context()
     device = make(ThreadDevice, STREAMER, options=[('out', zmq.LINGER, 0)])
     device.context_factory = lambda: foreign
@@ -361,7 +362,7 @@ def test_end_of_a_foreign_context_during_a_command(peer, monkeypatch, command):
         with pytest.raises(ZMQClosedError, match='does not run'):
             device.pause()
     else:
-        device.statistics()
+        getattr(device, command)()
     timer.join()
     assert device.done
 

@@ -20,8 +20,8 @@ import signal
 import socket as tcp
 import stat
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from math import ceil, inf
 from multiprocessing.connection import Pipe, wait
 from threading import RLock, Thread
@@ -121,7 +121,7 @@ class ThreadRunner:
     def statistics(self) -> Counts:
         """Tell what was forwarded since the start."""
         if self.is_alive:  # else it has ended, or is that of the process from which this was forked
-            with self._lock, suppress(_Ended):
+            with suppress(_Ended), self._command():
                 if not self._is_paused:
                     self._order(STATISTICS)
                 self._listen(COMMAND_TIMEOUT)
@@ -135,7 +135,7 @@ class ThreadRunner:
     def pause(self) -> None:
         """Forward nothing, from the return of this on."""
         try:
-            with self._lock:
+            with self._command():
                 self._hold(COMMAND_TIMEOUT)
         except _Ended:
             self._raise_end()
@@ -143,7 +143,7 @@ class ThreadRunner:
     def resume(self) -> None:
         """Forward again."""
         try:
-            with self._lock:
+            with self._command():
                 if self._is_paused:
                     self._order(_GO)
                     self._is_paused = False
@@ -154,12 +154,10 @@ class ThreadRunner:
         """End the thread."""
         if not self.is_alive:
             return
-        with self._lock:
+        with suppress(_Ended), self._command():
             try:
                 self._hold(STOP_TIMEOUT)
                 self._order(_STOP)
-            except _Ended:
-                pass
             except ZMQTimeoutError:
                 if not self._has_context:
                     raise
@@ -167,6 +165,13 @@ class ThreadRunner:
                 LOGGER.warning('%s waits for a peer, it is stopped the hard way', self._device)
                 self._release()
         self.join(None)
+
+    @contextmanager
+    def _command(self) -> Iterator[None]:
+        with self._lock:
+            if self._is_released:
+                raise _Ended
+            yield
 
     def _raise_end(self) -> None:
         self.launcher.join()
@@ -181,8 +186,6 @@ class ThreadRunner:
         self._listen(timeout)
 
     def _order(self, word: bytes) -> None:
-        if self._is_released:
-            raise _Ended
         self._asked += word == STATISTICS
         self._holds += word == TERMINATE
         with suppress(zmq.Again):  # it has ended
@@ -194,8 +197,6 @@ class ThreadRunner:
         while self._answered < self._asked or self._held < self._holds:
             left = max(0, ceil((deadline - monotonic()) * 1000))
             try:
-                if self._is_released:
-                    raise _Ended
                 if not self._steering.poll(left):
                     raise ZMQTimeoutError(f'{self._device} waits for a peer that takes nothing')
                 self._take_answer(self._steering.recv_multipart())
