@@ -14,8 +14,8 @@
 
 The one of libzmq is fast. It blocks on a monitor that takes nothing, ends at a peer that cannot be
 reached, counts frames only, does not tell the directions apart and does not hear commands while
-the peers take nothing. The one of Python has none of this, and forwards a quarter as many small
-messages per second (`benchmarks/device.py`).
+the peers take nothing. The one of Python has none of this, and forwards a third as many small
+messages per second, a fifth with a monitor (`benchmarks/device.py`).
 
 Both are steered over a PAIR socket: they answer `STATISTICS` with a message of numbers, and return
 after `TERMINATE`.

@@ -171,7 +171,10 @@ class ThreadRunner:
         with self._lock:
             if self._is_released:
                 raise _Ended
-            yield
+            try:
+                yield
+            except zmq.ContextTerminated:
+                raise _Ended from None
 
     def _raise_end(self) -> None:
         self.launcher.join()
@@ -196,12 +199,9 @@ class ThreadRunner:
         deadline = monotonic() + timeout
         while self._answered < self._asked or self._held < self._holds:
             left = max(0, ceil((deadline - monotonic()) * 1000))
-            try:
-                if not self._steering.poll(left):
-                    raise ZMQTimeoutError(f'{self._device} waits for a peer that takes nothing')
-                self._take_answer(self._steering.recv_multipart())
-            except zmq.ContextTerminated:
-                raise _Ended from None
+            if not self._steering.poll(left):
+                raise ZMQTimeoutError(f'{self._device} waits for a peer that takes nothing')
+            self._take_answer(self._steering.recv_multipart())
 
     def _take_answer(self, frames: list[bytes]) -> None:
         if frames == [_ENDED]:
