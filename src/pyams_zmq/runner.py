@@ -87,7 +87,7 @@ class ThreadRunner:
         self._current = Counts()
         self._asked = self._answered = 0
         self._holds = self._held = 0
-        self._is_paused = self._is_released = False
+        self._is_paused = self._says_no_more = self._is_released = False
         self._sockets: list[Any] = []
         self._locks: list[IPCLock] = []
         self._authenticator: Authenticator | None = None
@@ -169,7 +169,7 @@ class ThreadRunner:
     @contextmanager
     def _command(self) -> Iterator[None]:
         with self._lock:
-            if self._is_released:
+            if self._says_no_more or self._is_released:
                 raise _Ended
             try:
                 yield
@@ -205,6 +205,7 @@ class ThreadRunner:
 
     def _take_answer(self, frames: list[bytes]) -> None:
         if frames == [_ENDED]:
+            self._says_no_more = True
             raise _Ended
         if frames == [_HELD]:
             self._held += 1
