@@ -810,6 +810,17 @@ def test_process_that_is_killed():
     device.stop()
 
 
+def test_process_that_is_killed_during_a_command():
+    device = make(ProcessDevice)
+    device.start()
+    os.kill(device.launcher.pid, signal.SIGSTOP)
+    timer = threading.Timer(0.2, device.launcher.kill)  # by then the command waits
+    timer.start()
+    with pytest.raises(ZMQClosedError, match='exit code -9'):
+        device.pause()
+    timer.join()
+
+
 def test_process_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(runner, 'COMMAND_TIMEOUT', -0.9)
     with make(ProcessDevice) as device:
