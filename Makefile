@@ -54,7 +54,9 @@ check-python:
 	        "$$($(PYTHON) --version 2>&1 | head -n 1)." \
 	        "Name another one, for example: make test PYTHON=python3.13" >&2; exit 2; }
 
+# tox with uv leaves a file of that name where there is no folder.
 $(RUN): | check-python
+	@[ -d .venv ] || rm -f .venv
 	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # The extra "test" includes "demo".

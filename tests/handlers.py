@@ -282,6 +282,37 @@ class MessageHandler(ZMQMessageHandler):
     handler = Handler
 
 
+class CountingHandler(Handler):
+    """Counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def count(self, seconds):
+        self.calls += 1
+        time.sleep(seconds)  # it takes what it is told
+        return [200, self.calls]
+
+    def slow_at_first(self, seconds):
+        self.calls += 1
+        if self.calls == 1:
+            time.sleep(seconds)  # as above
+        return [200, self.calls]
+
+    def status(self, status):
+        return [status, 'payload']
+
+    def raw(self, value):
+        return value
+
+
+class CountingMessageHandler(MessageHandler):
+    """Serves CountingHandler."""
+
+    handler = CountingHandler
+
+
 class Process(ZMQProcess):
     """Serves Handler, and does not wait long."""
 

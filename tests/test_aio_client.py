@@ -27,8 +27,9 @@ import zmq
 
 from aio_loops import LOOPS, Runner
 from conftest import open_fds, wait_until
-from handlers import Handler, MessageHandler, Process
-from pyams_zmq.aio import AsyncZMQClient, ZmqEventLoop
+from handlers import CountingMessageHandler, Process
+from pyams_zmq.aio import AsyncZMQClient, SocketEvent, ZmqEventLoop
+from pyams_zmq.aio.loop import get_context
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import (
     ZMQClosedError,
@@ -43,30 +44,8 @@ from pyams_zmq.exceptions import (
 AT_ONCE = 2.0
 """Seconds that stand for at once on a loaded machine, and for no time-out of ten seconds"""
 
-CALLS = 1000
+CALLS = 5000
 """Calls at the same time"""
-
-
-class CountingHandler(Handler):
-    """Counts its calls."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
-
-    def count(self, seconds):
-        self.calls += 1
-        time.sleep(seconds)
-        return [200, self.calls]
-
-    def raw(self, value):
-        return value
-
-
-class CountingMessageHandler(MessageHandler):
-    """Serves CountingHandler."""
-
-    handler = CountingHandler
 
 
 @pytest.fixture(params=LOOPS)
@@ -115,7 +94,7 @@ def test_many_at_once(run, process, size):
 
     async def main():
         async with AsyncZMQClient(process.bound_address) as client:
-            numbers = range(CALLS // 10 if size > 10 else CALLS)
+            numbers = range(CALLS // 50 if size > 10 else CALLS)
             replies = await asyncio.gather(*[client.call('echo', [n, text]) for n in numbers])
             assert replies == [[number, text] for number in numbers]
             assert not client._connection._calls
@@ -244,6 +223,52 @@ def test_service_that_answers_and_ends(run):
     run(main())
 
 
+def test_reply_that_waits_when_the_connection_is_lost(run):
+    async def main():
+        async with AsyncZMQClient(f'127.0.0.1:{port}') as client:
+            call = asyncio.ensure_future(client.call('echo'))
+            while not server.poll(0):
+                await asyncio.sleep(0.001)  # a poll, which ends with the test at the latest
+            connection = client._connection
+            connection._transport.pause_reading()
+            server.send_multipart([*server.recv_multipart()[:-1], b'[200, "the last words"]'])
+            connection._socket.poll(5000)
+            connection.event_received(SocketEvent(zmq.EVENT_DISCONNECTED, 0, ''))
+            assert connection.is_lost
+            assert await call == 'the last words'
+
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+        run(main())
+
+
+def test_service_that_is_restarted_unseen(run, start, address):
+    """While the loop is busy with something else; what is sent then has certainly not run."""
+    client = AsyncZMQClient(address)
+    for number in range(3):
+        process = start(address)
+        assert run(client.call('echo', number)) == number
+        process.stop()
+        process.join()
+    client.close()
+
+
+def test_terminated_context(process):
+    async def main():
+        async with AsyncZMQClient(process.bound_address) as client:
+            call = asyncio.ensure_future(client.call('sleep', 1))
+            await asyncio.sleep(0.1)  # until it is under way
+            loop = asyncio.get_running_loop()
+            terminated = loop.run_in_executor(None, get_context(loop).term)
+            with pytest.raises(ZMQClosedError, match='The connection was ended'):
+                await call
+            assert client._connection.is_lost
+            await terminated
+            assert await client.call('echo', 1) == 1
+
+    asyncio.run(main())
+
+
 def test_retries(run, start, address):
     async def main():
         async with AsyncZMQClient(address, timeout=0.1) as client:
@@ -295,34 +320,17 @@ def test_back_pressure(run):
             ]
             await asyncio.wait(calls, timeout=0.5)
             connection = client._connection
-            unsent = len(connection._unsent)
+            assert len(connection._unsent) > 70  # the rest is on its way, or in a short queue
             assert connection._transport.get_write_buffer_size() < 3_000_000
             results = await asyncio.gather(*calls, return_exceptions=True)
             assert {type(result) for result in results} == {ZMQTimeoutError}
             assert not connection._unsent
-            return unsent
 
     with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
         server.rcvhwm = 1
         server.rcvbuf = 4096
         port = server.bind_to_random_port('tcp://127.0.0.1')
-
-        async def hold():
-            # A service that reads nothing; the client's own queue is as short.
-            original = AsyncZMQClient._connect
-
-            def connect(client):
-                connection = original(client)
-                connection._socket.sndhwm = 1
-                return connection
-
-            AsyncZMQClient._connect = connect
-            try:
-                return await main()
-            finally:
-                AsyncZMQClient._connect = original
-
-        run(hold())
+        run(main())
 
 
 # Access
@@ -467,6 +475,42 @@ def test_reply_and_deadline_at_once(process):
             assert await call == 1
 
     asyncio.run(main())
+
+
+def test_dropped(run, process):
+    async def main():
+        fds = None
+        for _ in range(10):
+            client = AsyncZMQClient(process.bound_address)
+            await client.call('echo')
+            del client
+            gc.collect()
+            await asyncio.sleep(0.01)  # until the loop has closed it
+            fds = fds or open_fds()
+        wait_until(lambda: open_fds() <= fds)
+
+    run(main())
+
+
+@pytest.mark.parametrize('end', [AsyncZMQClient.close, lambda client: None])
+def test_loop_is_closed_under_a_call(process, end):
+    async def start(client):
+        call = asyncio.ensure_future(client.call('sleep', 1))
+        await asyncio.sleep(0.1)  # until it is under way
+        return call
+
+    fds = None
+    for _ in range(5):
+        client = AsyncZMQClient(process.bound_address)
+        loop = asyncio.new_event_loop()
+        call = loop.run_until_complete(start(client))
+        call.cancel()
+        loop.close()
+        end(client)
+        del client, loop, call
+        gc.collect()
+        fds = fds or open_fds()
+    wait_until(lambda: open_fds() <= fds)
 
 
 def test_repr(process):

@@ -23,6 +23,7 @@ from contextlib import closing
 import pytest
 import zmq
 import zmq.asyncio
+import zmq.eventloop.future
 
 import pyams_zmq.aio
 from aio_loops import LOOPS, Recorder, Runner, address_of, context, end, make, os_error, run, until
@@ -126,6 +127,7 @@ def test_address_in_use(run, context):
 
         with os_error(zmq.EADDRINUSE):
             await make(zmq.PULL, factory, bind=[ADDRESS, address_of(transport)])
+        await asyncio.sleep(0.01)  # nor does it hear of the end of what never began
         assert protocols[0].calls == []
         await end(transport)
 
@@ -353,6 +355,85 @@ warnings.simplefilter('error')
 {program}
 """
     return subprocess.check_output([sys.executable, '-c', program], text=True)
+
+
+@pytest.mark.skipif(not hasattr(ZmqEventLoopPolicy, 'get_child_watcher'), reason='Python 3.14')
+@pytest.mark.filterwarnings('ignore:.*child_watcher:DeprecationWarning')
+def test_child_watcher(policy):
+    with pytest.raises(TypeError, match='3 is no child watcher'):
+        policy.set_child_watcher(3)
+    watcher = policy.get_child_watcher()
+    policy.set_child_watcher(watcher)
+    assert policy.get_child_watcher() is watcher
+    policy.set_child_watcher(None)
+
+
+@pytest.mark.parametrize('end', ['', 'del loop, kept\ngc.collect()\nprint("collected")'])
+@pytest.mark.parametrize('kept', ['transport', 'client'])
+def test_loop_that_is_not_closed(end, kept):
+    """The program ends, and so does the collection of garbage."""
+    program = f"""
+import asyncio, gc
+from pyams_zmq.aio import *
+
+async def transport():
+    return await create_zmq_connection(ZmqProtocol, 6, bind='{ADDRESS}')
+
+async def client():
+    client = AsyncZMQClient('127.0.0.1:9', timeout=0.05)
+    try:
+        await client.call('echo')
+    except ConnectionError:
+        return client
+
+loop = ZmqEventLoop()
+kept = loop.run_until_complete({kept}())
+{end}
+"""
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', program],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, '')
+    assert result.stdout == ('collected\n' if end else '')
+
+
+def test_context_of_a_loop():
+    with closing(ZmqEventLoop()) as loop:
+        assert loop.zmq_context.max_sockets > 1023
+        with loop.zmq_context.socket(zmq.PUSH) as socket:
+            assert socket.linger == 1000
+
+
+@pytest.mark.parametrize('make_socket', [zmq.asyncio.Context, zmq.eventloop.future.Context])
+def test_sockets_with_futures(run, make_socket):
+    refused = pytest.raises(TypeError, match='is no zmq.Socket')
+    with make_socket() as context, context.socket(zmq.PULL) as socket, refused:
+        run(make(zmq.PULL, zmq_sock=socket))
+
+
+def test_socket_of_a_terminated_context(run):
+    context = zmq.Context()
+    socket = context.socket(zmq.PULL)
+    thread = threading.Thread(target=context.term)
+    thread.start()
+    wait_until(lambda: context.closed or is_terminated(socket))
+    with os_error(zmq.ETERM):
+        run(make(zmq.PULL, zmq_sock=socket))
+    socket.close()
+    thread.join()
+
+
+def is_terminated(socket):
+    """Tell if somebody terminates its context."""
+    try:
+        socket.getsockopt(zmq.EVENTS)
+    except zmq.ContextTerminated:
+        return True
+    return False
 
 
 def test_policy_is_installed():

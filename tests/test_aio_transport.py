@@ -15,6 +15,7 @@
 import array
 import asyncio
 import errno
+import gc
 import threading
 import time
 from contextlib import suppress
@@ -27,6 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aio_loops import Recorder, address_of, context, end, make, os_error, plain, run, until
+from conftest import open_fds, wait_until
 from pyams_zmq.aio import SocketEvent
 from pyams_zmq.aio.transport import GUARD, MOST, check_numeric
 
@@ -1143,3 +1145,60 @@ def test_options(run):
         await end(transport)
 
     run(main())
+
+
+@pytest.mark.parametrize('kind', [zmq.PUB, zmq.XPUB])
+def test_publisher(run, context, kind):
+    """Somebody subscribes, which a PUB cannot receive."""
+
+    async def main():
+        transport, protocol = await make(kind)
+        subscriber = context.socket(zmq.SUB)
+        subscriber.subscribe(b'a')
+        subscriber.connect(address_of(transport))
+        if kind == zmq.XPUB:
+            await until(lambda: protocol.messages == [(b'\x01a',)])
+        else:
+            await asyncio.sleep(0.2)  # until it has subscribed, which a PUB does not tell
+        transport.write([b'a', b'1'])
+        transport.write([b'b', b'2'])
+        transport.write([b'a', b'3'])
+        assert [subscriber.recv_multipart() for _ in range(2)] == [[b'a', b'1'], [b'a', b'3']]
+        assert not transport.is_closing()
+        await end(transport)
+
+    run(main())
+
+
+def test_empty_frames_pass_no_limit(run, context):
+    """Which is no limit of bytes: 0 wants an empty buffer."""
+
+    async def main():
+        transport, protocol = await make(zmq.PUSH)
+        transport.set_write_buffer_limits(high=0)
+        transport.write([b''])
+        transport.write([b''])
+        assert protocol.calls == ['made', 'pause']
+        puller = plain(context, zmq.PULL, address_of(transport))
+        await until(lambda: protocol.calls == ['made', 'pause', 'resume'])
+        assert [puller.recv() for _ in range(2)] == [b'', b'']
+        await end(transport)
+
+    run(main())
+
+
+@pytest.mark.filterwarnings('ignore::ResourceWarning')
+def test_transport_is_dropped_with_its_loop():
+    """By somebody who has forgotten to close it; not even its monitor is left."""
+
+    async def main():
+        transport, _protocol = await make(zmq.PULL)
+        transport.enable_monitor()
+
+    fds = None
+    for _ in range(5):
+        asyncio.run(main())
+        gc.collect()
+        fds = fds or open_fds()
+    wait_until(lambda: open_fds() <= fds)
+    zmq.Context.instance().destroy(0)

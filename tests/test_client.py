@@ -24,8 +24,10 @@ import pytest
 import zmq
 
 from conftest import open_fds, wait_until
-from handlers import Handler, MessageHandler
-from pyams_zmq.client import MAX_IDLE, ZMQClient
+from handlers import CountingMessageHandler
+from pyams_zmq import socket as socket_module
+from pyams_zmq.client import MAX_IDLE, Connection, ZMQClient
+from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import (
     ZMQBaseError,
     ZMQClosedError,
@@ -36,40 +38,10 @@ from pyams_zmq.exceptions import (
     ZMQTimeoutError,
     ZMQUnreachableError,
 )
+from pyams_zmq.message import decode_reply, encode_request
 
 AT_ONCE = 2.0
 """Seconds that stand for at once on a loaded machine, and for no time-out of ten seconds"""
-
-
-class CountingHandler(Handler):
-    """Counts its calls."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
-
-    def count(self, seconds):
-        self.calls += 1
-        time.sleep(seconds)
-        return [200, self.calls]
-
-    def slow_at_first(self, seconds):
-        self.calls += 1
-        if self.calls == 1:
-            time.sleep(seconds)
-        return [200, self.calls]
-
-    def status(self, status):
-        return [status, 'payload']
-
-    def raw(self, value):
-        return value
-
-
-class CountingMessageHandler(MessageHandler):
-    """Serves CountingHandler."""
-
-    handler = CountingHandler
 
 
 @pytest.fixture
@@ -305,6 +277,19 @@ def test_service_does_not_start_what_nobody_waits_for(process):
         assert client.call('count', 0) == 2
 
 
+@pytest.mark.parametrize('timeout', [5, float('inf')])
+@pytest.mark.parametrize(
+    'message', [['raw', {'a': 1}], {'a': 1}, None, 'ab', ['raw'], ['raw', 1, 2], [1, 2]]
+)
+def test_only_requests_have_a_deadline(message, timeout):
+    sent = decode_reply(encode_request(message, timeout))
+    if message == ['raw', {'a': 1}] and timeout == 5:
+        assert sent[:2] == message
+        assert 4 < sent[2]['deadline'] - time.time() <= 5
+    else:
+        assert sent == message
+
+
 @pytest.mark.parametrize(
     ('message', 'status'),
     [
@@ -338,6 +323,17 @@ def test_refused(start, auth):
             assert 'wrong' not in str(error.value) + repr(client)
     with ZMQClient(process.bound_address, auth='user:password') as client:
         assert client.call('echo', 1) == 1
+
+
+def test_refused_before_it_is_sent(start, monkeypatch):
+    process = start(auth='user:password')
+    connection = Connection(Endpoint.parse(process.bound_address, bind=False), {}, None)
+    # Nobody looks at its monitor in time: there is no room for a message any more.
+    wait_until(lambda: not connection._socket.get(zmq.EVENTS) & zmq.POLLOUT)
+    monkeypatch.setattr(connection, '_read_monitor', lambda: False)
+    with pytest.raises(ZMQRefusedError, match='check user, password'):
+        connection.exchange(b'["echo", 1]', 5)
+    connection.close()
 
 
 def test_refused_address(start):
@@ -396,6 +392,13 @@ def test_forks(client):
         assert child.exitcode == 0
     stop.set()
     talker.join()
+    assert client.call('echo', 1) == 1
+
+
+def test_terminated_context(client):
+    """Somebody has ended what all sockets of this process share."""
+    client.call('echo')
+    socket_module._shared_context.get().destroy(0)
     assert client.call('echo', 1) == 1
 
 

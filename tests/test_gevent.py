@@ -285,8 +285,9 @@ def test_documentation(start):
     [block] = re.findall(
         r'\.\. skip: next\n\n\.\. code-block:: python\n(.*?)\n(?=\S)', text, re.DOTALL
     )
+    program = ('-W', 'ignore:pkg_resources is deprecated', '-c', textwrap.dedent(block))
     result = subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(block), start(handler=EchoHandler).bound_address],
+        [sys.executable, *program, start(handler=EchoHandler).bound_address],
         capture_output=True,
         text=True,
         timeout=30,

@@ -57,9 +57,10 @@ print(json.dumps([process.pid, process.wait_ready()]), flush=True)
 TRACED = """
 import threading
 
-def trace(*args):
-    sum(range(2000))  # as slow as a debugger
-    return trace
+def trace(frame, *args):
+    if 'pyams_zmq' in frame.f_code.co_filename:
+        sum(range(2000))  # as slow as a debugger
+        return trace
 
 threading.settrace(trace)
 """
@@ -669,7 +670,8 @@ def test_stop_of_a_child_that_does_not_hear():
         with ThreadPoolExecutor() as pool:
             list(pool.map(Process.stop, processes))
         assert time.monotonic() - start < 0.3 + 2 + 1 + STOP_LIMIT
-    assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 3
+    # Their watchdogs ended those which could still run any.
+    assert [process.exitcode for process in processes] == [1, 1, -signal.SIGKILL]
 
 
 @pytest.mark.parametrize('work', ['work', 'async_work'])

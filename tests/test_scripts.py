@@ -150,6 +150,14 @@ def test_unknown_name(run, ini):
     )
 
 
+def test_no_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['pyams_zmq'])
+    with pytest.raises(SystemExit) as error:
+        main(['serve', f'{tmp_path}/nothing.ini#main', 'echo'])
+    assert error.value.code == 2
+    assert f'there is no file {tmp_path}/nothing.ini\n' in capsys.readouterr().err
+
+
 def test_process_that_runs_elsewhere(run):
     program = run('echo', 'elsewhere')
     assert program.wait(TIMEOUT) == 2

@@ -26,7 +26,8 @@ import pytest
 
 from conftest import open_fds, wait_until
 from handlers import Handler, MessageHandler, Process
-from pyams_zmq.watchdog import Watchdog, end_children, open_pidfd, poll, wait_for_exit
+from pyams_zmq.tree import end_tree, open_pidfd, poll, wait_for_tree
+from pyams_zmq.watchdog import Watchdog, wait_for_exit
 
 FORK = multiprocessing.get_context('fork')
 NO_FD = 999_999
@@ -212,60 +213,67 @@ class TestWaitForExit:
             forget(child)
 
 
-# end_children
+# wait_for_tree, end_tree
 
 
-def test_end_children(fork, pipe, caplog):
+def test_end_tree(fork, pipe, caplog):
     reader, writer = pipe
     quick, slow, stubborn = fork(int), fork(sleep), fork(ignore_sigterm, writer)
     assert reader.recv() == stubborn.pid
     quick.join()
-    end_children(0.05)
+    assert not wait_for_tree(0.05)
+    assert slow.is_alive()
+    end_tree(0.3)
     assert [child.exitcode for child in (quick, slow, stubborn)] == [
         0,
         -signal.SIGTERM,
         -signal.SIGKILL,
     ]
-    assert sorted(caplog.messages) == sorted(
+    told = [message.partition('(')[2] for message in caplog.messages]
+    assert sorted(told) == sorted(
         [
-            f'{slow.name} still runs: terminate',
-            f'{stubborn.name} still runs: terminate',
-            f'{stubborn.name} still runs: kill',
+            f'pid {slow.pid}) still runs: SIGTERM',
+            f'pid {stubborn.pid}) still runs: SIGTERM',
+            f'pid {stubborn.pid}) still runs: SIGKILL',
         ]
     )
 
 
-def test_end_children_waits(fork, pipe, caplog):
+def test_wait_for_tree(fork, pipe, caplog):
     reader, writer = pipe
     child = fork(reader.recv)
     threading.Timer(0.1, writer.send, [None]).start()
-    end_children(5)
+    assert wait_for_tree(5)
     assert child.exitcode == 0
     assert caplog.messages == []
 
 
-def test_end_children_waits_once_for_all(fork):
+def test_wait_for_tree_once_for_all(fork):
     children = [fork(sleep) for _ in range(5)]
     start = time.monotonic()
-    end_children(0.2)
+    assert not wait_for_tree(0.2)
+    end_tree(1)
     assert 0.2 <= time.monotonic() - start < 1
     assert {child.exitcode for child in children} == {-signal.SIGTERM}
 
 
 def test_end_no_children():
     start = time.monotonic()
-    end_children(HOUR)
+    assert wait_for_tree(HOUR)
+    end_tree(HOUR)
     assert time.monotonic() - start < 1
 
 
 # Watchdog
 
 
-def start_watchdog(owner=None, orphan_timeout=HOUR, control=None, enter=int):
+def start_watchdog(owner=None, orphan_timeout=HOUR, control=None, drain_timeout=HOUR, enter=int):
     """Start the watchdog of this process."""
     if control is None:
         control, _silent = os.pipe()
-    watchdog = Watchdog(owner or os.getppid(), orphan_timeout, control, enter)
+    watchdog = Watchdog(
+        owner or os.getppid(), orphan_timeout, control, lambda: drain_timeout, enter
+    )
     watchdog.start()
     return watchdog
 
@@ -377,7 +385,7 @@ class TestWatchdog:
 
     def test_deadlines_of_two_threads(self):
         """The earlier one stays, when one thread comes in the middle of another."""
-        watchdog = RacingWatchdog(os.getppid(), HOUR, -1, int)
+        watchdog = RacingWatchdog(os.getppid(), HOUR, -1, int, int)
         other = threading.Thread(target=watchdog.arm, args=(1,))
 
         def come_in_between():
@@ -463,6 +471,25 @@ class TestWatchdog:
         assert reader.recv() == 'SIGTERM'
         end_and_time(child)
         assert child.exitcode == 3
+        os.close(control)
+        os.close(asking)
+
+    def test_owner_asks_and_is_not_heard(self, fork, pipe):
+        """A handler in a native call keeps Python from handling the signal."""
+        reader, writer = pipe
+        control, asking = os.pipe()
+
+        def run():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            start_watchdog(control=control, drain_timeout=0.2)
+            writer.send('ready')
+            sleep()
+
+        child = fork(run)
+        assert reader.recv() == 'ready'
+        os.write(asking, b'stop')
+        assert 0.1 < end_and_time(child) < 2
+        assert child.exitcode == 1
         os.close(control)
         os.close(asking)
 

@@ -154,7 +154,10 @@ _owned: WeakSet[OwnedProcess] = WeakSet()
 
 @atexit.register
 def _stop_owned() -> None:
-    for process in list(_owned):  # multiprocessing keeps those that run
+    processes = [process for process in _owned if process._is_owner()]
+    for process in processes:  # all at once: each may take its `drain_timeout`
+        process._ask_to_stop()
+    for process in processes:
         process.stop()
 
 

@@ -28,7 +28,7 @@ from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRefusedError
-from pyams_zmq.link import LINK_EVENTS, RETRIED, Link, keep_connected, parse_user
+from pyams_zmq.link import LINK_EVENTS, RETRIED, Link, as_os_error, keep_connected, parse_user
 from pyams_zmq.message import (
     check_retries,
     check_timeout,
@@ -91,6 +91,8 @@ class Connection:
         deadline = monotonic() + timeout
         self._read_monitor()
         self._socket.send(data)
+        if self._socket.is_refused:
+            raise self._link.describe_refusal()
         wait_for([self._socket], zmq.POLLIN, min(timeout, FAST))
         while (frames := receive(self._socket)) is None:
             left = deadline - monotonic()
@@ -250,6 +252,7 @@ class ZMQClient:
         :raises ZMQReplyError: for a reply which is no JSON, or not ``[status, payload]``
         :raises ZMQMessageError: with status 413, for more than 32 MiB
         :raises ZMQClosedError: if the client was closed
+        :raises OSError: EMFILE, when the process has no descriptor left
         :raises TypeError, ValueError: for arguments that JSON cannot say
         """
         return payload_of(self.request([type, args], timeout=timeout, retries=retries))
@@ -329,7 +332,8 @@ class ZMQClient:
             if connection.is_alive():
                 return connection
             connection.close()  # a new one is there sooner than this one has reconnected
-        return Connection(self._endpoint, self._users, self._curve)
+        with as_os_error():
+            return Connection(self._endpoint, self._users, self._curve)
 
     def _release(self, connection: Connection) -> None:
         with self._lock:

@@ -61,17 +61,15 @@ class Clients:
 
         :raises LookupError: if there is no such service
         """
-        client = self._clients.get(name)
-        if client is None:
-            service = self._registry.queryUtility(IZMQService, name)
-            if service is None:
-                names = ', '.join(sorted(services_of(self._registry))) or 'none'
-                raise LookupError(f'There is no ØMQ service {name!r}; declared: {names}')
-            make = self._registry.queryUtility(IZMQClientFactory) or Service.make_client
-            with self._lock:
-                client = self._clients.get(name)
-                if client is None:
-                    client = self._clients[name] = make(service)
+        with self._lock:
+            client = self._clients.get(name)
+            if client is None:
+                service = self._registry.queryUtility(IZMQService, name)
+                if service is None:
+                    names = ', '.join(sorted(services_of(self._registry))) or 'none'
+                    raise LookupError(f'There is no ØMQ service {name!r}; declared: {names}')
+                make = self._registry.queryUtility(IZMQClientFactory) or Service.make_client
+                client = self._clients[name] = make(service)
         return client
 
     def close(self) -> None:

@@ -13,6 +13,7 @@
 """PyAMS_zmq.include module: what ``config.include('pyams_zmq')`` does."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from pyramid.events import ApplicationCreated
@@ -35,7 +36,9 @@ def include_package(config: Any) -> None:
     if getattr(config.registry, 'zmq_clients', None) is not None:
         return
     config.registry.zmq_clients = Clients(config.registry)
-    config.add_translation_dirs('pyams_zmq:locales')
+    # As a path: pytest loads a package that has a plugin for it in its own way, and then Pyramid
+    # cannot look for 'pyams_zmq:locales' (pkg_resources does not know that loader).
+    config.add_translation_dirs(str(Path(__file__).parent / 'locales'))
     config.add_directive('add_zmq_process', add_zmq_process)
     config.add_request_method(request_zmq, 'zmq')
     config.add_subscriber(start_services, ApplicationCreated)

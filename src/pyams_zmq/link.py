@@ -15,7 +15,8 @@
 No I/O: the clients of threads and of asyncio read the events, each in its own way.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import zmq
@@ -57,6 +58,20 @@ REFUSED = _(
 )
 
 
+@contextmanager
+def as_os_error() -> Iterator[None]:
+    """Raise a ZMQError as the OSError with its errno."""
+    try:
+        yield
+    except zmq.ZMQError as error:
+        raise make_os_error(error) from error
+
+
+def make_os_error(error: zmq.ZMQError) -> OSError:
+    """Make the OSError that says the same as a ZMQError."""
+    return OSError(int(error.errno or 0), error.strerror)
+
+
 class Link:
     """The connection of one socket to one endpoint.
 
@@ -85,8 +100,12 @@ class Link:
             # Who hangs up in a handshake does so for a wrong mechanism, or when going down.
             self._hangups += 1
             if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._hangups == MAX_HANGUPS:
-                raise ZMQRefusedError(f'{self.endpoint}: {REFUSED}')
+                raise self.describe_refusal()
         return False
+
+    def describe_refusal(self) -> ZMQRefusedError:
+        """Make the error of a call that the service does not let in."""
+        return ZMQRefusedError(f'{self.endpoint}: {REFUSED}')
 
     def describe_loss(self) -> ZMQUnreachableError:
         """Make the error of a call whose connection was lost."""

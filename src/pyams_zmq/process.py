@@ -55,14 +55,8 @@ from pyams_zmq.interfaces import (
 )
 from pyams_zmq.lock import IPCLock
 from pyams_zmq.stream import ReplyStream, ZMQStream
-from pyams_zmq.watchdog import (
-    END_GRACE,
-    Watchdog,
-    end_children,
-    has_ended,
-    open_pidfd,
-    wait_for_exit,
-)
+from pyams_zmq.tree import become_subreaper, end_tree, open_pidfd, start_no_more, wait_for_tree
+from pyams_zmq.watchdog import END_GRACE, Watchdog, has_ended, wait_for_exit
 
 __docformat__ = 'restructuredtext'
 
@@ -82,7 +76,10 @@ of 0.02 s, for 10 turns at most"""
 _MAX_REPORT = 32 * 1024  # bytes: more might wait for a parent who does not read
 _MAX_TEXT = 1000
 TERM_GRACE = 0.5
-"""Seconds at the end of `drain_timeout` in which children that still run are terminated"""
+"""Seconds at the end of `drain_timeout` in which descendants that still run are terminated"""
+
+KILL_GRACE = 1.0
+"""Seconds that descendants get for a SIGTERM, if the process does not have to end before"""
 
 _ADVICE = {
     errno.EADDRINUSE: 'another process serves it, stop that one or choose another address',
@@ -246,6 +243,10 @@ class ZMQProcess(OwnedProcess):
         # A subclass may do its own work in `run` before it calls ours: wrap them both.
         self.run = self._run_child  # type: ignore[method-assign] # on this instance
         code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc] # it has one
+        start_no_more()
+        end_tree(END_GRACE)  # of what a thread has started since it was done before
+        if self._watchdog is not None:
+            self._watchdog.rest()  # two threads that leave at once would give either exit code
         return code
 
     def _run_child(self) -> None:
@@ -262,6 +263,7 @@ class ZMQProcess(OwnedProcess):
 
     def _enter_child(self) -> None:
         self._cut_off()
+        become_subreaper()
         self._masks = local()
         os.register_at_fork(
             before=self._mask_signals,
@@ -269,7 +271,11 @@ class ZMQProcess(OwnedProcess):
             after_in_child=self._enter_grandchild,
         )
         self._watchdog = Watchdog(
-            self._parent_pid, self.orphan_timeout, self._control.fileno(), self._enter_thread
+            self._parent_pid,
+            self.orphan_timeout,
+            self._control.fileno(),
+            lambda: self.drain_timeout,
+            self._enter_thread,
         )
         self._watchdog.start()
         for num in STOP_SIGNALS:
@@ -300,7 +306,9 @@ class ZMQProcess(OwnedProcess):
     def _leave_child(self) -> None:
         assert self._watchdog is not None  # noqa: S101 - for mypy: `_enter_child` made it
         deadline = self._watchdog.arm(self.drain_timeout + 1)
-        end_children(max(END_GRACE, deadline - TERM_GRACE - monotonic()))
+        if not wait_for_tree(max(END_GRACE, deadline - TERM_GRACE - monotonic())):
+            start_no_more()
+            end_tree(KILL_GRACE)
 
     def run(self) -> None:
         """Set up everything and serve until `stop`."""

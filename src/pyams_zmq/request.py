@@ -113,8 +113,7 @@ class _Scope:
                 else:
                     self._tm.abort()
         except BaseException:
-            if self._tm is not None:
-                self._tm.abort()  # or it would be joined to the next one
+            self._tm.abort()  # or it would be joined to the next one
             raise
         finally:
             try:

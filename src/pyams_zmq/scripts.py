@@ -65,6 +65,9 @@ def _serve(parser: ArgumentParser, args: Namespace) -> int:
         sys.argv[0] = PROGRAM
     names = [name for name in args.names if '=' not in name]
     variables = parse_vars(name for name in args.names if '=' in name)
+    path = args.config_uri.partition('#')[0]
+    if ':' not in path and not Path(path).is_file():
+        parser.error(f'there is no file {path}')
     setup_logging(args.config_uri, variables)
     # What the application opens for a request, such as a database, is closed before we fork.
     with bootstrap(args.config_uri, options=variables) as env:

@@ -28,7 +28,8 @@ from pyams_zmq.child import SIGNALS, STOP_SIGNALS, OwnedProcess
 from pyams_zmq.interfaces import ZMQProcessGivenUpEvent
 from pyams_zmq.lock import NameLock
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.watchdog import POLL_INTERVAL, has_ended, open_pidfd, poll
+from pyams_zmq.tree import POLL_INTERVAL, Relative, Sweep, children, open_pidfd, poll, subreaper
+from pyams_zmq.watchdog import has_ended
 
 __docformat__ = 'restructuredtext'
 
@@ -69,6 +70,10 @@ class Supervisor:
     `max_starts` of its starts in a row ended within `min_life` seconds, it is given up: a CRITICAL
     log and a :class:`~pyams_zmq.interfaces.ZMQProcessGivenUpEvent` tell.
 
+    Whatever a process leaves behind, a running ffmpeg for instance, is ended before any process is
+    started. While `run` runs, this program adopts such orphans, and takes for one what it has
+    forked itself meanwhile without :mod:`multiprocessing` and :mod:`subprocess`.
+
     It has no threads. It forks, so the program should have none either.
 
     :param factories: functions that make a fresh process, which is not started, by the name of the
@@ -95,6 +100,9 @@ class Supervisor:
         self._stopping = False
         self._exit_code: int | None = None
         self._hung_up = False
+        self._adopts = False
+        self._keep: set[Relative] = set()
+        self._sweep: Sweep | None = None
 
     @property
     def processes(self) -> dict[str, ZMQProcess]:
@@ -127,7 +135,11 @@ class Supervisor:
         for child in self._children:
             if child.running and has_ended(child.process):
                 self._bury(child, now)
-        timeouts = self._step_stop(now) if self._stopping else self._step_start(now)
+        timeouts = self._step_sweep(now)
+        if self._stopping:
+            timeouts += self._step_stop(now)
+        elif not timeouts:  # else what is to start would meet what the last one has left behind
+            timeouts = self._step_start(now)
         if any(child.running and child.pidfd is None for child in self._children):
             timeouts.append(POLL_INTERVAL)
         if self._stopping and self._exit_code is None:  # since just now
@@ -148,19 +160,21 @@ class Supervisor:
                 'holds while a process is forked is never released there',
                 threads,
             )
-        try:
-            with self._hear_signals() as wake:
-                while True:
-                    timeout = self.step(self._clock())
-                    if self._may_leave():
-                        return self.exit_code
-                    if wake in poll([wake, *self._descriptors()], timeout):
-                        os.read(wake, 64)
-                    if self._hung_up:
-                        self._hung_up = False
-                        self.reload()
-        finally:
-            self._end()
+        with subreaper() as self._adopts:
+            self._keep = children()
+            try:
+                with self._hear_signals() as wake:
+                    while True:
+                        timeout = self.step(self._clock())
+                        if self._may_leave():
+                            return self.exit_code
+                        if wake in poll([wake, *self._descriptors()], timeout):
+                            os.read(wake, 64)
+                        if self._hung_up:
+                            self._hung_up = False
+                            self.reload()
+            finally:
+                self._end()
 
     def stop(self) -> None:
         """Let `step` stop all processes, and `run` end then; for signal handlers, for instance."""
@@ -187,6 +201,17 @@ class Supervisor:
             process.stop()
         for child in self._children:
             self._release(child)
+        if self._adopts:
+            sweep = Sweep(self._keep, time.monotonic())
+            while (timeout := sweep.step(time.monotonic())) is not None:
+                poll([], timeout)
+
+    def _step_sweep(self, now: float) -> list[float]:
+        timeout = None if self._sweep is None else self._sweep.step(now)
+        if timeout is None:
+            self._sweep = None
+            return []
+        return [timeout]
 
     def _step_start(self, now: float) -> list[float]:
         for child in self._children:
@@ -234,6 +259,8 @@ class Supervisor:
 
     def _bury(self, child: _Child, now: float) -> None:
         self._release(child)
+        if self._adopts:
+            self._sweep = Sweep(self._keep, now)
         code = None if child.process is None else child.process.exitcode
         if self._stopping or code == 0:
             LOGGER.info('%s has ended with exit code %s', child.name, code)
@@ -407,4 +434,6 @@ class _OwnedSupervisor(Supervisor):
         # It has died, or has become another program, which no pidfd tells. The next owner may want
         # the addresses: at our end the processes have their `orphan_timeout`.
         LOGGER.warning('The owner of this process (pid %s) died, stopping', self._owner)
+        now = time.monotonic()
+        Sweep(self._keep, now, 0.0).step(now)  # nobody else would end orphans: kill them now
         os._exit(1)

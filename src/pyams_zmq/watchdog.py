@@ -13,62 +13,23 @@
 """PyAMS_zmq.watchdog module: processes that end when they should."""
 
 import logging
-import multiprocessing
 import os
-import select
 import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from math import ceil
+import sys
+from collections.abc import Callable
+from math import inf
 from threading import RLock, Thread
 from time import monotonic, sleep
 from typing import Any
+
+from pyams_zmq.tree import POLL_INTERVAL, Reaper, end_tree, open_pidfd, poll, start_no_more
 
 __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 END_GRACE = 0.2
-"""Seconds that the children of a process which is ended hard get for a SIGTERM"""
-
-POLL_INTERVAL = 0.1
-"""Seconds between two looks at a process, where the system has no pidfd (Linux before 5.3)"""
-
-_LONGEST_POLL = 2_000_000  # it counts milliseconds in 31 bits
-
-
-@contextmanager
-def open_pidfd(pid: int | None) -> Iterator[int | None]:
-    """Give a descriptor that gets readable when a process ends.
-
-    A multiprocessing sentinel is a pipe, which every process forked meanwhile holds open too.
-
-    :param pid: process id
-    :return: the descriptor, or None if the system has none or the process is gone
-    """
-    try:
-        fd = os.pidfd_open(pid or 0)
-    except (AttributeError, OSError):
-        yield None
-        return
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def poll(fds: Iterable[int], timeout: float | None) -> set[int]:
-    """Wait until one of some descriptors is readable.
-
-    :param fds: descriptors; `select.select` would refuse those above 1023
-    :param timeout: seconds, None waits without end
-    :return: the readable ones
-    """
-    poller = select.poll()
-    for fd in fds:
-        poller.register(fd, select.POLLIN)
-    milliseconds = None if timeout is None else ceil(min(timeout, _LONGEST_POLL) * 1000)
-    return {fd for fd, _ in poller.poll(milliseconds)}
+"""Seconds that the descendants of a process which is ended hard get for a SIGTERM"""
 
 
 def has_ended(process: Any) -> bool:
@@ -107,43 +68,38 @@ def wait_for_exit(process: Any, timeout: float) -> bool:
     return True
 
 
-def end_children(timeout: float) -> None:
-    """End the children of this process: wait for them, then terminate, then kill.
-
-    :param timeout: seconds they get to end by themselves
-    """
-    deadline = monotonic() + timeout
-    for child in multiprocessing.active_children():
-        wait_for_exit(child, max(0, deadline - monotonic()))
-    for end in ('terminate', 'kill'):
-        for child in multiprocessing.active_children():
-            LOGGER.warning('%s still runs: %s', child.name, end)
-            getattr(child, end)()
-            wait_for_exit(child, 1)
-
-
 class Watchdog(Thread):
     """Ends this process in time, whatever its main thread does.
 
     It stops the process, by a SIGTERM to itself, when its owner says so or has died: nothing else
     ends a child whose owner was killed (`atexit` does not run, and PDEATHSIG follows a thread).
-    Once armed, it ends the process hard if that does not end by itself.
+    Once armed, it ends the process hard, with all descendants, if that does not end by itself.
 
     :param owner: process id of the owner, the parent of this process
     :param orphan_timeout: seconds that this process gets once the owner has died
     :param control: descriptor on which the owner asks this process to stop
+    :param drain_timeout: gives the seconds that this process gets once it was asked
     :param enter: called first in the thread
     """
 
-    def __init__(self, owner: int, orphan_timeout: float, control: int, enter: Callable[[], None]):
+    def __init__(
+        self,
+        owner: int,
+        orphan_timeout: float,
+        control: int,
+        drain_timeout: Callable[[], float],
+        enter: Callable[[], None],
+    ):
         super().__init__(name='pyams_zmq watchdog', daemon=True)
         self.owner = owner
         self.orphan_timeout = orphan_timeout
         self._control: int | None = control
+        self._drain_timeout = drain_timeout
         self._enter = enter
         self._lock = RLock()
         self._deadline: float | None = None
         self._asked = False
+        self._reaper = Reaper()
         self._wake_read, self._wake_write = os.pipe()
 
     def arm(self, timeout: float) -> float:
@@ -166,9 +122,16 @@ class Watchdog(Thread):
         self._enter()
         with open_pidfd(self.owner) as pidfd:
             self._watch_owner(pidfd)
-        while self._deadline is None or monotonic() < self._deadline:
+        while True:
+            with self._lock:
+                if self._deadline is not None and monotonic() >= self._deadline:
+                    self._end()
             self._wait(None)
-        self._end()
+
+    def rest(self) -> None:
+        """Let the process leave, which is about to; if we end it already, that has to be all."""
+        with self._lock:
+            self._deadline = inf
 
     def _watch_owner(self, pidfd: int | None) -> None:
         while os.getppid() == self.owner:
@@ -195,11 +158,13 @@ class Watchdog(Thread):
 
     def _wait(self, pidfd: int | None) -> bool:
         """Wait for something to do; tell if the owner has died."""
-        timeouts = [] if self._deadline is None else [max(0, self._deadline - monotonic())]
+        timeouts = [self._reaper.due] if self._deadline is None else [self._deadline]
+        timeouts = [max(0, due - monotonic()) for due in timeouts]
         if pidfd is None:
             timeouts.append(POLL_INTERVAL)
         fds = [fd for fd in (self._wake_read, self._control, pidfd) if fd is not None]
-        readable = poll(fds, min(timeouts, default=None))
+        readable = poll(fds, min(timeouts))
+        self._reaper.step(monotonic())
         if self._wake_read in readable:
             os.read(self._wake_read, 64)
         if self._control in readable:
@@ -213,6 +178,7 @@ class Watchdog(Thread):
             said = b''
         if said:
             self._request_stop()
+            self.arm(self._drain_timeout())  # a handler in a native call may not hear the signal
         else:  # the owner has died, or has become another program, which no pidfd tells
             self._control = None
             self._request_stop()
@@ -228,11 +194,9 @@ class Watchdog(Thread):
         )
         log.start()
         log.join(0.5)
-        for end in ('terminate', 'kill'):
-            children = multiprocessing.active_children()
-            for child in children:
-                with suppress(OSError):
-                    getattr(child, end)()
-            if children:
-                poll([], END_GRACE)
-        os._exit(1)
+        sys.setswitchinterval(1e-5)  # else a busy handler makes each look at /proc last seconds
+        try:
+            start_no_more()
+            end_tree(END_GRACE, quiet=True)
+        finally:
+            os._exit(1)

@@ -15,16 +15,46 @@
 
 import asyncio
 import hashlib
+import multiprocessing
+import os
 import signal
+import subprocess
 import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 import handlers
-from app.program import wait_until
+from app.program import is_running, wait_until
 from pyams_zmq.socket import zmq_socket
+
+COMMANDS = {
+    'plain': 'echo $$; exec sleep 60',
+    'shell': 'sleep 60 & echo $$ $!; wait',
+    'deaf': 'trap "" TERM; echo $$; exec sleep 60',
+    'detached': 'setsid sleep 60 >&- & echo $!',
+    'deaf and detached': 'trap "" TERM; setsid sleep 60 >&- & echo $!',
+}
+"""What tells its pids and runs for a minute, by name"""
+
+
+class Program:
+    """One of these, which runs.
+
+    :ivar pids: processes of it that run on
+    """
+
+    def __init__(self, name):
+        self.name = name
+        self.process = subprocess.Popen(
+            ['sh', '-c', COMMANDS[name]], stdout=subprocess.PIPE, text=True
+        )
+        self.pids = [int(word) for word in self.process.stdout.readline().split()]
+        if 'detached' in name:
+            self.process.wait()
 
 
 class Handler(handlers.Handler):
@@ -34,7 +64,7 @@ class Handler(handlers.Handler):
         """Block, in a call that a signal interrupts."""
         path, seconds = args
         Path(path).touch()
-        time.sleep(seconds)
+        time.sleep(seconds)  # the work
         return [200, seconds]
 
     async def async_work(self, args):
@@ -56,6 +86,84 @@ class Handler(handlers.Handler):
         hashlib.pbkdf2_hmac('sha256', b'password', b'salt', 2**31 - 1)
         return [200, seconds]
 
+    def start_programs(self, names):
+        """Start programs by `subprocess`, give all their pids by name."""
+        self.programs = [Program(name) for name in names]
+        return [200, {each.name: each.pids for each in self.programs}]
+
+    async def start_async_program(self, args):
+        self.program = await asyncio.create_subprocess_exec('sleep', '60')
+        return [200, self.program.pid]
+
+    def start_command(self, command):
+        """Start a shell command, for which nobody waits."""
+        self.program = subprocess.Popen(['sh', '-c', command])
+        return [200, self.program.pid]
+
+    def start_later(self, args):
+        """Start a program in a thread, after some seconds."""
+
+        def start():
+            time.sleep(seconds)
+            with open(path, 'w') as file:
+                subprocess.Popen(['sh', '-c', 'echo $$; exec sleep 60'], stdout=file)
+
+        path, seconds = args
+        threading.Thread(target=start).start()
+        return [200, None]
+
+    def run_in_a_thread(self, args):
+        """Run a shell command in a thread, which writes its exit code to a file; give its pid."""
+
+        def wait():
+            Path(path).write_text(str(program.wait()), encoding='ascii')
+
+        path, command = args
+        program = subprocess.Popen(['sh', '-c', command])
+        threading.Thread(target=wait).start()
+        return [200, program.pid]
+
+    def run_one_after_the_other(self, path):
+        """Run programs in a daemon thread, the next one when one ends; note their pids."""
+
+        def work():
+            while True:
+                with subprocess.Popen(['sleep', '60']) as program, open(path, 'a') as file:
+                    file.write(f'{program.pid} ')
+
+        threading.Thread(target=work, daemon=True).start()
+        return [200, None]
+
+    def exit_codes(self, args):
+        """Give exit codes of children that ended long before we wait for them."""
+        program = subprocess.Popen(['sh', '-c', 'exit 7'])
+        child = multiprocessing.Process(target=os._exit, args=(5,))
+        child.start()
+        for _ in range(2):  # as many looks of the reaper
+            orphan = int(subprocess.check_output(['sh', '-c', 'sleep 0.01 & echo $!']))
+            wait_until(lambda pid=orphan: not psutil.pid_exists(pid), 5)
+        child.join()
+        codes = [program.wait(), child.exitcode]
+        return [200, [*codes, subprocess.run(['sh', '-c', 'exit 9'], check=False).returncode]]
+
+    def left(self, args):
+        """Give what ran of the programs of the last process when this one was set up."""
+        return [200, self.process.left]
+
+    def exit(self, args):
+        """End this process without any ado."""
+        os._exit(args)
+
+    def compute(self, args):
+        """Block in Python, and hear no signals."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        path, seconds = args
+        Path(path).touch()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pass
+        return [200, seconds]
+
     def signal_elsewhere(self, seconds):
         """Get a SIGTERM in another thread, when this one waits for messages."""
         threading.Timer(
@@ -72,6 +180,13 @@ class MessageHandler(handlers.MessageHandler):
 
 class Process(handlers.Process):
     """Serves Handler."""
+
+    before = ()
+    """Pids of processes that `left` tells about"""
+
+    def setup(self):
+        self.left = [pid for pid in self.before if is_running(pid)]
+        super().setup()
 
     def __init__(self, bind_addr='127.0.0.1', handler=MessageHandler, *args, **kwargs):
         super().__init__(bind_addr, handler, *args, **kwargs)

@@ -14,7 +14,9 @@
 
 import asyncio
 import os
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -22,15 +24,26 @@ import zmq
 
 from pyams_zmq.aio.loop import get_context
 from pyams_zmq.aio.protocol import SocketEvent, ZmqProtocol
-from pyams_zmq.aio.transport import ZmqTransport, as_os_error
+from pyams_zmq.aio.transport import ZmqTransport
 from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQBaseError, ZMQClosedError, ZMQRefusedError
-from pyams_zmq.link import LINK_EVENTS, RETRIED, Link, configure, keep_connected, parse_user
+from pyams_zmq.link import (
+    LINK_EVENTS,
+    RETRIED,
+    Link,
+    as_os_error,
+    configure,
+    keep_connected,
+    parse_user,
+)
 from pyams_zmq.message import check_retries, check_timeout, decode_reply, encode_request, payload_of
 
 __docformat__ = 'restructuredtext'
+
+SEND_HWM = 10
+"""Requests that wait in a socket, at most; further ones wait where their deadline can end them"""
 
 
 class Connection(ZmqProtocol):
@@ -54,12 +67,14 @@ class Connection(ZmqProtocol):
         self._number = 0
         self._may_write = True
         self._calls: dict[bytes, asyncio.Future[bytes]] = {}
-        self._unsent: dict[bytes, bytes] = {}
+        self._unsent: OrderedDict[bytes, bytes] = OrderedDict()
         with as_os_error():
             self._socket = get_context(loop).socket(zmq.DEALER, socket_class=zmq.Socket)
             try:
                 prepare(self._socket)
                 keep_connected(self._socket)
+                self._socket.sndhwm = SEND_HWM
+                self._socket.rcvhwm = 0  # as many as calls wait for: libzmq would drop the others
                 self._transport = ZmqTransport(loop, self._socket, self)
                 self._transport.start()
                 self._transport.enable_monitor(LINK_EVENTS)
@@ -97,8 +112,8 @@ class Connection(ZmqProtocol):
 
     def _send(self) -> None:
         while self._unsent and self._may_write and self._link.is_connected:
-            number = next(iter(self._unsent))
-            self._transport.write((number, b'', self._unsent.pop(number)))
+            number, data = self._unsent.popitem(last=False)
+            self._transport.write((number, b'', data))
 
     def close(self) -> None:
         """Close the connection when the last call has ended."""
@@ -110,17 +125,26 @@ class Connection(ZmqProtocol):
         self._transport.abort()
 
     def _leave(self) -> None:
-        if self.closes and not self._calls:
+        if self.closes and (not self._calls or self.loop.is_closed()):
             self.abort()
 
-    def _fail(self, error: ZMQBaseError) -> None:
+    def look(self) -> None:
+        """Learn what has happened since the loop looked; see `is_lost` then."""
+        self._transport.look_at_events()
+
+    def _fail(self, make_error: Callable[[], ZMQBaseError]) -> None:
         self.is_lost = True
         self.abort()
         for reply in self._calls.values():
             if not reply.done():
-                reply.set_exception(error)
+                reply.set_exception(make_error())
 
     # What the transport calls
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Learn that somebody has ended the socket, or its context."""
+        if not self.is_lost:
+            self._fail(lambda: ZMQClosedError(f'The connection was ended: {exc}'))
 
     def msg_received(self, data: tuple[bytes, ...]) -> None:
         """Give a reply to the call that waits for it, if there still is one."""
@@ -132,14 +156,15 @@ class Connection(ZmqProtocol):
         """Learn how the connection is."""
         try:
             is_lost = self._link.note(event.event)
-        except ZMQRefusedError as error:
-            self._fail(error)
+        except ZMQRefusedError:
+            self._fail(self._link.describe_refusal)
             return
         if is_lost:
             # What came in before it was lost is there, and not received yet.
-            while self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-                self.msg_received(tuple(self._socket.recv_multipart(zmq.NOBLOCK)))
-            self._fail(self._link.describe_loss())
+            with suppress(zmq.ZMQError):  # there is no more, or the socket was ended, too
+                while True:
+                    self.msg_received(tuple(self._socket.recv_multipart(zmq.NOBLOCK)))
+            self._fail(self._link.describe_loss)
         else:
             self._send()
 
@@ -160,7 +185,8 @@ class AsyncZMQClient:
     Use it as an asynchronous context manager, or close it. What the calls raise is what those of
     :class:`~pyams_zmq.client.ZMQClient` do.
 
-    :param address: `'host:port'`, `(host, port)` or a URI
+    :param address: `'host:port'`, `(host, port)` or a URI; while the name of a host is looked up,
+        other sockets of the context wait
     :param auth: `'user:password'` (RFC 24/PLAIN)
     :param curve: keys of the client and of the server it trusts (RFC 26/CURVEZMQ)
     :param timeout: seconds that each attempt of a call may take: connecting, sending, waiting
@@ -217,7 +243,8 @@ class AsyncZMQClient:
         :raises ZMQRefusedError: if the service does not let us in
         :raises ZMQReplyError: for a reply which is no JSON, or not ``[status, payload]``
         :raises ZMQMessageError: with status 413, for more than 32 MiB
-        :raises ZMQClosedError: if the client was closed
+        :raises ZMQClosedError: if the client was closed, or its ØMQ context terminated
+        :raises OSError: EMFILE, when the process has no descriptor left
         :raises TypeError, ValueError: for arguments that JSON cannot say
         :raises RuntimeError: if it was used in another loop, which is not closed yet
         """
@@ -256,17 +283,29 @@ class AsyncZMQClient:
             if not connection.loop.is_closed():
                 raise RuntimeError(f'{self!r} is used by another loop, which is not closed yet')
             connection.abort()
-        elif connection is not None and not connection.is_lost:
-            return connection
+        elif connection is not None:
+            connection.look()
+            if not connection.is_lost:
+                return connection
         self._connection = Connection(loop, self._prepare, self._endpoint)
         return self._connection
 
     def close(self) -> None:
         """Close the connection; calls under way end as they would have."""
         self._is_closed = True
-        connection, self._connection = self._connection, None
+        connection = self._connection
         if connection is not None and connection.pid == os.getpid():
+            self._connection = None
             connection.close()
+
+    def __del__(self) -> None:
+        # Nobody waits for a call, else that would hold it; perhaps this is another thread.
+        connection = getattr(self, '_connection', None)
+        if connection is not None and connection.pid == os.getpid():
+            try:
+                connection.loop.call_soon_threadsafe(connection.close)
+            except RuntimeError:  # the loop is closed
+                connection.close()
 
     async def __aenter__(self) -> 'AsyncZMQClient':  # noqa: PYI034 - Python 3.10 has no Self
         return self

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
+import zmq.eventloop.future
 
-from pyams_zmq.aio.transport import ZmqTransport, as_os_error, check_numeric
+from pyams_zmq.aio.transport import ZmqTransport, check_numeric
+from pyams_zmq.link import as_os_error
 
 __docformat__ = 'restructuredtext'
 
@@ -29,7 +31,11 @@ LINGER = 1000
 """Milliseconds that messages wait for their peer after the end of a socket that was made here"""
 
 Endpoints = str | Iterable[str] | None
-Connection = tuple[ZmqTransport, Any]
+Pair = tuple[ZmqTransport, Any]
+
+_contexts: set[zmq.Context[Any]] = set()  # of loops which are not closed; never collected
+
+_FUTURES = (zmq.asyncio.Socket, zmq.eventloop.future.Socket)
 
 if TYPE_CHECKING:
     _Policy = asyncio.DefaultEventLoopPolicy
@@ -47,7 +53,7 @@ async def create_zmq_connection(
     bind: Endpoints = None,
     connect: Endpoints = None,
     zmq_sock: Any = None,
-) -> Connection:
+) -> Pair:
     """Make a transport and its protocol on the running loop, whichever has `add_reader`.
 
     The socket belongs to the context of a :class:`ZmqEventLoop`, or to `zmq.Context.instance()`.
@@ -113,11 +119,13 @@ def _check(
 
 
 def _check_socket(zmq_sock: Any, socket_type: zmq.SocketType) -> None:
-    if not isinstance(zmq_sock, zmq.Socket) or isinstance(zmq_sock, zmq.asyncio.Socket):
+    if not isinstance(zmq_sock, zmq.Socket) or isinstance(zmq_sock, _FUTURES):
         raise TypeError(f'zmq_sock {zmq_sock!r} is no zmq.Socket; those of zmq.asyncio are not')
     if zmq_sock.closed:
         raise ValueError(f'zmq_sock {zmq_sock!r} is closed')
-    if zmq_sock.getsockopt(zmq.TYPE) != socket_type:
+    with as_os_error():
+        actual_type = zmq_sock.getsockopt(zmq.TYPE)
+    if actual_type != socket_type:
         raise ValueError(f'zmq_sock {zmq_sock!r} is of another type than {socket_type.name}')
 
 
@@ -143,6 +151,8 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
     :raises ValueError: if that is negative
     """
 
+    _is_collected = False
+
     def __init__(self, *, io_threads: int = 1):
         super().__init__()
         try:
@@ -152,7 +162,9 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
         except BaseException:
             super().close()
             raise
+        _contexts.add(self.zmq_context)
         self.zmq_context.linger = LINGER
+        self.zmq_context.max_sockets = self.zmq_context.get(zmq.SOCKET_LIMIT)  # by default 1023
 
     async def create_zmq_connection(
         self,
@@ -162,7 +174,7 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
         bind: Endpoints = None,
         connect: Endpoints = None,
         zmq_sock: Any = None,
-    ) -> Connection:
+    ) -> Pair:
         """Make a transport and its protocol, see :func:`create_zmq_connection`."""
         return await create_zmq_connection(
             protocol_factory, zmq_type, bind=bind, connect=connect, zmq_sock=zmq_sock
@@ -174,7 +186,15 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
         It takes as long as messages of closed sockets linger, one second unless you say more.
         """
         super().close()
-        self.zmq_context.destroy(linger=0)
+        if not self._is_collected:
+            self.zmq_context.destroy(linger=0)
+            _contexts.discard(self.zmq_context)
+
+    def __del__(self) -> None:
+        # If it was not closed its sockets may be collected with it, and nobody knows them any more:
+        # the context would wait for them for ever. It is left, and asyncio warns.
+        self._is_collected = True
+        super().__del__()
 
 
 class _LocalFlag(threading.local):
@@ -205,6 +225,17 @@ class ZmqEventLoopPolicy(_Policy):  # the base exists as long as policies do
     def new_event_loop(self) -> ZmqEventLoop:
         """Make a loop."""
         return ZmqEventLoop(io_threads=self._io_threads)
+
+    def set_child_watcher(self, watcher: Any) -> None:
+        """Set the child watcher, which Python 3.14 has no more.
+
+        :param watcher: the watcher or None
+        :raises TypeError: for anything else
+        """
+        try:
+            super().set_child_watcher(watcher)
+        except AssertionError:
+            raise TypeError(f'{watcher!r} is no child watcher') from None
 
     def set_event_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Set the loop of this thread.

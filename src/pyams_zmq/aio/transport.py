@@ -23,6 +23,7 @@ import asyncio
 import logging
 import os
 import struct
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -35,6 +36,7 @@ from typing import Any
 import zmq
 
 from pyams_zmq.aio.protocol import SocketEvent
+from pyams_zmq.link import as_os_error, make_os_error
 
 __docformat__ = 'restructuredtext'
 
@@ -57,6 +59,7 @@ HIGH_WATER = 64 * 1024
 """Bytes in the write buffer above which writing is paused, unless limits are set"""
 
 _numbers = count()
+_sockets: set[Any] = set()  # of transports that have not ended: never collected before them
 _NOBLOCK = int(zmq.NOBLOCK)
 _POLLIN = int(zmq.POLLIN)
 _POLLOUT = int(zmq.POLLOUT)
@@ -76,21 +79,8 @@ class AwaitableEndpoint(str):
         return self
 
 
-@contextmanager
-def as_os_error() -> Iterator[None]:
-    """Raise a ZMQError as the OSError with its errno."""
-    try:
-        yield
-    except zmq.ZMQError as error:
-        raise _os_error(error) from error
-
-
-def _os_error(error: zmq.ZMQError) -> OSError:
-    return OSError(error.errno, error.strerror)
-
-
 def check_numeric(endpoint: str) -> None:
-    """Check that libzmq need not look up a name, which would block the loop.
+    """Check that libzmq need not look up a name, while other sockets of the context would wait.
 
     :raises ValueError: if a tcp endpoint has no IP address
     """
@@ -120,13 +110,8 @@ class ZmqTransport(asyncio.BaseTransport):
 
     def __init__(self, loop: Any, sock: Any, protocol: Any, *, is_shared: bool = False):
         with as_os_error():
-            fd = sock.getsockopt(zmq.FD)
             self._type = zmq.SocketType(sock.getsockopt(zmq.TYPE))
         super().__init__({'zmq_socket': sock, 'zmq_type': self._type})
-        # Ours: if somebody else closes the socket, the loop still watches what it was told to.
-        # (A descriptor that vanishes makes uvloop abort, and its number may be used again.)
-        self._fd = os.dup(fd)
-        self._close_fd = weakref.finalize(self, os.close, self._fd)
         self._loop = loop
         self._sock = sock
         self._protocol = protocol
@@ -143,6 +128,7 @@ class ZmqTransport(asyncio.BaseTransport):
         self._is_reading = True
         self._is_closing = False
         self._is_ending = False
+        self._is_started = False
         self._is_in_turn = False
         self._looks: asyncio.Handle | None = None
         self._retries: asyncio.Handle | None = None
@@ -161,7 +147,18 @@ class ZmqTransport(asyncio.BaseTransport):
         )
 
     def start(self) -> None:
-        """Call `connection_made`, and from then on the other methods of the protocol."""
+        """Call `connection_made`, and from then on the other methods of the protocol.
+
+        :raises OSError: EMFILE, when the process has no descriptor left
+        """
+        with as_os_error():
+            fd = self._sock.getsockopt(zmq.FD)
+        # Ours: if somebody else closes the socket, the loop still watches what it was told to.
+        # (A descriptor that vanishes makes uvloop abort, and its number may be used again.)
+        self._fd = os.dup(fd)
+        self._close_fd = weakref.finalize(self, os.close, self._fd)
+        self._is_started = True
+        _sockets.add(self._sock)
         self._loop.add_reader(self._fd, self._wake_up)
         if self._is_shared:
             self._guard()
@@ -365,6 +362,11 @@ class ZmqTransport(asyncio.BaseTransport):
             self._end_monitor()
             monitor.abort()
 
+    def look_at_events(self) -> None:
+        """Call `event_received` with what the monitor has to tell now, before the loop does."""
+        if self._monitor is not None and not self._monitor._has_ended():
+            self._monitor._turn(0)
+
     def _end_monitor(self) -> None:
         with suppress(zmq.ZMQError):  # the socket or its context may have ended already
             self._sock.monitor(None, 0)
@@ -415,7 +417,7 @@ class ZmqTransport(asyncio.BaseTransport):
             return self._transmit(frames)
         except zmq.ZMQError as error:
             if error.errno not in _LOST:
-                raise _os_error(error) from error
+                raise make_os_error(error) from error
             self._fail(error)
             return True
 
@@ -447,10 +449,11 @@ class ZmqTransport(asyncio.BaseTransport):
 
     def _pause_or_resume(self) -> None:
         if self._is_writing_paused:
-            if self._size <= self._low:
+            # Empty frames have no size: without a limit, an empty buffer is what counts.
+            if self._size <= self._low and not (self._buffer and not self._low):
                 self._is_writing_paused = False
                 self._call('resume_writing')
-        elif self._size > self._high:
+        elif self._size > self._high or (self._buffer and not self._high):
             self._is_writing_paused = True
             self._call('pause_writing')
 
@@ -476,8 +479,17 @@ class ZmqTransport(asyncio.BaseTransport):
         self._stop(None)
         self._close_socket(0)
 
+    def __del__(self) -> None:
+        # The loop holds it until its end: so that has come, and nobody has closed the transport.
+        if getattr(self, '_is_started', False) and not self._is_ending:
+            warnings.warn(f'unclosed {self!r}', ResourceWarning, stacklevel=2, source=self)
+            self.abort()
+
+    def _has_ended(self) -> bool:
+        return self._is_ending or self._loop.is_closed()
+
     def _fail(self, error: zmq.ZMQError) -> None:
-        self._stop(_os_error(error))
+        self._stop(make_os_error(error))
 
     def _stop(self, error: OSError | None) -> None:
         self._is_closing = True
@@ -506,6 +518,7 @@ class ZmqTransport(asyncio.BaseTransport):
     def _close_socket(self, linger: int | None) -> None:
         self._drop_monitor()
         self._sock.close(linger)
+        _sockets.discard(self._sock)
         self._listeners.clear()
         self._connections.clear()
         self._subscriptions.clear()
@@ -522,7 +535,7 @@ class ZmqTransport(asyncio.BaseTransport):
             self._look_soon()
 
     def _look_soon(self) -> None:
-        if self._looks is None and not self._is_ending and not self._loop.is_closed():
+        if self._looks is None and self._is_started and not self._has_ended():
             self._looks = self._loop.call_soon(self._look)
 
     def _look(self) -> None:
@@ -534,7 +547,7 @@ class ZmqTransport(asyncio.BaseTransport):
         self._look_soon()
 
     def _guard(self) -> None:
-        if not self._is_ending and not self._loop.is_closed():
+        if not self._has_ended():
             self._guards = self._loop.call_later(GUARD, self._guard)
             self._look_soon()
 
@@ -617,7 +630,7 @@ class ZmqTransport(asyncio.BaseTransport):
             except zmq.ZMQError as error:
                 if error.errno in _LOST:
                     raise
-                self._report('A message cannot be sent and was dropped', _os_error(error))
+                self._report('A message cannot be sent and was dropped', make_os_error(error))
             except Exception as error:  # noqa: BLE001 - of a subclass which refuses the message
                 self._report('A message cannot be sent and was dropped', error)
             if not is_sent:
@@ -642,7 +655,7 @@ class ZmqTransport(asyncio.BaseTransport):
                 return False
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self._report('A message has no peer to go to and was dropped', _os_error(error))
+            self._report('A message has no peer to go to and was dropped', make_os_error(error))
         return True
 
     # What goes to others
