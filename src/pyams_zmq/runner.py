@@ -393,7 +393,11 @@ class _DeviceProcess(OwnedProcess):
             signal.signal(num, _ignore)  # the byte which Python writes to the pipe wakes us
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         watchdog = Watchdog(
-            self._parent_pid, self.orphan_timeout, self._control.fileno(), self._enter_thread
+            self._parent_pid,
+            self.orphan_timeout,
+            self._control.fileno(),
+            lambda: self.drain_timeout,
+            self._enter_thread,
         )
         watchdog.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
