@@ -56,8 +56,7 @@ class IPCLock:
         was_held = self._fd is not None
         try:
             self._lock()
-            if _is_served(self.path):  # by a program which knows nothing of our locks
-                raise self._in_use()
+            self._look_for_others()
         except BaseException:
             if not was_held:
                 self._unlock()
@@ -75,6 +74,10 @@ class IPCLock:
             finally:
                 if self._fd is None:
                     os.close(fd)
+
+    def _look_for_others(self) -> None:
+        if _is_served(self.path):  # by a program which knows nothing of our locks
+            raise self._in_use()
 
     def release(self) -> None:
         """Remove the socket, which libzmq leaves, and give the path back; twice does no harm."""

@@ -12,7 +12,6 @@
 
 """PyAMS_zmq.runner module: the thread, and the process, in which a device runs."""
 
-import errno
 import logging
 import os
 import pickle
@@ -25,16 +24,17 @@ from contextlib import contextmanager, suppress
 from math import ceil, inf
 from multiprocessing.connection import Pipe, wait
 from threading import RLock, Thread
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 import zmq
 from pyramid.threadlocal import get_current_registry
 
-from pyams_zmq.auth import ZAP_DOMAIN, AccessPolicy, Authenticator
+from pyams_zmq.auth import AccessPolicy, Authenticator
+from pyams_zmq.binding import bind, limit, protect, warn_of_exposure
 from pyams_zmq.child import SIGNALS, STOP_SIGNALS, OwnedProcess
-from pyams_zmq.endpoint import Endpoint, is_local
-from pyams_zmq.exceptions import ZMQBindError, ZMQClosedError, ZMQStartError, ZMQTimeoutError
+from pyams_zmq.endpoint import Endpoint
+from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError, ZMQTimeoutError
 from pyams_zmq.lock import IPCLock
 from pyams_zmq.relay import HOLD, STATISTICS, TERMINATE, Counts
 from pyams_zmq.watchdog import Watchdog, has_ended, wait_for_exit
@@ -44,9 +44,6 @@ __docformat__ = 'restructuredtext'
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 INPROC = 'inproc://'
-
-LINGER = 1000
-"""Milliseconds that a device which stops gets to send what it has taken"""
 
 COMMAND_TIMEOUT = 2.0
 """Seconds that a device gets to answer its owner"""
@@ -59,8 +56,6 @@ STOP_TIMEOUT = 1.0
 
 _HELD, _GO, _STOP, _ENDED = b'held', b'go', b'stop', b'ended'
 _LAST_ANSWER = 8  # frames, at least, of an answer to STATISTICS
-
-_paths: set[str] = set()  # of this process: a second lock on one of them would undo the first
 
 
 class _Ended(Exception):  # noqa: N818 - no error: it only leaves a loop
@@ -89,7 +84,7 @@ class ThreadRunner:
         self._holds = self._held = 0
         self._is_paused = self._says_no_more = self._is_released = False
         self._sockets: list[Any] = []
-        self._locks: list[IPCLock] = []
+        self._locks: dict[str, IPCLock] = {}
         self._authenticator: Authenticator | None = None
         self._has_context = device._owns_context
         self._context = device._make_context()
@@ -242,76 +237,33 @@ class ThreadRunner:
             socket = sockets[0] if is_single else self._make_socket(side.type)
             sockets.append(socket)
             if not is_single:
-                self._limit(socket)
+                limit(socket, self._device, self._device.max_message_size)
             self._configure(socket, side)
         return sockets
-
-    def _limit(self, socket: Any) -> None:
-        device = self._device
-        socket.linger = LINGER
-        socket.maxmsgsize = device.max_message_size
-        socket.rcvhwm = device.receive_hwm
-        socket.sndhwm = device.send_hwm
-        socket.backlog = device.backlog
-        socket.handshake_ivl = ceil(device.handshake_timeout * 1000)
-        socket.heartbeat_ivl = ceil(device.heartbeat_interval * 1000)
-        socket.heartbeat_timeout = ceil(device.heartbeat_timeout * 1000)
 
     def _configure(self, socket: Any, side: Any) -> None:
         for option, value in side.options:
             socket.setsockopt(option, value)
         socket.ipv6 = any(address.startswith('tcp://[') for address in side.addresses)
         if side.bindings and self._has_context:
-            self._protect(socket)
+            protect(socket, self._device.curve, bool(self._device.users))
         self.addresses[side.name] = [self._bind(socket, binding) for binding in side.bindings]
         for address in side.peers:
             socket.connect(address)
 
-    def _protect(self, socket: Any) -> None:
-        socket.zap_domain = ZAP_DOMAIN
-        socket.zap_enforce_domain = True  # else libzmq lets everybody in who finds no ZAP handler
-        if self._device.curve is not None:
-            self._device.curve.apply(socket)
-        elif self._device.users:
-            socket.plain_server = True
-
     def _bind(self, socket: Any, binding: Any) -> str:
-        deadline = monotonic() + self._device.bind_timeout
-        while True:
-            try:
-                self._bind_once(socket, binding)
-                break
-            except (OSError, zmq.ZMQError) as error:
-                number = error.errno or 0
-                if number != errno.EADDRINUSE or monotonic() > deadline:
-                    raise ZMQBindError(number, zmq.strerror(number), binding.address) from None
-            sleep(0.05)  # nothing tells when an address gets free
-        address: str = socket.last_endpoint.decode()
-        if address.startswith('tcp:') and self._device.curve is None and not is_local(address):
-            LOGGER.warning(
-                '%s serves the network at %s without CURVE: whoever is on the way can read and '
-                'change the messages',
-                self._device,
-                address,
-            )
-        return address
-
-    def _bind_once(self, socket: Any, binding: Any) -> None:
+        device = self._device
         if binding.listener is not None:
             socket.setsockopt(zmq.USE_FD, binding.listener.detach())
             socket.bind(binding.address)
             socket.setsockopt(zmq.USE_FD, -1)
-            return
-        is_inproc = binding.address.startswith(INPROC)
-        path = None if is_inproc else Endpoint.parse(binding.address, bind=True).path
-        if path is not None:
-            if path in _paths:
-                raise OSError(errno.EADDRINUSE, path)
-            lock = IPCLock(path)
-            lock.acquire()
-            self._locks.append(lock)
-            _paths.add(path)
-        socket.bind(binding.address)
+        else:
+            is_inproc = binding.address.startswith(INPROC)
+            path = None if is_inproc else Endpoint.parse(binding.address, bind=True).path
+            bind(socket, binding.address, path, self._locks, device.bind_timeout)
+        address: str = socket.last_endpoint.decode()
+        warn_of_exposure(device, address, device.curve, bool(device.users))
+        return address
 
     def _close(self) -> None:
         for socket in self._sockets:
@@ -329,9 +281,8 @@ class ThreadRunner:
             self._steering.close(0)
             if self._has_context:
                 self._context.term()
-            for lock in self._locks:
+            for lock in self._locks.values():
                 lock.release()
-                _paths.discard(lock.path)
 
     # In the thread
 
