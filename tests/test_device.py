@@ -35,6 +35,7 @@ from pyams_zmq.device import (
     FORWARDER,
     QUEUE,
     STREAMER,
+    BackgroundDevice,
     Device,
     MonitoredQueue,
     ProcessDevice,
@@ -120,11 +121,25 @@ def start_stuck(device, peer):
     return sink
 
 
-def start_failing(factory, peer, **kwargs):
-    """Start a device that fails: a REQ socket sends no second message before it has a reply."""
-    device = make(factory, QUEUE, zmq.PULL, zmq.REQ, **kwargs)
+class UselessThread(ThreadProxy):
+    """Fails at the first message: its monitor is a socket that cannot send."""
+
+    _is_native = False
+
+
+class UselessProcess(ProcessProxy):
+    """The same in a process."""
+
+    _is_native = False
+
+
+def start_failing(factory, peer, native=True):
+    """Start a device that fails when messages come in."""
+    useless = UselessProcess if factory is ProcessDevice else UselessThread
+    device = make(useless, zmq.PULL, zmq.PUSH, zmq.PULL)
+    device._is_native = native
     device.start()
-    peer(zmq.REP, device.out_address)
+    peer(zmq.PULL, device.out_address)
     device.pause()
     source = peer(zmq.PUSH, device.in_address, sndhwm=1)
     for _ in range(500):
@@ -133,7 +148,7 @@ def start_failing(factory, peer, **kwargs):
     return device
 
 
-FSM = 'current state'
+CANNOT_SEND = 'not supported'
 
 
 # Forward
@@ -180,6 +195,99 @@ def test_streamer(peer, native):
             source.send(b'%d' % number)
         assert [int(sink.recv()) for _ in range(1000)] == list(range(1000))
         assert device.statistics().in_to_out.frames == 1000
+
+
+@pytest.mark.parametrize('native', [True, False])
+@pytest.mark.parametrize(
+    ('types', 'peers'),
+    [
+        ((zmq.PULL, zmq.PUB), (zmq.PUSH, zmq.SUB)),
+        ((zmq.PULL, zmq.DEALER), (zmq.PUSH, zmq.DEALER)),
+        ((zmq.SUB, zmq.PUB), (zmq.PUB, zmq.SUB)),
+        ((zmq.SUB, zmq.PUSH), (zmq.PUB, zmq.PULL)),
+        ((zmq.PAIR, zmq.PAIR), (zmq.PAIR, zmq.PAIR)),
+        ((zmq.PAIR, zmq.XPUB), (zmq.PAIR, zmq.SUB)),
+        ((zmq.DEALER, zmq.DEALER), (zmq.DEALER, zmq.DEALER)),
+        ((zmq.DEALER, zmq.PUSH), (zmq.DEALER, zmq.PULL)),
+        ((zmq.REP, zmq.REQ), (zmq.REQ, zmq.REP)),
+        ((zmq.ROUTER, zmq.PUSH), (zmq.DEALER, zmq.PULL)),
+    ],
+    ids=lambda types: '-'.join(zmq.SocketType(kind).name for kind in types),
+)
+def test_pairs(peer, types, peers, native):
+    device = make(ThreadDevice, QUEUE, *types, native=native)
+    if types[0] == zmq.SUB:
+        device.setsockopt_in(zmq.SUBSCRIBE, '')
+    with device:
+        sink, source = peer(peers[1], device.out_address), peer(peers[0], device.in_address)
+
+        def has_arrived():
+            with suppress(zmq.ZMQError):  # a REQ socket waits for the reply to its first one
+                source.send_multipart([b'a', b'bb'])
+            return sink.poll(20)
+
+        wait_until(has_arrived)
+        assert sink.recv_multipart()[-2:] == [b'a', b'bb']
+        if zmq.REQ in types:
+            sink.send(b'ccc')
+            assert source.recv() == b'ccc'
+            statistics = device.statistics()
+            assert statistics.in_to_out.bytes == statistics.out_to_in.bytes == 3
+
+
+def test_turns_of_req_and_rep(peer):
+    """The second client waits until the first one has its reply."""
+    with make(ThreadDevice, QUEUE, zmq.REP, zmq.REQ) as device:
+        worker = peer(zmq.REP, device.out_address)
+        clients = [peer(zmq.REQ, device.in_address) for _ in range(3)]
+        for client in clients:
+            client.send(b'question')
+        for _ in clients:
+            worker.recv()
+            assert not worker.poll(20)
+            worker.send(b'answer')
+        assert [client.recv() for client in clients] == [b'answer'] * 3
+
+
+def test_turns_of_req_alone(peer):
+    """The second message waits for the reply to the first one, which nobody gets."""
+    with make(ThreadDevice, QUEUE, zmq.PULL, zmq.REQ) as device:
+        worker, source = peer(zmq.REP, device.out_address), peer(zmq.PUSH, device.in_address)
+        for number in (b'1', b'2', b'3'):
+            source.send(number)
+        for number in (b'1', b'2', b'3'):
+            assert worker.recv() == number
+            worker.send(b'done')
+        wait_until(lambda: device.statistics().unroutable == 3)
+        assert device.statistics().in_to_out.messages == 3
+
+
+@pytest.mark.parametrize('native', [True, False])
+def test_message_where_the_other_socket_cannot_send(peer, native):
+    """It is dropped; neither does it end the device, nor does the loop turn without a rest."""
+    with make(ThreadDevice, QUEUE, zmq.PULL, zmq.DEALER, native=native) as device:
+        sink, source = peer(zmq.DEALER, device.out_address), peer(zmq.PUSH, device.in_address)
+        for _ in range(3):
+            sink.send(b'back')
+        wait_until(lambda: device.statistics().unroutable == 3)
+        cpu = time.process_time()
+        assert not sink.poll(300)
+        assert time.process_time() - cpu < 0.2
+        source.send(b'x')
+        assert sink.recv() == b'x'
+
+
+def test_subscription_where_the_other_socket_cannot_send(peer):
+    options = [('in', zmq.SUBSCRIBE, b'')]
+    with make(ThreadDevice, QUEUE, zmq.SUB, zmq.XPUB, options=options) as device:
+        subscriber, publisher = peer(zmq.SUB, device.out_address), peer(zmq.PUB, device.in_address)
+
+        def has_arrived():
+            publisher.send(b'news')
+            return subscriber.poll(10)
+
+        wait_until(has_arrived)
+        assert device.statistics().unroutable == 1
 
 
 @pytest.mark.parametrize('native', [True, False])
@@ -400,7 +508,7 @@ def test_inproc_where_it_is_of_no_use():
 
 
 @pytest.mark.parametrize('factory', [ThreadProxy, ProcessProxy])
-@pytest.mark.parametrize('mon_type', [zmq.PUB, zmq.PUSH])
+@pytest.mark.parametrize('mon_type', [zmq.PUB, zmq.XPUB, zmq.PUSH])
 def test_proxy(peer, factory, mon_type):
     device = factory(zmq.PULL, zmq.PUSH, mon_type)
     assert device.mon_address is None
@@ -411,7 +519,7 @@ def test_proxy(peer, factory, mon_type):
     with device:
         assert device.mon_address == f'{LOCAL}:{port}'
         sink, source = peer(zmq.PULL, device.out_address), peer(zmq.PUSH, device.in_address)
-        monitor = peer(zmq.SUB if mon_type == zmq.PUB else zmq.PULL, device.mon_address)
+        monitor = peer(zmq.PULL if mon_type == zmq.PUSH else zmq.SUB, device.mon_address)
 
         def has_arrived():
             source.send_multipart([b'a', b'b'])
@@ -481,7 +589,9 @@ def test_monitored_queue_of_ones_own(context, peer):
 def test_names():
     assert issubclass(ThreadMonitoredQueue, MonitoredQueue)
     assert issubclass(ThreadProxy, Proxy)
-    assert issubclass(ThreadDevice, Device)
+    for factory in (ThreadDevice, ProcessDevice, ThreadProxy, ProcessMonitoredQueue):
+        assert issubclass(factory, BackgroundDevice)
+        assert issubclass(factory, Device)
 
 
 # Routers
@@ -736,11 +846,11 @@ def test_bad_arguments():
 @pytest.mark.parametrize('factory', ALL)
 def test_failing_device(peer, factory):
     device = start_failing(factory, peer)
-    with pytest.raises(zmq.ZMQError, match=FSM):
+    with pytest.raises(zmq.ZMQError, match=CANNOT_SEND):
         device.join(10)
     assert device.done
     for call in (device.stop, device.pause, device.resume, device.statistics):
-        with pytest.raises(zmq.ZMQError, match=FSM):
+        with pytest.raises(zmq.ZMQError, match=CANNOT_SEND):
             call()
     device.restart()
     device.stop()
@@ -758,7 +868,7 @@ def test_failing_device_and_a_command(peer, factory, command, native):
             device.resume()
 
     device = start_failing(factory, peer, native=native)
-    with pytest.raises(zmq.ZMQError, match=FSM):
+    with pytest.raises(zmq.ZMQError, match=CANNOT_SEND):
         disturb()
     wait_until(lambda: device.done)
 
@@ -964,6 +1074,78 @@ def test_keys(peer, tmp_path):
         peer(zmq.PULL, device.out_address, **keys)
         assert try_to_send(device, peer, **keys)
         assert not try_to_send(device, peer)
+
+
+@pytest.mark.parametrize(
+    ('factory', 'by_signal'),
+    [(ThreadDevice, False), (ProcessDevice, False), (ProcessDevice, True)],
+)
+def test_reload(peer, tmp_path, caplog, factory, by_signal):
+    path = tmp_path / 'users'
+    path.write_text('old:secret')
+    old = {'plain_username': b'old', 'plain_password': b'secret'}
+    new = {'plain_username': b'new', 'plain_password': b'secret'}
+    with make(factory, STREAMER, auth=path) as device:
+        peer(zmq.PULL, device.out_address, **old)
+        assert try_to_send(device, peer, **old)
+        assert not try_to_send(device, peer, **new)
+
+        def reload():
+            if by_signal:
+                os.kill(device.launcher.pid, signal.SIGHUP)
+            else:
+                device.reload()
+
+        path.write_text('nonsense')
+        if by_signal:
+            reload()
+        else:
+            with pytest.raises(ValueError, match='Bad credentials'):
+                device.reload()
+        with pytest.raises(ValueError, match='Bad credentials'):
+            device.restart()
+        assert try_to_send(device, peer, **old)
+        path.write_text('new:secret')
+        reload()
+        wait_until(lambda: try_to_send(device, peer, **new))
+        assert not try_to_send(device, peer, **old)
+        device.restart()  # nobody comes back
+        peer(zmq.PULL, device.out_address, **new)
+        assert try_to_send(device, peer, **new)
+        assert not try_to_send(device, peer, **old)
+    with pytest.raises(ZMQClosedError):
+        device.reload()
+
+
+@pytest.mark.parametrize('factory', ALL)
+def test_reload_of_keys(peer, tmp_path, factory):
+    clients = tmp_path / 'clients'
+    clients.mkdir()
+    zmq.auth.create_certificates(tmp_path, 'server')
+    zmq.auth.create_certificates(clients, 'one')
+    server = CurveServer(tmp_path / 'server.key_secret', clients)
+    with make(factory, STREAMER, curve=server) as device:
+
+        def keys_of(name):
+            client = CurveClient(tmp_path / 'server.key', clients / f'{name}.key_secret')
+            return {
+                'curve_serverkey': client.server,
+                'curve_publickey': client.public,
+                'curve_secretkey': client._secret,
+            }
+
+        peer(zmq.PULL, device.out_address, **keys_of('one'))
+        zmq.auth.create_certificates(clients, 'two')
+        assert not try_to_send(device, peer, **keys_of('two'))
+        device.reload()
+        assert try_to_send(device, peer, **keys_of('two'))
+
+
+def test_reload_without_access_control(context):
+    device = make(ThreadDevice)
+    device.context_factory = lambda: context
+    with device:
+        device.reload()
 
 
 def test_garbage(peer):

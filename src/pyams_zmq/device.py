@@ -14,18 +14,26 @@
 
 import random
 import socket as tcp
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
 import zmq
 
-from pyams_zmq.auth import Users, parse_clients, parse_users
+from pyams_zmq.auth import AccessPolicy, Users, Verdict, parse_clients, parse_users
 from pyams_zmq.curve import CurveServer
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQBindError, ZMQClosedError, ZMQStartError
-from pyams_zmq.relay import Counts, NativeRelay, Relay, Statistics
+from pyams_zmq.relay import (
+    CANNOT_RECEIVE,
+    CANNOT_SEND,
+    TAKES_TURNS,
+    Counts,
+    NativeRelay,
+    Relay,
+    Statistics,
+)
 from pyams_zmq.runner import INPROC, ProcessRunner, ThreadRunner
 
 __docformat__ = 'restructuredtext'
@@ -47,6 +55,18 @@ _NOT_NATIVE = (zmq.ROUTER_MANDATORY, zmq.XPUB_NODROP, zmq.SNDTIMEO)
 
 
 _Self = TypeVar('_Self', bound='Device')
+
+
+class _DevicePolicy(AccessPolicy):
+    """Does not tell libzmq who connected: no device asks.
+
+    libzmq 4.3.5 puts the name in front of what a peer sends; a REQ socket takes it for a broken
+    reply, and drops the peer.
+    """
+
+    def check(self, address: str, mechanism: bytes, credentials: Sequence[bytes]) -> Verdict:
+        """Give the verdict, without a name."""
+        return super().check(address, mechanism, credentials)._replace(user='')
 
 
 class _Binding:
@@ -76,7 +96,7 @@ class _Side:
     @property
     def is_native(self) -> bool:
         """True when the loop of libzmq can serve the socket."""
-        return self.type != zmq.STREAM and not any(
+        return self.type not in (zmq.STREAM, *TAKES_TURNS) and not any(
             option in _NOT_NATIVE and value for option, value in self.options
         )
 
@@ -199,11 +219,22 @@ class Device:
         self._in = _Side('in', types[0] if in_type is None else in_type)
         self._out = _Side('out', types[1] if out_type is None else out_type)
         self._mon: _Side | None = None
+        self._auth = auth
         self.users = parse_users(auth)
         self.clients = parse_clients(clients)
         self.curve = curve
         if self.users and curve is not None:
             raise ValueError('Give auth or curve: a socket has one mechanism')
+
+    def _read_access(self) -> None:
+        users = parse_users(self._auth)
+        if self.curve is not None:
+            self.curve.reload()
+        self.users = users
+
+    def _make_policy(self) -> AccessPolicy:
+        keys = () if self.curve is None else self.curve.clients
+        return _DevicePolicy(self.users, self.clients, keys)
 
     # Configuration
 
@@ -282,7 +313,7 @@ class Device:
     # Life
 
     def start(self) -> None:
-        """Start the device, and wait for its end; see :meth:`ThreadDevice.start`."""
+        """Start the device, and wait for its end; see :meth:`BackgroundDevice.start`."""
         self._launch()
         try:
             self.join()
@@ -306,10 +337,25 @@ class Device:
     def restart(self) -> None:
         """End the device, if it runs, and start it again with the addresses that it had.
 
+        :raises ValueError: users or keys cannot be read; a device that runs goes on
         :raises Exception: see :meth:`start`
         """
+        self._read_access()
         self._end()
         self.start()
+
+    def reload(self) -> None:
+        """Read users and keys again, from the file or folder that was given.
+
+        New connections follow the new rules; those that are there stay, `restart` ends them. SIGHUP
+        does the same to the process of a device, which logs what cannot be read.
+
+        :raises ValueError: they cannot be read, or there are none; nothing has changed
+        :raises ZMQClosedError: it does not run; each start reads them, too
+        """
+        runner = self._running()
+        self._read_access()
+        runner.reload()
 
     def pause(self) -> None:
         """Forward nothing until `resume`; messages wait, up to the high-water marks.
@@ -378,6 +424,7 @@ class Device:
     def _launch(self) -> None:
         if self._runner is not None and self._runner.is_alive:
             raise ZMQStartError(f'{self} runs already')
+        self._read_access()  # else a user who was removed before a SIGHUP would come back
         if self._has_inproc and not self._reaches_inproc:
             raise ValueError('Nobody reaches an inproc:// address in another process')
         if not self._owns_context and (self.users or self.clients or self.curve):
@@ -430,11 +477,15 @@ class Device:
     @property
     def _is_native(self) -> bool:
         is_swapped = self._in.type == self._out.type == zmq.ROUTER
-        can_wait = self._mon is not None and self._mon.type not in (zmq.PUB, zmq.XPUB)
+        can_wait = self._mon is not None and self._mon.type != zmq.PUB
+        has_dead_end = any(
+            source.type not in CANNOT_RECEIVE and target.type in CANNOT_SEND
+            for source, target in ((self._in, self._out), (self._out, self._in))
+        )
         return (
             self.native
             and self._prefixes == (None, None)
-            and not (is_swapped or can_wait)
+            and not (is_swapped or can_wait or has_dead_end)
             and all(side.is_native for side in self._sides)
         )
 
@@ -461,35 +512,26 @@ class Device:
         return f'{type(self).__name__} of {" and ".join(side.name for side in self._sides)}'
 
 
-class _InThread(Device):
-    """Device in a thread of this process."""
-
-    def start(self) -> None:
-        """Start the device; its addresses are bound when this returns.
-
-        :raises ZMQBindError: an address cannot be bound
-        :raises ZMQStartError: it runs already
-        :raises ValueError: access rules in a context that others use, too
-        :raises zmq.ZMQError: libzmq does not take the type or an option of a socket
-        """
-        self._launch()
-
-
-class _InProcess(Device):
-    """Device in a process, which ends with its owner, the one that started it."""
-
-    _reaches_inproc = False
+class BackgroundDevice(Device):
+    """Device in the background: base class of those in a thread or a process."""
 
     def start(self) -> None:
         """Start the device; its addresses are bound when this returns.
 
         :raises ZMQBindError: an address cannot be bound
         :raises ZMQStartError: it runs already, or gevent has patched the program
-        :raises ZMQTimeoutError: it is not ready after 10 seconds
-        :raises ValueError: an `inproc://` address
+        :raises ZMQTimeoutError: a process is not ready after 10 seconds
+        :raises ValueError: users or keys cannot be read; access rules in a context that others
+            use, too; an `inproc://` address for a process
         :raises zmq.ZMQError: libzmq does not take the type or an option of a socket
         """
         self._launch()
+
+
+class _InProcess(BackgroundDevice):
+    """Device in a process, which ends with its owner, the one that started it."""
+
+    _reaches_inproc = False
 
     @property
     def _owns_context(self) -> bool:
@@ -499,7 +541,7 @@ class _InProcess(Device):
         return ProcessRunner(self)
 
 
-class ThreadDevice(_InThread):
+class ThreadDevice(BackgroundDevice):
     """:class:`Device` in a thread."""
 
 
@@ -520,7 +562,9 @@ class Proxy(Device):
 
     def __init__(self, in_type: int, out_type: int, mon_type: int = zmq.PUB, **access: Any):
         super().__init__(QUEUE, in_type, out_type, **access)
-        self._monitor = self._mon = _Side('mon', mon_type)
+        # An XPUB socket would collect the subscriptions, which nobody reads here.
+        is_publisher = mon_type in (zmq.PUB, zmq.XPUB)
+        self._monitor = self._mon = _Side('mon', zmq.PUB if is_publisher else mon_type)
 
     def bind_mon(self, addr: Any) -> None:
         """Bind the `mon` socket; see :meth:`Device.bind_in`."""
@@ -546,7 +590,7 @@ class Proxy(Device):
         return self._first_address('mon')
 
 
-class ThreadProxy(Proxy, _InThread):
+class ThreadProxy(Proxy, BackgroundDevice):
     """:class:`Proxy` in a thread."""
 
 
@@ -578,7 +622,7 @@ class MonitoredQueue(Proxy):
         self._prefixes = _encode(in_prefix), _encode(out_prefix)
 
 
-class ThreadMonitoredQueue(MonitoredQueue, _InThread):
+class ThreadMonitoredQueue(MonitoredQueue, BackgroundDevice):
     """:class:`MonitoredQueue` in a thread."""
 
 

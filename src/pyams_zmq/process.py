@@ -15,7 +15,6 @@
 import asyncio
 import logging
 import os
-import pickle
 import signal
 import socket as tcp
 import stat
@@ -36,7 +35,7 @@ from zope.interface import implementer
 
 from pyams_zmq.auth import AccessPolicy, Authenticator, Users, parse_clients, parse_users
 from pyams_zmq.binding import LINGER, bind, limit, protect, warn_of_exposure
-from pyams_zmq.child import SIGNALS, STOP_SIGNALS, OwnedProcess
+from pyams_zmq.child import SIGNALS, STOP_SIGNALS, OwnedProcess, make_portable
 from pyams_zmq.curve import CurveServer
 from pyams_zmq.endpoint import Endpoint, port_of
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
@@ -62,8 +61,6 @@ REFUSAL_TURN = 0.02
 """A stopping process refuses the messages that are on their way, until none comes in during a turn
 of 0.02 s, for 10 turns at most"""
 
-_MAX_REPORT = 32 * 1024  # bytes: more might wait for a parent who does not read
-_MAX_TEXT = 1000
 TERM_GRACE = 0.5
 """Seconds at the end of `drain_timeout` in which descendants that still run are terminated"""
 
@@ -466,7 +463,8 @@ class ZMQProcess(OwnedProcess):
     def _send_report(self, address: str | None, error: Exception | None) -> None:
         if self._control is not None:
             with suppress(OSError):  # the parent is gone
-                self._control.send_bytes(_pickle_report(address, error))
+                report = address, None if error is None else make_portable(error)
+                self._control.send(report)
 
 
 def process_exit_func(process: Any = None) -> None:
@@ -476,18 +474,6 @@ def process_exit_func(process: Any = None) -> None:
     """
     if process is not None:
         process.stop()
-
-
-def _pickle_report(address: str | None, error: Exception | None) -> bytes:
-    try:
-        data = pickle.dumps((address, error))
-        pickle.loads(data)  # noqa: S301 - our own: some exceptions pickle, and do not come back
-        if len(data) <= _MAX_REPORT:
-            return data
-    except Exception:  # noqa: BLE001 - whatever the pickling of a foreign exception raises
-        LOGGER.debug('%s cannot be pickled', type(error).__name__)
-    text = f'{type(error).__name__}: {error}'
-    return pickle.dumps((None, ZMQStartError(text[:_MAX_TEXT])))
 
 
 def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:

@@ -13,9 +13,11 @@
 """PyAMS_zmq.relay module: loops that forward messages between two sockets.
 
 The one of libzmq is fast. It blocks on a monitor that takes nothing, ends at a peer that cannot be
-reached, counts frames only, does not tell the directions apart and does not hear commands while
-the peers take nothing. The one of Python has none of this, and forwards a third as many small
-messages per second, a fifth with a monitor (`benchmarks/device.py`).
+reached and at a REQ or REP socket whose turn it is not, takes a whole processor when a message
+comes in where the other socket cannot send, counts frames only, does not tell the directions apart
+and does not hear commands while the peers take nothing. The one of Python has none of this, and
+forwards a third as many small messages per second, a fifth with a monitor
+(`benchmarks/device.py`).
 
 Both are steered over a PAIR socket: they answer `STATISTICS` with a message of numbers, and return
 after `TERMINATE`.
@@ -36,6 +38,10 @@ TERMINATE = b'TERMINATE'
 # this only makes the last statistics exact: TERMINATE follows.
 HOLD = b'RESUME' if zmq.zmq_version_info()[:3] == (4, 3, 5) else b'PAUSE'
 
+TAKES_TURNS = (zmq.REQ, zmq.REP)
+CANNOT_SEND = (zmq.PULL, zmq.SUB)
+CANNOT_RECEIVE = (zmq.PUSH, zmq.PUB)
+
 BURST = 100
 """Messages of one direction that are forwarded before the other one, and commands, get a turn"""
 
@@ -43,7 +49,10 @@ BURST = 100
 _NOW = int(zmq.DONTWAIT)
 _NOW_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
 
-_UNDELIVERED = (errno.EAGAIN, errno.EHOSTUNREACH)
+# EFSM is the answer of a REQ or REP socket whose turn it is not.
+_NOT_NOW = (errno.EAGAIN, zmq.EFSM)
+_UNDELIVERED = (*_NOT_NOW, errno.EHOSTUNREACH)
+_ONE_OF_MANY = (zmq.ROUTER, zmq.STREAM)
 _NATIVE_ANSWER = 8  # numbers
 
 
@@ -65,7 +74,8 @@ class Statistics(NamedTuple):
 
     :ivar in_to_out: what came in on the `in` socket
     :ivar out_to_in: what came in on the `out` socket
-    :ivar unroutable: messages that were dropped, whose peer cannot be reached or takes nothing
+    :ivar unroutable: messages that were dropped: their peer cannot be reached or takes nothing, or
+        the other socket is one that cannot send
     :ivar unmonitored: messages that the monitor did not take; what a PUB socket drops is not
         counted
     """
@@ -125,7 +135,9 @@ class _Way:
         self._monitor = monitor
         self._prefix = [] if prefix is None else [prefix]
         self._swaps = source.type == target.type == zmq.ROUTER and source is not target
-        self._routes = target.type in (zmq.ROUTER, zmq.STREAM)
+        self._is_dead_end = target.type in CANNOT_SEND
+        # One peer of many that takes nothing must not stop the others.
+        self._drops = self._is_dead_end or target.type in _ONE_OF_MANY
         self.waiting: list[bytes] | None = None
         self.reset()
 
@@ -152,7 +164,9 @@ class _Way:
         source = self.source
         try:
             frames = [source.recv(_NOW)]
-        except zmq.Again:
+        except zmq.ZMQError as error:
+            if error.errno not in _NOT_NOW:
+                raise
             return None
         while source.get(zmq.RCVMORE):
             frames.append(source.recv(_NOW))
@@ -162,9 +176,8 @@ class _Way:
         return frames
 
     def _send(self, frames: list[bytes]) -> None:
-        if not _send(self.target, frames):
-            # One peer of many that takes nothing must not stop the others.
-            if self._routes:
+        if self._is_dead_end or not _send(self.target, frames):
+            if self._drops:
                 self.unroutable += 1
             else:
                 self.waiting = frames

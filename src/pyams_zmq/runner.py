@@ -14,7 +14,6 @@
 
 import logging
 import os
-import pickle
 import signal
 import socket as tcp
 import stat
@@ -30,11 +29,16 @@ from typing import Any
 import zmq
 from pyramid.threadlocal import get_current_registry
 
-from pyams_zmq.auth import AccessPolicy, Authenticator
+from pyams_zmq.auth import Authenticator
 from pyams_zmq.binding import bind, limit, protect, warn_of_exposure
-from pyams_zmq.child import SIGNALS, STOP_SIGNALS, OwnedProcess
+from pyams_zmq.child import (
+    SIGNALS,
+    OwnedProcess,
+    check_threads,
+    make_portable,
+)
 from pyams_zmq.endpoint import Endpoint
-from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError, ZMQTimeoutError
+from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
 from pyams_zmq.lock import IPCLock
 from pyams_zmq.relay import HOLD, STATISTICS, TERMINATE, Counts
 from pyams_zmq.watchdog import Watchdog, has_ended, wait_for_exit
@@ -73,6 +77,7 @@ class ThreadRunner:
     """
 
     def __init__(self, device: Any, on_end: Callable[[], None] = lambda: None):
+        check_threads(device)
         self.addresses: dict[str, list[str]] = {}
         self.error: Exception | None = None
         self._device = device
@@ -145,6 +150,12 @@ class ThreadRunner:
         except _Ended:
             self._raise_end()
 
+    def reload(self) -> None:
+        """Follow the access rules that the device has read by now."""
+        if self._authenticator is not None:
+            self._authenticator.policy = self._device._make_policy()
+        LOGGER.info('%s has read its users and keys again', self._device)
+
     def stop(self) -> None:
         """End the thread."""
         if not self.is_alive:
@@ -214,10 +225,7 @@ class ThreadRunner:
 
     def _open(self) -> None:
         if self._has_context:
-            device = self._device
-            keys = () if device.curve is None else device.curve.clients
-            policy = AccessPolicy(device.users, device.clients, keys)
-            self._authenticator = Authenticator(self._context, policy)
+            self._authenticator = Authenticator(self._context, self._device._make_policy())
             self._authenticator.start()
         self._control = self._make_socket(zmq.PAIR)
         address = f'{INPROC}pyams_zmq.device-{id(self)}'
@@ -340,9 +348,8 @@ class _DeviceProcess(OwnedProcess):
         wake, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         signal.set_wakeup_fd(self._wake)
-        for num in STOP_SIGNALS:
+        for num in SIGNALS:
             signal.signal(num, _ignore)  # the byte which Python writes to the pipe wakes us
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         watchdog = Watchdog(
             self._parent_pid,
             self.orphan_timeout,
@@ -356,26 +363,50 @@ class _DeviceProcess(OwnedProcess):
             runner = ThreadRunner(self._device, self._wake_up)
         except Exception as error:
             LOGGER.exception('%s failed', self._device)
-            self._say('ended', (_portable(error), Counts()))
+            self._say('ended', (make_portable(error), Counts()))
             sys.exit(1)
         self._say('ready', runner.addresses)
         with suppress(EOFError, OSError):  # the owner is gone
-            while wake not in wait([self._child_pipe, wake]):
-                self._obey(runner, *self._child_pipe.recv())
+            self._serve(runner, wake)
         watchdog.arm(self.drain_timeout)
         runner.stop()
-        failure = None if runner.error is None else _portable(runner.error)
+        failure = None if runner.error is None else make_portable(runner.error)
         self._say('ended', (failure, runner.counts))
         sys.exit(int(failure is not None))
 
     def _wake_up(self) -> None:
         os.write(self._wake, b'\0')
 
+    def _serve(self, runner: ThreadRunner, wake: int) -> None:
+        while True:
+            ready = wait([self._child_pipe, wake])
+            if wake in ready:
+                if set(os.read(wake, 64)) != {signal.SIGHUP}:
+                    return
+                self._on_hangup(runner)
+            if self._child_pipe in ready:
+                self._obey(runner, *self._child_pipe.recv())
+
+    def _on_hangup(self, runner: ThreadRunner) -> None:
+        try:
+            self._reload(runner)
+        except ValueError as error:
+            LOGGER.error('%s keeps its users and keys: %s', self._device, error)
+
+    def _reload(self, runner: ThreadRunner) -> None:
+        self._device._read_access()
+        runner.reload()
+
     def _obey(self, runner: ThreadRunner, number: int, order: str) -> None:
         try:
-            self._say('done', (number, None, getattr(runner, order)()))
+            if order == 'reload':
+                self._reload(runner)
+                result = None
+            else:
+                result = getattr(runner, order)()
+            self._say('done', (number, None, result))
         except Exception as error:  # noqa: BLE001 - the owner gets it
-            self._say('done', (number, _portable(error), None))
+            self._say('done', (number, make_portable(error), None))
 
     def _say(self, word: str, value: Any) -> None:
         with suppress(OSError):  # the owner is gone
@@ -412,15 +443,6 @@ def _drop_listeners(kept: set[int]) -> None:
 
 def _ignore(num: int, frame: Any) -> None:
     pass
-
-
-def _portable(error: Exception) -> Exception:
-    """Give an error that comes through a pipe as it is, or tells what it was."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own: some do not come back
-        return error
-    except Exception:  # noqa: BLE001 - whatever the pickling of a foreign exception raises
-        return ZMQStartError(f'{type(error).__name__}: {error}')
 
 
 class ProcessRunner:
@@ -476,6 +498,10 @@ class ProcessRunner:
     def resume(self) -> None:
         """Forward again."""
         self._tell('resume')
+
+    def reload(self) -> None:
+        """Have the process read users and keys again."""
+        self._tell('reload')
 
     def stop(self) -> None:
         """End the process."""
