@@ -19,6 +19,9 @@ import os
 import pickle
 import signal
 import socket as tcp
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from contextlib import suppress
@@ -325,6 +328,24 @@ def reaches(router, identity):
     return True
 
 
+@pytest.mark.parametrize('factory', ALL)
+def test_as_in_the_guide_of_pyzmq(context, peer, factory):
+    with context.socket(zmq.ROUTER) as broker:
+        broker.rcvtimeo = 5000
+        port = broker.bind_to_random_port(LOCAL)
+        device = factory(zmq.QUEUE, zmq.ROUTER, zmq.DEALER)
+        device.bind_in('tcp://*:*')
+        device.connect_out(f'{LOCAL}:{port}')
+        device.setsockopt_in(zmq.IDENTITY, 'ROUTER')
+        device.setsockopt_out(zmq.IDENTITY, 'DEALER')
+        device.start()
+        client = peer(zmq.ROUTER, device.in_address, router_mandatory=True)
+        wait_until(lambda: reaches(client, b'ROUTER'))
+        identity, _client, text = broker.recv_multipart()
+        assert (identity, text) == (b'DEALER', b'hello')
+        device.stop()
+
+
 def test_in_the_foreground(peer):
     device = make(Device, STREAMER)
     thread = threading.Thread(target=device.start)
@@ -563,6 +584,7 @@ def test_monitored_queue_of_ones_own(context, peer):
     for socket in sockets:
         socket.bind(f'{LOCAL}:*')
     addresses = [socket.last_endpoint for socket in sockets]
+    monitor = peer(zmq.SUB, addresses[2].decode(), rcvtimeo=50)
     foreign = zmq.Context()
     ended = []
 
@@ -578,9 +600,18 @@ def test_monitored_queue_of_ones_own(context, peer):
     with foreign.socket(zmq.PUSH) as source, foreign.socket(zmq.PULL) as sink:
         source.connect(addresses[0])
         sink.connect(addresses[1])
-        source.send(b'x')
-        assert sink.recv() == b'x'
+        seen = []
+
+        def has_arrived():
+            source.send(b'x')
+            assert sink.recv() == b'x'
+            seen.extend([monitor.recv_multipart()] if monitor.poll(20) else [])
+            return seen
+
+        wait_until(has_arrived)
+        assert seen == [[b'in', b'x']]
     foreign.term()
+    monitor.close()
     context.term()
     thread.join()
     assert ended
@@ -804,6 +835,44 @@ def test_what_it_took_is_sent_at_the_end(peer):
             source.send(b'x' * 1000)
         wait_until(lambda: device.statistics().in_to_out.frames == 500)
     assert [len(sink.recv()) for _ in range(500)] == [1000] * 500
+
+
+@pytest.mark.parametrize('factory', ALL)
+def test_end_of_the_program(context, tmp_path, factory):
+    """A device that nobody has stopped sends what it has taken, and leaves no file."""
+    program = f"""
+    import sys, zmq
+    from pyams_zmq.device import STREAMER, {factory.__name__}
+    device = {factory.__name__}(STREAMER)
+    device.bind_in('ipc://{tmp_path}/in')
+    device.connect_out(sys.argv[1])
+    device.start()
+    with zmq.Context() as context, context.socket(zmq.PUSH) as source:
+        source.connect(device.in_address)
+        source.send(b'x' * 1_000_000)
+        while not device.statistics().in_to_out.bytes:
+            pass
+    """
+    with context.socket(zmq.PULL) as sink:
+        sink.rcvtimeo = 5000
+        sink.bind(f'{LOCAL}:*')
+        result = subprocess.run(
+            [
+                sys.executable,
+                '-W',
+                'ignore:pkg_resources is deprecated',  # Pyramid 2 imports it
+                '-c',
+                textwrap.dedent(program),
+                sink.last_endpoint,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert (result.returncode, result.stderr) == (0, '')
+        assert len(sink.recv()) == 1_000_000
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('factory', ALL)

@@ -324,7 +324,8 @@ class Device:
         """End the device; what it has taken is sent, for a second.
 
         Before the start and after the end: nothing. A device that waits for a peer which takes
-        nothing is ended after a second; the message in hand is lost.
+        nothing is ended after a second; the message in hand is lost. The end of the program stops
+        all devices in the background.
 
         :raises ZMQTimeoutError: such a device uses a foreign context: it ends with that, or when
             the peer takes the message

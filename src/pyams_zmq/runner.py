@@ -12,6 +12,7 @@
 
 """PyAMS_zmq.runner module: the thread, and the process, in which a device runs."""
 
+import atexit
 import logging
 import os
 import signal
@@ -25,6 +26,7 @@ from multiprocessing.connection import Pipe, wait
 from threading import RLock, Thread
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 import zmq
 from pyramid.threadlocal import get_current_registry
@@ -101,6 +103,7 @@ class ThreadRunner:
             raise
         self.launcher = Thread(target=self._run, name=f'pyams_zmq {device}', daemon=True)
         self.launcher.start()
+        _runners.add(self)
 
     # In the thread of the owner
 
@@ -312,6 +315,16 @@ class ThreadRunner:
             self._control.send(_ENDED, zmq.DONTWAIT)
         self._close()
         self._on_end()
+
+
+_runners: WeakSet[ThreadRunner] = WeakSet()
+
+
+@atexit.register
+def _stop_runners() -> None:
+    for runner in list(_runners):
+        with suppress(ZMQTimeoutError):  # a peer takes nothing, and the context is not ours
+            runner.stop()
 
 
 class _DeviceProcess(OwnedProcess):
