@@ -32,7 +32,7 @@ import zmq
 import zmq.auth
 
 from conftest import open_fds, wait_until
-from pyams_zmq import runner
+from pyams_zmq import relay, runner
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.device import (
     FORWARDER,
@@ -151,7 +151,7 @@ def start_failing(factory, peer, native=True):
     return device
 
 
-CANNOT_SEND = 'not supported'
+NOT_SUPPORTED = 'not supported'
 
 
 # Forward
@@ -617,6 +617,13 @@ def test_monitored_queue_of_ones_own(context, peer):
     assert ended
 
 
+def test_what_is_wrong_with_a_socket_is_raised(context):
+    with context.socket(zmq.PUSH) as source, context.socket(zmq.PUSH) as target:
+        way = relay._Way(source, target, None, None)
+        with pytest.raises(zmq.ZMQError, match=NOT_SUPPORTED):
+            way.forward()
+
+
 def test_names():
     assert issubclass(ThreadMonitoredQueue, MonitoredQueue)
     assert issubclass(ThreadProxy, Proxy)
@@ -915,11 +922,11 @@ def test_bad_arguments():
 @pytest.mark.parametrize('factory', ALL)
 def test_failing_device(peer, factory):
     device = start_failing(factory, peer)
-    with pytest.raises(zmq.ZMQError, match=CANNOT_SEND):
+    with pytest.raises(zmq.ZMQError, match=NOT_SUPPORTED):
         device.join(10)
     assert device.done
     for call in (device.stop, device.pause, device.resume, device.statistics):
-        with pytest.raises(zmq.ZMQError, match=CANNOT_SEND):
+        with pytest.raises(zmq.ZMQError, match=NOT_SUPPORTED):
             call()
     device.restart()
     device.stop()
@@ -937,7 +944,7 @@ def test_failing_device_and_a_command(peer, factory, command, native):
             device.resume()
 
     device = start_failing(factory, peer, native=native)
-    with pytest.raises(zmq.ZMQError, match=CANNOT_SEND):
+    with pytest.raises(zmq.ZMQError, match=NOT_SUPPORTED):
         disturb()
     wait_until(lambda: device.done)
 
