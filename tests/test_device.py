@@ -653,9 +653,10 @@ def test_router_to_router(peer, factory):
         assert alice.recv_multipart() == [b'bob', b'there']
 
 
+@pytest.mark.parametrize('mandatory', [0, 1])
 @pytest.mark.parametrize('factory', ALL)
-def test_unroutable_peer(peer, factory):
-    options = [('out', zmq.ROUTER_MANDATORY, 1)]
+def test_unroutable_peer(peer, factory, mandatory):
+    options = [('out', zmq.ROUTER_MANDATORY, mandatory)]
     with make(factory, QUEUE, zmq.DEALER, zmq.ROUTER, options=options) as device:
         bob = peer(zmq.DEALER, device.out_address, b'bob')
         sender = peer(zmq.DEALER, device.in_address)
@@ -664,8 +665,9 @@ def test_unroutable_peer(peer, factory):
         sender.send_multipart([b'nobody', b'', b'lost'])
         sender.send_multipart([b'bob', b'found'])
         assert bob.recv_multipart() == [b'found']
-        assert device.statistics().unroutable == 1
-        assert device.statistics().in_to_out == Traffic(2, 8, 1)
+        if mandatory:  # else libzmq drops it without a word
+            assert device.statistics().unroutable == 1
+            assert device.statistics().in_to_out == Traffic(2, 8, 1)
 
 
 def test_peer_that_takes_nothing_does_not_stop_the_others(peer):

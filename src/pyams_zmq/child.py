@@ -41,10 +41,10 @@ __docformat__ = 'restructuredtext'
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_MAX_TEXT = 1000  # of an error that does not fit
-
 SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 """What a child handles itself"""
+
+_MAX_TEXT = 1000  # characters of an error that cannot come as it is
 
 
 class OwnedProcess(multiprocessing.Process):
