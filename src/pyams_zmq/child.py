@@ -17,6 +17,7 @@ import atexit
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import warnings
@@ -42,6 +43,8 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 """What a child handles itself"""
+
+_MAX_TEXT = 1000  # characters of an error that cannot come as it is
 
 
 class OwnedProcess(multiprocessing.Process):
@@ -76,12 +79,7 @@ class OwnedProcess(multiprocessing.Process):
         """
         if self._popen is not None:
             raise AssertionError(f'{self.name} cannot be started twice')  # as the base class says
-        gevent = sys.modules.get('gevent.monkey')
-        if gevent is not None and gevent.is_module_patched('threading'):
-            raise ZMQStartError(
-                f'{self.name} needs threads, which gevent has replaced in this program: start it '
-                'in another one, or before (gunicorn --preload)'
-            )
+        check_threads(self.name)
         # The child reports through this channel, and is asked to stop.
         self._channel, self._control = Pipe()
         # Until the child has its own handlers, those of a web server would swallow these.
@@ -147,6 +145,35 @@ class OwnedProcess(multiprocessing.Process):
         utils = sys.modules.get('pyams_utils.registry')
         if utils is not None:  # a site of the parent is bound to the ZODB connection of the parent
             utils.set_local_registry(None)
+
+
+def check_threads(name: object) -> None:
+    """Make sure that threads are threads.
+
+    :param name: who needs them
+    :raises ZMQStartError: in a program that gevent has patched
+    """
+    gevent = sys.modules.get('gevent.monkey')
+    if gevent is not None and gevent.is_module_patched('threading'):
+        raise ZMQStartError(
+            f'{name} needs threads, which gevent has replaced in this program: start it '
+            'in another one, or before (gunicorn --preload)'
+        )
+
+
+def make_portable(error: Exception, max_size: int = 32 * 1024) -> Exception:
+    """Give an error that comes through a pipe as it is, or one that tells what it was.
+
+    :param max_size: bytes; more might wait for a reader who does not read
+    """
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)  # noqa: S301 - our own: some exceptions pickle, and do not come back
+        if len(data) <= max_size:
+            return error
+    except Exception:  # noqa: BLE001 - whatever the pickling of a foreign exception raises
+        LOGGER.debug('%s cannot be pickled', type(error).__name__)
+    return ZMQStartError(f'{type(error).__name__}: {error}'[:_MAX_TEXT])
 
 
 _owned: WeakSet[OwnedProcess] = WeakSet()

@@ -13,20 +13,17 @@
 """PyAMS_zmq.process module: a process that serves a ØMQ socket beside the application."""
 
 import asyncio
-import errno
 import logging
 import os
-import pickle
 import signal
 import socket as tcp
 import stat
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from math import ceil
 from multiprocessing.connection import wait
 from threading import Lock, local
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
@@ -36,18 +33,12 @@ from tornado.ioloop import IOLoop
 from zmq.utils.monitor import recv_monitor_message
 from zope.interface import implementer
 
-from pyams_zmq.auth import (
-    ZAP_DOMAIN,
-    AccessPolicy,
-    Authenticator,
-    Users,
-    parse_clients,
-    parse_users,
-)
-from pyams_zmq.child import SIGNALS, STOP_SIGNALS, OwnedProcess
+from pyams_zmq.auth import AccessPolicy, Authenticator, Users, parse_clients, parse_users
+from pyams_zmq.binding import LINGER, bind, limit, protect, warn_of_exposure
+from pyams_zmq.child import SIGNALS, STOP_SIGNALS, OwnedProcess, make_portable
 from pyams_zmq.curve import CurveServer
-from pyams_zmq.endpoint import Endpoint, is_local, port_of
-from pyams_zmq.exceptions import ZMQBindError, ZMQStartError, ZMQTimeoutError
+from pyams_zmq.endpoint import Endpoint, port_of
+from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
 from pyams_zmq.interfaces import (
     IZMQProcess,
     ZMQProcessStartedEvent,
@@ -62,37 +53,23 @@ __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-LINGER = 1000
-"""Milliseconds that a socket gets to send its last reply"""
-
 SIZE_SLACK = 16 * 1024 * 1024
 """Bytes above `max_message_size` that still get a 413; libzmq drops the peer beyond"""
 
 SWITCH_INTERVAL = 0.001
-"""Seconds after which a method that computes lets the loop, and other methods, run;
-Python has 0.005, and an answer takes three of them"""
+"""Seconds after which a method that computes lets the loop, and other methods, have the
+interpreter; Python has 0.005, and an answer takes three of them"""
 
 REFUSAL_TURNS = 10
 REFUSAL_TURN = 0.02
 """A stopping process refuses the messages that are on their way, until none comes in during a turn
 of 0.02 s, for 10 turns at most"""
 
-_MAX_REPORT = 32 * 1024  # bytes: more might wait for a parent who does not read
-_MAX_TEXT = 1000
 TERM_GRACE = 0.5
 """Seconds at the end of `drain_timeout` in which descendants that still run are terminated"""
 
 KILL_GRACE = 1.0
 """Seconds that descendants get for a SIGTERM, if the process does not have to end before"""
-
-_ADVICE = {
-    errno.EADDRINUSE: 'another process serves it, stop that one or choose another address',
-    errno.EADDRNOTAVAIL: 'no interface of this machine has it',
-    errno.ENODEV: 'it is neither an address nor an interface of this machine',
-    errno.EEXIST: 'a file which is no socket is there, remove it or choose another path',
-    errno.EACCES: 'this user may not bind it',
-    errno.ENOENT: 'its folder does not exist',
-}
 
 
 @implementer(IZMQProcess)
@@ -397,7 +374,7 @@ class ZMQProcess(OwnedProcess):
         is_reply = sock_type == zmq.REP
         socket = self.context.socket(zmq.ROUTER if is_reply else sock_type)
         try:
-            self._limit(socket)
+            limit(socket, self, self.max_message_size + SIZE_SLACK)
             socket.ipv6 = endpoint.is_ipv6
             if sock_type == zmq.SUB:
                 socket.subscribe(subscribe)
@@ -418,71 +395,32 @@ class ZMQProcess(OwnedProcess):
             stream.on_recv(callback)
         return stream, port
 
-    def _limit(self, socket: Any) -> None:
-        socket.linger = LINGER
-        socket.maxmsgsize = self.max_message_size + SIZE_SLACK
-        socket.rcvhwm = self.receive_hwm
-        socket.sndhwm = self.send_hwm
-        socket.backlog = self.backlog
-        socket.handshake_ivl = ceil(self.handshake_timeout * 1000)
-        socket.heartbeat_ivl = ceil(self.heartbeat_interval * 1000)
-        socket.heartbeat_timeout = ceil(self.heartbeat_timeout * 1000)
-
     def _bind(self, socket: Any, endpoint: Endpoint) -> int | None:
-        socket.zap_domain = ZAP_DOMAIN
-        socket.zap_enforce_domain = True  # else libzmq lets everybody in who finds no ZAP handler
-        if self.curve is not None:
-            self.curve.apply(socket)
-        else:
-            socket.plain_server = bool(self.passwords)
+        protect(socket, self.curve, bool(self.passwords))
         monitor = socket.get_monitor_socket(zmq.EVENT_LISTENING)
-        deadline = monotonic() + self.bind_timeout
         try:
-            while True:
-                try:
-                    self._bind_once(socket, endpoint)
-                    break
-                except ZMQBindError as error:
-                    if error.errno != errno.EADDRINUSE or monotonic() > deadline:
-                        raise
-                if self.draining:
-                    sys.exit(0)
-                sleep(0.05)  # nothing tells when an address gets free
+            bind(
+                socket,
+                endpoint.uri,
+                endpoint.path,
+                self._locks,
+                self.bind_timeout,
+                self._leave_if_draining,
+            )
             listener = recv_monitor_message(monitor)['value']
             self._listeners[listener] = _local_addresses(listener)[0]
         finally:
             socket.disable_monitor()
             monitor.close()
         uri: str = socket.last_endpoint.decode()
-        if self.curve is None and not is_local(uri):
-            LOGGER.warning(
-                '%s serves the network at %s, %s: whoever is on the way can read and change the '
-                'messages; use CURVE',
-                self.name,
-                uri,
-                'with passwords in clear' if self.passwords else 'without authentication',
-            )
+        warn_of_exposure(self.name, uri, self.curve, bool(self.passwords))
         if self.bound_address is None:
             self.bound_address = uri
         return port_of(uri)
 
-    def _bind_once(self, socket: Any, endpoint: Endpoint) -> None:
-        path = endpoint.path
-        lock = None if path is None else self._locks.get(path) or IPCLock(path)
-        try:
-            if lock is not None:
-                lock.acquire()
-            socket.bind(endpoint.uri)
-        except (OSError, zmq.ZMQError) as error:
-            if lock is not None and lock not in self._locks.values():
-                lock.release()
-            number = error.errno or 0
-            text, advice = zmq.strerror(number), _ADVICE.get(number)
-            raise ZMQBindError(
-                number, f'{text} ({advice})' if advice else text, endpoint.uri
-            ) from None
-        if path is not None and lock is not None:
-            self._locks[path] = lock
+    def _leave_if_draining(self) -> None:
+        if self.draining:
+            sys.exit(0)
 
     def exit(self, num: int | None = None, frame: Any = None) -> None:
         """Finish the message in hand, refuse others, then stop."""
@@ -551,7 +489,8 @@ class ZMQProcess(OwnedProcess):
     def _send_report(self, address: str | None, error: Exception | None) -> None:
         if self._control is not None:
             with suppress(OSError):  # the parent is gone
-                self._control.send_bytes(_pickle_report(address, error))
+                report = address, None if error is None else make_portable(error)
+                self._control.send(report)
 
 
 def process_exit_func(process: Any = None) -> None:
@@ -561,18 +500,6 @@ def process_exit_func(process: Any = None) -> None:
     """
     if process is not None:
         process.stop()
-
-
-def _pickle_report(address: str | None, error: Exception | None) -> bytes:
-    try:
-        data = pickle.dumps((address, error))
-        pickle.loads(data)  # noqa: S301 - our own: some exceptions pickle, and do not come back
-        if len(data) <= _MAX_REPORT:
-            return data
-    except Exception:  # noqa: BLE001 - whatever the pickling of a foreign exception raises
-        LOGGER.debug('%s cannot be pickled', type(error).__name__)
-    text = f'{type(error).__name__}: {error}'
-    return pickle.dumps((None, ZMQStartError(text[:_MAX_TEXT])))
 
 
 def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
