@@ -149,8 +149,9 @@ def configure(
 
     :param users: the user with the password, or nobody
     """
-    socket.linger = 0
-    socket.ipv6 = endpoint.is_ipv6
+    socket.set(zmq.LINGER, 0)  # as an attribute it takes three times as long
+    if endpoint.is_ipv6:
+        socket.set(zmq.IPV6, 1)
     if curve is not None:
         curve.apply(socket)
     for user, password in users.items():

@@ -49,6 +49,9 @@ PROBE_DELAY = 0.01
 SILENCE = 0.2
 """Seconds without an end of the handshake before the server is asked in another language"""
 
+# Enums and attributes of pyzmq are dear: these cost more than sending a message.
+_NOBLOCK, _TYPE = int(zmq.NOBLOCK), int(zmq.TYPE)
+
 _LONGEST_WAIT = 2_000_000  # polls count milliseconds in 31 bits
 _numbers = count()
 _SIGNATURE = b'\xff'  # first byte of all versions of ZMTP
@@ -78,7 +81,7 @@ class ZMQSocket(zmq.Socket[bytes]):
         check_size(data)
         # There is room for the only message of a REQ, unless the handshake was refused already:
         # that takes the room away, and to wait for it would take for ever.
-        nowait = zmq.NOBLOCK if self.type == zmq.REQ else 0
+        nowait = _NOBLOCK if self.get(_TYPE) == zmq.REQ else 0
         try:
             return super().send(data, flags | nowait, *args, **kwargs)
         except zmq.Again:
@@ -157,7 +160,8 @@ def zmq_socket(
     """
     endpoint = Endpoint.parse(address, bind=False, protocol=protocol)
     socket = open_socket(endpoint, parse_user(auth, curve), curve, socket_type)
-    socket.linger = linger
+    if linger:
+        socket.linger = linger
     socket.connect(endpoint.uri)
     return socket
 
@@ -171,7 +175,8 @@ def open_socket(
     """Open a socket that is ready to connect to an endpoint, and keeps nothing when closed."""
     socket: ZMQSocket = _shared_context.get().socket(socket_type, socket_class=ZMQSocket)
     configure(socket, endpoint, users, curve)
-    socket.curve = curve
+    if curve is not None:
+        socket.curve = curve
     return socket
 
 
@@ -228,10 +233,16 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
 
 def receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
     """Receive a message if there is one."""
+    # As `recv_multipart` does, which asks the socket after each frame whether there are more.
     try:
-        return socket.recv_multipart(zmq.NOBLOCK)
+        frame = socket.recv(_NOBLOCK, copy=False)
+        frames = [frame.bytes]
+        while frame.more:
+            frame = socket.recv(_NOBLOCK, copy=False)
+            frames.append(frame.bytes)
     except zmq.Again:
         return None
+    return frames
 
 
 def wait_for(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
