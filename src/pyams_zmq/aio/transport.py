@@ -61,6 +61,7 @@ HIGH_WATER = 64 * 1024
 _numbers = count()
 _sockets: set[Any] = set()  # of transports that have not ended: never collected before them
 _NOBLOCK = int(zmq.NOBLOCK)
+_NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
 _POLLOUT = int(zmq.POLLOUT)
 _LOST = frozenset((zmq.ETERM, zmq.ENOTSOCK))
@@ -120,7 +121,8 @@ class ZmqTransport(asyncio.BaseTransport):
         # A REQ takes the next request when it has the reply to the last one. A second reply of a
         # REP must not wait for the next request, however: it would answer that.
         self._not_now = _NOTHING if self._type == zmq.REQ else frozenset((zmq.EAGAIN,))
-        self._buffer: deque[list[bytes]] = deque()
+        self._send_frame = _get_send(sock)
+        self._buffer: deque[tuple[bytes, ...]] = deque()
         self._size = 0
         self._high = HIGH_WATER
         self._low = HIGH_WATER // 4
@@ -397,9 +399,11 @@ class ZmqTransport(asyncio.BaseTransport):
         :raises TypeError: if it is something else
         :raises OSError: if such a socket cannot send it, a REP without a request for instance
         """
-        if isinstance(data, (bytes, bytearray, memoryview, str)):
-            raise TypeError(f'A message is an iterable of frames: write([{type(data).__name__}])')
-        frames = [part if type(part) is bytes else bytes(memoryview(part)) for part in data]
+        frames = data if type(data) is tuple else _make_tuple(data)
+        for part in frames:
+            if type(part) is not bytes:
+                frames = tuple(map(_make_bytes, frames))
+                break
         if self._is_closing:
             LOGGER.warning('%r is closed: a message was dropped', self)
             return
@@ -412,7 +416,7 @@ class ZmqTransport(asyncio.BaseTransport):
         if not self._is_in_turn and self._looks is None:
             self._look_soon()
 
-    def _write_now(self, frames: list[bytes]) -> bool:
+    def _write_now(self, frames: tuple[bytes, ...]) -> bool:
         try:
             return self._transmit(frames)
         except zmq.ZMQError as error:
@@ -643,13 +647,12 @@ class ZmqTransport(asyncio.BaseTransport):
             self._stop(None)
         return is_sent
 
-    def _transmit(self, frames: list[bytes]) -> bool:
+    def _transmit(self, frames: tuple[bytes, ...]) -> bool:
         """Send a message; tell if it is gone, which it is too if its peer is unknown."""
         try:
-            if len(frames) == 1:
-                self._sock.send(frames[0], _NOBLOCK)
-            else:
-                self._sock.send_multipart(frames, _NOBLOCK)
+            for number in range(len(frames) - 1):
+                self._send_frame(frames[number], _NOBLOCK_MORE)
+            self._send_frame(frames[-1], _NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno in self._not_now:
                 return False
@@ -688,6 +691,21 @@ class _MonitorProtocol(asyncio.BaseProtocol):
     def msg_received(self, data: tuple[bytes, bytes]) -> None:
         event, value = struct.unpack('=Hi', data[0])
         self._tell('event_received', SocketEvent(zmq.Event(event), value, data[1].decode()))
+
+
+def _make_tuple(data: Any) -> tuple[Any, ...]:
+    if isinstance(data, (bytes, bytearray, memoryview, str)):
+        raise TypeError(f'A message is an iterable of frames: write([{type(data).__name__}])')
+    return tuple(data)
+
+
+def _make_bytes(part: Any) -> bytes:
+    return part if type(part) is bytes else bytes(memoryview(part))
+
+
+def _get_send(sock: Any) -> Any:
+    """Get the method that sends a frame: of pyzmq's compiled class, unless a subclass has one."""
+    return super(zmq.Socket, sock).send if type(sock).send is zmq.Socket.send else sock.send
 
 
 def _check_str(endpoint: Any) -> str:
