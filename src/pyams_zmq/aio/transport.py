@@ -60,6 +60,7 @@ HIGH_WATER = 64 * 1024
 
 _numbers = count()
 _sockets: set[Any] = set()  # of transports that have not ended: never collected before them
+_EVENTS = zmq.EVENTS  # as it is: pyzmq would look up the number
 _NOBLOCK = int(zmq.NOBLOCK)
 _NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
@@ -121,7 +122,9 @@ class ZmqTransport(asyncio.BaseTransport):
         # A REQ takes the next request when it has the reply to the last one. A second reply of a
         # REP must not wait for the next request, however: it would answer that.
         self._not_now = _NOTHING if self._type == zmq.REQ else frozenset((zmq.EAGAIN,))
+        self._receive_frame = sock.recv
         self._send_frame = _get_send(sock)
+        self._get_option = sock.getsockopt
         self._buffer: deque[tuple[bytes, ...]] = deque()
         self._size = 0
         self._high = HIGH_WATER
@@ -563,10 +566,19 @@ class ZmqTransport(asyncio.BaseTransport):
 
         :param events: what the socket is ready for; 0 to ask it
         """
-        deadline = monotonic() + TURN
         self._is_in_turn = True
         try:
-            self._work(events or self._sock.getsockopt(zmq.EVENTS), deadline)
+            # Most wake-ups are for one message. To ask the socket for more is cheaper than the
+            # exception of a `recv` in vain, which is cheaper than to ask after each of many.
+            most = 1
+            if events and self._is_reading:
+                self._receive()
+                if self._is_ending:
+                    return
+                most = MOST
+            events = self._get_option(_EVENTS)
+            if self._buffer or events & _POLLIN and self._is_reading:
+                self._work(events, most)
         except zmq.ZMQError as error:
             self._fail(error)
         except BaseException:
@@ -575,19 +587,19 @@ class ZmqTransport(asyncio.BaseTransport):
         finally:
             self._is_in_turn = False
 
-    def _work(self, events: int, deadline: float) -> None:
-        # Most wake-ups are for one message. To ask the socket for more is cheaper than the
-        # exception of a `recv` in vain, which is cheaper than to ask after each of many.
-        most = 1
+    def _work(self, events: int, most: int) -> None:
+        deadline = monotonic() + TURN
         while True:
             is_blocked = False
             if events & _POLLIN and self._is_reading:
-                self._receive(most, deadline)
+                for _number in range(most):
+                    if not self._receive() or not self._is_reading or monotonic() > deadline:
+                        break
             if events & _POLLOUT and self._buffer:
                 is_blocked = not self._flush(deadline)
             if self._is_ending:
                 return
-            events = self._sock.getsockopt(zmq.EVENTS)
+            events = self._get_option(_EVENTS)
             has_room = bool(events & _POLLOUT and self._buffer)
             if is_blocked and has_room and self._retries is None:
                 self._retries = self._loop.call_later(RETRY, self._retry)
@@ -599,28 +611,26 @@ class ZmqTransport(asyncio.BaseTransport):
                 return
             most = MOST
 
-    def _receive(self, most: int, deadline: float) -> None:
-        receive = self._sock.recv
-        for _number in range(most):
+    def _receive(self) -> bool:
+        """Receive a message and give it to the protocol; tell if there was one."""
+        try:
+            frame = self._receive_frame(_NOBLOCK, False)
+            data: tuple[bytes, ...] = (frame.bytes,)
+            while frame.more:
+                frame = self._receive_frame(_NOBLOCK, False)
+                data += (frame.bytes,)
+        except zmq.ZMQError as error:
+            if error.errno not in _NOTHING:
+                raise
+            return False
+        if not self._is_closing:
             try:
-                frame = receive(_NOBLOCK, False)
-                data = [frame.bytes]
-                while frame.more:
-                    frame = receive(_NOBLOCK, False)
-                    data.append(frame.bytes)
-            except zmq.ZMQError as error:
-                if error.errno not in _NOTHING:
-                    raise
-                return
-            if not self._is_closing:
-                try:
-                    self._protocol.msg_received(tuple(data))
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as error:  # noqa: BLE001 - of others, told to the loop
-                    self._report('The protocol failed in msg_received', error)
-            if not self._is_reading or monotonic() > deadline:
-                return
+                self._protocol.msg_received(data)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001 - of others, told to the loop
+                self._report('The protocol failed in msg_received', error)
+        return True
 
     def _flush(self, deadline: float) -> bool:
         """Send what is buffered; tell if the socket has taken it, or would take more."""
