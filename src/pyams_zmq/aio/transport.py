@@ -68,7 +68,8 @@ _POLLOUT = int(zmq.POLLOUT)
 _LOST = frozenset((zmq.ETERM, zmq.ENOTSOCK))
 _NOTHING = frozenset((zmq.EAGAIN, zmq.EFSM))
 # A wake-up may well mean a message, except for these: PUB and PUSH have none, REQ and REP not now.
-_NOT_AT_ONCE = frozenset((zmq.PUB, zmq.PUSH, zmq.REQ, zmq.REP))
+_SEND_ONLY = frozenset((zmq.PUB, zmq.PUSH))
+_NOT_AT_ONCE = frozenset((*_SEND_ONLY, zmq.REQ, zmq.REP))
 
 
 class AwaitableEndpoint(str):
@@ -135,6 +136,7 @@ class ZmqTransport(asyncio.BaseTransport):
         self._is_ending = False
         self._is_started = False
         self._is_in_turn = False
+        self._has_looked = False
         self._looks: asyncio.Handle | None = None
         self._retries: asyncio.Handle | None = None
         self._guards: asyncio.Handle | None = None
@@ -417,7 +419,7 @@ class ZmqTransport(asyncio.BaseTransport):
             self._size += sum(map(len, frames))
             self._pause_or_resume()
         if not self._is_in_turn and self._looks is None:
-            self._look_soon()
+            self._look_after_write()
 
     def _write_now(self, frames: tuple[bytes, ...]) -> bool:
         try:
@@ -549,6 +551,21 @@ class ZmqTransport(asyncio.BaseTransport):
         self._looks = None
         self._turn(0)
 
+    def _look_after_write(self) -> None:
+        # The first time since the last turn, to look at once is cheaper than one more turn of the
+        # loop; of many writes in a row, only two look.
+        if self._has_looked:
+            self._look_soon()
+        elif self._buffer or self._is_reading and self._type not in _SEND_ONLY:
+            self._has_looked = True
+            try:
+                events = self._get_option(_EVENTS)
+            except zmq.ZMQError as error:
+                self._fail(error)
+                return
+            if self._buffer or events & _POLLIN and self._is_reading:
+                self._look_soon()
+
     def _retry(self) -> None:
         self._retries = None
         self._look_soon()
@@ -567,6 +584,7 @@ class ZmqTransport(asyncio.BaseTransport):
         :param events: what the socket is ready for; 0 to ask it
         """
         self._is_in_turn = True
+        self._has_looked = False
         try:
             # Most wake-ups are for one message. To ask the socket for more is cheaper than the
             # exception of a `recv` in vain, which is cheaper than to ask after each of many.
