@@ -26,6 +26,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
 
@@ -177,9 +178,7 @@ def run_here(loop, style, count, flight):
     gc.collect()
     gc.disable()
     times = event_loop.run_until_complete(STYLES[style](count, flight))
-    latencies = sorted(
-        1e6 * (after - before) for before, after in zip(times, times[1:], strict=False)
-    )
+    latencies = sorted(1e6 * (after - before) for before, after in pairwise(times))
     figures = count / (times[-1] - times[0]), median(latencies), latencies[99 * count // 100]
     sys.stdout.write(json.dumps(figures))
 
