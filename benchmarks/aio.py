@@ -34,10 +34,11 @@ import uvloop
 import zmq
 import zmq.asyncio
 
-try:
-    from pyams_zmq.aio import ZmqProtocol, create_zmq_connection
-except ImportError:  # in the environment of `--aiozmq`
+# The same program echoes through both; here nothing else may be imported.
+if sys.argv[1:3] == ['--run', 'aiozmq']:
     from aiozmq import ZmqProtocol, create_zmq_connection
+else:
+    from pyams_zmq.aio import ZmqProtocol, create_zmq_connection
 
 MESSAGE = b'x' * 64
 ADDRESS = 'tcp://127.0.0.1:*'
@@ -183,9 +184,10 @@ def run_here(loop, style, count, flight):
     sys.stdout.write(json.dumps(figures))
 
 
-def run_there(python, loop, style, count, flight):
+def run_there(python, library, loop, style, count, flight):
     """Echo in a new process; return the rate and the latencies."""
-    command = [python, __file__, '--run', loop, style, str(count), str(flight)]
+    command = [python, '-W', 'ignore', __file__, '--run', library, loop, style]
+    command += [str(count), str(flight)]
     done = subprocess.run(  # noqa: S603 - our Python, or one that was given by hand
         command, stdout=subprocess.PIPE, text=True, check=True, timeout=120
     )
@@ -193,15 +195,15 @@ def run_there(python, loop, style, count, flight):
 
 
 def list_contenders(aiozmq):
-    """Give the contenders: name, Python and style; the first is what the others compare with."""
+    """Give the contenders: name, Python, library and style; the first is the measure."""
     contenders = [
-        ('zmq.asyncio', sys.executable, 'pyzmq'),
-        ('transport', sys.executable, 'protocols'),
-        ('transport, a future each', sys.executable, 'futures'),
+        ('zmq.asyncio', sys.executable, 'pyams_zmq.aio', 'pyzmq'),
+        ('transport', sys.executable, 'pyams_zmq.aio', 'protocols'),
+        ('transport, a future each', sys.executable, 'pyams_zmq.aio', 'futures'),
     ]
     if aiozmq:
-        contenders.append(('aiozmq', aiozmq, 'protocols'))
-        contenders.append(('aiozmq, a future each', aiozmq, 'futures'))
+        contenders.append(('aiozmq', aiozmq, 'aiozmq', 'protocols'))
+        contenders.append(('aiozmq, a future each', aiozmq, 'aiozmq', 'futures'))
     return contenders
 
 
@@ -212,7 +214,7 @@ def list_cases(loops, flights, contenders):
         for loop in loops
         for flight in flights
         for contender in contenders
-        if flight == 1 or contender[2] != 'futures'
+        if flight == 1 or contender[-1] != 'futures'
     ]
 
 
@@ -222,9 +224,9 @@ def measure(cases, rounds, count):
     for number in range(rounds):
         turn = number % len(cases)  # nobody always comes after the same one
         for case in cases[turn:] + cases[:turn]:
-            loop, flight, (_name, python, style) = case
+            loop, flight, (_name, python, library, style) = case
             messages = count if flight == 1 else FACTOR * count
-            figures[case].append(run_there(python, loop, style, messages, flight))
+            figures[case].append(run_there(python, library, loop, style, messages, flight))
     return figures
 
 
@@ -233,7 +235,7 @@ def report(figures):
     columns = ('median/s', 'min/s', 'max/s', 'ratio', 'median us', 'p99 us')
     sys.stdout.write(f'{"":46}' + ''.join(f'{column:>10}' for column in columns) + '\n')
     beside = {}
-    for (loop, flight, (name, _python, _style)), rounds in figures.items():
+    for (loop, flight, (name, *_rest)), rounds in figures.items():
         rates, medians, p99s = zip(*rounds, strict=True)
         beside.setdefault((loop, flight), rates)
         ratios = [mine / other for mine, other in zip(rates, beside[loop, flight], strict=True)]
@@ -253,10 +255,10 @@ def main():
     parser.add_argument('--count', type=int, default=2000, help='messages of a turn (2000)')
     parser.add_argument('--flight', type=int, default=256, help='most messages in flight (256)')
     parser.add_argument('--loop', choices=LOOPS, help='this loop only')
-    parser.add_argument('--run', nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument('--run', nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
-        loop, style, count, flight = arguments.run
+        _library, loop, style, count, flight = arguments.run
         run_here(loop, style, int(count), int(flight))
         return
     loops = [arguments.loop] if arguments.loop else list(LOOPS)
