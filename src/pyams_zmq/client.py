@@ -14,7 +14,6 @@
 
 import os
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -26,15 +25,13 @@ from zmq.utils.monitor import recv_monitor_message
 
 from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
-from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRefusedError
-from pyams_zmq.link import LINK_EVENTS, RETRIED, Link, as_os_error, keep_connected, parse_user
+from pyams_zmq.link import LINK_EVENTS, Attempts, Link, Target, as_os_error, keep_connected
 from pyams_zmq.message import (
     check_retries,
     check_timeout,
     decode_reply,
     encode_message,
-    encode_request,
     payload_of,
 )
 from pyams_zmq.outbox import Letter, Outbox, postman
@@ -66,16 +63,16 @@ class Connection:
 
     socket_type = zmq.REQ
 
-    def __init__(self, endpoint: Endpoint, users: Mapping[str, str], curve: CurveClient | None):
+    def __init__(self, target: Target):
         self._pid = os.getpid()
-        self._link = Link(endpoint)
-        self._socket = open_socket(endpoint, users, curve, self.socket_type)
+        self._link = Link(target.endpoint)
+        self._socket = open_socket(*target, self.socket_type)
         self._prepare_socket()
         self._monitor: Any = self._socket.context.socket(zmq.PAIR, socket_class=ZMQSocket)
         address = make_inproc_address()
         self._socket.monitor(address, LINK_EVENTS)
         self._monitor.connect(address)
-        self._socket.connect(endpoint.uri)
+        self._socket.connect(target.endpoint.uri)
 
     def _prepare_socket(self) -> None:
         keep_connected(self._socket)
@@ -204,9 +201,7 @@ class ZMQClient:
         retries: int = 0,
         send_deadline: bool = False,
     ):
-        self._endpoint = Endpoint.parse(address, bind=False)
-        self._users = parse_user(auth, curve)
-        self._curve = curve
+        self._target = Target.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
         self.retries = check_retries(retries)
         self.send_deadline = send_deadline
@@ -218,8 +213,7 @@ class ZMQClient:
     def _renew(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
-        connect = partial(Channel, self._endpoint, self._users, self._curve)
-        self._outbox = Outbox(self.address, connect)
+        self._outbox = Outbox(self.address, partial(Channel, self._target))
 
     def _inherit(self) -> None:
         self._inherited.extend(self._idle)  # kept: nobody may touch them here
@@ -228,7 +222,7 @@ class ZMQClient:
     @property
     def address(self) -> str:
         """URI of the service."""
-        return self._endpoint.uri
+        return self._target.endpoint.uri
 
     def call(
         self,
@@ -266,19 +260,20 @@ class ZMQClient:
         :return: the decoded reply
         :raises: what `call` does, except ZMQRemoteError
         """
-        timeout = self.timeout if timeout is None else check_timeout(timeout)
-        attempts = 1 + (self.retries if retries is None else check_retries(retries))
-        data = b''
+        attempts = Attempts(
+            message,
+            timeout=self.timeout if timeout is None else timeout,
+            retries=self.retries if retries is None else retries,
+            send_deadline=self.send_deadline,
+        )
         while True:
-            attempts -= 1
-            if self.send_deadline or not data:
-                data = encode_request(message, timeout if self.send_deadline else None)
+            data = attempts.encode()
             connection = self._acquire()
             try:
-                reply = connection.exchange(data, timeout)
+                reply = connection.exchange(data, attempts.timeout)
             except BaseException as error:
                 connection.close()
-                if attempts <= 0 or not isinstance(error, RETRIED):
+                if not attempts.may_repeat(error):
                     raise
             else:
                 self._release(connection)
@@ -333,7 +328,7 @@ class ZMQClient:
                 return connection
             connection.close()  # a new one is there sooner than this one has reconnected
         with as_os_error():
-            return Connection(self._endpoint, self._users, self._curve)
+            return Connection(self._target)
 
     def _release(self, connection: Connection) -> None:
         with self._lock:
