@@ -26,6 +26,7 @@ from zmq.utils.monitor import recv_monitor_message
 from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRefusedError
+from pyams_zmq.frames import EVENTS, NOBLOCK, POLLIN, receive, send_frame
 from pyams_zmq.link import LINK_EVENTS, Attempts, Link, Target, as_os_error, keep_connected
 from pyams_zmq.message import (
     check_retries,
@@ -35,7 +36,7 @@ from pyams_zmq.message import (
     payload_of,
 )
 from pyams_zmq.outbox import Letter, Outbox, postman
-from pyams_zmq.socket import ZMQSocket, make_inproc_address, open_socket, receive, wait_for
+from pyams_zmq.socket import ZMQSocket, is_patched, make_inproc_address, open_socket, wait_for
 
 __docformat__ = 'restructuredtext'
 
@@ -76,6 +77,7 @@ class Connection:
 
     def _prepare_socket(self) -> None:
         keep_connected(self._socket)
+        self._socket.rcvtimeo = round(FAST * 1000)
 
     def exchange(self, data: bytes, timeout: float) -> bytes:
         """Send a request, wait for the reply.
@@ -86,12 +88,17 @@ class Connection:
         :raises ZMQRefusedError: it does not let us in
         """
         deadline = monotonic() + timeout
-        self._read_monitor()
-        self._socket.send(data)
-        if self._socket.is_refused:
-            raise self._link.describe_refusal()
-        wait_for([self._socket], zmq.POLLIN, min(timeout, FAST))
-        while (frames := receive(self._socket)) is None:
+        try:
+            send_frame(self._socket, data, NOBLOCK)
+        except zmq.Again:  # a refused handshake has taken away the room for the only message
+            raise self._link.describe_refusal() from None
+        # To wait in `recv` is the shortest way; but no other greenlet of gevent would run.
+        if timeout >= FAST and not is_patched():
+            frames = receive(self._socket, flags=0)
+        else:
+            wait_for([self._socket], zmq.POLLIN, min(timeout, FAST))
+            frames = receive(self._socket)
+        while frames is None:
             left = deadline - monotonic()
             if left <= 0:
                 self._read_monitor()
@@ -99,6 +106,7 @@ class Connection:
             ready = wait_for([self._socket, self._monitor], zmq.POLLIN, left)
             if self._socket not in ready and self._read_monitor():
                 raise self._link.describe_loss()
+            frames = receive(self._socket)
         return frames[-1]
 
     def is_alive(self) -> bool:
@@ -115,7 +123,7 @@ class Connection:
         :raises ZMQRefusedError: if the service does not let us in
         """
         is_lost = False
-        while self._monitor.get(zmq.EVENTS) & zmq.POLLIN:
+        while self._monitor.get(EVENTS) & POLLIN:
             is_lost |= self._link.note(recv_monitor_message(self._monitor)['event'])
         return is_lost
 

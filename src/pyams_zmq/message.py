@@ -187,7 +187,7 @@ def _is_plain(value: Any) -> bool:
         value = value.values()
     elif kind is not list and kind is not tuple:
         return isfinite(value) if kind is float else kind in _SCALARS
-    for item in value:
+    for item in value:  # noqa: SIM110 - a generator takes twice as long
         if type(item) not in _SCALARS and not _is_plain(item):
             return False
     return True

@@ -38,6 +38,7 @@ from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQClosedError
+from pyams_zmq.frames import EVENTS, NOBLOCK, TYPE, receive
 from pyams_zmq.link import HANDSHAKE_EVENTS, MAX_HANGUPS, REFUSED, configure, parse_user
 from pyams_zmq.message import check_size, decode_reply
 
@@ -48,9 +49,6 @@ PROBE_DELAY = 0.01
 
 SILENCE = 0.2
 """Seconds without an end of the handshake before the server is asked in another language"""
-
-# Enums and attributes of pyzmq are dear: these cost more than sending a message.
-_NOBLOCK, _TYPE = int(zmq.NOBLOCK), int(zmq.TYPE)
 
 _LONGEST_WAIT = 2_000_000  # polls count milliseconds in 31 bits
 _numbers = count()
@@ -81,7 +79,7 @@ class ZMQSocket(zmq.Socket[bytes]):
         check_size(data)
         # There is room for the only message of a REQ, unless the handshake was refused already:
         # that takes the room away, and to wait for it would take for ever.
-        nowait = _NOBLOCK if self.get(_TYPE) == zmq.REQ else 0
+        nowait = NOBLOCK if self.get(TYPE) == zmq.REQ else 0
         try:
             return super().send(data, flags | nowait, *args, **kwargs)
         except zmq.Again:
@@ -231,24 +229,15 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
     return [503, TIMEOUT] if frames is None else decode_reply(frames[-1])
 
 
-def receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
-    """Receive a message if there is one."""
-    # As `recv_multipart` does, which asks the socket after each frame whether there are more.
-    try:
-        frame = socket.recv(_NOBLOCK, copy=False)
-        frames = [frame.bytes]
-        while frame.more:
-            frame = socket.recv(_NOBLOCK, copy=False)
-            frames.append(frame.bytes)
-    except zmq.Again:
-        return None
-    return frames
+def is_patched() -> bool:
+    """Tell if gevent has replaced what waits."""
+    return not isinstance(select.poll, BuiltinFunctionType)
 
 
 def wait_for(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
     """Wait until a socket has one of the events; return those which have."""
     timeout = max(0, min(timeout, _LONGEST_WAIT))
-    if isinstance(select.poll, BuiltinFunctionType):
+    if not is_patched():
         ready = zmq.zmq_poll([(socket, flags) for socket in sockets], ceil(timeout * 1000))
         return [socket for socket, _events in ready]
     # This program is patched by gevent: its own poll lets other greenlets run, libzmq's would
@@ -258,7 +247,7 @@ def wait_for(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
     for socket in sockets:
         poller.register(socket.fd, select.POLLIN)
     while True:
-        ready = [socket for socket in sockets if socket.get(zmq.EVENTS) & flags]
+        ready = [socket for socket in sockets if socket.get(EVENTS) & flags]
         left = deadline - monotonic()
         if ready or left <= 0:
             return ready

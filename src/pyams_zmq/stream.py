@@ -22,15 +22,11 @@ from typing import Any
 import zmq
 from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
+from pyams_zmq.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT, send_frame
+
 __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
-
-# As int: with members of an enum each `&` and `|` takes longer than a look at the socket.
-_EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
-_NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
-
-_send_frame = zmq.backend.Socket.send
 
 
 class ZMQStream(BaseZMQStream):
@@ -117,7 +113,7 @@ class ZMQStream(BaseZMQStream):
 
     def readable(self) -> bool:
         """Tell if a message waits; looking does not lose its wake-up."""
-        return not self.closed() and bool(self._look() & _POLLIN)
+        return not self.closed() and bool(self._look() & POLLIN)
 
     def _transmit(self, msg: Any, **kwargs: Any) -> Any:
         return self.socket.send_multipart(msg, **kwargs)
@@ -162,22 +158,22 @@ class ZMQStream(BaseZMQStream):
         if self.socket is None:
             return False
         if self._recv_callback is None or self._send_queue.queue or not self._can_receive():
-            return self._handle(0 if self._recv_callback is None else _POLLIN) > 0
+            return self._handle(0 if self._recv_callback is None else POLLIN) > 0
         # The usual case. A message that is not there has the same effect as a look at the events.
         if not self._handle_recv() or self.socket is None:
             return False
-        return bool(self.socket.get(_EVENTS) & _POLLIN or self._send_queue.queue)
+        return bool(self.socket.get(EVENTS) & POLLIN or self._send_queue.queue)
 
     def _handle(self, flag: int) -> int:
         """Send a message and receive one, if there are any; return their number."""
         if self.socket is None:
             return 0
-        events = self.socket.get(_EVENTS)
+        events = self.socket.get(EVENTS)
         handled = 0
-        if events & _POLLOUT and self.sending():
+        if events & POLLOUT and self.sending():
             self._handle_send()
             handled = 1
-        if events & flag & _POLLIN and self.socket is not None and self._can_receive():
+        if events & flag & POLLIN and self.socket is not None and self._can_receive():
             self._handle_recv()
             handled += 1
         return handled
@@ -190,10 +186,10 @@ class ZMQStream(BaseZMQStream):
             self._look()
 
     def _look(self) -> int:
-        events: int = self.socket.get(_EVENTS)
+        events: int = self.socket.get(EVENTS)
         if not self._looks_again and (
-            (events & _POLLIN and self.receiving() and self._can_receive())
-            or (events & _POLLOUT and self.sending())
+            (events & POLLIN and self.receiving() and self._can_receive())
+            or (events & POLLOUT and self.sending())
         ):
             self._looks_again = True
             self.io_loop.add_callback(self._look_again)
@@ -333,12 +329,12 @@ class ReplyStream(ZMQStream):
             self._rebuild_io_state()
 
     def _receive(self) -> list[Any] | None:
-        # As `recv_multipart` does, which asks the socket after each frame whether there are more.
         receive, copy = self.socket.recv, self._recv_copy
-        envelope, body = [receive(_NOBLOCK)], None
+        envelope: list[bytes] = [receive(NOBLOCK)]
+        body: list[Any] | None = None
         more = True
         while more:
-            frame = receive(_NOBLOCK, False)
+            frame = receive(NOBLOCK, False)
             more = frame.more
             if body is not None:
                 body.append(frame.bytes if copy else frame)
@@ -409,8 +405,8 @@ class ReplyStream(ZMQStream):
         # As `send_multipart` does, which looks at the type of each frame first.
         try:
             for frame in envelope:
-                _send_frame(self.socket, frame, _MORE)
-            _send_frame(self.socket, data, _NOBLOCK)
+                send_frame(self.socket, frame, MORE)
+            send_frame(self.socket, data, NOBLOCK)
         except zmq.ZMQError as error:
             self._check_lost(error)
 

@@ -30,6 +30,7 @@ from typing import Any
 import zmq
 
 from pyams_zmq.aio.buffer import Message, WriteBuffer
+from pyams_zmq.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT
 from pyams_zmq.link import as_os_error, make_os_error
 
 __docformat__ = 'restructuredtext'
@@ -48,11 +49,6 @@ GUARD = 0.1
 """Seconds between looks at a socket which others may use, too: they take its wake-ups away"""
 
 _sockets: set[Any] = set()  # of transports that have not ended: never collected before them
-_EVENTS = zmq.EVENTS  # as it is: pyzmq would look up the number
-_NOBLOCK = int(zmq.NOBLOCK)
-_NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-_POLLIN = int(zmq.POLLIN)
-_POLLOUT = int(zmq.POLLOUT)
 _LOST = frozenset((zmq.ETERM, zmq.ENOTSOCK))
 _NOTHING = frozenset((zmq.EAGAIN, zmq.EFSM))
 # A wake-up may well mean a message, except for these: PUB and PUSH have none, REQ and REP not now.
@@ -174,11 +170,11 @@ class Turns(asyncio.BaseTransport):
         elif self._buffer or (self._is_reading and self._type not in _SEND_ONLY):
             self._has_looked = True
             try:
-                events = self._get_option(_EVENTS)
+                events = self._get_option(EVENTS)
             except zmq.ZMQError as error:
                 self._fail(error)
                 return
-            if self._buffer or (events & _POLLIN and self._is_reading):
+            if self._buffer or (events & POLLIN and self._is_reading):
                 self._look_soon()
 
     def _retry(self) -> None:
@@ -209,8 +205,8 @@ class Turns(asyncio.BaseTransport):
                 if self._is_ending:
                     return
                 most = MOST
-            events = self._get_option(_EVENTS)
-            if self._buffer or (events & _POLLIN and self._is_reading):
+            events = self._get_option(EVENTS)
+            if self._buffer or (events & POLLIN and self._is_reading):
                 self._work(events, most)
         except zmq.ZMQError as error:
             self._fail(error)
@@ -224,19 +220,19 @@ class Turns(asyncio.BaseTransport):
         deadline = monotonic() + TURN
         while True:
             is_blocked = False
-            if events & _POLLIN and self._is_reading:
+            if events & POLLIN and self._is_reading:
                 for _number in range(most):
                     if not self._receive() or monotonic() > deadline:
                         break
-            if events & _POLLOUT and self._buffer:
+            if events & POLLOUT and self._buffer:
                 is_blocked = not self._flush(deadline)
             if self._is_ending:
                 return
-            events = self._get_option(_EVENTS)
-            has_room = bool(events & _POLLOUT and self._buffer)
+            events = self._get_option(EVENTS)
+            has_room = bool(events & POLLOUT and self._buffer)
             if is_blocked and has_room and self._retries is None:
                 self._retries = self._loop.call_later(RETRY, self._retry)
-            has_messages = bool(events & _POLLIN and self._is_reading)
+            has_messages = bool(events & POLLIN and self._is_reading)
             if not has_messages and (is_blocked or not has_room):
                 return
             if most == MOST or monotonic() > deadline:
@@ -247,10 +243,10 @@ class Turns(asyncio.BaseTransport):
     def _receive(self) -> bool:
         """Receive a message and give it to the protocol; tell if it may want the next one."""
         try:
-            frame = self._receive_frame(_NOBLOCK, False)
+            frame = self._receive_frame(NOBLOCK, False)
             parts = [frame.bytes]
             while frame.more:
-                frame = self._receive_frame(_NOBLOCK, False)
+                frame = self._receive_frame(NOBLOCK, False)
                 parts.append(frame.bytes)
         except zmq.ZMQError as error:
             if error.errno not in _NOTHING:
@@ -300,8 +296,8 @@ class Turns(asyncio.BaseTransport):
         """Send a message; tell if it is gone, which it is too if its peer is unknown."""
         try:
             for number in range(len(frames) - 1):
-                self._send_frame(frames[number], _NOBLOCK_MORE)
-            self._send_frame(frames[-1], _NOBLOCK)
+                self._send_frame(frames[number], MORE)
+            self._send_frame(frames[-1], NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno in self._not_now:
                 return False
