@@ -28,12 +28,23 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack, suppress
+from itertools import product
+from math import inf
 from pathlib import Path
+from time import monotonic
 
 import zmq
 
 from contenders import BARE, CONTENDERS, ENVIRONMENTS, FLIGHT_BYTES, OURS
-from results import compare, list_failures, make_rows, print_rst, print_table
+from results import (
+    compare,
+    count_rounds,
+    list_failures,
+    make_rows,
+    make_rows_of_times,
+    print_rst,
+    print_table,
+)
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS_FOLDER = HERE.parent / '.bench'
@@ -71,6 +82,11 @@ class Program:
             env=environ,
             start_new_session=True,
         )
+
+    @property
+    def pid(self):
+        """Its pid, and the session of whatever it has started."""
+        return self._process.pid
 
     def read(self, timeout):
         """Read a line.
@@ -119,35 +135,44 @@ class Program:
 
 
 class Runner:
-    """The programs of a contender.
+    """The programs of a contender, which start now.
 
-    :raises MissingError: if it cannot be measured
+    :param python: path of the interpreter of its environment
     """
 
-    def __init__(self, contender, python, stack):
+    def __init__(self, contender, python):
         self._flight = contender.flight
-        server = Program(python, 'server', contender.pair)
-        stack.callback(server.end)
-        self._clients = Program(python, 'clients', contender.pair)
-        stack.callback(self._clients.end)
+        self._stack = ExitStack()
+        self._server, self._clients = (
+            Program(python, role, contender.pair) for role in ('server', 'clients')
+        )
+        self._stack.callback(self._server.end)
+        self._stack.callback(self._clients.end)
+        self.end = self._stack.close
+
+    def wait(self):
+        """Wait until both programs are ready.
+
+        :raises MissingError: if it cannot be measured
+        """
         try:
-            self._address = server.read(START_TIMEOUT)['address']
+            self._address = self._server.read(START_TIMEOUT)['address']
             self._clients.read(START_TIMEOUT)
         except FailedError as error:
             raise MissingError(f'it does not start: {error}') from None
 
     def run_turn(self, payload, clients, seconds):
-        """Give it a turn; return its calls per second."""
+        """Give it a turn; see `side.run_turn` for what it returns."""
         flight = max(1, min(self._flight, FLIGHT_BYTES // payload) // clients)
-        answer = self._clients.ask(
+        return self._clients.ask(
             TURN_TIMEOUT + seconds,
             address=self._address,
             size=payload,
             clients=clients,
             flight=flight,
             seconds=seconds,
+            server=self._server.pid,
         )
-        return answer['rate']
 
 
 def start_runners(names, pythons, stack):
@@ -156,15 +181,17 @@ def start_runners(names, pythons, stack):
     for name in names:
         contender = CONTENDERS[name]
         python = pythons[contender.environment]
-        if not Path(python).exists():
+        if Path(python).exists():
+            runners[name] = Runner(contender, python)
+            stack.callback(runners[name].end)
+        else:
             missing[name] = explain_environment(contender.environment)
-            continue
+    for name, runner in list(runners.items()):
         try:
-            with ExitStack() as trial:
-                runners[name] = Runner(contender, python, trial)
-                stack.push(trial.pop_all())
+            runner.wait()
         except MissingError as error:
             missing[name] = str(error)
+            runners.pop(name).end()
     return runners, missing
 
 
@@ -176,12 +203,14 @@ def explain_environment(name):
         return f'no environment {name!r}: "make bench" makes it'
 
 
-def measure(runners, payload, clients, rounds, seconds, show=None):
+def measure(runners, payload, clients, rounds, seconds, until=inf, show=None):
     """Measure a cell: all contenders in turn, for some rounds.
 
+    :param until: time of `monotonic` after which no further round begins, if one was counted
     :param show: function to call with what is under way, if somebody wants to know
     """
     rates = {name: [] for name in runners}
+    times = {name: [] for name in runners}
     failed = {}
     rng = random.Random(20)  # noqa: S311 - the same orders each time
     for number in range(rounds + 1):
@@ -190,14 +219,23 @@ def measure(runners, payload, clients, rounds, seconds, show=None):
         # In a random order: nobody always comes after the same one.
         for name in rng.sample(list(rates), len(rates)):
             try:
-                rate = runners[name].run_turn(payload, clients, seconds)
+                turn = runners[name].run_turn(payload, clients, seconds)
             except (FailedError, MissingError) as error:
                 failed[name] = str(error)
-                del rates[name]
+                del rates[name], times[name]
             else:
                 if number:  # the first round warms up
-                    rates[name].append(rate)
-    return {'payload': payload, 'clients': clients, 'rates': rates, 'failed': failed}
+                    rates[name].append(turn['rate'])
+                    times[name].append([turn['client'], turn['server']])
+        if number and monotonic() > until:
+            break
+    return {
+        'payload': payload,
+        'clients': clients,
+        'rates': rates,
+        'times': times,
+        'failed': failed,
+    }
 
 
 def describe_machine():
@@ -222,22 +260,40 @@ def run(arguments):
     pythons = {name: str(ENVIRONMENTS_FOLDER / name / 'bin/python') for name in ENVIRONMENTS}
     pythons[OURS] = sys.executable
     pythons.update(pair.split('=', 1) for pair in arguments.python)
-    with ExitStack() as stack:
-        runners, missing = start_runners(arguments.only, pythons, stack)
-        cells = [
-            measure(runners, size, number, arguments.rounds, arguments.seconds, show_progress)
-            for size in arguments.payload
-            for number in arguments.clients
-        ]
-    show_progress('')
-    return {
+    result = {
         'machine': describe_machine(),
-        'rounds': arguments.rounds,
         'seconds': arguments.seconds,
         'names': arguments.only,
-        'missing': missing,
-        'cells': cells,
+        'missing': {},
+        'cells': [],
     }
+    with ExitStack() as stack:
+        runners, result['missing'] = start_runners(arguments.only, pythons, stack)
+        deadline = monotonic() + arguments.minutes * 60
+        left = len(arguments.payload) * len(arguments.clients)
+        for size, number in product(arguments.payload, arguments.clients):
+            left -= 1
+            until = monotonic() + (deadline - monotonic()) / (left + 1)
+            result['cells'].append(
+                measure(
+                    runners,
+                    size,
+                    number,
+                    arguments.rounds,
+                    arguments.seconds,
+                    until,
+                    show_progress,
+                )
+            )
+            save(result, arguments.save)  # each cell: a run which is ended early is of use, too
+    show_progress('')
+    return result
+
+
+def save(result, path):
+    """Save a run, if it is wanted."""
+    if path:
+        Path(path).write_text(json.dumps(result, indent=1), encoding='utf-8')
 
 
 def load(path):
@@ -245,15 +301,15 @@ def load(path):
     return json.loads(Path(path).read_text(encoding='utf-8'))
 
 
-def report(result, write, form=print_table):
+def report(result, write, form=print_table, make=make_rows):
     """Write the table, and what has to be known of it."""
     machine = result['machine']
     write(
         f'pyams_zmq {machine["pyams_zmq"]}, Python {machine["python"]}, pyzmq {machine["pyzmq"]}, '
         f'libzmq {machine["libzmq"]}, {machine["processors"]} processors; '
-        f'medians of {result["rounds"]} rounds, turns of {result["seconds"]:g} s\n\n'
+        f'medians of {count_rounds(result)} rounds, turns of {result["seconds"]:g} s\n\n'
     )
-    form(make_rows(result), write)
+    form(make(result), write)
     for line in list_failures(result):
         write(f'failed: {line}\n')
 
@@ -283,6 +339,7 @@ def parse_arguments(args=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('--rounds', type=int, default=5, help='rounds that count (5)')
+    add('--minutes', type=float, default=12, help='then cells get fewer rounds, at least one (12)')
     add('--seconds', type=float, default=0.25, help='seconds of a turn (0.25)')
     add('--only', type=names, default=list(CONTENDERS), help='parts of names, separated by ;')
     add('--payload', type=numbers, default=[60, 10_000, 1_000_000], help='bytes (60,10000,1000000)')
@@ -291,6 +348,7 @@ def parse_arguments(args=None):
     add('--save', metavar='FILE', help='save the run as JSON')
     add('--compare', nargs=2, metavar=('OLD', 'NEW'), help='only compare two runs')
     add('--show', metavar='FILE', help='only show a run')
+    add('--cpu', action='store_true', help='write processor time for each call instead of ratios')
     add('--rst', action='store_true', help='write the table for the documentation')
     return parser.parse_args(args)
 
@@ -298,15 +356,14 @@ def parse_arguments(args=None):
 def main():
     """Run the benchmark."""
     arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda _num, _frame: sys.exit(1))  # ends the programs, too
     form = print_rst if arguments.rst else print_table
     write = sys.stdout.write
     if arguments.compare:
         form(compare(*map(load, arguments.compare)), write)
         return
     result = load(arguments.show) if arguments.show else run(arguments)
-    if arguments.save:
-        Path(arguments.save).write_text(json.dumps(result, indent=1), encoding='utf-8')
-    report(result, write, form)
+    report(result, write, form, make_rows_of_times if arguments.cpu else make_rows)
 
 
 if __name__ == '__main__':

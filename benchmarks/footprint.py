@@ -236,7 +236,7 @@ def parse_arguments(args=None):
     add = parser.add_argument
     add('--runs', type=int, default=15, help='starts, and rounds of other measures (15)')
     add('--idle', type=int, default=1000, help='idle connections (1000)')
-    add('--calls', type=int, default=1_000_000, help='calls that have to cost the same (1000000)')
+    add('--calls', type=int, default=200_000, help='calls that have to cost the same (200000)')
     add('--save', metavar='FILE', help='save the figures as JSON')
     return parser.parse_args(args)
 

@@ -13,7 +13,8 @@
 """What the figures of a run say: ratios, goals, the table, and what has changed between two runs.
 
 A run is what is saved as JSON: the machine, what was missing, and for each cell (a size of message
-and a number of clients) the rates of each contender, one for each round.
+and a number of clients) the rates of each contender, one for each round, and the seconds of
+processor time that each call took in clients and server.
 """
 
 from statistics import median
@@ -100,6 +101,13 @@ def describe_goals(run, name):
     return '; '.join(describe_goal(run, goal) for goal in GOALS if goal.name == name)
 
 
+def count_rounds(run):
+    """Say of how many rounds the medians are."""
+    rounds = [len(cell['rates'].get(BARE, ())) for cell in run['cells']]
+    least, most = min(rounds), max(rounds)
+    return f'{most}' if least == most else f'{least} to {most}'
+
+
 def name_size(size):
     """Write a number of bytes."""
     for unit, factor in (('MB', 1_000_000), ('kB', 1000)):
@@ -135,6 +143,28 @@ def make_rows(run):
             ]
 
 
+def make_rows_of_times(run):
+    """Make a table of the processor time for each call, which a busy machine changes less."""
+    yield [
+        'processor time of a call, us: client + server',
+        *(f'{name_size(cell["payload"])} x{cell["clients"]}' for cell in run['cells']),
+        '',
+    ]
+    for name in run['names']:
+        if name not in run['missing']:
+            yield [
+                name,
+                *(_write(cell['times'].get(name), _write_times) for cell in run['cells']),
+                '',
+            ]
+
+
+def processor_time(cell, name):
+    """Median of the microseconds of processor time for a call; None if it was not measured."""
+    times = cell['times'].get(name)
+    return median(map(sum, times)) * 1e6 if times else None
+
+
 def list_failures(run):
     """Tell what went wrong, one line each."""
     for cell in run['cells']:
@@ -146,6 +176,10 @@ def _write_ratio(cell, name):
     if name in cell['failed']:
         return 'failed'
     return _write(ratio(cell['rates'], name), '{:.2f}'.format)
+
+
+def _write_times(times):
+    return ' + '.join(f'{median(part) * 1e6:.0f}' for part in zip(*times, strict=True))
 
 
 def _write(value, form):
@@ -180,18 +214,24 @@ def print_rst(rows, write):
 def compare(old, new):
     """Make a table of the ratios of two runs.
 
-    Only ratios are compared: the machine was not the same, or did something else meanwhile.
+    Rates are compared as ratios: the machine was not the same, or did something else meanwhile.
     """
-    former = {(cell['payload'], cell['clients']): cell['rates'] for cell in old['cells']}
-    yield ['', 'old', 'new', 'change']
+    nothing = {'rates': {}, 'times': {}}
+    former = {(cell['payload'], cell['clients']): cell for cell in old['cells']}
+    yield ['', 'ratio', 'new', 'change', 'CPU us', 'new', 'change']
     for cell in new['cells']:
-        rates = former.get((cell['payload'], cell['clients']), {})
+        other = former.get((cell['payload'], cell['clients']), nothing)
         for name in CONTENDERS:
-            before, after = ratio(rates, name), ratio(cell['rates'], name)
-            if name != BARE and (before is not None or after is not None):
+            ratios = ratio(other['rates'], name), ratio(cell['rates'], name)
+            if ratios != (None, None):
                 yield [
                     f'{name_size(cell["payload"])} x{cell["clients"]}, {name}',
-                    _write(before, '{:.2f}'.format),
-                    _write(after, '{:.2f}'.format),
-                    f'{after / before - 1:+.0%}' if before and after else NOTHING,
+                    *_write_change(ratios, '{:.2f}'),
+                    *_write_change([processor_time(one, name) for one in (other, cell)], '{:.0f}'),
                 ]
+
+
+def _write_change(values, form):
+    before, after = values
+    change = f'{after / before - 1:+.0%}' if before and after else NOTHING
+    return [_write(before, form.format), _write(after, form.format), change]

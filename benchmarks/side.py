@@ -26,7 +26,8 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from time import monotonic
+from pathlib import Path
+from time import monotonic, process_time
 
 from contenders.base import NotThereError, make_args
 
@@ -72,20 +73,35 @@ def run_clients(pair):
     tell()
     for line in sys.stdin:
         try:
-            tell(rate=run_turn(pair, **json.loads(line)))
+            tell(**run_turn(pair, owner=sys.stdin.fileno(), **json.loads(line)))
         except Exception as error:  # noqa: BLE001 - whatever a contender raises stands in the table
             tell(error=str(error))
 
 
-def run_turn(pair, address, size, clients, flight, seconds):
-    """Fork clients, let them call; return the calls per second of all of them.
+def read_processor_time(session):
+    """Seconds of processor time that the processes of a session have had so far."""
+    ticks = 0
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        with suppress(OSError):  # it has ended meanwhile
+            fields = path.read_text(encoding='utf-8', errors='replace').rpartition(')')[2].split()
+            if int(fields[3]) == session:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf('SC_CLK_TCK')
+
+
+def run_turn(pair, address, size, clients, flight, seconds, server=0, owner=None):
+    """Fork clients, let them call.
 
     :param size: bytes of a message
     :param flight: calls of each client under way at a time
     :param seconds: how long they start calls
+    :param server: session of the processes of the server
+    :param owner: descriptor that can be read when nobody waits for the turn any more
+    :return: `rate`, calls per second of all clients; `client` and `server`, seconds of processor
+        time for each call
     """
     args = make_args(size)
-    turn = Turn()
+    turn = Turn(owner)
     # The collector runs as Python sets it, but not over what was there before.
     gc.collect()
     gc.freeze()
@@ -98,8 +114,15 @@ def run_turn(pair, address, size, clients, flight, seconds):
             children.append(pid)
         turn.drop_ends_of_clients()
         turn.wait_for_clients(clients)
+        before = read_processor_time(server)
         turn.begin()
-        return sum(count / took for count, took in turn.read_results(clients, seconds))
+        results = list(turn.read_results(clients, seconds))
+        calls = sum(count for count, _took, _used in results)
+        return {
+            'rate': sum(count / took for count, took, _used in results),
+            'client': sum(used for _count, _took, used in results) / calls,
+            'server': (read_processor_time(server) - before) / calls,
+        }
     finally:
         for pid in children:
             os.kill(pid, signal.SIGKILL)  # who has told the result has nothing left to do
@@ -110,7 +133,8 @@ def run_turn(pair, address, size, clients, flight, seconds):
 class Turn:
     """Pipes between the clients of a turn and their parent."""
 
-    def __init__(self):
+    def __init__(self, owner):
+        self._owner = [] if owner is None else [owner]
         self._results, self._result = os.pipe()
         self._signal, self._begin = os.pipe()
         self._unread = b''
@@ -125,7 +149,9 @@ class Turn:
             call_for(seconds * WARM_UP)
             self._write('ready')
             os.read(self._signal, 1)
-            self._write(call_for(seconds))
+            before = process_time()
+            count, took = call_for(seconds)
+            self._write([count, took, process_time() - before])
         except BaseException as error:  # noqa: BLE001 - the parent tells it
             self._write(f'{type(error).__name__}: {error}'[:200])
         os._exit(0)
@@ -153,7 +179,7 @@ class Turn:
         self._begin = None
 
     def read_results(self, clients, seconds):
-        """Give number of calls and seconds of each."""
+        """Give for each its calls, the seconds, and those of processor time."""
         for line in self._read_lines(clients, GRACE + seconds):
             if not isinstance(line, list):
                 raise RuntimeError(line)  # noqa: TRY004 - the text of an error
@@ -168,8 +194,12 @@ class Turn:
                 number -= 1
                 yield json.loads(line)
                 continue
-            if not select.select([self._results], [], [], max(0, deadline - monotonic()))[0]:
+            left = max(0, deadline - monotonic())
+            ready = select.select([self._results, *self._owner], [], [], left)[0]
+            if not ready:
                 raise TimeoutError(f'{number} clients are not ready after {seconds:.0f} s')
+            if self._results not in ready:
+                sys.exit(1)  # the driver has gone
             data = os.read(self._results, 65536)
             if not data:
                 raise RuntimeError(f'{number} clients ended without a word')

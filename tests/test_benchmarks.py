@@ -14,12 +14,16 @@
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
+
+from conftest import wait_until
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / 'benchmarks'
 
@@ -49,11 +53,8 @@ def run():
 
 def make_run(**rates):
     """Make a run of one cell, with one client and the small message."""
-    return {
-        'names': list(rates),
-        'missing': {},
-        'cells': [{'payload': 60, 'clients': 1, 'rates': rates, 'failed': {}}],
-    }
+    cell = {'payload': 60, 'clients': 1, 'rates': rates, 'times': {}, 'failed': {}}
+    return {'names': list(rates), 'missing': {}, 'cells': [cell]}
 
 
 # The programs
@@ -65,24 +66,27 @@ def test_contenders_of_this_environment_are_measured(run, tmp_path):
     file = tmp_path / 'run.json'
     text = run(
         'bench.py',
-        *('--rounds', 2, '--seconds', 0.02, '--payload', '60,10000', '--clients', '1,3'),
+        *('--rounds', 1, '--seconds', 0.01, '--payload', '60,10000', '--clients', 2),
         *('--only', 'bare;asyncio;ours', '--save', file),
     )
     result = json.loads(file.read_text())
     expected = [name for name, item in CONTENDERS.items() if item.environment == OURS]
     assert result['names'] == expected
     cells = [(cell['payload'], cell['clients']) for cell in result['cells']]
-    assert cells == [(60, 1), (60, 3), (10_000, 1), (10_000, 3)]
+    assert cells == [(60, 2), (10_000, 2)]
     for cell in result['cells']:
         assert not cell['failed']
         assert set(cell['rates']) | set(result['missing']) == set(expected)
-        for rates in cell['rates'].values():
-            assert len(rates) == 2
+        assert set(cell['times']) == set(cell['rates'])
+        for name, rates in cell['rates'].items():
+            assert len(rates) == len(cell['times'][name]) == 1
             assert min(rates) > 0
+            assert all(client > 0 <= server for client, server in cell['times'][name])
     for name in expected:
         assert name in text
     assert text == run('bench.py', '--show', file)
     assert '+0%' in run('bench.py', '--compare', file, file)
+    assert 'processor time' in run('bench.py', '--show', file, '--cpu')
     assert '.. list-table::' in run('bench.py', '--show', file, '--rst')
 
 
@@ -132,15 +136,27 @@ def test_a_failing_contender_does_not_stop_the_others():
             rate = self.rates.pop(0)
             if not rate:
                 raise FailedError('it ended')
-            return rate
+            return {'rate': rate, 'client': 0.1, 'server': 0.2}
 
     cell = measure({'good': Runner(1, 2, 3), 'bad': Runner(1, 0)}, 60, 1, 2, 0.1)
     assert cell == {
         'payload': 60,
         'clients': 1,
         'rates': {'good': [2, 3]},  # without the first round
+        'times': {'good': [[0.1, 0.2], [0.1, 0.2]]},
         'failed': {'bad': 'it ended'},
     }
+
+
+@pytest.mark.parametrize(('until', 'rounds'), [(0, 1), (float('inf'), 3)])
+def test_a_cell_gets_fewer_rounds_when_the_time_is_up(until, rounds):
+    from bench import measure
+
+    class Runner:
+        def run_turn(self, payload, clients, seconds):
+            return {'rate': 1, 'client': 0.1, 'server': 0.2}
+
+    assert measure({'x': Runner()}, 60, 1, 3, 0.1, until)['rates'] == {'x': [1] * rounds}
 
 
 @pytest.mark.parametrize('reply', [[500, {}], [200, {'path': 'another'}], [200, None]])
@@ -166,6 +182,37 @@ def test_clients_tell_what_went_wrong(pair, error):
         run_turn(load(pair), address=None, size=60, clients=2, flight=1, seconds=0.01)
 
 
+def find_programs(mark):
+    """Pids of processes that have a mark in their environment."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/environ'):
+        with suppress(OSError):
+            if mark in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize('num', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_driver(num, tmp_path):
+    driver = subprocess.Popen(
+        [
+            *(sys.executable, '-W', 'ignore', BENCHMARKS / 'bench.py'),
+            *('--only', 'request.zmq', '--seconds', '60', '--clients', '2'),
+        ],
+        env={**os.environ, 'MARK_OF_TEST': str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    mark = f'MARK_OF_TEST={tmp_path}\0'.encode()
+    try:
+        # The driver, two servers, one of which has a child, two programs for clients, two clients.
+        wait_until(lambda: len(find_programs(mark)) >= 8, 60)
+    finally:
+        driver.send_signal(num)
+        driver.wait(30)
+    wait_until(lambda: not find_programs(mark), 30)
+
+
 # Policies
 
 
@@ -180,6 +227,14 @@ def test_small_message_is_the_usual_one():
     from contenders.base import ARGS, make_args
 
     assert make_args(60) == ARGS == {'path': '/this/is/my/path', 'format': 'JPEG'}
+
+
+@pytest.mark.parametrize(('rounds', 'text'), [([3, 3], '3'), ([1, 3], '1 to 3')])
+def test_rounds_are_counted(rounds, text):
+    from contenders import BARE
+    from results import count_rounds
+
+    assert count_rounds({'cells': [{'rates': {BARE: [1] * n}} for n in rounds]}) == text
 
 
 def test_ratio_is_the_median_of_the_ratios_within_a_round():
@@ -230,15 +285,19 @@ def test_goals_of_the_footprint_are_most_values():
 
 def test_comparison_of_two_runs():
     from contenders import BARE, CLIENT, SERIAL
-    from results import compare
+    from results import compare, make_rows_of_times
 
     old = make_run(**{BARE: [100, 100], CLIENT: [50, 50]})
     new = make_run(**{BARE: [10, 10], CLIENT: [6, 6], SERIAL: [10, 10]})
+    for run, times in ((old, [4e-5, 6e-5]), (new, [3e-5, 2e-5])):
+        run['cells'][0]['times'] = {CLIENT: [times, times]}
     assert list(compare(old, new)) == [
-        ['', 'old', 'new', 'change'],
-        [f'60 B x1, {SERIAL}', '-', '1.00', '-'],
-        [f'60 B x1, {CLIENT}', '0.50', '0.60', '+20%'],
+        ['', 'ratio', 'new', 'change', 'CPU us', 'new', 'change'],
+        [f'60 B x1, {BARE}', '1.00', '1.00', '+0%', '-', '-', '-'],
+        [f'60 B x1, {SERIAL}', '-', '1.00', '-', '-', '-', '-'],
+        [f'60 B x1, {CLIENT}', '0.50', '0.60', '+20%', '100', '50', '-50%'],
     ]
+    assert list(make_rows_of_times(new))[2] == [CLIENT, '30 + 20', '']
 
 
 def test_table_tells_what_is_missing_and_what_failed():
