@@ -34,7 +34,7 @@ lint: $(VENV)/.has-tox ## check the style and the types
 bench: check-python ## compare the speed with others, in environments under .bench; a quarter of an hour
 	$(PYTHON) benchmarks/environments.py
 	.bench/ours/bin/python benchmarks/bench.py $(ARGS)
-	.bench/ours/bin/python benchmarks/footprint.py
+	.bench/ours/bin/python -W ignore benchmarks/footprint.py
 
 coverage: $(VENV)/.has-tox ## measure what the test suite runs, child processes included
 	$(RUN) -m tox run -e coverage

@@ -347,7 +347,7 @@ def parse_arguments(args=None):
     add('--python', action='append', default=[], metavar='ENVIRONMENT=PATH', help='an interpreter')
     add('--save', metavar='FILE', help='save the run as JSON')
     add('--compare', nargs=2, metavar=('OLD', 'NEW'), help='only compare two runs')
-    add('--show', metavar='FILE', help='only show a run')
+    add('--show', metavar='FILE', help='only show a run, the payloads and clients that are given')
     add('--cpu', action='store_true', help='write processor time for each call instead of ratios')
     add('--rst', action='store_true', help='write the table for the documentation')
     return parser.parse_args(args)
@@ -362,7 +362,14 @@ def main():
     if arguments.compare:
         form(compare(*map(load, arguments.compare)), write)
         return
-    result = load(arguments.show) if arguments.show else run(arguments)
+    if arguments.show:
+        result = load(arguments.show)
+        wanted = set(product(arguments.payload, arguments.clients))
+        result['cells'] = [
+            cell for cell in result['cells'] if (cell['payload'], cell['clients']) in wanted
+        ]
+    else:
+        result = run(arguments)
     report(result, write, form, make_rows_of_times if arguments.cpu else make_rows)
 
 

@@ -104,7 +104,7 @@ def describe_goals(run, name):
 def count_rounds(run):
     """Say of how many rounds the medians are."""
     rounds = [len(cell['rates'].get(BARE, ())) for cell in run['cells']]
-    least, most = min(rounds), max(rounds)
+    least, most = min(rounds, default=0), max(rounds, default=0)
     return f'{most}' if least == most else f'{least} to {most}'
 
 

@@ -84,10 +84,12 @@ def test_contenders_of_this_environment_are_measured(run, tmp_path):
             assert all(client > 0 <= server for client, server in cell['times'][name])
     for name in expected:
         assert name in text
-    assert text == run('bench.py', '--show', file)
+    cells = ('--payload', '60,10000', '--clients', 2)
+    assert text == run('bench.py', '--show', file, *cells)
+    assert '10 kB' not in run('bench.py', '--show', file, '--payload', 60, '--clients', 2)
     assert '+0%' in run('bench.py', '--compare', file, file)
-    assert 'processor time' in run('bench.py', '--show', file, '--cpu')
-    assert '.. list-table::' in run('bench.py', '--show', file, '--rst')
+    assert 'processor time' in run('bench.py', '--show', file, '--cpu', *cells)
+    assert '.. list-table::' in run('bench.py', '--show', file, '--rst', *cells)
 
 
 def test_peers_without_an_environment_are_told(run, tmp_path):
