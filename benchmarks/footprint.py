@@ -191,27 +191,41 @@ def read_processor_time(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
-def measure_flat(calls, slices=20):
-    """Call very often; see whether the last calls cost what the first ones did."""
-    size = max(1, calls // slices)
-    with ours() as (process, address), ZMQClient(address, timeout=TIMEOUT) as client:
-        pids = process.pid, 'self'
+def measure_flat(calls, slices=20, turns=10):
+    """Call very often; see whether the last calls cost what the first ones did.
 
-        def use(count):
+    A bare pair has a turn after each of ours: the processor does not always do as much in its time.
+    """
+    size = max(1, calls // slices // turns)
+    with (
+        bare() as (plain, plain_address),
+        ours() as (process, address),
+        ZMQClient(address, timeout=TIMEOUT) as client,
+        calling(plain_address) as exchange,
+    ):
+
+        def use(ask, server, count):
+            start = sum(map(read_processor_time, (server.pid, 'self')))
             for _ in range(count):
-                check(client.request([KIND, ARGS]), ARGS)
-            return sum(map(read_processor_time, pids))
+                check(ask(ARGS), ARGS)
+            return sum(map(read_processor_time, (server.pid, 'self'))) - start
 
-        last = use(min(WARM_UP, calls))
-        before = [read_memory(pid, 'Rss') for pid in pids]
+        def ask(args):
+            return client.request([KIND, args])
+
+        use(ask, process, min(WARM_UP, calls))
+        use(exchange, plain, min(WARM_UP, calls))
+        before = [read_memory(pid, 'Rss') for pid in (process.pid, 'self')]
         used = []
         for _ in range(slices):
-            former, last = last, use(size)
-            used.append(last - former)
-        after = [read_memory(pid, 'Rss') for pid in pids]
+            ticks = [
+                (use(ask, process, size), use(exchange, plain, size // 2)) for _ in range(turns)
+            ]
+            one, other = map(sum, zip(*ticks, strict=True))
+            used.append(one / other if other else 1)  # few calls take no time
+        after = [read_memory(pid, 'Rss') for pid in (process.pid, 'self')]
     quarter = max(1, slices // 4)
-    first, last = sum(used[:quarter]), sum(used[-quarter:])
-    # Of few calls there is none to be seen.
+    first, last = median(used[:quarter]), median(used[-quarter:])
     yield 'processor time of a call, last quarter to first', last / first if first else 1
     for name, old, new in zip(('server', 'client'), before, after, strict=True):
         yield f'growth of the {name}, MB', (new - old) / MB
