@@ -90,8 +90,6 @@ class Concurrent(BareClient):
 
     def make(self):
         """Make the process."""
-        if not hasattr(ZMQProcess, 'concurrency'):
-            raise NotThereError('ZMQProcess has no attribute concurrency')
         return ConcurrentProcess(LOCAL, AsyncEchoMessageHandler)
 
 
