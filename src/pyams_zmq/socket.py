@@ -47,6 +47,9 @@ __docformat__ = 'restructuredtext'
 PROBE_DELAY = 0.01
 """Seconds without an answer before the credentials are tried"""
 
+LATE_PROBE_DELAY = 1.0
+"""The same on a socket that has had a reply: only a server that has restarted would refuse it"""
+
 SILENCE = 0.2
 """Seconds without an end of the handshake before the server is asked in another language"""
 
@@ -65,10 +68,12 @@ class ZMQSocket(zmq.Socket[bytes]):
     """Socket of a client; dropping it closes it.
 
     :ivar is_refused: true when a message could not even be sent, see :func:`zmq_response`
+    :ivar has_replies: true when :func:`zmq_response` has returned a reply
     :ivar curve: its CURVE keys, which pyzmq does not read back
     """
 
     is_refused = False
+    has_replies = False
     curve: CurveClient | None = None
 
     def send(self, data: Any, flags: int = 0, *args: Any, **kwargs: Any) -> Any:
@@ -213,13 +218,17 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
         return [401, REFUSED]
     try:
         deadline = monotonic() + timeout
-        wait_for([socket], flags, min(timeout, PROBE_DELAY))
+        is_known = getattr(socket, 'has_replies', False)
+        delay = LATE_PROBE_DELAY if is_known else PROBE_DELAY
+        wait_for([socket], flags, min(timeout, delay))
         frames = receive(socket)
-        if frames is None and timeout > PROBE_DELAY:
+        if frames is None and timeout > delay:
             if _is_refused(socket, flags, deadline):
                 return [401, REFUSED]
             wait_for([socket], flags, deadline - monotonic())
             frames = receive(socket)
+        if frames is not None and not is_known and isinstance(socket, ZMQSocket):
+            socket.has_replies = True
     except zmq.ZMQError as error:
         if error.errno in (zmq.ETERM, zmq.ENOTSOCK, errno.EBADF):
             raise ZMQClosedError('The socket or its context was closed, open a new one') from None
