@@ -89,6 +89,7 @@ class ZMQMessageHandler:
             )
         self.process = process
         self.rep_stream = stream
+        self._send: Any = getattr(stream, 'reply', getattr(stream, 'send', None))
         self.json_load = json_load
         self.rep_handler = factory() if isinstance(factory, type) else factory
         self.rep_handler.process = process
@@ -116,19 +117,25 @@ class ZMQMessageHandler:
         """Answer a message."""
         try:
             method, call = self._prepare(frames)
-            if method.in_thread:
+            if call is None:
+                result = method.call(*frames)
+            elif method.in_thread:
                 loop = asyncio.get_running_loop()
                 future = loop.run_in_executor(self._threads, _call_in_thread, call)
                 _LateReply(self, method).wait_for(future)
                 return
-            result = call()
+            else:
+                result = call()
             if type(result) not in _RESULTS and isinstance(result, Awaitable):
                 _LateReply(self, method).wait_for_result(result)
                 return
             reply = encode(result)
         except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
             reply = _error_reply(error)
-        _send(self.rep_stream, reply)
+        try:
+            self._send(reply)
+        except Exception:
+            LOGGER.exception('A reply could not be sent')
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
@@ -136,12 +143,15 @@ class ZMQMessageHandler:
             self._concurrency, 'pyams_zmq', getattr(self.process, '_enter_thread', None)
         )
 
-    def _prepare(self, frames: list[Any]) -> tuple[Method, Callable[[], Any]]:
-        """Find the method for a message, and what is to be called."""
+    def _prepare(self, frames: list[Any]) -> tuple[Method, Callable[[], Any] | None]:
+        """Find the method for a message, and put its arguments into the frames.
+
+        :return: the method, and what is to be called, if not the method with all frames
+        """
         peer = None
         if self.wants_frames and frames:
             peer = self._identify(frames[0])
-            frames = list(map(bytes, frames))
+            frames[:] = map(bytes, frames)
         size = len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
         if size > self._max_size:
             raise ZMQMessageError(
@@ -160,6 +170,8 @@ class ZMQMessageHandler:
         if not method.least <= len(frames) <= method.most:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
         frames[self.json_load] = args
+        if not (method.wants_peer or method.wants_request or method.in_thread):
+            return method, None
         call = partial(method.call, *frames)
         if method.wants_peer:
             call = partial(call, peer=peer)

@@ -133,12 +133,17 @@ class ZMQStream(BaseZMQStream):
     # its next turn.
 
     def _handle_events(self, fd: Any, events: int) -> None:
+        if self.socket is None:
+            return
         deadline = monotonic() + self.turn
         more = True
         self._in_turn = True
         try:
             while more:
-                more = self._handle_next()
+                if self._recv_callback is None or self._send_queue.queue or not self._can_receive():
+                    more = self._handle(0 if self._recv_callback is None else POLLIN) > 0
+                else:  # the usual case; to find no message has the effect of a look at the events
+                    more = self._handle_recv() and self._may_go_on()
                 if more and monotonic() > deadline:
                     break
         except zmq.ContextTerminated:  # now its sockets do not even tell their FD
@@ -153,16 +158,9 @@ class ZMQStream(BaseZMQStream):
             if more and not self.closed():
                 self._rebuild_io_state()
 
-    def _handle_next(self) -> bool:
-        """Handle the next message; tell if there may be another one."""
-        if self.socket is None:
-            return False
-        if self._recv_callback is None or self._send_queue.queue or not self._can_receive():
-            return self._handle(0 if self._recv_callback is None else POLLIN) > 0
-        # The usual case. A message that is not there has the same effect as a look at the events.
-        if not self._handle_recv() or self.socket is None:
-            return False
-        return bool(self.socket.get(EVENTS) & POLLIN or self._send_queue.queue)
+    def _may_go_on(self) -> bool:
+        socket = self.socket
+        return socket is not None and bool(socket.get(EVENTS) & POLLIN or self._send_queue.queue)
 
     def _handle(self, flag: int) -> int:
         """Send a message and receive one, if there are any; return their number."""
@@ -350,32 +348,26 @@ class ReplyStream(ZMQStream):
             self._reply_to_failure(self.envelope)
         return body
 
-    def send(
-        self,
-        msg: Any,
-        flags: int = 0,
-        copy: bool = True,
-        track: bool = False,
-        callback: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Send the reply.
+    def send(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        """Send the reply, or a part of it; see `send_multipart`."""
+        if type(msg) is bytes and not (args or kwargs):
+            self.reply(msg)
+        else:
+            super().send(msg, *args, **kwargs)
+
+    def reply(self, data: bytes) -> None:
+        """Send the reply, without detours.
 
         :raises zmq.ZMQError: EFSM, if no message is owed a reply
         """
-        # What a message handler does, without detours.
-        if (
-            type(msg) is bytes
-            and not (flags or track or kwargs)
-            and callback is self._send_callback is None
-            and self.envelope is not None
-            and self.socket is not None
-        ):
-            envelope, self.envelope = self.envelope, None
-            self._route_reply(envelope, msg)
-            self._update_handler(0)
-        else:
-            super().send(msg, flags, copy, track, callback, **kwargs)
+        envelope = self.envelope
+        if envelope is None or self.socket is None or self._send_callback is not None:
+            self.send_multipart([data])
+            return
+        self.envelope = None
+        self._route_reply(envelope, data)
+        if not self._in_turn:
+            self._look()
 
     def send_multipart(self, msg: Any, flags: int = 0, *args: Any, **kwargs: Any) -> None:
         """Send the reply, or with `zmq.SNDMORE` a part of it.
