@@ -13,7 +13,6 @@
 """PyAMS_zmq.client module: calls a service, and knows what became of each call."""
 
 import os
-import threading
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -43,6 +42,9 @@ __docformat__ = 'restructuredtext'
 FAST = 0.01
 """Seconds without a reply before anything but the reply is looked at"""
 
+RECENT = 0.02
+"""Seconds after a reply in which a connection counts as alive, without a look at its monitor"""
+
 MAX_IDLE = 8
 """Connections that a client keeps for the next calls; while more threads call there are more"""
 
@@ -66,6 +68,8 @@ class Connection:
 
     def __init__(self, target: Target):
         self._pid = os.getpid()
+        self._used = -RECENT
+        self._is_patched = is_patched()
         self._link = Link(target.endpoint)
         self._socket = open_socket(*target, self.socket_type)
         self._prepare_socket()
@@ -93,8 +97,8 @@ class Connection:
         except zmq.Again:  # a refused handshake has taken away the room for the only message
             raise self._link.describe_refusal() from None
         # To wait in `recv` is the shortest way; but no other greenlet of gevent would run.
-        if timeout >= FAST and not is_patched():
-            frames = receive(self._socket, flags=0)
+        if timeout >= FAST and not self._is_patched:
+            frames = receive(self._socket, 0)
         else:
             wait_for([self._socket], zmq.POLLIN, min(timeout, FAST))
             frames = receive(self._socket)
@@ -107,10 +111,13 @@ class Connection:
             if self._socket not in ready and self._read_monitor():
                 raise self._link.describe_loss()
             frames = receive(self._socket)
+        self._used = monotonic()
         return frames[-1]
 
     def is_alive(self) -> bool:
-        """Tell if the service was there when somebody looked last."""
+        """Tell if the service was there just now."""
+        if monotonic() - self._used < RECENT and not self._socket.closed:
+            return True
         try:
             self._read_monitor()
         except (ZMQRefusedError, zmq.ZMQError):  # the context may have been terminated, too
@@ -219,7 +226,6 @@ class ZMQClient:
         _clients.add(self)
 
     def _renew(self) -> None:
-        self._lock = threading.Lock()
         self._idle: list[Connection] = []
         self._outbox = Outbox(self.address, partial(Channel, self._target))
 
@@ -326,32 +332,31 @@ class ZMQClient:
             raise ZMQClosedError(f'The client of {self.address} was closed')
 
     def _acquire(self) -> Connection:
-        while True:
-            with self._lock:
-                self._check_open()
-                if not self._idle:
-                    break
+        self._check_open()
+        with suppress(IndexError):
+            while True:
                 connection = self._idle.pop()
-            if connection.is_alive():
-                return connection
-            connection.close()  # a new one is there sooner than this one has reconnected
+                if connection.is_alive():
+                    return connection
+                connection.close()  # a new one is there sooner than this one has reconnected
         with as_os_error():
             return Connection(self._target)
 
     def _release(self, connection: Connection) -> None:
-        with self._lock:
-            if not self._is_closed and len(self._idle) < MAX_IDLE:
-                self._idle.append(connection)
-                return
-        connection.close()
+        # Without a lock: each operation of a list is one step for other threads.
+        self._idle.append(connection)
+        if self._is_closed or len(self._idle) > MAX_IDLE:
+            self._drop_idle(0 if self._is_closed else MAX_IDLE)
+
+    def _drop_idle(self, most: int) -> None:
+        with suppress(IndexError):
+            while len(self._idle) > most:
+                self._idle.pop(0).close()
 
     def close(self) -> None:
         """Close all connections; what is under way, calls and messages, ends as it would have."""
-        with self._lock:
-            self._is_closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        self._is_closed = True
+        self._drop_idle(0)
         postman.close(self._outbox)
 
     def __enter__(self) -> 'ZMQClient':  # noqa: PYI034 - Python 3.10 has no Self

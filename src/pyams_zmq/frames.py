@@ -38,11 +38,11 @@ def receive(socket: Any, flags: int = NOBLOCK) -> list[bytes] | None:
     :param flags: 0 to wait for the `RCVTIMEO` of the socket
     """
     try:
-        frame = socket.recv(flags, copy=False)
-        frames = [frame.bytes]
-        while frame.more:
-            frame = socket.recv(flags, copy=False)
-            frames.append(frame.bytes)
+        frame = socket.recv(flags, False)
     except zmq.Again:
         return None
+    frames = [frame.bytes]
+    while frame.more:
+        frame = socket.recv(flags, False)
+        frames.append(frame.bytes)
     return frames

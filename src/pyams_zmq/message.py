@@ -144,7 +144,7 @@ def payload_of(reply: Any) -> Any:
     :raises ZMQReplyError: for a reply of another form
     """
     match reply:
-        case [int(status), payload] if status is not True and status is not False:
+        case [status, payload] if type(status) is int:
             if status // 100 == 2:  # noqa: PLR2004 - as in HTTP
                 return payload
             raise ZMQRemoteError(status, payload)

@@ -132,6 +132,22 @@ class ZMQStream(BaseZMQStream):
     # reads the events, which ends the edge, handles what they show, or has the loop do it on
     # its next turn.
 
+    def _init_io_state(self) -> None:
+        # The loop below that of tornado calls us without detours.
+        io_loop: Any = self.io_loop
+        self._loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop
+        self._loop.add_reader(self._fd, self._handle_events, None, 0)
+
+    def close(self, linger: int | None = None) -> None:
+        """Close the stream and its socket.
+
+        :param linger: milliseconds that unsent messages are kept for; by default the option of the
+            socket
+        """
+        if self.socket is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+        super().close(linger)
+
     def _handle_events(self, fd: Any, events: int) -> None:
         if self.socket is None:
             return
@@ -147,7 +163,7 @@ class ZMQStream(BaseZMQStream):
                 if more and monotonic() > deadline:
                     break
         except zmq.ContextTerminated:  # now its sockets do not even tell their FD
-            self.io_loop.remove_handler(self._fd)
+            self._loop.remove_reader(self._fd)
             self.socket.close(0)
             self.socket = None
         except zmq.ZMQError:
