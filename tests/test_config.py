@@ -33,7 +33,7 @@ from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.startup import is_server
 
-SECRET = 'JTKVSB%%)wK0E.X)V>+}o?pNmC{O&4W4b!Ni{Lh6'  # that of the RFC 26 tests of libzmq
+SECRET = 'JTKVSB%%)wK0E.X)V>+}o?pNmC{O&4W4b!Ni{Lh6'  # the example of zmq_curve(7)
 PUBLIC = zmq.curve_public(SECRET.encode()).decode()
 KEYS = CurveServer(SECRET, [PUBLIC])
 CLIENT_KEYS = CurveClient(PUBLIC, SECRET)
