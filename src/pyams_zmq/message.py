@@ -19,7 +19,6 @@ refused, in both directions.
 """
 
 import json
-from contextlib import suppress
 from math import isfinite
 from time import time
 from typing import Any
@@ -170,9 +169,11 @@ def encode(value: Any) -> bytes:
 
     :raises TypeError, ValueError, RecursionError: for what JSON cannot say
     """
-    with suppress(RecursionError):  # the standard library nests deeper, and says when not
+    try:
         if _is_plain(value):
             return _encode(value)
+    except RecursionError:
+        pass  # the standard library nests deeper, and says when not
     # Subclasses of str, dict and the like; the standard library also says no to what has no
     # JSON form, where msgspec would find one (a set as a list, bytes as base64, NaN as null).
     return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
