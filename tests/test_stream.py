@@ -23,7 +23,7 @@ from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
 from conftest import wait_until
 from handlers import RawProcess
-from pyams_zmq.stream import ReplyStream, ZMQStream
+from pyams_zmq.stream import FEW, ReplyStream, ZMQStream
 
 BURST = 200
 
@@ -670,6 +670,20 @@ async def test_stop_on_send(net):
         subject.stop_on_send()
         assert await receive(net.connect(zmq.PULL, address), 1) == [[b'x']]
     assert not calls
+
+
+@pytest.mark.parametrize('number', [1, FEW - 1, FEW, FEW + 1, 3 * FEW])
+@in_loop
+async def test_messages_after_any_number(net, number):
+    """However a turn has learned that there are no more, the next ones wake the stream."""
+    received = []
+    with net.stream(zmq.PULL, received.append) as (_subject, address):
+        client = net.connect(zmq.PUSH, address)
+        for _ in range(5):
+            received.clear()
+            for _ in range(number):
+                client.send(b'')
+            await until(lambda: len(received) == number)
 
 
 @in_loop

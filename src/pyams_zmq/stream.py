@@ -28,6 +28,10 @@ __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
+FEW = 8
+"""Messages of a turn after each of which the socket is asked for more: to ask is cheaper than the
+exception of a `recv` in vain, which is cheaper than to ask after each of many"""
+
 
 class ZMQStream(BaseZMQStream):
     """The ZMQStream of pyzmq, with these differences.
@@ -149,17 +153,16 @@ class ZMQStream(BaseZMQStream):
         super().close(linger)
 
     def _handle_events(self, fd: Any, events: int) -> None:
-        if self.socket is None:
-            return
         deadline = monotonic() + self.turn
+        many = self.received + FEW
         more = True
         self._in_turn = True
         try:
-            while more:
+            while more and self.socket is not None:
                 if self._recv_callback is None or self._send_queue.queue or not self._can_receive():
                     more = self._handle(0 if self._recv_callback is None else POLLIN) > 0
                 else:  # the usual case; to find no message has the effect of a look at the events
-                    more = self._handle_recv() and self._may_go_on()
+                    more = self._handle_recv() and (self.received > many or self._may_go_on())
                 if more and monotonic() > deadline:
                     break
         except zmq.ContextTerminated:  # now its sockets do not even tell their FD
@@ -175,8 +178,9 @@ class ZMQStream(BaseZMQStream):
                 self._rebuild_io_state()
 
     def _may_go_on(self) -> bool:
-        socket = self.socket
-        return socket is not None and bool(socket.get(EVENTS) & POLLIN or self._send_queue.queue)
+        if self.socket is None:
+            return False
+        return bool(self.socket.get(EVENTS) & POLLIN or self._send_queue.queue)
 
     def _handle(self, flag: int) -> int:
         """Send a message and receive one, if there are any; return their number."""
