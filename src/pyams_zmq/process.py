@@ -45,6 +45,7 @@ from pyams_zmq.interfaces import (
     ZMQProcessStoppedEvent,
 )
 from pyams_zmq.lock import IPCLock
+from pyams_zmq.message import check_concurrency
 from pyams_zmq.stream import ReplyStream, ZMQStream
 from pyams_zmq.tree import become_subreaper, end_tree, open_pidfd, start_no_more, wait_for_tree
 from pyams_zmq.watchdog import END_GRACE, Watchdog, has_ended, wait_for_exit
@@ -153,8 +154,7 @@ class ZMQProcess(OwnedProcess):
             not a REP
         :raises ZMQStartError: in a program that gevent has patched
         """
-        if self.concurrency < 1:
-            raise ValueError(f'Bad concurrency {self.concurrency!r}: write 1 or more')
+        check_concurrency(self.concurrency)
         if self.concurrency > 1 and self.socket_type != zmq.REP:
             raise ValueError(
                 f'A concurrency of {self.concurrency} is for the socket type REP: only there a '
@@ -446,6 +446,11 @@ class ZMQProcess(OwnedProcess):
         self._drain_task = asyncio.ensure_future(self._drain())
 
     async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.drain_timeout - TERM_GRACE
+        streams = [stream for stream in self._streams if isinstance(stream, ReplyStream)]
+        for stream in streams:
+            stream.refuse()
         received = self._count_received()
         for _turn in range(REFUSAL_TURNS):
             while self.owed_replies:
@@ -454,6 +459,12 @@ class ZMQProcess(OwnedProcess):
             former, received = received, self._count_received()
             if received == former and not any(stream.readable() for stream in self._streams):
                 break
+        while (  # noqa: ASYNC110 - a stop is rare, an event would cost each message something
+            late := sum(stream.in_hand for stream in streams)
+        ) and loop.time() < deadline:
+            await asyncio.sleep(REFUSAL_TURN)
+        if late:
+            LOGGER.warning('%s ends %s methods that have passed their deadline', self.name, late)
         self._stop_loop()
 
     def _count_received(self) -> int:
