@@ -387,6 +387,17 @@ def test_random_port_of_ipv6(peer):
 
 
 def test_random_port_that_is_not_needed():
+def test_option_of_ipv6(peer):
+    """It is no option only of sockets with IPv6 addresses: `*` is both, a name may be either."""
+    device = make(ThreadDevice, STREAMER, bind=['out'], options=[('in', zmq.IPV6, 1)])
+    device.bind_in('*')
+    with device:
+        sink = peer(zmq.PULL, device.out_address)
+        port = device.in_address.rpartition(':')[2]
+        peer(zmq.PUSH, f'tcp://[::1]:{port}', ipv6=True).send(b'x')
+        assert sink.recv() == b'x'
+
+
     device = ThreadDevice()
     port = device.bind_in_to_random_port(LOCAL)
     device.stop()
@@ -903,7 +914,7 @@ def test_address_in_use(factory):
 def test_bad_option(factory):
     device = factory()
     device.setsockopt_in(zmq.RCVHWM, -5)
-    with pytest.raises(zmq.ZMQError, match='Invalid'):
+    with pytest.raises(zmq.ZMQError, match='Invalid argument: option RCVHWM of the in socket'):
         device.start()
     with pytest.raises(ZMQClosedError):
         device.pause()
@@ -919,6 +930,23 @@ def test_bad_arguments():
         for address in ('inproc://', None, 'a b', 'http://host:1'):
             with pytest.raises(ValueError, match='Bad ØMQ address'):
                 configure(address)
+    device = factory()
+    device.setsockopt_out(123_456, 7)
+    with pytest.raises(zmq.ZMQError, match='Invalid argument: option 123456 of the out') as error:
+        device.start()
+    assert error.value.errno == errno.EINVAL
+    with pytest.raises(zmq.ZMQError, match='Invalid argument: type 99 of the out socket'):
+        factory(QUEUE, zmq.PULL, 99).start()
+
+
+def test_errors_that_keep_their_type():
+    foreign = zmq.Context()
+    foreign.set(zmq.MAX_SOCKETS, 2)
+    device = make(ThreadDevice)
+    device.context_factory = lambda: foreign
+    with pytest.raises(zmq.ZMQError, match='Too many open files'):
+        device.start()
+    foreign.term()
 
 
 @pytest.mark.parametrize('factory', ALL)

@@ -13,6 +13,7 @@
 """PyAMS_zmq.runner module: the thread, and the process, in which a device runs."""
 
 import atexit
+import errno
 import logging
 import os
 import signal
@@ -245,7 +246,8 @@ class ThreadRunner:
         sockets: list[Any] = []
         for side in self._device._sides:
             is_single = side.type < 0
-            socket = sockets[0] if is_single else self._make_socket(side.type)
+            with _naming(f'type {side.type} of the {side.name} socket'):
+                socket = sockets[0] if is_single else self._make_socket(side.type)
             sockets.append(socket)
             if not is_single:
                 limit(socket, self._device, self._device.max_message_size)
@@ -254,8 +256,8 @@ class ThreadRunner:
 
     def _configure(self, socket: Any, side: Any) -> None:
         for option, value in side.options:
-            socket.setsockopt(option, value)
-        socket.ipv6 = any(address.startswith('tcp://[') for address in side.addresses)
+            with _naming(f'option {_name(option)} of the {side.name} socket'):
+                socket.setsockopt(option, value)
         if side.bindings and self._has_context:
             protect(socket, self._device.curve, bool(self._device.users))
         self.addresses[side.name] = [self._bind(socket, binding) for binding in side.bindings]
@@ -270,6 +272,8 @@ class ThreadRunner:
             socket.setsockopt(zmq.USE_FD, -1)
         else:
             is_inproc = binding.address.startswith(INPROC)
+        if any(address.startswith('tcp://[') for address in side.addresses):
+            socket.ipv6 = True
             path = None if is_inproc else Endpoint.parse(binding.address, bind=True).path
             bind(socket, binding.address, path, self._locks, device.bind_timeout)
         address: str = socket.last_endpoint.decode()
@@ -334,6 +338,23 @@ class _DeviceProcess(OwnedProcess):
     """
 
     drain_timeout = 5.0
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Say in an error what libzmq does not take; not its value, which may be a password."""
+    try:
+        yield
+    except zmq.ZMQError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise zmq.ZMQError(error.errno, f'{error.strerror}: {what}') from None
+
+
+def _name(option: int) -> str:
+    return zmq.SocketOption(option).name if option in _OPTIONS else str(option)
+
+
+_OPTIONS = frozenset(map(int, zmq.SocketOption))
+
     orphan_timeout = 0.5
 
     def __init__(self, device: Any):
