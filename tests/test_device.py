@@ -1162,6 +1162,45 @@ def test_networks(peer):
     with make(ThreadDevice, STREAMER, clients='localhost') as device:
         peer(zmq.PULL, device.out_address)
         assert try_to_send(device, peer)
+def test_process_whose_end_another_fork_hides(monkeypatch):
+    """A fork at the time of the start has the end of the pipe: nobody reads that it is closed."""
+    others = []
+
+    def start(process):
+        other = ForkProcess(target=time.sleep, args=(3600,))
+        other.start()
+        others.append(other)
+        original(process)
+
+    original = runner._DeviceProcess.start
+    monkeypatch.setattr(runner._DeviceProcess, 'start', start)
+    device = make(ProcessDevice)
+    device.start()
+    device.launcher.kill()
+    try:
+        for call in (lambda: device.join(5), device.statistics, device.stop):
+            with pytest.raises(ZMQClosedError, match='exit code -9'):
+                call()
+    finally:
+        for other in others:
+            other.kill()
+            other.join()
+
+
+def test_process_that_waits_for_its_address(monkeypatch):
+    monkeypatch.setattr(runner, 'START_TIMEOUT', 0.2)
+    first = make(ThreadDevice)
+    first.start()
+    device = ProcessDevice()
+    device.bind_timeout = 5
+    device.bind_in(first.in_address)
+    timer = threading.Timer(0.5, first.stop)
+    timer.start()
+    with device:
+        assert device.in_address == first.in_address
+    timer.join()
+
+
 
 
 def test_keys(peer, tmp_path):

@@ -521,7 +521,8 @@ class BackgroundDevice(Device):
 
         :raises ZMQBindError: an address cannot be bound
         :raises ZMQStartError: it runs already, or gevent has patched the program
-        :raises ZMQTimeoutError: a process is not ready after 10 seconds
+        :raises ZMQTimeoutError: a process is not ready after 10 seconds, and `bind_timeout` for
+            each address
         :raises ValueError: users or keys cannot be read; access rules in a context that others
             use, too; an `inproc://` address for a process
         :raises zmq.ZMQError: libzmq does not take the type or an option of a socket

@@ -56,7 +56,7 @@ COMMAND_TIMEOUT = 2.0
 """Seconds that a device gets to answer its owner"""
 
 START_TIMEOUT = 10.0
-"""Seconds that a device gets to bind its addresses"""
+"""Seconds that a process gets to start, besides those in which it waits for its addresses"""
 
 STOP_TIMEOUT = 1.0
 """Seconds after which a device that waits for a peer is stopped the hard way"""
@@ -495,7 +495,12 @@ class ProcessRunner:
         self.launcher = _DeviceProcess(device)
         self.launcher.start()
         try:
-            self.addresses: dict[str, list[str]] = self._hear(START_TIMEOUT)[1]
+            self.addresses: dict[str, list[str]] = self._hear(_start_timeout(device))[1]
+def _start_timeout(device: Any) -> float:
+    bindings = sum(len(side.bindings) for side in device._sides)
+    return START_TIMEOUT + bindings * float(device.bind_timeout)
+
+
             self.check()
         except BaseException:
             self.launcher.stop()
@@ -568,8 +573,6 @@ class ProcessRunner:
 
     def _hear(self, timeout: float) -> tuple[str, Any]:
         """Give the next word of the process; the last one is `ended`."""
-        if not self.launcher.pipe.poll(timeout):
-            raise ZMQTimeoutError(f'{self._device} does not answer')
         try:
             word, value = self.launcher.pipe.recv()
         except (EOFError, OSError):
@@ -581,3 +584,17 @@ class ProcessRunner:
             self.error, self._counts = value
             self.launcher.pipe.close()
         return word, value
+            self._wait(timeout)
+        except ZMQTimeoutError:
+            raise
+            if self._has_ended:  # a signal handler has stopped it in the meantime
+                return 'ended', None
+
+    def _wait(self, timeout: float) -> None:
+        pipe = self.launcher.pipe
+        if pipe.poll(timeout):
+            return
+        if self.is_alive:
+            raise ZMQTimeoutError(f'{self._device} does not answer')
+        if not pipe.poll(0):  # another fork of the owner has the other end of the pipe, too
+            raise EOFError
