@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import ceil, inf
 from multiprocessing.connection import Pipe, wait
-from threading import RLock, Thread
+from threading import RLock, Thread, get_ident
 from time import monotonic
 from typing import Any
 from weakref import WeakSet
@@ -91,6 +91,8 @@ class ThreadRunner:
         self._asked = self._answered = 0
         self._holds = self._held = 0
         self._is_paused = self._says_no_more = self._is_released = False
+        self._commanders: set[int] = set()
+        self._stop_is_due = False
         self._sockets: list[Any] = []
         self._locks: dict[str, IPCLock] = {}
         self._authenticator: Authenticator | None = None
@@ -99,11 +101,11 @@ class ThreadRunner:
         self._steering = self._context.socket(zmq.PAIR, socket_class=zmq.Socket)
         try:
             self._open()
+            self.launcher = Thread(target=self._run, name=f'pyams_zmq {device}', daemon=True)
+            self.launcher.start()
         except BaseException:
             self._close()
             raise
-        self.launcher = Thread(target=self._run, name=f'pyams_zmq {device}', daemon=True)
-        self.launcher.start()
         _runners.add(self)
 
     # In the thread of the owner
@@ -164,6 +166,11 @@ class ThreadRunner:
         """End the thread."""
         if not self.is_alive:
             return
+        if get_ident() in self._commanders:
+            # A signal handler has interrupted a command, which uses the socket, and has the lock,
+            # for which the thread would wait at its end: the command stops the device.
+            self._stop_is_due = True
+            return
         with suppress(_Ended), self._command():
             try:
                 self._hold(STOP_TIMEOUT)
@@ -178,13 +185,22 @@ class ThreadRunner:
 
     @contextmanager
     def _command(self) -> Iterator[None]:
-        with self._lock:
-            if self._says_no_more or self._is_released:
-                raise _Ended
-            try:
+        me = get_ident()
+        is_first = me not in self._commanders
+        self._commanders.add(me)
+        try:
+            with self._lock:
+                if self._says_no_more or self._is_released:
+                    raise _Ended
                 yield
-            except zmq.ContextTerminated:
-                raise _Ended from None
+        except zmq.ContextTerminated:
+            raise _Ended from None
+        finally:
+            if is_first:
+                self._commanders.discard(me)
+                if self._stop_is_due:
+                    self._stop_is_due = False
+                    self.stop()
 
     def _raise_end(self) -> None:
         self.launcher.join()
@@ -209,9 +225,10 @@ class ThreadRunner:
         deadline = monotonic() + timeout
         while self._answered < self._asked or self._held < self._holds:
             left = max(0, ceil((deadline - monotonic()) * 1000))
-            if not self._steering.poll(left):
+            if self._steering.poll(left):
+                self._take_answer(self._steering.recv_multipart())
+            elif not left:  # else a signal handler may have taken the answers meanwhile
                 raise ZMQTimeoutError(f'{self._device} waits for a peer that takes nothing')
-            self._take_answer(self._steering.recv_multipart())
 
     def _take_answer(self, frames: list[bytes]) -> None:
         if frames == [_ENDED]:
@@ -255,6 +272,8 @@ class ThreadRunner:
         return sockets
 
     def _configure(self, socket: Any, side: Any) -> None:
+        if any(address.startswith('tcp://[') for address in side.addresses):
+            socket.ipv6 = True
         for option, value in side.options:
             with _naming(f'option {_name(option)} of the {side.name} socket'):
                 socket.setsockopt(option, value)
@@ -272,8 +291,6 @@ class ThreadRunner:
             socket.setsockopt(zmq.USE_FD, -1)
         else:
             is_inproc = binding.address.startswith(INPROC)
-        if any(address.startswith('tcp://[') for address in side.addresses):
-            socket.ipv6 = True
             path = None if is_inproc else Endpoint.parse(binding.address, bind=True).path
             bind(socket, binding.address, path, self._locks, device.bind_timeout)
         address: str = socket.last_endpoint.decode()
@@ -321,23 +338,6 @@ class ThreadRunner:
         self._on_end()
 
 
-_runners: WeakSet[ThreadRunner] = WeakSet()
-
-
-@atexit.register
-def _stop_runners() -> None:
-    for runner in list(_runners):
-        with suppress(ZMQTimeoutError):  # a peer takes nothing, and the context is not ours
-            runner.stop()
-
-
-class _DeviceProcess(OwnedProcess):
-    """Process of a device.
-
-    :param device: configuration
-    """
-
-    drain_timeout = 5.0
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
     """Say in an error what libzmq does not take; not its value, which may be a password."""
@@ -355,6 +355,23 @@ def _name(option: int) -> str:
 
 _OPTIONS = frozenset(map(int, zmq.SocketOption))
 
+_runners: WeakSet[ThreadRunner] = WeakSet()
+
+
+@atexit.register
+def _stop_runners() -> None:
+    for runner in list(_runners):
+        with suppress(ZMQTimeoutError):  # a peer takes nothing, and the context is not ours
+            runner.stop()
+
+
+class _DeviceProcess(OwnedProcess):
+    """Process of a device.
+
+    :param device: configuration
+    """
+
+    drain_timeout = 5.0
     orphan_timeout = 0.5
 
     def __init__(self, device: Any):
@@ -479,6 +496,11 @@ def _ignore(num: int, frame: Any) -> None:
     pass
 
 
+def _start_timeout(device: Any) -> float:
+    bindings = sum(len(side.bindings) for side in device._sides)
+    return START_TIMEOUT + bindings * float(device.bind_timeout)
+
+
 class ProcessRunner:
     """A device that runs in a child; the child has a :class:`ThreadRunner`.
 
@@ -496,11 +518,6 @@ class ProcessRunner:
         self.launcher.start()
         try:
             self.addresses: dict[str, list[str]] = self._hear(_start_timeout(device))[1]
-def _start_timeout(device: Any) -> float:
-    bindings = sum(len(side.bindings) for side in device._sides)
-    return START_TIMEOUT + bindings * float(device.bind_timeout)
-
-
             self.check()
         except BaseException:
             self.launcher.stop()
@@ -574,8 +591,13 @@ def _start_timeout(device: Any) -> float:
     def _hear(self, timeout: float) -> tuple[str, Any]:
         """Give the next word of the process; the last one is `ended`."""
         try:
+            self._wait(timeout)
             word, value = self.launcher.pipe.recv()
+        except ZMQTimeoutError:
+            raise
         except (EOFError, OSError):
+            if self._has_ended:  # a signal handler has stopped it in the meantime
+                return 'ended', None
             wait_for_exit(self.launcher, 1)
             text = f'{self._device} ended with exit code {self.launcher.exitcode}'
             word, value = 'ended', (ZMQClosedError(text), self._counts)
@@ -584,11 +606,6 @@ def _start_timeout(device: Any) -> float:
             self.error, self._counts = value
             self.launcher.pipe.close()
         return word, value
-            self._wait(timeout)
-        except ZMQTimeoutError:
-            raise
-            if self._has_ended:  # a signal handler has stopped it in the meantime
-                return 'ended', None
 
     def _wait(self, timeout: float) -> None:
         pipe = self.launcher.pipe
