@@ -354,3 +354,11 @@ def test_one_process_twice(path, start, ask):
     assert try_lock(path) == errno.EADDRINUSE
     process.stop()
     assert process.exitcode == 0
+
+
+def test_fork_in_the_middle_of_an_acquire(path, monkeypatch):
+    monkeypatch.setitem(lock_module._own, path, IPCLock(path))  # it has no descriptor yet
+    child = FORK.Process(target=lambda: os._exit(len(lock_module._own)))
+    child.start()
+    child.join()
+    assert child.exitcode == 0

@@ -134,9 +134,6 @@ class NameLock:
             return True
         if _own.setdefault(self._path, self) is not self:
             return False
-        if self._fd is not None:
-            os.utime(self._fd)
-            return True
         try:
             _user_folder()
             self._fd = _lock_file(self._path, os.O_NOFOLLOW)
