@@ -449,12 +449,12 @@ class ZMQProcess(OwnedProcess):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.drain_timeout - TERM_GRACE
         streams = [stream for stream in self._streams if isinstance(stream, ReplyStream)]
-        for stream in streams:
-            stream.refuse()
         received = self._count_received()
         for _turn in range(REFUSAL_TURNS):
             while self.owed_replies:
                 await asyncio.wait(self.owed_replies)
+            for stream in streams:
+                stream.refuse()
             await asyncio.sleep(REFUSAL_TURN)
             former, received = received, self._count_received()
             if received == former and not any(stream.readable() for stream in self._streams):

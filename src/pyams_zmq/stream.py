@@ -344,7 +344,7 @@ class ReplyStream(ZMQStream):
         return Reply(partial(self._reply_to, envelope), self._end_reply)
 
     def refuse(self) -> None:
-        """Take messages though all places are taken: from now on they are refused."""
+        """Take messages though late methods have all places: from now on they are refused."""
         self.concurrency = sys.maxsize
         self._rebuild_io_state()
 
