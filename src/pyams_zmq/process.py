@@ -16,16 +16,13 @@ import asyncio
 import errno
 import logging
 import os
-import pickle
 import signal
 import socket as tcp
 import stat
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from math import ceil
-from multiprocessing.connection import wait
-from threading import Lock, local
+from threading import local
 from time import monotonic, sleep
 from typing import Any
 from weakref import WeakSet
@@ -44,10 +41,10 @@ from pyams_zmq.auth import (
     parse_clients,
     parse_users,
 )
-from pyams_zmq.child import SIGNALS, STOP_SIGNALS, OwnedProcess
+from pyams_zmq.child import SIGNALS, STOP_SIGNALS, ReadyProcess
 from pyams_zmq.curve import CurveServer
 from pyams_zmq.endpoint import Endpoint, is_local, port_of
-from pyams_zmq.exceptions import ZMQBindError, ZMQStartError, ZMQTimeoutError
+from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.interfaces import (
     IZMQProcess,
     ZMQProcessStartedEvent,
@@ -55,8 +52,8 @@ from pyams_zmq.interfaces import (
 )
 from pyams_zmq.lock import IPCLock
 from pyams_zmq.stream import ReplyStream, ZMQStream
-from pyams_zmq.tree import become_subreaper, end_tree, open_pidfd, start_no_more, wait_for_tree
-from pyams_zmq.watchdog import END_GRACE, Watchdog, has_ended, wait_for_exit
+from pyams_zmq.tree import become_subreaper, end_tree, start_no_more, wait_for_tree
+from pyams_zmq.watchdog import END_GRACE, Watchdog
 
 __docformat__ = 'restructuredtext'
 
@@ -73,8 +70,6 @@ REFUSAL_TURN = 0.02
 """A stopping process refuses the messages that are on their way, until none comes in during a turn
 of 0.02 s, for 10 turns at most"""
 
-_MAX_REPORT = 32 * 1024  # bytes: more might wait for a parent who does not read
-_MAX_TEXT = 1000
 TERM_GRACE = 0.5
 """Seconds at the end of `drain_timeout` in which descendants that still run are terminated"""
 
@@ -92,7 +87,7 @@ _ADVICE = {
 
 
 @implementer(IZMQProcess)
-class ZMQProcess(OwnedProcess):
+class ZMQProcess(ReadyProcess):
     """Process that serves a ØMQ socket.
 
     It forks, whatever the start method of the program: a registry and schedulers do not pickle,
@@ -127,13 +122,11 @@ class ZMQProcess(OwnedProcess):
     loop: Any = None
     auth_thread: Authenticator | None = None
     rep_stream: Any = None
-    bound_address: str | None = None
     draining: bool = False
 
     _watchdog: Watchdog | None = None
     _started = False
     _stopping = False
-    _report: tuple[str | None, Exception | None] | None = None
 
     def __init__(
         self,
@@ -160,44 +153,8 @@ class ZMQProcess(OwnedProcess):
         self._streams: WeakSet[ZMQStream] = WeakSet()
         self._locks: dict[str, IPCLock] = {}
         self._listeners: dict[int, tuple[Any, ...]] = {}
-        self._report_lock = Lock()
 
     # In the parent
-
-    def wait_ready(self, timeout: float | None = 10) -> str:
-        """Wait until the child has bound its socket and serves it.
-
-        :param timeout: seconds; None waits without end
-        :return: the bound endpoint, with its real port
-        :raises ZMQTimeoutError: it is still not ready after *timeout*
-        :raises ZMQStartError: it ended, or was never started; an exception of the child which
-            can be pickled is raised as it was, a ZMQBindError for instance
-        """
-        if not self._is_owner():
-            raise ZMQStartError(f'{self.name} was not started by this process')
-        with self._report_lock:
-            if self._report is None:
-                self._report = self._receive_report(timeout)
-        self.bound_address, error = self._report
-        if error is None and has_ended(self):
-            error = self._describe_end()
-        if error is not None:
-            raise error
-        return str(self.bound_address)
-
-    def _receive_report(self, timeout: float | None) -> tuple[str | None, Exception | None]:
-        with open_pidfd(self.pid) as pidfd:
-            if not wait([self._channel, self.sentinel if pidfd is None else pidfd], timeout):
-                raise ZMQTimeoutError(f'{self.name} is not ready after {timeout} s')
-        with suppress(EOFError, OSError):
-            if self._channel.poll():
-                report: tuple[str | None, Exception | None] = self._channel.recv()
-                return report
-        wait_for_exit(self, 1)
-        return None, self._describe_end()
-
-    def _describe_end(self) -> ZMQStartError:
-        return ZMQStartError(f'{self.name} ended with exit code {self.exitcode}, its log says why')
 
     def stop(self) -> None:
         """End the process; see :meth:`pyams_zmq.interfaces.IZMQProcess.stop`."""
@@ -213,8 +170,7 @@ class ZMQProcess(OwnedProcess):
     def reload(self) -> None:
         """Read users and keys again; see :meth:`pyams_zmq.interfaces.IZMQProcess.reload`."""
         if self._is_owner():
-            if not has_ended(self):
-                os.kill(self._popen.pid, signal.SIGHUP)
+            super().reload()
             return
         try:
             passwords = parse_users(self._auth)
@@ -276,6 +232,7 @@ class ZMQProcess(OwnedProcess):
             self._control.fileno(),
             lambda: self.drain_timeout,
             self._enter_thread,
+            self._pulse,
         )
         self._watchdog.start()
         for num in STOP_SIGNALS:
@@ -403,12 +360,25 @@ class ZMQProcess(OwnedProcess):
         socket.heartbeat_timeout = ceil(self.heartbeat_timeout * 1000)
 
     def _bind(self, socket: Any, endpoint: Endpoint) -> int | None:
-        socket.zap_domain = ZAP_DOMAIN
+        self._protect(socket, ZAP_DOMAIN, self.passwords, self.curve)
+        uri = self._listen(socket, endpoint)
+        self._warn_of_network(uri, self.passwords, self.curve)
+        if self.bound_address is None:
+            self.bound_address = uri
+        return port_of(uri)
+
+    @staticmethod
+    def _protect(
+        socket: Any, domain: bytes, passwords: Mapping[str, str], curve: CurveServer | None
+    ) -> None:
+        socket.zap_domain = domain
         socket.zap_enforce_domain = True  # else libzmq lets everybody in who finds no ZAP handler
-        if self.curve is not None:
-            self.curve.apply(socket)
+        if curve is not None:
+            curve.apply(socket)
         else:
-            socket.plain_server = bool(self.passwords)
+            socket.plain_server = bool(passwords)
+
+    def _listen(self, socket: Any, endpoint: Endpoint) -> str:
         monitor = socket.get_monitor_socket(zmq.EVENT_LISTENING)
         deadline = monotonic() + self.bind_timeout
         try:
@@ -428,17 +398,19 @@ class ZMQProcess(OwnedProcess):
             socket.disable_monitor()
             monitor.close()
         uri: str = socket.last_endpoint.decode()
-        if self.curve is None and not is_local(uri):
+        return uri
+
+    def _warn_of_network(
+        self, uri: str, passwords: Mapping[str, str], curve: CurveServer | None
+    ) -> None:
+        if curve is None and not is_local(uri):
             LOGGER.warning(
                 '%s serves the network at %s, %s: whoever is on the way can read and change the '
                 'messages; use CURVE',
                 self.name,
                 uri,
-                'with passwords in clear' if self.passwords else 'without authentication',
+                'with passwords in clear' if passwords else 'without authentication',
             )
-        if self.bound_address is None:
-            self.bound_address = uri
-        return port_of(uri)
 
     def _bind_once(self, socket: Any, endpoint: Endpoint) -> None:
         path = endpoint.path
@@ -522,11 +494,6 @@ class ZMQProcess(OwnedProcess):
         for lock in self._locks.values():
             lock.release()
 
-    def _send_report(self, address: str | None, error: Exception | None) -> None:
-        if self._control is not None:
-            with suppress(OSError):  # the parent is gone
-                self._control.send_bytes(_pickle_report(address, error))
-
 
 def process_exit_func(process: Any = None) -> None:
     """End a process; meant for `atexit`.
@@ -535,18 +502,6 @@ def process_exit_func(process: Any = None) -> None:
     """
     if process is not None:
         process.stop()
-
-
-def _pickle_report(address: str | None, error: Exception | None) -> bytes:
-    try:
-        data = pickle.dumps((address, error))
-        pickle.loads(data)  # noqa: S301 - our own: some exceptions pickle, and do not come back
-        if len(data) <= _MAX_REPORT:
-            return data
-    except Exception:  # noqa: BLE001 - whatever the pickling of a foreign exception raises
-        LOGGER.debug('%s cannot be pickled', type(error).__name__)
-    text = f'{type(error).__name__}: {error}'
-    return pickle.dumps((None, ZMQStartError(text[:_MAX_TEXT])))
 
 
 def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:

@@ -253,9 +253,13 @@ class ReplyStream(ZMQStream):
     no_delimiter_reply = b'[400,"Bad message: no delimiter, an empty frame, before the request"]'
 
     def __init__(self, socket: Any, *args: Any, **kwargs: Any):
+        self._prepare(socket)
+        super().__init__(socket, *args, **kwargs)
+
+    @staticmethod
+    def _prepare(socket: Any) -> None:
         # Then nobody can send past this stream, on the socket, without hearing of it.
         socket.router_mandatory = True
-        super().__init__(socket, *args, **kwargs)
 
     def _can_receive(self) -> bool:
         return self.envelope is None

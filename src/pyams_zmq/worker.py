@@ -1,0 +1,321 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""PyAMS_zmq.worker module: a process that gets its messages from the broker of a pool."""
+
+import asyncio
+import logging
+import mmap
+import os
+import socket as network
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from math import ceil
+from threading import Event, Thread
+from typing import Any
+
+import zmq
+
+from pyams_zmq.auth import Users, parse_users
+from pyams_zmq.child import RECYCLED
+from pyams_zmq.curve import CurveClient
+from pyams_zmq.endpoint import Endpoint
+from pyams_zmq.message import encode
+from pyams_zmq.process import ZMQProcess
+from pyams_zmq.stream import ReplyStream, ZMQStream
+from pyams_zmq.words import KEY_SIZE, ROUTE_SIZE, SEPARATOR, Word
+
+__docformat__ = 'restructuredtext'
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+RECONNECT = (20, 1000)
+"""Milliseconds until a broker that is away is looked for again, at first and at most"""
+
+GOODBYE_TIMEOUT = 1.0
+"""Seconds to wait for the last word of a broker, which may be away"""
+
+_MISSED_BEATS = 3
+_MIB = 1024 * 1024
+
+
+class ForwardedFrame:
+    """First frame of a message, with what :class:`zmq.Frame` would say of its sender."""
+
+    __slots__ = ('_data', '_sender')
+
+    def __init__(self, data: bytes, sender: bytes):
+        self._data = data
+        self._sender = sender
+
+    def __bytes__(self) -> bytes:
+        return self._data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, name: str) -> str:
+        user, _separator, address = self._sender.rpartition(SEPARATOR)
+        return {'User-Id': user, 'Peer-Address': address}[name].decode()
+
+
+class WorkerStream(ReplyStream):
+    """Stream on which a broker sends the messages of others; it gets the replies.
+
+    :ivar process: the PoolWorker, which hears everything else that the broker says
+    """
+
+    process: Any = None
+
+    @staticmethod
+    def _prepare(socket: Any) -> None:
+        """Do nothing: this is no ROUTER socket."""
+
+    def _receive(self) -> list[Any] | None:
+        frames: list[Any] = self.socket.recv_multipart(zmq.NOBLOCK)
+        header, *body = frames
+        if not header:
+            self.process.obey(*body)
+            return None
+        key = header[:KEY_SIZE]
+        if self.process.is_leaving or self.process.draining:
+            self.process.say(Word.RETURN, key)
+            return None
+        self.envelope = [key]
+        if not self._recv_copy and body:
+            body[0] = ForwardedFrame(body[0], header[KEY_SIZE:])
+        return body
+
+    def _transmit(self, msg: Any, **kwargs: Any) -> Any:
+        self.process.count_reply()
+        return super()._transmit(msg, **kwargs)
+
+
+class PoolWorker(ZMQProcess):
+    """Serves the messages that a broker hands to it; see :class:`pyams_zmq.pool.ZMQPool`.
+
+    It announces itself whenever it gets connected, and shows by heartbeats that it lives. SIGHUP
+    lets it finish what it has in hand, however long that takes, and end; SIGTERM does it within
+    `drain_timeout`. Its exit code says that it is to be replaced.
+
+    :param address: address of the broker
+    :param handler: class of the message handler
+    :param auth: `'user:password'` that it presents to the broker
+    :param registry: registry of the application, by default the current one
+    :param curve: keys that it presents to the broker
+    :raises ValueError: for an address or credentials that cannot be understood
+    """
+
+    beat_interval: float = 0.5
+    max_calls: int = 0
+    max_memory: float = 0
+
+    is_leaving = False
+
+    _route: bytes
+    _calls = 0
+    _has_said_bye = False
+    _beats: 'Heartbeat | None' = None
+
+    def __init__(
+        self,
+        address: Any,
+        handler: Callable[..., Any],
+        auth: Users = None,
+        registry: Any = None,
+        *,
+        curve: CurveClient | None = None,
+    ):
+        super().__init__(address, handler, registry=registry)
+        self.address = Endpoint.parse(address, bind=False)
+        self._users = parse_users(auth)
+        self._keys = curve
+        if len(self._users) > 1 or (self._users and curve is not None):
+            raise ValueError('A worker has one user, or keys')
+
+    def init_stream(self) -> None:
+        """Connect to the broker."""
+        self._route = os.urandom(ROUTE_SIZE)
+        self._welcome = asyncio.Event()
+        self._goodbye = asyncio.Event()
+        socket = self.connect(self._route)
+        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self.rep_stream = WorkerStream(socket, self.loop)
+        self.rep_stream.process = self
+        self._monitor = ZMQStream(monitor, self.loop)
+        self._monitor.on_recv(lambda _event: self.announce())
+        self._streams.update([self.rep_stream, self._monitor])
+        self._message_handler = self.handler(self, self.rep_stream, self.stop)
+        self.rep_stream.on_recv(self._message_handler)
+        self.bound_address = self.address.uri
+        socket.connect(self.address.uri)
+        self._beats = Heartbeat(self)
+        self._beats.start()
+
+    def connect(self, route: bytes) -> Any:
+        """Make a socket which is ready to be connected to the broker.
+
+        :param route: its name
+        """
+        socket = self.context.socket(zmq.DEALER)
+        self._limit(socket)
+        socket.routing_id = route
+        socket.ipv6 = self.address.is_ipv6
+        socket.immediate = 1  # nothing is kept for a broker which is away: it would not know it
+        socket.reconnect_ivl, socket.reconnect_ivl_max = RECONNECT
+        # These are sent and answered by libzmq, whatever our threads do.
+        socket.heartbeat_ivl = ceil(self.beat_interval * 1000)
+        socket.heartbeat_timeout = ceil(self.beat_interval * 1000 * _MISSED_BEATS)
+        for user, password in self._users.items():
+            socket.plain_username, socket.plain_password = user.encode(), password.encode()
+        if self._keys is not None:
+            self._keys.apply(socket)
+        return socket
+
+    # What the broker hears
+
+    def say(self, *frames: bytes) -> bool:
+        """Say something to the broker; tell if it is there."""
+        try:
+            self.rep_stream.socket.send_multipart([b'', *frames], zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def announce(self) -> None:
+        """Tell the broker who we are."""
+        handler = self._message_handler
+        methods = getattr(handler, '_methods', {})
+        in_hand = self.rep_stream.envelope
+        info = {
+            'pid': os.getpid(),
+            'host': network.gethostname(),
+            'slots': 0 if self.is_leaving else getattr(self, 'concurrency', 1),
+            'interval': self.beat_interval,
+            'methods': list(methods),
+            'repeatable': sorted(repeatable_methods(handler.rep_handler, methods)),
+            'peers': handler.wants_frames,
+            'calls': [] if in_hand is None else [in_hand[0].hex()],
+        }
+        self.say(Word.READY, encode(info))
+
+    def obey(self, word: bytes, *_rest: bytes) -> None:
+        """Do what the broker says."""
+        match word:
+            case Word.WELCOME:
+                if not self._welcome.is_set():
+                    self._welcome.set()
+                    super()._send_report(self.bound_address, None)
+            case Word.GOODBYE:
+                self._goodbye.set()
+            case Word.UNKNOWN:
+                self.announce()
+
+    def _send_report(self, address: str | None, error: Exception | None) -> None:
+        if error is not None:  # ready it is when the broker knows it
+            super()._send_report(address, error)
+
+    def count_reply(self) -> None:
+        """Count a reply that is about to be sent; leave with the last one."""
+        self._calls += 1
+        if self._calls == self.max_calls:
+            self.leave(f'has served {self._calls} calls')
+
+    # Its end
+
+    def reload(self) -> None:
+        """Let a fresh worker take over; that is what SIGHUP does."""
+        if self._is_owner():
+            super().reload()
+        else:
+            self.leave('was asked to')
+
+    def leave(self, reason: str) -> None:
+        """Take no more calls, finish those in hand, end."""
+        if not (self.is_leaving or self.draining):
+            self.is_leaving = True
+            LOGGER.info('%s %s, another one takes over', self.name, reason)
+            self._has_said_bye = self.say(Word.BYE)  # before a reply which is about to be sent
+            self._leave_task = asyncio.ensure_future(self._leave())
+
+    async def _drain(self) -> None:
+        if not self.is_leaving:
+            self.is_leaving = True
+            self._has_said_bye = self.say(Word.BYE)
+        await self._leave()
+
+    async def _leave(self) -> None:
+        if self._has_said_bye:  # until the answer calls may be under way, which are given back
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._goodbye.wait(), GOODBYE_TIMEOUT)
+        while self.owed_replies:
+            await asyncio.wait(self.owed_replies)
+        self._stop_loop()
+
+    def run(self) -> None:
+        """Serve; the exit code says that this worker is to be replaced."""
+        super().run()
+        sys.exit(RECYCLED)
+
+    def _teardown(self) -> None:
+        if self._beats is not None:
+            self._beats.stop()
+            self.rep_stream.socket.disable_monitor()  # an event for nobody would block its thread
+        super()._teardown()
+
+
+class Heartbeat(Thread):
+    """Shows the broker that a worker lives, while its main thread is busy with a call.
+
+    :param worker: the PoolWorker
+    """
+
+    def __init__(self, worker: PoolWorker):
+        super().__init__(name='pyams_zmq heartbeat', daemon=True)
+        self._worker = worker
+        self._end = Event()
+
+    def run(self) -> None:
+        """Send heartbeats."""
+        worker = self._worker
+        worker._enter_thread()
+        with worker.connect(worker._route + b'\1') as socket:
+            socket.linger = 0
+            socket.connect(worker.address.uri)
+            while not self._end.wait(worker.beat_interval):
+                memory = read_memory()
+                with suppress(zmq.Again):
+                    socket.send_multipart([b'', Word.BEAT, b'%d' % memory], zmq.NOBLOCK)
+                if 0 < worker.max_memory < memory:
+                    worker.loop.add_callback(worker.leave, f'takes {memory} MiB')
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._end.set()
+        self.join()
+
+
+def read_memory() -> int:
+    """Give the resident memory of this process in MiB, see proc_pid_statm(5)."""
+    with open('/proc/self/statm', 'rb', buffering=0) as file:
+        return int(file.read(256).split()[1]) * mmap.PAGESIZE // _MIB
+
+
+def repeatable_methods(handler: Any, methods: Any) -> set[str]:
+    """List the methods whose calls may be made once more, when a worker died on the first.
+
+    :param handler: instance of the class that has the methods
+    :param methods: names of all of them
+    """
+    declared: Any = getattr(type(handler), 'repeatable', ())
+    return set(methods) if declared is True else set(methods).intersection(declared or ())
