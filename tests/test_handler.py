@@ -431,7 +431,7 @@ def test_process_without_attributes():
 def test_method_is_inspected_once(monkeypatch):
     handler = MessageHandler(None, Stream(), print)
     handler([b'["echo",1]'])
-    monkeypatch.setattr('pyams_zmq.handler.signature', None)
+    monkeypatch.setattr('pyams_zmq.method.signature', None)
     handler([b'["echo",2]'])
     assert handler.rep_stream.replies == [[200, 1], [200, 2]]
 

@@ -54,6 +54,7 @@ _NAME = re.compile(r'[A-Za-z0-9_-]+', re.ASCII)
 _LIMITS = {
     name: type(getattr(ZMQProcess, name))
     for name in (
+        'concurrency',
         'max_message_size',
         'drain_timeout',
         'orphan_timeout',
@@ -290,8 +291,16 @@ def _read_limit(kind: type, value: Any) -> Any:
     return number
 
 
+def _read_concurrency(value: Any) -> int:
+    number = int(value)
+    if number < 1:
+        raise ValueError(f'{value!r} is not 1 or more')
+    return number
+
+
 _NUMBERS: dict[str, Callable[[Any], Any]] = {
     **{name: partial(_read_limit, kind) for name, kind in _LIMITS.items()},
+    'concurrency': _read_concurrency,
     'timeout': lambda value: check_timeout(float(value)),
     'retries': lambda value: check_retries(int(value)),
     'send_deadline': asbool,

@@ -14,12 +14,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial, partialmethod, singledispatchmethod
-from inspect import Parameter, signature
+from functools import cached_property, partial
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import zmq
@@ -29,43 +29,18 @@ from pyams_zmq.auth import ANONYMOUS, Peer
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.interfaces import IZMQMessageHandler
 from pyams_zmq.message import DRAINING, DRAINING_REPLY, decode_request, encode
+from pyams_zmq.method import Method, methods_of, zmq_method
 from pyams_zmq.request import call_with_request
+from pyams_zmq.stream import Reply
+
+__all__ = ['ZMQMessageHandler', 'zmq_method']
 
 __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-_METHOD_TYPES = (staticmethod, classmethod, partialmethod, singledispatchmethod)
 _QUOTED = 80
 """Characters of a peer's text that an answer or a log line repeats"""
-
-
-class _Method(NamedTuple):
-    """A method of a handler, and how many frames it takes."""
-
-    call: Callable[..., Any]
-    least: int
-    most: float
-    wants_peer: bool = False
-    wants_request: bool = False
-
-    @classmethod
-    def inspect(cls, call: Callable[..., Any]) -> '_Method':
-        """Read the signature of a method."""
-        try:
-            parameters = signature(call).parameters.values()
-        except ValueError:  # some builtins have none
-            return cls(call, 0, inf)
-        positional = [
-            item
-            for item in parameters
-            if item.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-        ]
-        least = sum(item.default is Parameter.empty for item in positional)
-        varies = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
-        keywords = {item.name for item in parameters if item.kind is Parameter.KEYWORD_ONLY}
-        most = inf if varies else len(positional)
-        return cls(call, least, most, 'peer' in keywords, 'request' in keywords)
 
 
 @implementer(IZMQMessageHandler)
@@ -81,12 +56,17 @@ class ZMQMessageHandler:
     :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its answer; whatever else it raises is
     logged under an error id, which is all that the peer gets.
 
+    An `async def` method runs as a task. A plain one runs in a thread, if the `concurrency` of the
+    stream is above 1 or the method has a timeout, see :func:`~pyams_zmq.method.zmq_method`; else
+    it runs in the loop of the process.
+
     :param process: the ZMQProcess
     :param stream: the ZMQStream that gets the replies
     :param stop: callable which stops the process
     :param handler: class (or instance) whose methods answer; the class attribute by default
     :param int json_load: index of the frame which holds ``[type, args]``
     :raises TypeError: when there is no handler
+    :raises ValueError: for declarations of its methods that cannot be
     """
 
     handler: Any = None
@@ -110,9 +90,17 @@ class ZMQMessageHandler:
         self.rep_handler = factory() if isinstance(factory, type) else factory
         self.rep_handler.process = process
         self._stop = stop
-        self._methods = _methods_of(self.rep_handler)
+        self._concurrency: int = getattr(stream, 'concurrency', 1)
+        self._methods = methods_of(self.rep_handler)
+        for name, method in self._methods.items():
+            if method.is_async and method.wants_request and self._concurrency > 1:
+                raise ValueError(
+                    f'{type(self.rep_handler).__name__}.{name} is `async def` and takes a request, '
+                    'which needs a thread of its own where messages are answered at the same time: '
+                    'make it a plain method, or leave concurrency at 1'
+                )
         # Replies that are still owed; the process waits for them before it stops.
-        self._tasks: set[asyncio.Task[bytes]] = getattr(process, 'owed_replies', set())
+        self._owed: set[asyncio.Future[Any]] = getattr(process, 'owed_replies', set())
         self._max_size = getattr(process, 'max_message_size', inf)
         # Only frames tell who sent them; bytes, which are faster, do where nobody asks.
         self.wants_frames = getattr(process, 'has_credentials', False) or any(
@@ -122,29 +110,32 @@ class ZMQMessageHandler:
     def __call__(self, frames: list[Any]) -> None:
         """Answer a message."""
         try:
-            result = self._call_method(frames)
+            method, call = self._prepare(frames)
+            if self._runs_in_thread(method):
+                loop = asyncio.get_running_loop()
+                future = loop.run_in_executor(self._threads, _call_in_thread, call)
+                _LateReply(self, method).wait_for(future)
+                return
+            result = call()
             if isinstance(result, Awaitable):
-                task = asyncio.ensure_future(_await_reply(result))
-                self._tasks.add(task)
-                task.add_done_callback(self._reply_later)
+                _LateReply(self, method).wait_for_result(result)
                 return
             reply = encode(result)
         except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
             reply = _error_reply(error)
-        self._reply(reply)
+        _send(self.rep_stream, reply)
 
-    def _reply_later(self, task: asyncio.Task[bytes]) -> None:
-        self._tasks.discard(task)
-        # A task that is cancelled before its first step has not even run the handler.
-        self._reply(DRAINING_REPLY if task.cancelled() else task.result())
+    def _runs_in_thread(self, method: Method) -> bool:
+        return not method.is_async and (self._concurrency > 1 or method.timeout is not None)
 
-    def _reply(self, reply: bytes) -> None:
-        try:
-            self.rep_stream.send(reply)
-        except Exception:
-            LOGGER.exception('A reply could not be sent')
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(
+            self._concurrency, 'pyams_zmq', getattr(self.process, '_enter_thread', None)
+        )
 
-    def _call_method(self, frames: list[Any]) -> Any:
+    def _prepare(self, frames: list[Any]) -> tuple[Method, Callable[[], Any]]:
+        """Find the method for a message, and what is to be called."""
         peer = None
         if self.wants_frames and frames:
             peer = self._identify(frames[0])
@@ -167,12 +158,14 @@ class ZMQMessageHandler:
         if not method.least <= len(frames) <= method.most:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
         frames[self.json_load] = args
-        if not (method.wants_peer or method.wants_request):
-            return method.call(*frames)
         call = partial(method.call, *frames)
         if method.wants_peer:
             call = partial(call, peer=peer)
-        return call_with_request(self.process.registry, call) if method.wants_request else call()
+        if method.wants_request:
+            if self._runs_in_thread(method):
+                call = partial(_call_plain, call)
+            call = partial(call_with_request, self.process.registry, call)
+        return method, call
 
     def _identify(self, frame: Any) -> Peer:
         """Say who sent a frame, as libzmq noted when the peer connected.
@@ -189,35 +182,92 @@ class ZMQMessageHandler:
         return peer
 
 
-def _methods_of(handler: Any) -> dict[str, _Method]:
-    """Find the methods that a peer may name.
+class _LateReply:
+    """The reply to a message whose method runs beside the loop, or is awaited in it.
 
-    They are looked up on the class, statically: no property runs, nothing that an instance holds
-    can be reached, and a private name does not differ from one that does not exist.
+    :param handler: message handler that has called it
+    :param method: the method
     """
-    attributes: dict[str, Any] = {}
-    for base in reversed(type(handler).__mro__):
-        attributes.update(vars(base))
-    methods = {}
-    for name, attribute in attributes.items():
-        if (
-            not name.startswith('_')
-            and not isinstance(attribute, type)
-            and (callable(attribute) or isinstance(attribute, _METHOD_TYPES))
-        ):
-            call = getattr(handler, name)
-            if isinstance(attribute, singledispatchmethod):
-                methods[name] = _Method(call, 0, inf)  # each of its functions has a signature
-            elif callable(call):
-                methods[name] = _Method.inspect(call)
-    return methods
+
+    def __init__(self, handler: ZMQMessageHandler, method: Method):
+        detach = getattr(handler.rep_stream, 'detach', None)
+        self._reply = Reply(handler.rep_stream.send) if detach is None else detach()
+        self._owed = handler._owed
+        self._method = method
+        self._timer: asyncio.TimerHandle | None = None
+        if method.timeout is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(method.timeout, self._pass_deadline)
+
+    def wait_for_result(self, result: Awaitable[Any]) -> None:
+        """Wait for what a method has returned."""
+        self.wait_for(asyncio.ensure_future(self._await_reply(result)))
+
+    def wait_for(self, future: 'asyncio.Future[Any]') -> None:
+        """Wait for the reply, or for what is to be awaited for it."""
+        self._future = future
+        self._owed.add(future)
+        future.add_done_callback(self._finish)
+
+    def _pass_deadline(self) -> None:
+        name = getattr(self._method.call, '__name__', '')
+        text = f'{name!r} has not ended after {self._method.timeout} s'
+        LOGGER.warning('%s', text)
+        _send(self._reply, encode([504, text]))
+        self._owed.discard(self._future)
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if isinstance(self._future, asyncio.Task):  # nothing can end a thread
+            self._future.cancel()
+
+    def _finish(self, future: 'asyncio.Future[Any]') -> None:
+        self._owed.discard(future)
+        # A task that is cancelled before its first step has not even run the handler.
+        result = DRAINING_REPLY if future.cancelled() else future.result()
+        if not isinstance(result, bytes):
+            self.wait_for_result(result)
+            if self._reply.is_sent:
+                self._cancel()
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        _send(self._reply, result)
+        self._reply.end()
+
+    async def _await_reply(self, result: Awaitable[Any]) -> bytes:
+        try:
+            return encode(await result)
+        except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
+            if self._reply.is_sent and isinstance(error, asyncio.CancelledError):
+                return b''  # which was the deadline
+            return _error_reply(error)
 
 
-async def _await_reply(result: Awaitable[Any]) -> bytes:
+def _send(target: Any, reply: bytes) -> None:
     try:
-        return encode(await result)
+        target.send(reply)
+    except Exception:
+        LOGGER.exception('A reply could not be sent')
+
+
+def _call_in_thread(call: Callable[[], Any]) -> Any:
+    """Call a method; return the reply, or what is to be awaited for it."""
+    try:
+        result = call()
+        return result if isinstance(result, Awaitable) else encode(result)
     except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
         return _error_reply(error)
+
+
+def _call_plain(call: Callable[..., Any], **options: Any) -> Any:
+    """Call a method whose request belongs to this thread."""
+    result = call(**options)
+    if isinstance(result, Awaitable):
+        if isinstance(result, Coroutine):
+            result.close()
+        raise TypeError(f'{call} takes a request, and cannot be awaited: make it an `async def`')
+    return result
 
 
 def _error_reply(error: BaseException) -> bytes:

@@ -25,6 +25,10 @@ class IZMQProcess(Interface):
     """A process that serves a ØMQ socket beside the application."""
 
     socket_type = Attribute('Type of the socket that `init_stream` binds (class attribute)')
+    concurrency = Attribute(
+        'Messages that are answered at a time (class attribute): above 1, plain methods run in '
+        'threads and must be thread-safe'
+    )
     max_message_size = Attribute('Largest message that is handled, in bytes (class attribute)')
     drain_timeout = Attribute(
         'Seconds that a stopping process gives to the message in hand (class attribute)'

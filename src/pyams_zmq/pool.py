@@ -62,7 +62,7 @@ _LIMITS = (
     'loop_factory',
 )
 _BROKER_LIMITS = ('queue_limit', 'queue_size', 'stats_users', 'json_load')
-_WORKER_LIMITS = ('beat_interval', 'max_calls', 'max_memory')
+_WORKER_LIMITS = ('concurrency', 'beat_interval', 'max_calls', 'max_memory')
 
 
 class ZMQPool(ReadyProcess):
@@ -86,6 +86,7 @@ class ZMQPool(ReadyProcess):
         and for a *worker_address* without credentials
     """
 
+    concurrency: int = ZMQProcess.concurrency
     max_message_size: int = ZMQProcess.max_message_size
     orphan_timeout: float = ZMQProcess.orphan_timeout
     bind_timeout: float = ZMQProcess.bind_timeout

@@ -65,6 +65,10 @@ LINGER = 1000
 SIZE_SLACK = 16 * 1024 * 1024
 """Bytes above `max_message_size` that still get a 413; libzmq drops the peer beyond"""
 
+SWITCH_INTERVAL = 0.001
+"""Seconds after which a method that computes lets the loop, and other methods, have the interpreter;
+Python has 0.005, and an answer takes three of them"""
+
 REFUSAL_TURNS = 10
 REFUSAL_TURN = 0.02
 """A stopping process refuses the messages that are on their way, until none comes in during a turn
@@ -106,6 +110,7 @@ class ZMQProcess(ReadyProcess):
     """
 
     socket_type: int = zmq.REP
+    concurrency: int = 1
     max_message_size: int = 16 * 1024 * 1024
     orphan_timeout: float = 0.5
     bind_timeout: float = 2.0
@@ -149,12 +154,28 @@ class ZMQProcess(ReadyProcess):
         if self.curve is not None and self.passwords:
             raise ValueError('Give auth or curve: a socket has one mechanism')
         self.clients = parse_clients(clients)
-        self.owed_replies: set[asyncio.Task[bytes]] = set()
+        self.owed_replies: set[asyncio.Future[Any]] = set()
         self._streams: WeakSet[ZMQStream] = WeakSet()
         self._locks: dict[str, IPCLock] = {}
         self._listeners: dict[int, tuple[Any, ...]] = {}
 
     # In the parent
+
+    def start(self) -> None:
+        """Fork the child and return at once.
+
+        :raises ValueError: if `concurrency` is no number above 0, or above 1 for a socket that is
+            not a REP
+        :raises ZMQStartError: in a program that gevent has patched
+        """
+        if self.concurrency < 1:
+            raise ValueError(f'Bad concurrency {self.concurrency!r}: write 1 or more')
+        if self.concurrency > 1 and self.socket_type != zmq.REP:
+            raise ValueError(
+                f'A concurrency of {self.concurrency} is for the socket type REP: only there a '
+                'reply finds its peer by itself'
+            )
+        super().start()
 
     def stop(self) -> None:
         """End the process; see :meth:`pyams_zmq.interfaces.IZMQProcess.stop`."""
@@ -296,6 +317,8 @@ class ZMQProcess(ReadyProcess):
         asyncio.set_event_loop(None)  # else Python 3.12 warns that there is none yet
         self.loop = IOLoop(make_current=True, asyncio_loop=self.loop_factory())
         self._wake_for_signals()
+        if self.concurrency > 1:
+            sys.setswitchinterval(SWITCH_INTERVAL)
         # Always there: without it libzmq would not check the addresses of NULL peers, and would
         # keep peers that send garbage.
         self.auth_thread = Authenticator(self.context, self._make_policy(), self._enter_thread)
@@ -343,7 +366,10 @@ class ZMQProcess(ReadyProcess):
         except BaseException:
             socket.close(0)
             raise
-        stream = (ReplyStream if is_reply else ZMQStream)(socket, self.loop)
+        if is_reply:
+            stream: ZMQStream = ReplyStream(socket, self.loop, concurrency=self.concurrency)
+        else:
+            stream = ZMQStream(socket, self.loop)
         self._streams.add(stream)
         if callback is not None:
             stream.on_recv(callback)

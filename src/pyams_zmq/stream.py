@@ -14,7 +14,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -238,6 +238,31 @@ async def _contain(result: Awaitable[Any]) -> None:
         raise RuntimeError(f'{type(error).__name__} in a callback') from error
 
 
+class Reply:
+    """The reply to one message, while others are in hand.
+
+    :param send: sends it
+    :param end: called at the end, when whatever the message was about has ended
+    """
+
+    is_sent = False
+
+    def __init__(self, send: Callable[[bytes], None], end: Callable[[], None] | None = None):
+        self._send = send
+        self._end = end
+
+    def send(self, data: bytes) -> None:
+        """Send it; what comes later is dropped."""
+        if not self.is_sent:
+            self.is_sent = True
+            self._send(data)
+
+    def end(self) -> None:
+        """Make room for another message."""
+        if self._end is not None:
+            self._end()
+
+
 class ReplyStream(ZMQStream):
     """Stream of a REP socket that answers every message, made of a ROUTER socket.
 
@@ -246,14 +271,22 @@ class ReplyStream(ZMQStream):
     its reply, and the next one is received when it was sent: the messages that wait do so in the
     socket. A callback that fails gets its peer an answer, `failure_reply`.
 
+    A callback that calls `detach` replies later. Meanwhile other messages come in, if `concurrency`
+    is above the number of those that are detached, and have not ended.
+
+    :param concurrency: messages in hand at a time
     :ivar envelope: envelope of the message that is owed a reply (RFC 28/REQREP), None without one
     """
 
     failure_reply = b'[500,"Internal error"]'
+    in_hand = 0
+    """Messages that are detached, and have not ended"""
+
     no_delimiter_reply = b'[400,"Bad message: no delimiter, an empty frame, before the request"]'
 
-    def __init__(self, socket: Any, *args: Any, **kwargs: Any):
+    def __init__(self, socket: Any, *args: Any, concurrency: int = 1, **kwargs: Any):
         self._prepare(socket)
+        self.concurrency = concurrency
         super().__init__(socket, *args, **kwargs)
 
     @staticmethod
@@ -262,7 +295,27 @@ class ReplyStream(ZMQStream):
         socket.router_mandatory = True
 
     def _can_receive(self) -> bool:
-        return self.envelope is None
+        return self.envelope is None and self.in_hand < self.concurrency
+
+    def detach(self) -> Reply:
+        """Take over the reply to the message in hand.
+
+        :raises zmq.ZMQError: EFSM, if no message is owed a reply
+        """
+        envelope, self.envelope = self.envelope, None
+        if envelope is None:
+            raise zmq.ZMQError(zmq.EFSM, 'There is no message to reply to')
+        self.in_hand += 1
+        return Reply(partial(self._reply_to, envelope), self._end_reply)
+
+    def _reply_to(self, envelope: list[Any], data: bytes) -> None:
+        if not self.closed():
+            self._route([*envelope, data])
+
+    def _end_reply(self) -> None:
+        self.in_hand -= 1
+        if not self.closed():
+            self._rebuild_io_state()
 
     def _receive(self) -> list[Any] | None:
         frames: Any = super()._receive()

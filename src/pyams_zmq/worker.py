@@ -33,6 +33,8 @@ from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.message import encode
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.stream import ReplyStream, ZMQStream
+from pyams_zmq.tree import end_tree, start_no_more
+from pyams_zmq.watchdog import END_GRACE
 from pyams_zmq.words import KEY_SIZE, ROUTE_SIZE, SEPARATOR, Word
 
 __docformat__ = 'restructuredtext'
@@ -72,33 +74,52 @@ class ForwardedFrame:
 class WorkerStream(ReplyStream):
     """Stream on which a broker sends the messages of others; it gets the replies.
 
+    It receives always: the broker sends no more calls than it may, and commands come in between.
+
     :ivar process: the PoolWorker, which hears everything else that the broker says
+    :ivar keys: calls that are owed a reply
     """
 
     process: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.keys: set[bytes] = set()
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def _prepare(socket: Any) -> None:
         """Do nothing: this is no ROUTER socket."""
 
+    @property
+    def is_late(self) -> bool:
+        """True while a method runs whose call got its reply already, that its deadline passed."""
+        return self.in_hand > len(self.keys)
+
+    def _can_receive(self) -> bool:
+        return self.envelope is None
+
     def _receive(self) -> list[Any] | None:
         frames: list[Any] = self.socket.recv_multipart(zmq.NOBLOCK)
-        header, *body = frames
+        header, body = frames[0], frames[1:]
         if not header:
             self.process.obey(*body)
             return None
         key = header[:KEY_SIZE]
+        if self.in_hand >= self.concurrency:  # what is late has the place of this call
+            self.process.leave('has a method that passed its deadline')
         if self.process.is_leaving or self.process.draining:
             self.process.say(Word.RETURN, key)
             return None
+        self.keys.add(key)
         self.envelope = [key]
         if not self._recv_copy and body:
             body[0] = ForwardedFrame(body[0], header[KEY_SIZE:])
         return body
 
-    def _transmit(self, msg: Any, **kwargs: Any) -> Any:
+    def _route(self, frames: list[Any], *args: Any, **kwargs: Any) -> Any:
+        self.keys.discard(frames[0])
         self.process.count_reply()
-        return super()._transmit(msg, **kwargs)
+        return super()._route(frames, *args, **kwargs)
 
 
 class PoolWorker(ZMQProcess):
@@ -150,7 +171,7 @@ class PoolWorker(ZMQProcess):
         self._goodbye = asyncio.Event()
         socket = self.connect(self._route)
         monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        self.rep_stream = WorkerStream(socket, self.loop)
+        self.rep_stream = WorkerStream(socket, self.loop, concurrency=self.concurrency)
         self.rep_stream.process = self
         self._monitor = ZMQStream(monitor, self.loop)
         self._monitor.on_recv(lambda _event: self.announce())
@@ -196,16 +217,15 @@ class PoolWorker(ZMQProcess):
         """Tell the broker who we are."""
         handler = self._message_handler
         methods = getattr(handler, '_methods', {})
-        in_hand = self.rep_stream.envelope
         info = {
             'pid': os.getpid(),
             'host': network.gethostname(),
-            'slots': 0 if self.is_leaving else getattr(self, 'concurrency', 1),
+            'slots': 0 if self.is_leaving else self.concurrency,
             'interval': self.beat_interval,
             'methods': list(methods),
-            'repeatable': sorted(repeatable_methods(handler.rep_handler, methods)),
-            'peers': handler.wants_frames,
-            'calls': [] if in_hand is None else [in_hand[0].hex()],
+            'repeatable': [name for name, method in methods.items() if method.repeatable],
+            'peers': getattr(handler, 'wants_frames', False),
+            'calls': [key.hex() for key in self.rep_stream.keys],
         }
         self.say(Word.READY, encode(info))
 
@@ -265,6 +285,10 @@ class PoolWorker(ZMQProcess):
     def run(self) -> None:
         """Serve; the exit code says that this worker is to be replaced."""
         super().run()
+        if self.rep_stream.is_late:  # Python would wait for its thread, which nothing ends
+            start_no_more()
+            end_tree(END_GRACE)
+            os._exit(RECYCLED)
         sys.exit(RECYCLED)
 
     def _teardown(self) -> None:
@@ -292,8 +316,12 @@ class Heartbeat(Thread):
         with worker.connect(worker._route + b'\1') as socket:
             socket.linger = 0
             socket.connect(worker.address.uri)
+            is_late = False
             while not self._end.wait(worker.beat_interval):
                 memory = read_memory()
+                was_late, is_late = is_late, worker.rep_stream.is_late
+                if was_late and is_late:
+                    worker.loop.add_callback(worker.leave, 'has a method that passed its deadline')
                 with suppress(zmq.Again):
                     socket.send_multipart([b'', Word.BEAT, b'%d' % memory], zmq.NOBLOCK)
                 if 0 < worker.max_memory < memory:
@@ -309,13 +337,3 @@ def read_memory() -> int:
     """Give the resident memory of this process in MiB, see proc_pid_statm(5)."""
     with open('/proc/self/statm', 'rb', buffering=0) as file:
         return int(file.read(256).split()[1]) * mmap.PAGESIZE // _MIB
-
-
-def repeatable_methods(handler: Any, methods: Any) -> set[str]:
-    """List the methods whose calls may be made once more, when a worker died on the first.
-
-    :param handler: instance of the class that has the methods
-    :param methods: names of all of them
-    """
-    declared: Any = getattr(type(handler), 'repeatable', ())
-    return set(methods) if declared is True else set(methods).intersection(declared or ())
