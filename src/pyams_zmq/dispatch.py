@@ -97,7 +97,17 @@ class Call:
     :ivar size: bytes of the body
     """
 
-    __slots__ = ('attempts', 'body', 'envelope', 'header', 'key', 'method', 'received', 'size')
+    __slots__ = (
+        'attempts',
+        'body',
+        'envelope',
+        'header',
+        'key',
+        'method',
+        'name',
+        'received',
+        'size',
+    )
 
     def __init__(
         self,
@@ -106,6 +116,7 @@ class Call:
         header: bytes,
         body: list[Any],
         size: int,
+        name: bytes,
         method: Method,
         received: float,
     ):
@@ -114,6 +125,7 @@ class Call:
         self.header = header
         self.body = body
         self.size = size
+        self.name = name
         self.method = method
         self.received = received
         self.attempts = 0
@@ -241,7 +253,7 @@ class Dispatcher:
             return
         key = next(self._numbers).to_bytes(8, 'big')
         method = self.methods.get(name, self.others)
-        call = Call(key, envelope, key + sender, body, size, method, now)
+        call = Call(key, envelope, key + sender, body, size, name, method, now)
         if (self._queue or not self._hand_over(call)) and not self._enqueue(call):
             self._refuse(call)
 
@@ -285,6 +297,8 @@ class Dispatcher:
         while self._queue and self._free:
             call = self._queue.popleft()
             self._queued_size -= call.size
+            if call.method is self.others:  # maybe nobody had announced it when it came in
+                call.method = self.methods.get(call.name, self.others)
             if not self._hand_over(call):
                 self._put_back(call)
 

@@ -1,0 +1,823 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""A pool, with real clients, workers and signals."""
+
+import json
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import zmq
+from pyramid.registry import Registry
+
+from app.program import Program, is_running, wait_for_end, wait_until
+from handlers import MessageHandler
+from pool_handlers import FailingMessageHandler, Pool, PoolMessageHandler
+from pyams_zmq import broker as broker_module
+from pyams_zmq import lock as lock_module
+from pyams_zmq.client import ZMQClient
+from pyams_zmq.exceptions import (
+    ZMQBaseError,
+    ZMQBindError,
+    ZMQRemoteError,
+    ZMQStartError,
+    ZMQTimeoutError,
+)
+from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, IZMQProcessStartedEvent
+from pyams_zmq.pool import ZMQPool
+from pyams_zmq.pulse import HANG_TIMEOUT
+from pyams_zmq.supervisor import Supervisor, SupervisorProcess
+from pyams_zmq.testing import running
+
+TIMEOUT = 20
+"""Seconds to wait for what has to happen, however busy the machine is"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Folder of private folders."""
+    (tmp_path / 'tmp').mkdir()
+    monkeypatch.setattr(lock_module.tempfile, 'tempdir', str(tmp_path / 'tmp'))
+    return tmp_path / 'tmp' / f'pyams_zmq-{os.geteuid()}'
+
+
+@pytest.fixture
+def pool(start, folder):
+    """Start a pool of two workers."""
+    return partial(start, factory=Pool)
+
+
+@contextmanager
+def client_of(pool, **options):
+    with ZMQClient(pool.bound_address, timeout=TIMEOUT, **options) as client:
+        yield client
+
+
+@contextmanager
+def in_threads(function, *arguments):
+    """Call a function in threads, once for each argument; give the list of their results."""
+    results = []
+
+    def call(argument):
+        try:
+            results.append(function(argument))
+        except ZMQBaseError as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=call, args=(argument,)) for argument in arguments]
+    for thread in threads:
+        thread.start()
+    try:
+        yield results
+    finally:
+        for thread in threads:
+            thread.join(TIMEOUT)
+
+
+def workers_of(pool):
+    """Pids of the workers that have announced themselves."""
+    return {worker['pid'] for worker in pool.stats()['workers']}
+
+
+def wait_for_workers(pool, but=(), count=2):
+    """Wait until as many other workers are there; return their pids."""
+
+    def look():
+        try:
+            workers = workers_of(pool)
+        except ZMQTimeoutError:  # the broker is away
+            return None
+        return workers if len(workers) == count and not workers & set(but) else None
+
+    return wait_until(look, TIMEOUT)
+
+
+def wait_for_file(path):
+    wait_until(path.exists, TIMEOUT)
+
+
+def wait_for_files(folder, pattern, count):
+    return wait_until(
+        lambda: files if len(files := list(folder.glob(pattern))) == count else None, TIMEOUT
+    )
+
+
+# Life
+
+
+def test_echo(pool, folder):
+    process = pool()
+    with client_of(process) as client:
+        assert client.call('echo', {'a': 1}) == {'a': 1}
+        assert len(workers_of(process)) == 2
+    [private] = folder.glob('pool-*')
+    assert private.stat().st_mode & 0o077 == 0
+    process.stop()
+    assert process.exitcode == 0
+    assert list(folder.glob('pool-*')) == []
+
+
+def test_running(folder):
+    with running(Pool, workers=1) as process, client_of(process) as client:
+        assert client.call('echo', 1) == 1
+    with running(ZMQPool, handler=MessageHandler, workers=1) as process:
+        assert process.bound_address.startswith('tcp://127.0.0.1:')
+
+
+def test_started_event_in_workers_only(pool, tmp_path):
+    registry = Registry()
+
+    def note(event):
+        Path(tmp_path, f'{type(event.object).__name__}.{os.getpid()}').touch()
+
+    registry.registerHandler(note, [IZMQProcessStartedEvent])
+    process = pool(registry=registry)
+    pids = {int(path.suffix[1:]) for path in tmp_path.glob('PoolWorker.*')}
+    assert pids == workers_of(process)
+    assert not list(tmp_path.glob('PoolBroker.*'))
+    with client_of(process) as client:
+        assert client.call('registry') is True
+
+
+def test_no_workers():
+    with pytest.raises(ValueError, match='1 worker or more, not 0'):
+        Pool(workers=0)
+
+
+@pytest.mark.parametrize(
+    ('options', 'text'),
+    [
+        ({'bind_addr': 'a b'}, 'Bad ØMQ address'),
+        ({'auth': 'nonsense'}, 'Bad credentials'),
+        ({'clients': 'nonsense'}, 'Bad client address'),
+        ({'worker_address': '127.0.0.1'}, 'worker_auth or worker_curve'),
+        ({'worker_address': 'a b', 'worker_auth': 'u:p'}, 'Bad ØMQ address'),
+        ({'worker_auth': 'u:p'}, 'for a worker_address'),
+        (
+            {'worker_address': '127.0.0.1', 'worker_auth': 'u:p', 'worker_curve': object()},
+            'one mechanism',
+        ),
+    ],
+)
+def test_bad_options(options, text):
+    with pytest.raises(ValueError, match=text):
+        Pool(**options)
+
+
+def test_address_in_use(pool, folder):
+    process = pool()
+    second = Pool(process.bound_address)
+    second.bind_timeout = 0
+    second.start()
+    with pytest.raises(ZMQBindError, match='Address already in use'):
+        second.wait_ready()
+    second.join(TIMEOUT)
+    assert second.exitcode == 1
+    assert len(list(folder.glob('pool-*'))) == 1
+
+
+def test_handler_fails(folder):
+    process = Pool(handler=FailingMessageHandler)
+    process.start()
+    with pytest.raises(LookupError, match='no such tool: ffmpeg'):
+        process.wait_ready()
+    process.join(TIMEOUT)
+    assert process.exitcode == 1
+
+
+def test_folder_of_somebody_else(folder):
+    folder.mkdir(mode=0o755)
+    process = Pool()
+    process.start()
+    with pytest.raises(PermissionError, match='nobody else may enter'):
+        process.wait_ready()
+    process.join(TIMEOUT)
+    assert process.exitcode == 1
+
+
+def test_stats_before_ready():
+    with pytest.raises(ZMQStartError, match='was not started'):
+        Pool().stats()
+
+
+# Which worker
+
+
+def test_calls_at_the_same_time(pool, tmp_path):
+    process = pool()
+    hold = tmp_path / 'hold'
+    hold.touch()
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'wait_again'), str(hold), str(hold)) as results:
+            wait_for_files(tmp_path, 'hold.*', 2)
+            hold.unlink()
+        assert set(results) == workers_of(process)
+
+
+def test_no_call_for_a_busy_worker(pool, tmp_path):
+    process = pool()
+    hold = tmp_path / 'hold'
+    hold.touch()
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'wait_again'), str(hold)) as results:
+            wait_for_files(tmp_path, 'hold.*', 1)
+            pids = {client.call('pid') for _ in range(50)}
+            hold.unlink()
+        assert pids == workers_of(process) - set(results)
+
+
+def test_concurrency(pool, tmp_path):
+    process = pool(factory=type('Wide', (Pool,), {'concurrency': 3}), workers=1)
+    hold = tmp_path / 'hold'
+    paths = [f'{hold}{number}' for number in range(3)]
+    with client_of(process) as client, in_threads(partial(client.call, 'wait_for'), *paths):
+        wait_for_files(tmp_path, 'hold*', 3)
+        [worker] = process.stats()['workers']
+        assert (worker['slots'], worker['in_flight']) == (3, 3)
+        for path in tmp_path.glob('hold*'):
+            path.unlink()
+
+
+@pytest.mark.parametrize('type_', ['again', 'echo', 'async_echo'])
+def test_order_of_a_connection(pool, type_):
+    process = pool(workers=1)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(process.bound_address)
+        for number in range(200):
+            socket.send_multipart([b'', json.dumps([type_, number]).encode()])
+        replies = []
+        for _ in range(200):
+            assert socket.poll(TIMEOUT * 1000)
+            payload = json.loads(socket.recv_multipart()[-1])[1]
+            replies.append(payload[1] if type_ == 'again' else payload)
+    assert replies == list(range(200))
+
+
+# Messages
+
+
+def test_large(pool):
+    process = pool(workers=1)
+    with client_of(process) as client:
+        assert client.call('size', 'x' * 5_000_000) == 5_000_000
+        assert len(client.call('big', 20_000_000)) == 20_000_000
+
+
+def test_too_large(pool, ask):
+    process = pool(factory=type('Small', (Pool,), {'max_message_size': 1000}), workers=1)
+    assert ask(process, ['size', 'x' * 1000]) == [
+        413,
+        'Message of 1012 bytes, the service takes 1000',
+    ]
+    assert ask(process, ['size', 'x' * 988]) == [200, 988]
+
+
+def test_several_frames(pool):
+    process = pool(workers=1)
+    with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+        socket.connect(process.bound_address)
+        socket.send_multipart([b'1', b'x' * 100_000, b'["many",1]'])
+        assert socket.poll(TIMEOUT * 1000)
+        assert json.loads(socket.recv()) == [200, 3]
+
+
+@pytest.mark.parametrize(
+    ('frames', 'status'),
+    [([b'["echo",1]'], 400), ([b''], 400), ([b'', b''], 400), ([b'', b'["nothing_such",1]'], 404)],
+)
+def test_malformed(pool, frames, status):
+    process = pool(workers=1)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(process.bound_address)
+        socket.send_multipart(frames)
+        assert socket.poll(TIMEOUT * 1000)
+        assert json.loads(socket.recv_multipart()[-1])[0] == status
+        socket.send_multipart([b'', b'["echo",1]'])
+        assert socket.poll(TIMEOUT * 1000)
+        assert json.loads(socket.recv_multipart()[-1]) == [200, 1]
+
+
+def test_another_json_load(pool, ask):
+    process = pool(factory=type('First', (Pool,), {'json_load': 5}), workers=1)
+    assert ask(process, ['echo', 1]) == [200, 1]
+    assert process.stats()['methods']['(others)']['calls'] == 1
+
+
+def test_client_is_gone(pool, ask, tmp_path):
+    process = pool(workers=1)
+    path = tmp_path / 'hold'
+    with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+        socket.linger = 0
+        socket.connect(process.bound_address)
+        socket.send_json(['wait_for', str(path)])
+        wait_for_file(path)
+    path.unlink()
+    assert ask(process, ['echo', 1]) == [200, 1]
+
+
+# Access
+
+
+def test_peer(pool, ask, tmp_path):
+    users = tmp_path / 'users'
+    users.write_text('alice:a\nbob:b\n')
+    process = pool(auth=users)
+    assert ask(process, ['who', 1], auth='alice:a') == [200, ['alice', '127.0.0.1', 1]]
+    assert ask(process, ['who', 2], auth='bob:b') == [200, ['bob', '127.0.0.1', 2]]
+    assert ask(process, ['echo', 2], auth='bob:c')[0] == 401
+    with ZMQClient(process.bound_address, auth='bob:b') as bob:
+        assert bob.call('echo', 1) == 1
+        users.write_text('alice:a\n')
+        before = workers_of(process)
+        process.reload()
+        wait_for_workers(process, before)
+        with pytest.raises(ZMQRemoteError, match='401 Your access was withdrawn'):
+            bob.call('echo', 2)
+    assert ask(process, ['echo', 2], auth='alice:a') == [200, 2]
+
+
+def test_peer_without_credentials(pool, ask, tmp_path):
+    process = pool(f'ipc://{tmp_path}/pool')
+    [status, [user, address, _args]] = ask(process, ['who', 1])
+    assert (status, user) == (200, 'anonymous')
+    assert address == f'localhost:{os.geteuid()}:{os.getegid()}:{os.getpid()}'
+
+
+# Deaths
+
+
+def test_killed_worker(pool, tmp_path):
+    process = pool()
+    hold = tmp_path / 'hold'
+    hold.touch()
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'wait_again'), str(hold)) as results:
+            [path] = wait_for_files(tmp_path, 'hold.*', 1)
+            first = int(path.suffix[1:])
+            os.kill(first, signal.SIGKILL)
+            wait_for_files(tmp_path, 'hold.*', 2)
+            hold.unlink()
+        assert results[0] in wait_for_workers(process)
+        assert results != [first]
+        assert process.stats()['repeated'] == 1
+
+
+def test_killed_worker_whose_call_may_not_be_repeated(pool, tmp_path):
+    process = pool()
+    path = tmp_path / 'hold'
+    with client_of(process) as client:
+        with in_threads(lambda _: ask_who_waits(client, path), 1) as results:
+            wait_for_file(path)
+            [busy] = [each for each in process.stats()['workers'] if each['state'] == 'busy']
+            start = time.monotonic()
+            os.kill(busy['pid'], signal.SIGKILL)
+        assert time.monotonic() - start < HANG_TIMEOUT
+        [error] = results
+        assert error.status == 502
+        assert 'died while it had this call in hand' in error.text
+        path.unlink()
+        wait_for_workers(process, {busy['pid']})
+
+
+def ask_who_waits(client, path):
+    return client.call('wait_for', str(path))
+
+
+def test_message_that_kills_every_worker(pool):
+    process = pool()
+    with client_of(process) as client:
+        with pytest.raises(ZMQRemoteError, match='502'):
+            client.call('die')
+        assert client.call('echo', 1) == 1
+        assert process.stats()['repeated'] == 2
+        wait_for_workers(process)
+
+
+def kill_workers(process, kills, calls):
+    """Kill workers while clients call; return the replies and the seconds until all were back."""
+    numbers = iter(range(calls))
+    lock = threading.Lock()
+    replies, times, done = [], [], []
+
+    def call(client):
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            reply = client.call('again', number)
+            done.append(number)
+            replies.append((number, reply[1]))
+
+    with client_of(process) as client, in_threads(call, *[client] * 4) as results:
+        for number in range(kills):
+            wait_until(lambda number=number: len(done) >= number * calls // kills, 60)
+            workers = workers_of(process)
+            pid = sorted(workers)[number % 2]
+            start = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            wait_for_workers(process, {pid})
+            times.append(time.monotonic() - start)
+    assert results == [None] * 4
+    return replies, times
+
+
+@pytest.mark.parametrize(
+    ('kills', 'calls'),
+    [(10, 1000), pytest.param(50, 5000, marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
+)
+def test_killed_again_and_again(pool, kills, calls):
+    process = pool()
+    replies, times = kill_workers(process, kills, calls)
+    assert sorted(replies) == [(number, number) for number in range(calls)]
+    # Sometimes the machine is busy with something else.
+    assert sorted(times)[len(times) // 2] < 1
+    assert process.stats()['lost'] == 0
+
+
+def test_stopped_worker(pool, tmp_path):
+    process = pool()
+    hold = tmp_path / 'hold'
+    hold.touch()
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'wait_again'), str(hold)) as results:
+            [path] = wait_for_files(tmp_path, 'hold.*', 1)
+            stopped = int(path.suffix[1:])
+            os.kill(stopped, signal.SIGSTOP)
+            start = time.monotonic()
+            while is_running(stopped):  # meanwhile the others serve
+                assert client.call('echo', 1) == 1
+            seconds = time.monotonic() - start
+            wait_for_files(tmp_path, 'hold.*', 2)
+            hold.unlink()
+        wait_for_workers(process, {stopped})
+        assert results[0] != stopped
+    assert seconds < HANG_TIMEOUT + 0.5  # on a busy machine
+
+
+def test_who_computes_does_not_hang(pool):
+    process = pool()
+    with client_of(process) as client:
+        pids = workers_of(process)
+        size = 10_000_000
+        while client.call('hold', size) < HANG_TIMEOUT * 1.5:
+            size *= 2
+        assert workers_of(process) == pids
+
+
+def test_killed_broker(pool):
+    process = pool()
+    workers = workers_of(process)
+    pid = process.stats()['pid']
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'sleep'), 60) as results:
+            wait_until(lambda: process.stats()['in_flight'], TIMEOUT)
+            os.kill(pid, signal.SIGKILL)
+            start = time.monotonic()
+        assert time.monotonic() - start < 5
+        assert isinstance(results[0], ConnectionError)
+        assert client.call('echo', 1, retries=20) == 1
+    stats = process.stats()
+    assert stats['pid'] != pid
+    assert {worker['pid'] for worker in stats['workers']} <= workers
+
+
+def test_stopped_broker(pool):
+    process = pool()
+    pid = process.stats()['pid']
+    os.kill(pid, signal.SIGSTOP)
+    with client_of(process) as client:
+        assert client.call('echo', 1, retries=20) == 1
+    assert not is_running(pid)
+    wait_for_workers(process)
+
+
+def test_worker_that_is_told_to_end(pool, tmp_path):
+    process = pool()
+    hold = tmp_path / 'hold'
+    hold.touch()
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'wait_again'), str(hold)) as results:
+            [path] = wait_for_files(tmp_path, 'hold.*', 1)
+            pid = int(path.suffix[1:])
+            os.kill(pid, signal.SIGTERM)
+            hold.unlink()
+        assert results == [pid]
+        wait_for_workers(process, {pid})
+
+
+def test_killed_pool(folder):
+    process = Pool()
+    process.start()
+    process.wait_ready()
+    pids = {process.stats()['pid'], *workers_of(process)}
+    process.kill()
+    process.join(TIMEOUT)
+    for pid in pids:
+        wait_for_end(pid, 5)
+    assert len(list(folder.glob('pool-*'))) == 1
+    with running(Pool):
+        assert len(list(folder.glob('pool-*'))) == 1
+    assert list(folder.glob('pool-*')) == []
+
+
+OWNER = """
+import json, os, sys
+from pool_handlers import Pool
+pool = Pool()
+pool.start()
+pool.wait_ready()
+stats = pool.stats()
+pids = [pool.pid, stats['pid'], *[each['pid'] for each in stats['workers']]]
+os.write(1, (json.dumps(pids) + '\\n').encode())
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize('num', [signal.SIGKILL, None], ids=['killed', 'ends'])
+def test_owner_ends(tmp_path, num):
+    program = Program(tmp_path, '-c', OWNER, TMPDIR=str(tmp_path))
+    try:
+        pids = program.read(TIMEOUT)
+        if num is None:
+            program.write(None)
+        else:
+            program.send_signal(num)
+        for pid in pids:
+            wait_for_end(pid, 10)
+        assert list(tmp_path.glob('pyams_zmq-*/pool-*')) == []
+    finally:
+        program.end()
+
+
+# Recycling
+
+
+def test_max_calls(pool):
+    process = pool(factory=type('Short', (Pool,), {'max_calls': 20}))
+    with (
+        client_of(process) as client,
+        in_threads(
+            lambda client: [client.call('pid') for _ in range(100)], *[client] * 3
+        ) as results,
+    ):
+        pass
+    pids = [pid for result in results for pid in result]
+    assert max(pids.count(pid) for pid in pids) <= 20
+    assert len(set(pids)) >= 15
+    assert process.stats()['lost'] == process.stats()['repeated'] == 0
+
+
+def test_max_memory(pool):
+    process = pool(factory=type('Small', (Pool,), {'max_memory': 400}))
+    with client_of(process) as client:
+        pid = client.call('leak', 500 * 1024 * 1024)
+        wait_for_workers(process, {pid})
+    assert process.stats()['lost'] == 0
+
+
+@pytest.mark.parametrize('type_', ['late', 'async_late'])
+def test_late_method(pool, tmp_path, type_):
+    process = pool(workers=1)
+    path = tmp_path / 'hold'
+    pids = workers_of(process)
+    with client_of(process) as client:
+        with pytest.raises(ZMQRemoteError, match='504'):
+            client.call(type_, str(path))
+        assert client.call('echo', 1) == 1
+    if type_ == 'late':
+        wait_for_workers(process, pids, count=1)
+        for pid in pids:
+            wait_for_end(pid, TIMEOUT)
+    else:
+        assert workers_of(process) == pids
+
+
+def test_late_method_and_no_further_call(pool, tmp_path):
+    process = pool(workers=1)
+    pids = workers_of(process)
+    with client_of(process) as client, pytest.raises(ZMQRemoteError, match='504'):
+        client.call('late', str(tmp_path / 'hold'))
+    wait_for_workers(process, pids, count=1)
+
+
+# Limits
+
+
+def test_queue_limit(pool, tmp_path):
+    process = pool(factory=type('Short', (Pool,), {'queue_limit': 3}), workers=1)
+    path = tmp_path / 'hold'
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'wait_for'), *[str(path)] * 4) as results:
+            wait_until(lambda: process.stats()['queue'] == 3, TIMEOUT)
+            with pytest.raises(ZMQRemoteError, match='503 The service is overloaded: 3 calls wait'):
+                client.call('echo', 1)
+            while len(results) < 4:
+                path.unlink(missing_ok=True)
+        assert results == [str(path)] * 4
+        assert process.stats()['refused'] == 1
+
+
+# The end
+
+
+def test_drain(pool, tmp_path):
+    process = pool(workers=1)
+    path = tmp_path / 'hold'
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'wait_for'), str(path)) as running:
+            wait_for_file(path)
+            with in_threads(partial(client.call, 'echo'), 1) as queued:
+                wait_until(lambda: process.stats()['queue'], TIMEOUT)
+                os.kill(process.pid, signal.SIGTERM)
+            assert queued[0].status == 503
+            assert running == []
+            path.unlink()
+        assert running == [str(path)]
+    process.join(TIMEOUT)
+    assert process.exitcode == 0
+
+
+def test_drain_takes_too_long(pool, tmp_path):
+    process = pool(factory=type('Quick', (Pool,), {'drain_timeout': 0.5}))
+    with client_of(process) as client, in_threads(partial(client.call, 'sleep'), 60) as results:
+        wait_until(lambda: process.stats()['in_flight'], TIMEOUT)
+        start = time.monotonic()
+        process.stop()
+        seconds = time.monotonic() - start
+    assert results[0].status == 502
+    assert process.exitcode == 0
+    assert seconds < 5
+
+
+def test_interrupt_of_all(tmp_path):
+    program = Program(tmp_path, '-c', OWNER, TMPDIR=str(tmp_path))
+    try:
+        pids = program.read(TIMEOUT)
+        program.send_signal_to_all(signal.SIGINT)
+        for pid in pids:
+            wait_for_end(pid, 10)
+        assert list(tmp_path.glob('pyams_zmq-*/pool-*')) == []
+    finally:
+        program.end()
+
+
+def test_rolling_restart(pool):
+    process = pool()
+    stop = threading.Event()
+
+    def call(client):
+        count = 0
+        while not stop.is_set():
+            client.call('pid')
+            count += 1
+        return count
+
+    pids = set()
+    with client_of(process) as client, in_threads(call, *[client] * 3) as results:
+        for _ in range(3):
+            pids |= (before := workers_of(process))
+            process.reload()
+            wait_for_workers(process, before)
+        stop.set()
+    assert len(pids) == 6
+    assert all(isinstance(result, int) for result in results), results
+    assert process.stats()['lost'] == process.stats()['repeated'] == 0
+
+
+def test_rolling_restart_waits_for_a_long_call(pool, tmp_path):
+    process = pool(factory=type('Quick', (Pool,), {'drain_timeout': 0.2}))
+    path = tmp_path / 'hold'
+    before = workers_of(process)
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'wait_for'), str(path)) as results:
+            wait_for_file(path)
+            process.reload()
+            wait_until(lambda: len(workers_of(process) - before) >= 1, TIMEOUT)
+            stop = time.monotonic() + 0.5  # longer than `drain_timeout`
+            while time.monotonic() < stop:
+                assert client.call('echo', 1) == 1
+            path.unlink()
+        assert results == [str(path)]
+    wait_for_workers(process, before)
+
+
+# Statistics
+
+
+def test_stats(pool, monkeypatch):
+    process = pool()
+    with client_of(process) as client:
+        for _ in range(10):
+            client.call('echo', 1)
+        with pytest.raises(ZMQRemoteError, match='404'):
+            client.call('nothing_such')
+        stats = client.call('pyams_zmq.stats')
+    assert stats['calls'] == 11
+    assert stats['errors'] == 1
+    assert stats['methods']['echo']['calls'] == 10
+    assert 0 < stats['methods']['echo']['p50'] <= stats['methods']['echo']['max'] < TIMEOUT
+    assert stats['methods']['(others)']['errors'] == 1
+    assert stats['addresses'][0] == process.bound_address
+    for worker in stats['workers']:
+        assert is_running(worker['pid'])
+        assert worker['state'] == 'idle'
+    wait_until(lambda: process.stats()['workers'][0]['memory'] > 5, TIMEOUT)
+
+
+def test_right_to_stats(pool, monkeypatch):
+    monkeypatch.setattr(broker_module, 'is_here', lambda address: False)
+    process = pool(
+        factory=type('Open', (Pool,), {'stats_users': {'alice'}}),
+        auth=['alice:a', 'bob:b'],
+        workers=1,
+    )
+    with client_of(process, auth='alice:a') as client:
+        assert client.call('pyams_zmq.stats')['calls'] == 0
+    with client_of(process, auth='bob:b') as client:
+        with pytest.raises(ZMQRemoteError, match=r'403 .*stats_users') as error:
+            client.call('pyams_zmq.stats')
+        assert error.value.status == 403
+        assert client.call('echo', 1) == 1
+    assert process.stats()['calls'] == 1
+
+
+def test_stats_of_a_pool_whose_broker_is_away(pool):
+    process = pool(workers=1)
+    os.kill(process.stats()['pid'], signal.SIGSTOP)
+    with pytest.raises(ZMQTimeoutError, match=r'no statistics within 0\.1 s'):
+        process.stats(timeout=0.1)
+
+
+# Under a supervisor
+
+
+def test_under_a_supervisor(folder, tmp_path, ask):
+    address = f'ipc://{tmp_path}/pool'
+    supervisor = SupervisorProcess({'pool': partial(Pool, address)})
+    supervisor.start()
+    try:
+        stats = ask(address, ['pyams_zmq.stats', None], timeout=TIMEOUT)[1]
+        pool = Path(f'/proc/{stats["pid"]}/stat').read_text().rpartition(')')[2].split()[1]
+        os.kill(int(pool), signal.SIGSTOP)
+        wait_for_end(int(pool), TIMEOUT)
+
+        def serves():
+            reply = ask(address, ['pyams_zmq.stats', None], timeout=1)
+            return reply[0] == 200 and reply[1]['pid'] != stats['pid']
+
+        wait_until(serves, TIMEOUT)
+    finally:
+        supervisor.stop()
+    assert supervisor.exitcode == 0
+
+
+def test_given_up(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Supervisor, 'min_delay', 0.01)
+    flag = tmp_path / 'flag'
+
+    class Later:
+        def __init__(self):
+            if flag.exists():
+                raise LookupError('no such tool: ffmpeg')
+
+        def pid(self, args):
+            return [200, os.getpid()]
+
+    class LaterMessageHandler(PoolMessageHandler):
+        handler = Later
+
+    registry = Registry()
+    registry.registerHandler(
+        lambda event: Path(tmp_path, event.name).touch(), [IZMQProcessGivenUpEvent]
+    )
+    process = Pool(handler=LaterMessageHandler, registry=registry)
+    process.start()
+    process.wait_ready()
+    flag.touch()
+    process.reload()  # in vain: the old ones stay
+    wait_for_file(tmp_path / 'worker 1')
+    pids = workers_of(process)
+    assert len(pids) == 2
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    process.join(TIMEOUT)
+    assert process.exitcode == 1
+    assert (tmp_path / 'worker 2').exists()
