@@ -60,8 +60,9 @@ _TURN = 0.02  # seconds after which it has it in any case
 _LARGE = 64 * 1024  # bytes of a frame that is not worth copying
 _BATCH = 100  # messages of a socket before the other ones have their turn
 _TICK = 0.25  # seconds between two looks for lost workers
-_NOBLOCK = int(zmq.NOBLOCK)  # to combine the flags themselves takes longer than to send a frame
+_NOBLOCK = int(zmq.NOBLOCK)  # as enums, they take longer to combine than a frame to send
 _MORE = int(zmq.SNDMORE) | _NOBLOCK
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 _GONE = frozenset({zmq.EHOSTUNREACH, zmq.EAGAIN})
 
 
@@ -80,20 +81,19 @@ class _Gate(ZMQStream):
 
     def read(self) -> None:
         """Take the messages that wait, but not too many."""
-        receive = self.socket.recv
+        socket = self.socket
+        receive, get = socket.recv, socket.get
         for _ in range(_BATCH):
-            try:
-                frame = receive(_NOBLOCK, False)
-            except zmq.Again:
+            if not get(_EVENTS) & _READABLE:  # an error that says so takes longer than a message
                 return
+            first = frame = receive(_NOBLOCK, False)
             self.received += 1
-            first = frame
             frames = []
             while frame.more:
                 frame = receive(_NOBLOCK, False)
                 frames.append(frame.bytes if len(frame) < _LARGE else frame)
             try:
-                self._take(self.socket, first, frames)
+                self._take(socket, first, frames)
             except Exception:
                 LOGGER.exception('A message could not be handled')
 
@@ -155,6 +155,7 @@ class PoolBroker(ZMQProcess):
         self._worker_auth = worker_auth
         self._addresses: list[str] = []
         self._gates: dict[Any, _Gate] = {}
+        self._polled: list[tuple[Any, int]] = []
         self._watches: dict[bytes, ExitStack] = {}
 
     def init_stream(self) -> None:
@@ -164,7 +165,6 @@ class PoolBroker(ZMQProcess):
         )
         self._access: Any = self.auth_thread
         self._set_worker_policies()
-        self._poller = zmq.Poller()
         self._front = self._open(self.bind_addr, self._take_request)
         self.rep_stream = self._front
         self._local = self._open(self.local_address, self._take_word, LOCAL_DOMAIN)
@@ -205,7 +205,7 @@ class PoolBroker(ZMQProcess):
         gate = _Gate(socket, self.loop, take, self._pump)
         self._streams.add(gate)
         self._gates[socket] = gate
-        self._poller.register(socket, zmq.POLLIN)
+        self._polled.append((socket, _READABLE))
         return gate
 
     def _send_report(self, address: str | None, error: Exception | None) -> None:
@@ -381,7 +381,7 @@ class PoolBroker(ZMQProcess):
         """
         deadline = monotonic() + _TURN
         gates = self._gates
-        while ready := self._poller.poll(_WAIT):
+        while ready := zmq.zmq_poll(self._polled, _WAIT):
             for socket, _events in ready:
                 gates[socket].read()
             if monotonic() > deadline:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from math import ceil
 from threading import Event, Thread
+from time import monotonic
 from typing import Any
 
 import zmq
@@ -48,6 +49,10 @@ GOODBYE_TIMEOUT = 1.0
 """Seconds to wait for the last word of a broker, which may be away"""
 
 _MISSED_BEATS = 3
+_WAIT = 1  # milliseconds for the next call, before the loop has its turn
+_NOBLOCK = int(zmq.NOBLOCK)  # as enums, they take longer to combine than a frame to send
+_MORE = int(zmq.SNDMORE) | _NOBLOCK
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 _MIB = 1024 * 1024
 
 
@@ -98,9 +103,45 @@ class WorkerStream(ReplyStream):
     def _can_receive(self) -> bool:
         return self.envelope is None
 
+    def send(self, msg: Any, flags: int = 0, *args: Any, **kwargs: Any) -> None:
+        """Send the reply; see `send_multipart`."""
+        if flags or args or kwargs or self.envelope is None:
+            super().send(msg, flags, *args, **kwargs)
+            return
+        self._transmit([msg])
+        self._rebuild_io_state()
+
+    def _handle_events(self, fd: Any, events: int) -> None:
+        # Between two calls there is no turn of the loop, which takes longer than a short call,
+        # unless nothing comes in for a moment.
+        if self.closed():
+            return
+        deadline = monotonic() + self.turn
+        get = self.socket.get
+        waits = False
+        self._in_turn = True
+        try:
+            while self._can_receive() and (get(_EVENTS) & _READABLE or (waits and self._wait())):
+                waits = True
+                self._handle_recv()
+                if self.closed() or monotonic() > deadline:
+                    break
+        finally:
+            self._in_turn = False
+            if not self.closed():
+                self._rebuild_io_state()
+
+    def _wait(self) -> bool:
+        return not self.in_hand and bool(zmq.zmq_poll([(self.socket, _READABLE)], _WAIT))
+
     def _receive(self) -> list[Any] | None:
-        frames: list[Any] = self.socket.recv_multipart(zmq.NOBLOCK)
-        header, body = frames[0], frames[1:]
+        receive = self.socket.recv
+        frame = receive(_NOBLOCK, False)
+        header = frame.bytes
+        body: list[Any] = []
+        while frame.more:
+            frame = receive(_NOBLOCK, False)
+            body.append(frame.bytes)
         if not header:
             self.process.obey(*body)
             return None
@@ -116,10 +157,16 @@ class WorkerStream(ReplyStream):
             body[0] = ForwardedFrame(body[0], header[KEY_SIZE:])
         return body
 
-    def _route(self, frames: list[Any], *args: Any, **kwargs: Any) -> Any:
+    def _route(self, frames: list[Any], *_args: Any, **_kwargs: Any) -> Any:
         self.keys.discard(frames[0])
         self.process.count_reply()
-        return super()._route(frames, *args, **kwargs)
+        send = self.socket.send
+        try:
+            for frame in frames[:-1]:
+                send(frame, _MORE)
+            send(frames[-1], _NOBLOCK)
+        except zmq.Again:  # the broker is away, and will not know this call
+            LOGGER.debug('A reply is dropped, its broker is away')
 
 
 class PoolWorker(ZMQProcess):
