@@ -41,7 +41,7 @@ class Bench:
     def reply(self, envelope, reply):
         self.replies.append((envelope[0], reply))
 
-    def ready(self, route, *, slots=1, calls=(), **options):
+    def ready(self, route, *, slots=1, in_hand=(), **options):
         info = {
             'pid': 1,
             'host': 'here',
@@ -49,7 +49,7 @@ class Bench:
             'interval': 1,
             'methods': ['echo', 'again'],
             'repeatable': ['again'],
-            'calls': [key.hex() for key in calls],
+            'calls': [key.hex() for key in in_hand],
             **options,
         }
         return self.dispatcher.ready(route, info, self.now)
@@ -229,7 +229,7 @@ def test_announced_again(bench):
     bench.request(b'1', b'again')
     first = bench.last.key
     bench.request(b'2')
-    bench.ready(b'A', slots=3, calls=[first])  # its connection broke before the second came in
+    bench.ready(b'A', slots=3, in_hand=[first])  # its connection broke before the second came in
     assert statuses(bench) == [(b'2', 502)]
     assert b'was cut off' in bench.replies[0][1]
     for text in (b'3', b'4', b'5'):
@@ -375,7 +375,7 @@ def test_limits(bench, monkeypatch):
 
 @pytest.mark.parametrize(
     'nonsense',
-    [{'pid': None}, {'slots': 'x'}, {'interval': []}, {'methods': 1}, {'calls': ['x']}],
+    [{'pid': None}, {'slots': 'x'}, {'interval': []}, {'methods': 1}, {'calls': 1}],
 )
 def test_nonsense_announced(bench, nonsense):
     with pytest.raises((TypeError, ValueError)):

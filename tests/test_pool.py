@@ -23,6 +23,9 @@ from pathlib import Path
 
 import pytest
 import zmq
+import zmq.auth
+from pyramid.config import Configurator
+from pyramid.exceptions import ConfigurationError
 from pyramid.registry import Registry
 
 from app.program import Program, is_running, wait_for_end, wait_until
@@ -30,7 +33,10 @@ from handlers import MessageHandler
 from pool_handlers import FailingMessageHandler, Pool, PoolMessageHandler
 from pyams_zmq import broker as broker_module
 from pyams_zmq import lock as lock_module
+from pyams_zmq.child import RECYCLED
 from pyams_zmq.client import ZMQClient
+from pyams_zmq.config import services_of
+from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import (
     ZMQBaseError,
     ZMQBindError,
@@ -40,9 +46,12 @@ from pyams_zmq.exceptions import (
 )
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, IZMQProcessStartedEvent
 from pyams_zmq.pool import ZMQPool
+from pyams_zmq.process import ZMQProcess
 from pyams_zmq.pulse import HANG_TIMEOUT
+from pyams_zmq.scripts import main
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess
 from pyams_zmq.testing import running
+from pyams_zmq.worker import PoolWorker
 
 TIMEOUT = 20
 """Seconds to wait for what has to happen, however busy the machine is"""
@@ -821,3 +830,247 @@ def test_given_up(folder, tmp_path, monkeypatch):
     process.join(TIMEOUT)
     assert process.exitcode == 1
     assert (tmp_path / 'worker 2').exists()
+
+
+# Workers of other machines
+
+
+CALLS = """
+import os
+from pyams_zmq.scripts import main
+import sys
+sys.argv[0] = 'worker.py'
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Keys of a broker and of a worker."""
+    folder = tmp_path / 'keys'
+    (folder / 'workers').mkdir(parents=True)
+    zmq.auth.create_certificates(folder, 'broker')
+    zmq.auth.create_certificates(folder, 'stranger')
+    zmq.auth.create_certificates(folder / 'workers', 'worker')
+    return folder
+
+
+@pytest.fixture
+def join(tmp_path):
+    """Start programs with workers."""
+    programs = []
+
+    def start(pool, *args):
+        address = pool.bound_worker_address
+        handler = 'pool_handlers.PoolMessageHandler'
+        options = ('-W', 'ignore:pkg_resources is deprecated')
+        program = Program(tmp_path, *options, '-c', CALLS, 'worker', address, handler, *args)
+        programs.append(program)
+        return program
+
+    yield start
+    for program in programs:
+        program.end()
+
+
+def test_join_by_plain(pool, join, tmp_path):
+    (tmp_path / 'auth').write_text('worker:secret')
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    local = workers_of(process)
+    program = join(process, '--auth-file', str(tmp_path / 'auth'), '--workers', '2')
+    remote = wait_for_workers(process, count=3) - local
+    with client_of(process) as client:
+        assert {client.call('pid') for _ in range(30)} == local | remote
+        before = remote
+        program.send_signal(signal.SIGHUP)
+        wait_until(lambda: not before & (now := workers_of(process)) and len(now) == 3, TIMEOUT)
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(TIMEOUT) == 0
+        assert {client.call('pid') for _ in range(30)} == local
+    wait_for_workers(process, count=1)
+    assert 'secret' not in program.log.read_text()
+
+
+def test_join_by_curve(pool, join, keys):
+    curve = CurveServer(keys / 'broker.key_secret', keys / 'workers')
+    process = pool(workers=1, worker_address='127.0.0.1', worker_curve=curve)
+    key = str(keys / 'workers' / 'worker.key_secret')
+    join(process, '--key', key, '--server-key', str(keys / 'broker.key'), '--concurrency', '2')
+    wait_for_workers(process, count=2)
+    assert sorted(worker['slots'] for worker in process.stats()['workers']) == [1, 2]
+    (keys / 'workers' / 'worker.key').unlink()
+    (keys / 'stranger.key').rename(keys / 'workers' / 'stranger.key')
+    before = workers_of(process)
+    process.reload()
+    wait_for_workers(process, before, count=1)
+
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_join_by_a_stranger(pool, join, keys, tmp_path, number):
+    """Neither a client of the pool nor anybody else is a worker."""
+    (tmp_path / 'auth').write_text('alice:a')
+    options = (
+        ['--auth-file', str(tmp_path / 'auth')],
+        ['--key', str(keys / 'stranger.key_secret'), '--server-key', str(keys / 'broker.key')],
+    )[number]
+    curve = CurveServer(keys / 'broker.key_secret', keys / 'workers')
+    how = ({'worker_auth': 'worker:secret'}, {'worker_curve': curve})[number]
+    process = pool(auth='alice:a', workers=1, worker_address='127.0.0.1', **how)
+    program = join(process, *options)
+    wait_until(lambda: 'refuses this worker' in program.log.read_text(), TIMEOUT)
+    assert len(workers_of(process)) == 1
+
+
+def test_killed_worker_of_another_machine(pool, join, tmp_path):
+    (tmp_path / 'auth').write_text('worker:secret')
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    local = workers_of(process)
+    join(process, '--auth-file', str(tmp_path / 'auth'), '--beat-interval', '0.2')
+    [remote] = wait_for_workers(process, count=2) - local
+    hold = tmp_path / 'hold'
+    hold.touch()
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'wait_again'), str(hold), str(hold)) as results:
+            wait_for_files(tmp_path, 'hold.*', 2)
+            os.kill(remote, signal.SIGKILL)
+            wait_until(lambda: process.stats()['repeated'], TIMEOUT)
+            hold.unlink()
+        assert len(results) == 2
+        assert remote not in results
+    wait_for_workers(process, {remote})
+
+
+def test_stopped_worker_of_another_machine(pool, tmp_path):
+    """It was lost; when it goes on, it announces itself again."""
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.beat_interval = 0.1
+    worker.start()
+    try:
+        worker.wait_ready()
+        wait_for_workers(process)
+        os.kill(worker.pid, signal.SIGSTOP)
+        wait_for_workers(process, count=1)
+        os.kill(worker.pid, signal.SIGCONT)
+        assert worker.pid in wait_for_workers(process)
+    finally:
+        worker.stop()
+    assert worker.exitcode == RECYCLED
+
+
+def test_worker_stays_when_its_broker_is_killed(pool, tmp_path):
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.start()
+    try:
+        worker.wait_ready()
+        path = tmp_path / 'hold'
+        with client_of(process) as client:
+            with in_threads(partial(client.call, 'wait_for'), str(path), str(path)) as results:
+                wait_until(lambda: process.stats()['in_flight'] == 2, TIMEOUT)
+                os.kill(process.stats()['pid'], signal.SIGKILL)
+            assert all(isinstance(result, ConnectionError) for result in results)
+            path.unlink(missing_ok=True)
+            while len(results) and path.exists():
+                path.unlink(missing_ok=True)
+            assert worker.pid in wait_for_workers(process)
+            assert client.call('echo', 1, retries=9) == 1
+    finally:
+        worker.stop()
+
+
+def test_worker_without_a_broker():
+    worker = PoolWorker('127.0.0.1:1', PoolMessageHandler)
+    worker.start()
+    with pytest.raises(ZMQTimeoutError):
+        worker.wait_ready(0.1)
+    worker.stop()
+    assert worker.exitcode == RECYCLED
+
+
+@pytest.mark.parametrize(
+    ('args', 'text'),
+    [
+        (['--workers', '0'], 'there is nothing to do for 0 workers'),
+        (['--auth-file', '/nothing'], 'Credentials file'),
+        (['--key', '/nothing.key_secret', '--server-key', 'x' * 40], 'CURVE key'),
+        (['--max-calls', '-1'], 'max_calls is -1'),
+        (['nothing.ini'], 'there is no file nothing.ini'),
+    ],
+)
+def test_bad_arguments(capsys, monkeypatch, args, text):
+    monkeypatch.setattr('sys.argv', ['pyams_zmq'])
+    with pytest.raises(SystemExit) as error:
+        main(['worker', '127.0.0.1:1', 'pool_handlers.PoolMessageHandler', *args])
+    assert error.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_bad_handler(capsys, monkeypatch):
+    monkeypatch.setattr('sys.argv', ['pyams_zmq'])
+    with pytest.raises(SystemExit):
+        main(['worker', '127.0.0.1:1', 'pool_handlers.Nothing'])
+    assert 'Nothing' in capsys.readouterr().err
+
+
+def test_two_mechanisms(keys):
+    curve = CurveClient(keys / 'broker.key', keys / 'stranger.key_secret')
+    with pytest.raises(ValueError, match='one user, or keys'):
+        PoolWorker('127.0.0.1:1', PoolMessageHandler, 'a:b', curve=curve)
+
+
+# Declared
+
+
+def declare(**settings):
+    config = Configurator(settings={f'pyams_zmq.echo.{key}': settings[key] for key in settings})
+    config.include('pyams_zmq')
+    return config
+
+
+def test_declared(folder, tmp_path, ask):
+    config = declare(
+        address=f'ipc://{tmp_path}/pool',
+        handler='pool_handlers.PoolMessageHandler',
+        workers='3',
+        queue_limit='7',
+        max_calls='1000',
+        drain_timeout='3',
+        stats_users='alice bob',
+    )
+    config.commit()
+    [item] = config.introspector.get_category('ZMQ processes')
+    assert item['introspectable']['workers'] == 3
+    assert item['introspectable']['factory'] is ZMQPool
+    process = services_of(config.registry)['echo'].make_process(config.registry)
+    assert isinstance(process, ZMQPool)
+    assert process.stats_users == ('alice', 'bob')
+    with running(process):
+        stats = process.stats()
+        assert len(stats['workers']) == 3
+        assert stats['queue_limit'] == 7
+
+
+@pytest.mark.parametrize(
+    ('settings', 'text'),
+    [
+        ({'max_calls': '1'}, 'has max_calls, which is for a pool: say how many workers'),
+        ({'worker_address': '*:1'}, 'has worker_address, which is for a pool'),
+        ({'workers': 'x'}, 'bad workers'),
+        ({'workers': '-1'}, 'bad workers'),
+        ({'workers': '2', 'factory': 'handlers.Process'}, 'is no ZMQPool: derive from that'),
+        ({'workers': '2', 'worker_address': '*:1'}, 'Give worker_auth or worker_curve'),
+    ],
+)
+def test_bad_declaration(settings, text):
+    config = declare(address='*:1', handler='pool_handlers.PoolMessageHandler', **settings)
+    with pytest.raises(ConfigurationError, match=text):
+        config.commit()
+
+
+def test_declared_pool_of_no_workers():
+    config = declare(
+        address='*:1', handler='pool_handlers.PoolMessageHandler', workers='0', start='never'
+    )
+    config.commit()
+    assert services_of(config.registry)['echo'].factory is ZMQProcess

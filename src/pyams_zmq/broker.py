@@ -59,6 +59,7 @@ _WAIT = 2  # milliseconds for the next message, before the loop has its turn
 _TURN = 0.02  # seconds after which it has it in any case
 _LARGE = 64 * 1024  # bytes of a frame that is not worth copying
 _BATCH = 100  # messages of a socket before the other ones have their turn
+_LAST_WORDS = 0.02  # seconds that the last words of a dead worker may take
 _TICK = 0.25  # seconds between two looks for lost workers
 _NOBLOCK = int(zmq.NOBLOCK)  # as enums, they take longer to combine than a frame to send
 _MORE = int(zmq.SNDMORE) | _NOBLOCK
@@ -356,8 +357,13 @@ class PoolBroker(ZMQProcess):
             stack.callback(self.loop.remove_handler, pidfd)
 
     def _on_death(self, route: bytes, fd: int, events: int) -> None:
-        for gate in self._gates.values():  # what it has said before counts
-            gate.read()
+        self._unwatch(route)
+        self._dispatcher.leave(route)
+        # What it has said before counts, and may come in later than the news of its death.
+        self.loop.call_later(_LAST_WORDS, self._bury, route)
+
+    def _bury(self, route: bytes) -> None:
+        self._pump()
         self._lose(route, 'died')
         self._pump()
 
@@ -389,6 +395,7 @@ class PoolBroker(ZMQProcess):
                 break
 
     def _tick(self) -> None:
+        self._pump()  # heartbeats may wait
         for worker in self._dispatcher.expire(monotonic()):
             LOGGER.error('Worker %s of %s is not heard of any more', worker.pid, worker.host)
             self._unwatch(worker.route)

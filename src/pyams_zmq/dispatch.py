@@ -34,6 +34,9 @@ MAX_ATTEMPTS = 3
 MISSED_BEATS = 3
 """Heartbeats after which a worker that nobody else watches is lost"""
 
+AWAY = 1.0
+"""Seconds between two looks for lost workers after which the machine was away, and not they"""
+
 MAX_METHODS = 1000
 """Methods that are counted by name, at most"""
 
@@ -422,7 +425,7 @@ class Dispatcher:
         late, self._expired = now - self._expired, now
         lost = []
         for worker in list(self.workers.values()):
-            if late > worker.interval * MISSED_BEATS / 2:
+            if late > max(AWAY, worker.interval):
                 worker.heard = now  # who was away for so long is us
             elif now - worker.heard > worker.interval * MISSED_BEATS and not worker.is_watched:
                 self.lose(worker.route, now, 'was not heard of any more')

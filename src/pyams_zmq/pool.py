@@ -330,7 +330,9 @@ class _PoolSupervisor(OwnedSupervisor):
         for child in self._children:
             if child.name == BROKER and child.running and child.process is not None:
                 child.process.reload()
-        self._to_replace = deque(each for each in self._children if each.name != BROKER)
+        self._to_replace = deque(
+            each for each in self._children if each.name != BROKER and not each.retired
+        )
 
     def _replace(self) -> None:
         if self._replacement is None:

@@ -26,11 +26,13 @@ from time import monotonic
 from typing import Any
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from pyams_zmq.auth import Users, parse_users
 from pyams_zmq.child import RECYCLED
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.endpoint import Endpoint
+from pyams_zmq.exceptions import ZMQRefusedError
 from pyams_zmq.message import encode
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.stream import ReplyStream, ZMQStream
@@ -45,9 +47,11 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 RECONNECT = (20, 1000)
 """Milliseconds until a broker that is away is looked for again, at first and at most"""
 
-GOODBYE_TIMEOUT = 1.0
-"""Seconds to wait for the last word of a broker, which may be away"""
+GOODBYE_TIMEOUT = 5.0
+"""Seconds to wait for the last word of a broker that is there"""
 
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+_CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
 _MISSED_BEATS = 3
 _WAIT = 1  # milliseconds for the next call, before the loop has its turn
 _NOBLOCK = int(zmq.NOBLOCK)  # as enums, they take longer to combine than a frame to send
@@ -192,7 +196,7 @@ class PoolWorker(ZMQProcess):
 
     _route: bytes
     _calls = 0
-    _has_said_bye = False
+    _refusal: ZMQRefusedError | None = None
     _beats: 'Heartbeat | None' = None
 
     def __init__(
@@ -217,11 +221,11 @@ class PoolWorker(ZMQProcess):
         self._welcome = asyncio.Event()
         self._goodbye = asyncio.Event()
         socket = self.connect(self._route)
-        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        monitor = socket.get_monitor_socket(_CONNECTION_EVENTS)
         self.rep_stream = WorkerStream(socket, self.loop, concurrency=self.concurrency)
         self.rep_stream.process = self
         self._monitor = ZMQStream(monitor, self.loop)
-        self._monitor.on_recv(lambda _event: self.announce())
+        self._monitor.on_recv(self._on_connection)
         self._streams.update([self.rep_stream, self._monitor])
         self._message_handler = self.handler(self, self.rep_stream, self.stop)
         self.rep_stream.on_recv(self._message_handler)
@@ -229,6 +233,19 @@ class PoolWorker(ZMQProcess):
         socket.connect(self.address.uri)
         self._beats = Heartbeat(self)
         self._beats.start()
+
+    def _on_connection(self, frames: list[bytes]) -> None:
+        event = parse_monitor_message(frames)['event']
+        if event & _REFUSED:  # after that libzmq does not try again
+            self._refusal = ZMQRefusedError(
+                f'The broker at {self.address} refuses this worker: compare its user, or keys, '
+                'with worker_auth and worker_curve of the pool'
+            )
+            self._stop_loop()
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._goodbye.set()  # it is not to come any more
+        else:
+            self.announce()
 
     def connect(self, route: bytes) -> Any:
         """Make a socket which is ready to be connected to the broker.
@@ -258,6 +275,8 @@ class PoolWorker(ZMQProcess):
             self.rep_stream.socket.send_multipart([b'', *frames], zmq.NOBLOCK)
         except zmq.Again:
             return False
+        finally:
+            self.rep_stream._rebuild_io_state()  # to send may swallow the news of a message
         return True
 
     def announce(self) -> None:
@@ -310,28 +329,39 @@ class PoolWorker(ZMQProcess):
     def leave(self, reason: str) -> None:
         """Take no more calls, finish those in hand, end."""
         if not (self.is_leaving or self.draining):
-            self.is_leaving = True
             LOGGER.info('%s %s, another one takes over', self.name, reason)
-            self._has_said_bye = self.say(Word.BYE)  # before a reply which is about to be sent
+            self._say_bye()  # before a reply which is about to be sent
             self._leave_task = asyncio.ensure_future(self._leave())
 
+    def _say_bye(self) -> None:
+        self.is_leaving = True
+        self._goodbye.clear()
+        if not self.say(Word.BYE):
+            self._goodbye.set()
+
     async def _drain(self) -> None:
-        if not self.is_leaving:
-            self.is_leaving = True
-            self._has_said_bye = self.say(Word.BYE)
+        self._say_bye()
         await self._leave()
 
     async def _leave(self) -> None:
-        if self._has_said_bye:  # until the answer calls may be under way, which are given back
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._goodbye.wait(), GOODBYE_TIMEOUT)
+        # Until the answer calls may be under way, which are given back.
+        await self._wait_for_goodbye()
         while self.owed_replies:
             await asyncio.wait(self.owed_replies)
+        # The broker may hear of our end sooner than of what we have said last.
+        self._say_bye()
+        await self._wait_for_goodbye()
         self._stop_loop()
+
+    async def _wait_for_goodbye(self) -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._goodbye.wait(), GOODBYE_TIMEOUT)
 
     def run(self) -> None:
         """Serve; the exit code says that this worker is to be replaced."""
         super().run()
+        if self._refusal is not None:
+            raise self._refusal
         if self.rep_stream.is_late:  # Python would wait for its thread, which nothing ends
             start_no_more()
             end_tree(END_GRACE)
