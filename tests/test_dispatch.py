@@ -39,7 +39,7 @@ class Bench:
         return True
 
     def reply(self, envelope, reply):
-        self.replies.append((envelope[0], reply))
+        self.replies.append((envelope[0], reply[-1]))
 
     def ready(self, route, *, slots=1, in_hand=(), **options):
         info = {
@@ -61,7 +61,7 @@ class Bench:
     def answer(self, route, reply=b'[200,1]'):
         """Let a worker answer its oldest call."""
         [key, *_] = self.dispatcher.workers[route].calls
-        self.dispatcher.answer(route, key, reply, self.now)
+        self.dispatcher.answer(route, key, [reply], self.now)
 
     def lose(self, route):
         self.dispatcher.lose(route, self.now)
@@ -153,10 +153,10 @@ def test_reply_to_nothing(bench):
     bench.request(b'1')
     key = bench.last.key
     for route, other in ((b'A', b'nonsense'), (b'B', key), (b'stranger', key)):
-        bench.dispatcher.answer(route, other, b'[200,1]', bench.now)
+        bench.dispatcher.answer(route, other, [b'[200,1]'], bench.now)
     assert bench.replies == []
     bench.answer(b'A')
-    bench.dispatcher.answer(b'A', key, b'[200,1]', bench.now)
+    bench.dispatcher.answer(b'A', key, [b'[200,1]'], bench.now)
     assert len(bench.replies) == 1
 
 

@@ -15,9 +15,10 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from handlers import MessageHandler
 from pool_handlers import FailingMessageHandler, Pool, PoolMessageHandler
 from pyams_zmq import broker as broker_module
 from pyams_zmq import lock as lock_module
+from pyams_zmq import worker as worker_module
 from pyams_zmq.child import RECYCLED
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.config import services_of
@@ -40,6 +42,7 @@ from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import (
     ZMQBaseError,
     ZMQBindError,
+    ZMQRefusedError,
     ZMQRemoteError,
     ZMQStartError,
     ZMQTimeoutError,
@@ -51,7 +54,7 @@ from pyams_zmq.pulse import HANG_TIMEOUT
 from pyams_zmq.scripts import main
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess
 from pyams_zmq.testing import running
-from pyams_zmq.worker import PoolWorker
+from pyams_zmq.worker import ForwardedFrame, PoolWorker
 
 TIMEOUT = 20
 """Seconds to wait for what has to happen, however busy the machine is"""
@@ -977,6 +980,222 @@ def test_worker_stays_when_its_broker_is_killed(pool, tmp_path):
             assert client.call('echo', 1, retries=9) == 1
     finally:
         worker.stop()
+
+
+def test_refused_worker(pool):
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:guess')
+    worker.start()
+    with pytest.raises(ZMQRefusedError, match='compare its user, or keys'):
+        worker.wait_ready()
+    worker.join(TIMEOUT)
+    assert worker.exitcode == 1
+
+
+def test_curve(pool, keys):
+    """Keys of clients, and other ones of workers."""
+    curve = CurveServer(keys / 'broker.key_secret', [keys / 'stranger.key'])
+    worker_curve = CurveServer(keys / 'broker.key_secret', keys / 'workers')
+    process = pool(curve=curve, workers=1, worker_address='127.0.0.1', worker_curve=worker_curve)
+    worker = PoolWorker(
+        process.bound_worker_address,
+        PoolMessageHandler,
+        curve=CurveClient(keys / 'broker.key', keys / 'workers' / 'worker.key_secret'),
+    )
+    worker.start()
+    try:
+        worker.wait_ready()
+        assert worker.pid in wait_for_workers(process)
+    finally:
+        worker.stop()
+    client = CurveClient(keys / 'broker.key', keys / 'stranger.key_secret')
+    with client_of(process, curve=client) as client:
+        assert client.call('echo', 1) == 1
+
+
+def test_worker_whose_access_was_withdrawn(pool, tmp_path):
+    users = tmp_path / 'users'
+    users.write_text('one:1')
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth=users)
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'one:1')
+    worker.start()
+    try:
+        worker.wait_ready()
+        local = wait_for_workers(process) - {worker.pid}
+        users.write_text('nonsense')  # which changes nothing
+        process.reload()
+        assert worker.pid in wait_for_workers(process, local)
+        users.write_text('two:2')
+        process.reload()
+        wait_for_workers(process, {worker.pid}, count=1)
+    finally:
+        worker.stop()
+
+
+@contextmanager
+def rogue_of(pool, route):
+    """Somebody who knows the credentials of workers, and says what he likes."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.routing_id = route
+        socket.plain_username, socket.plain_password = b'worker', b'secret'
+        socket.connect(pool.bound_worker_address)
+        yield socket
+
+
+@pytest.mark.parametrize(
+    'frames',
+    [
+        [b''],
+        [b'', b'nonsense'],
+        [b'', b'stats'],
+        [b'', b'ready', b'nonsense'],
+        [b'', b'ready', b'{}'],
+        [b'', b'beat', b'nonsense'],
+        [b'', b'return', b'12345678'],
+        [b'12345678'],
+        [b'12345678', b'[200,1]'],
+        [b'12345678', b'[200,1]', b'more'],
+        [b'x' * 100_000] * 3,
+    ],
+)
+def test_nonsense_of_a_worker(pool, ask, frames):
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    with rogue_of(process, b'rogue') as rogue:
+        rogue.send_multipart(frames)
+        rogue.send_multipart([b'', b'beat', b'1'])  # an answer to which shows that it was heard
+        assert rogue.poll(TIMEOUT * 1000)
+        assert rogue.recv_multipart() == [b'', b'unknown']
+    assert ask(process, ['echo', 1]) == [200, 1]
+    assert len(workers_of(process)) == 1
+
+
+def test_worker_that_takes_the_name_of_another(pool, ask, monkeypatch):
+    """It would have to know it, and is not heard."""
+    monkeypatch.setattr(worker_module.os, 'urandom', lambda size: b'n' * size)
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    info = {'pid': 1, 'host': 'x', 'slots': 9, 'interval': 60, 'methods': [], 'repeatable': []}
+    with rogue_of(process, b'n' * 16) as rogue:
+        rogue.send_multipart([b'', b'ready', json.dumps({**info, 'calls': []}).encode()])
+        assert ask(process, ['echo', 1]) == [200, 1]
+        [worker] = process.stats()['workers']
+        assert worker['slots'] == 1
+
+
+def test_worker_that_is_not_watched(pool, monkeypatch):
+    """Where the system has no pidfd, its heartbeats tell."""
+    monkeypatch.setattr(broker_module, 'open_pidfd', lambda pid: nullcontext(None))
+    process = pool()
+    [first, *_] = workers_of(process)
+    with client_of(process) as client:
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: first not in workers_of(process), TIMEOUT)
+        wait_for_workers(process)
+        assert client.call('echo', 1) == 1
+
+
+def test_gate():
+    """An error which is none of the peer is told."""
+
+    class Socket:
+        def send(self, data, flags):
+            raise zmq.ZMQError(zmq.ENOTSUP)
+
+    gate = broker_module._Gate.__new__(broker_module._Gate)
+    gate.socket = Socket()
+    with pytest.raises(zmq.ZMQError):
+        gate.send_frames([b'1', b'2'])
+    gate.socket = None
+    gate._handle_events(None, 0)
+
+
+@pytest.mark.parametrize(
+    ('address', 'here'),
+    [
+        ('127.0.0.1', True),
+        ('::1', True),
+        ('::ffff:127.0.0.1', True),
+        ('localhost:0:0:1', True),
+        ('192.0.2.1', False),
+        ('fe80::1%lo', False),
+        ('::ffff:192.0.2.1', False),
+    ],
+)
+def test_is_here(address, here):
+    assert broker_module.is_here(address) is here
+
+
+class PartsMessageHandler(PoolMessageHandler):
+    """Replies in two frames."""
+
+    def __call__(self, frames):
+        self.rep_stream.send(b'first', zmq.SNDMORE)
+        self.rep_stream.send(b'[200,"second"]')
+
+
+def test_reply_of_two_frames(pool):
+    process = pool(handler=PartsMessageHandler, workers=1)
+    with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+        socket.connect(process.bound_address)
+        socket.send(b'')
+        assert socket.poll(TIMEOUT * 1000)
+        assert socket.recv_multipart() == [b'first', b'[200,"second"]']
+
+
+def test_forwarded_frame():
+    frame = ForwardedFrame(b'data', b'al\0ice\x00127.0.0.1')
+    assert (bytes(frame), len(frame)) == (b'data', 4)
+    assert (frame['User-Id'], frame['Peer-Address']) == ('al\0ice', '127.0.0.1')
+    with pytest.raises(KeyError):
+        frame['other']
+
+
+def test_folder_that_is_being_made(tmp_path):
+    assert not lock_module.PrivateFolder.is_stale(str(tmp_path))
+    (tmp_path / 'lock').touch()
+    assert lock_module.PrivateFolder.is_stale(str(tmp_path))
+
+
+def test_worker_dies_while_it_is_replaced(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Supervisor, 'min_delay', 60)  # it does not come back meanwhile
+    flag = tmp_path / 'flag'
+
+    class Waiting:
+        def __init__(self):
+            wait_until(lambda: not flag.exists(), TIMEOUT)
+
+        def pid(self, args):
+            return [200, os.getpid()]
+
+    class WaitingMessageHandler(PoolMessageHandler):
+        handler = Waiting
+
+    with running(Pool, handler=WaitingMessageHandler, workers=1) as process:
+        [old] = workers_of(process)
+        flag.touch()
+        process.reload()
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: not workers_of(process), TIMEOUT)
+        flag.unlink()
+        wait_for_workers(process, {old}, count=1)
+
+
+def test_arguments(monkeypatch):
+    """They reach the workers."""
+    made = []
+
+    def run(self):
+        made.extend(child.factory() for child in self._children)
+        return 0
+
+    monkeypatch.setattr(Supervisor, 'run', run)
+    monkeypatch.setattr('sys.argv', ['python'])
+    args = ['--max-calls', '5', '--max-memory', '1.5', '--concurrency', '2', '--workers', '3']
+    assert main(['worker', '127.0.0.1:1', 'pool_handlers.PoolMessageHandler', *args]) == 0
+    assert sys.argv == ['pyams_zmq']
+    assert [(each.max_calls, each.max_memory, each.concurrency) for each in made] == [
+        (5, 1.5, 2)
+    ] * 3
 
 
 def test_worker_without_a_broker():

@@ -184,6 +184,7 @@ class Fakes:
 def fakes(monkeypatch):
     monkeypatch.setattr(supervisor_module, 'has_ended', lambda process: process.ended)
     monkeypatch.setattr(supervisor_module, 'open_pidfd', lambda pid: nullcontext(0))
+    monkeypatch.setattr(Supervisor, 'hang_timeout', 0)
     return Fakes()
 
 

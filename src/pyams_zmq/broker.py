@@ -249,13 +249,13 @@ class PoolBroker(ZMQProcess):
         try:
             size = frames.index(b'') + 1  # of the envelope behind the route
         except ValueError:
-            self._reply([first.bytes], ReplyStream.no_delimiter_reply)
+            self._reply([first.bytes], [ReplyStream.no_delimiter_reply])
             return
         envelope = [first.bytes, *frames[:size]]
         try:
             self._take_body(first, envelope, frames[size:])
         except ZMQMessageError as error:
-            self._reply(envelope, encode([error.status, error.text]))
+            self._reply(envelope, [encode([error.status, error.text])])
 
     def _take_body(self, first: Any, envelope: list[Any], body: list[Any]) -> None:
         size = sum(map(len, body))
@@ -273,7 +273,7 @@ class PoolBroker(ZMQProcess):
         name = self._peek(body)
         if name == _STATS:
             self._check_stats_right(first)
-            self._reply(envelope, encode([200, self._stats()]))
+            self._reply(envelope, [encode([200, self._stats()])])
         else:
             self._dispatcher.request(envelope, sender, body, size, name, monotonic())
 
@@ -298,9 +298,8 @@ class PoolBroker(ZMQProcess):
             **self._dispatcher.stats(monotonic()),
         }
 
-    def _reply(self, envelope: list[Any], reply: Any) -> None:
-        envelope.append(reply)
-        self._front.send_frames(envelope)  # if the peer is gone, or reads nothing: it is its own
+    def _reply(self, envelope: list[Any], reply: list[Any]) -> None:
+        self._front.send_frames(envelope + reply)  # a peer that is gone, or reads nothing, loses it
 
     # Workers
 
@@ -311,8 +310,8 @@ class PoolBroker(ZMQProcess):
     def _take_word(self, socket: Any, first: Any, frames: list[Any]) -> None:
         route = first.bytes
         match frames:
-            case [key, reply] if len(key):
-                self._dispatcher.answer(route, key, reply, monotonic())
+            case [key, _first, *_more] if len(key):
+                self._dispatcher.answer(route, key, frames[1:], monotonic())
             case [b'', word, *rest]:
                 self._obey(self._gates[socket], first, route, word, rest)
             case _:

@@ -193,7 +193,7 @@ class Dispatcher:
     """Hands each call to a free worker, the one that has been free for the longest time.
 
     :param deliver: hands a call to a worker; tells if that could be reached
-    :param reply: sends a reply along an envelope
+    :param reply: sends the frames of a reply along an envelope
     :param queue_limit: calls that wait for a worker, at most
     :param queue_size: bytes of the calls that wait, at most
     """
@@ -201,7 +201,7 @@ class Dispatcher:
     def __init__(
         self,
         deliver: Callable[[Worker, Call], bool],
-        reply: Callable[[list[Any], bytes], None],
+        reply: Callable[[list[Any], list[Any]], None],
         *,
         queue_limit: int,
         queue_size: int,
@@ -252,7 +252,7 @@ class Dispatcher:
         """
         if self.is_draining:
             self._refused += 1
-            self._reply(envelope, DRAINING_REPLY)
+            self._reply(envelope, [DRAINING_REPLY])
             return
         key = next(self._numbers).to_bytes(8, 'big')
         method = self.methods.get(name, self.others)
@@ -270,9 +270,9 @@ class Dispatcher:
     def _refuse(self, call: Call) -> None:
         self._refused += 1
         text = f'The service is overloaded: {len(self._queue)} calls wait, try again later'
-        self._reply(call.envelope, encode([503, text]))
+        self._reply(call.envelope, [encode([503, text])])
 
-    def answer(self, route: bytes, key: bytes, reply: Any, now: float) -> None:
+    def answer(self, route: bytes, key: bytes, reply: list[Any], now: float) -> None:
         """Take a reply; that to a call which was given up is dropped."""
         worker = self.workers.get(route)
         call = None if worker is None else worker.calls.pop(key, None)
@@ -288,10 +288,10 @@ class Dispatcher:
             if self._queue:
                 self._feed()
 
-    def _finish(self, call: Call, reply: Any, now: float) -> None:
+    def _finish(self, call: Call, reply: list[Any], now: float) -> None:
         method = call.method
         method.calls += 1
-        if _ERROR(reply) is not None:
+        if _ERROR(reply[-1]) is not None:
             method.errors += 1
         method.latency.add(now - call.received)
         self._reply(call.envelope, reply)
@@ -414,7 +414,7 @@ class Dispatcher:
             else:
                 self._lost += 1
                 text = f'The worker {reason} while it had this call in hand'
-                self._finish(call, encode([502, text]), now)
+                self._finish(call, [encode([502, text])], now)
         self._feed()
 
     def expire(self, now: float) -> list[Worker]:
@@ -440,7 +440,7 @@ class Dispatcher:
     def _refuse_queue(self) -> None:
         while self._queue:
             self._refused += 1
-            self._reply(self._queue.popleft().envelope, DRAINING_REPLY)
+            self._reply(self._queue.popleft().envelope, [DRAINING_REPLY])
         self._queued_size = 0
 
     def abandon(self, now: float) -> None:

@@ -88,9 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(parser: ArgumentParser, args: Namespace) -> int:
-    # Packages start their processes in every program whose name does not begin like this.
-    if not Path(sys.argv[0]).name.startswith('pyams_'):
-        sys.argv[0] = PROGRAM
+    _take_name()
     names = [name for name in args.names if '=' not in name]
     variables = parse_vars(name for name in args.names if '=' in name)
     _check_file(parser, args.config_uri)
@@ -110,8 +108,7 @@ def _serve(parser: ArgumentParser, args: Namespace) -> int:
 
 
 def _work(parser: ArgumentParser, args: Namespace) -> int:
-    if not Path(sys.argv[0]).name.startswith('pyams_'):
-        sys.argv[0] = PROGRAM
+    _take_name()
     if args.workers < 1:
         parser.error(f'there is nothing to do for {args.workers} workers')
     if args.config_uri is None:
@@ -143,6 +140,12 @@ def _make_worker(args: Namespace, handler: Any, registry: Any) -> PoolWorker:
                 raise ValueError(f'{name} is {value}, write a number above 0')
             setattr(worker, name, value)
     return worker
+
+
+def _take_name() -> None:
+    # Packages start their processes in every program whose name does not begin like this.
+    if not Path(sys.argv[0]).name.startswith('pyams_'):
+        sys.argv[0] = PROGRAM
 
 
 def _check_file(parser: ArgumentParser, config_uri: str) -> None:

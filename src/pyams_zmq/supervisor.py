@@ -255,11 +255,10 @@ class Supervisor:
             self._exit_code = self.exit_code
         for child in self._children:
             child.due = None
-        children = self._next_to_stop()
-        for child in children:
-            if child.process is not None:
-                self._press(child, child.process, now)
-        return [max(0.0, child.stop_deadline - now) for child in children if child.running]
+        children = [(child, child.process) for child in self._next_to_stop() if child.process]
+        for child, process in children:
+            self._press(child, process, now)
+        return [max(0.0, child.stop_deadline - now) for child, _ in children if child.running]
 
     def _next_to_stop(self) -> list[Child]:
         return [child for child in self._children if child.running]
