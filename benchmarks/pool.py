@@ -110,8 +110,35 @@ def compare(addresses, message, in_flight, rounds, seconds):
     return rates
 
 
+def compute(rounds):
+    """Do what the CPU-bound method does."""
+    digest = b''
+    for _ in range(rounds):
+        digest = hashlib.sha256(digest).digest()
+
+
+def compare_bare(work, rounds):
+    """Tell what two processes without a pool bring on this machine, in calls per second."""
+    rates = {1: [], 2: []}
+    for _ in range(rounds):
+        for count, values in rates.items():
+            processes = [
+                multiprocessing.Process(target=compute, args=(work * 20,)) for _ in range(count)
+            ]
+            start = perf_counter()
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+            values.append(20 * count / (perf_counter() - start))
+    return rates
+
+
 def run_cpu(args):
-    """Compare one worker with two."""
+    """Compare one worker with two, and with bare processes."""
+    bare = compare_bare(args.work, args.rounds)
+    ratios = [two / one for one, two in zip(*bare.values(), strict=True)]
+    write(f'    2 bare processes / 1 {median(ratios):>26.2f} (best {max(ratios):.2f})\n')
     with ExitStack() as stack:
         addresses = {
             f'{count} workers': stack.enter_context(running(Pool, workers=count)).bound_address

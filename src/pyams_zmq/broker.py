@@ -41,7 +41,7 @@ from pyams_zmq.message import decode_reply, encode
 from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS, TERM_GRACE, ZMQProcess
 from pyams_zmq.stream import ReplyStream, ZMQStream
 from pyams_zmq.tree import open_pidfd
-from pyams_zmq.words import ROUTE_SIZE, SEPARATOR, Word
+from pyams_zmq.words import ROUTE_SIZE, SEPARATOR, Word, sender_of
 
 __docformat__ = 'restructuredtext'
 
@@ -58,12 +58,11 @@ _PEEKED = 256  # bytes at the beginning of a message that hold its type
 _WAIT = 2  # milliseconds for the next message, before the loop has its turn
 _TURN = 0.02  # seconds after which it has it in any case
 _LARGE = 64 * 1024  # bytes of a frame that is not worth copying
-_BATCH = 100  # messages of a socket before the other ones have their turn
 _LAST_WORDS = 0.02  # seconds that the last words of a dead worker may take
 _TICK = 0.25  # seconds between two looks for lost workers
 _NOBLOCK = int(zmq.NOBLOCK)  # as enums, they take longer to combine than a frame to send
 _MORE = int(zmq.SNDMORE) | _NOBLOCK
-_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
+_READABLE = int(zmq.POLLIN)
 _GONE = frozenset({zmq.EHOSTUNREACH, zmq.EAGAIN})
 
 
@@ -73,6 +72,8 @@ class _Gate(ZMQStream):
     def __init__(self, socket: Any, loop: Any, take: Callable[..., None], pump: Callable[[], None]):
         self._take = take
         self._pump = pump
+        self._receive_frame = socket.recv
+        self._send_frame = sender_of(socket)
         socket.router_mandatory = True
         super().__init__(socket, loop)
 
@@ -81,26 +82,22 @@ class _Gate(ZMQStream):
             self._pump()
 
     def read(self) -> None:
-        """Take the messages that wait, but not too many."""
-        socket = self.socket
-        receive, get = socket.recv, socket.get
-        for _ in range(_BATCH):
-            if not get(_EVENTS) & _READABLE:  # an error that says so takes longer than a message
-                return
-            first = frame = receive(_NOBLOCK, False)
-            self.received += 1
-            frames = []
-            while frame.more:
-                frame = receive(_NOBLOCK, False)
-                frames.append(frame.bytes if len(frame) < _LARGE else frame)
-            try:
-                self._take(socket, first, frames)
-            except Exception:
-                LOGGER.exception('A message could not be handled')
+        """Take a message; there has to be one."""
+        receive = self._receive_frame
+        first = frame = receive(_NOBLOCK, False)
+        self.received += 1
+        frames = []
+        while frame.more:
+            frame = receive(_NOBLOCK, False)
+            frames.append(frame.bytes if len(frame) < _LARGE else frame)
+        try:
+            self._take(self, first, frames)
+        except Exception:
+            LOGGER.exception('A message could not be handled')
 
     def send_frames(self, frames: Sequence[Any]) -> bool:
         """Send a message; tell if its peer is there, and takes it."""
-        send = self.socket.send
+        send = self._send_frame
         try:
             for frame in frames[:-1]:
                 send(frame, _MORE)
@@ -245,7 +242,7 @@ class PoolBroker(ZMQProcess):
 
     # Clients
 
-    def _take_request(self, socket: Any, first: Any, frames: list[Any]) -> None:
+    def _take_request(self, _gate: _Gate, first: Any, frames: list[Any]) -> None:
         try:
             size = frames.index(b'') + 1  # of the envelope behind the route
         except ValueError:
@@ -307,13 +304,13 @@ class PoolBroker(ZMQProcess):
         sent: bool = worker.where.send_frames([worker.route, call.header, *call.body])
         return sent
 
-    def _take_word(self, socket: Any, first: Any, frames: list[Any]) -> None:
+    def _take_word(self, gate: _Gate, first: Any, frames: list[Any]) -> None:
         route = first.bytes
         match frames:
             case [key, _first, *_more] if len(key):
                 self._dispatcher.answer(route, key, frames[1:], monotonic())
             case [b'', word, *rest]:
-                self._obey(self._gates[socket], first, route, word, rest)
+                self._obey(gate, first, route, word, rest)
             case _:
                 LOGGER.warning('A worker says what nobody understands')
 

@@ -56,7 +56,7 @@ _MISSED_BEATS = 3
 _WAIT = 1  # milliseconds for the next call, before the loop has its turn
 _NOBLOCK = int(zmq.NOBLOCK)  # as enums, they take longer to combine than a frame to send
 _MORE = int(zmq.SNDMORE) | _NOBLOCK
-_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
+_READABLE = int(zmq.POLLIN)
 _MIB = 1024 * 1024
 
 
@@ -121,22 +121,19 @@ class WorkerStream(ReplyStream):
         if self.closed():
             return
         deadline = monotonic() + self.turn
-        get = self.socket.get
-        waits = False
+        polled = [(self.socket, _READABLE)]
+        wait = 0
         self._in_turn = True
         try:
-            while self._can_receive() and (get(_EVENTS) & _READABLE or (waits and self._wait())):
-                waits = True
+            while self._can_receive() and zmq.zmq_poll(polled, wait):
                 self._handle_recv()
                 if self.closed() or monotonic() > deadline:
                     break
+                wait = 0 if self.in_hand else _WAIT
         finally:
             self._in_turn = False
             if not self.closed():
                 self._rebuild_io_state()
-
-    def _wait(self) -> bool:
-        return not self.in_hand and bool(zmq.zmq_poll([(self.socket, _READABLE)], _WAIT))
 
     def _receive(self) -> list[Any] | None:
         receive = self.socket.recv
@@ -164,7 +161,9 @@ class WorkerStream(ReplyStream):
     def _route(self, frames: list[Any], *_args: Any, **_kwargs: Any) -> Any:
         self.keys.discard(frames[0])
         self.process.count_reply()
-        send = self.socket.send
+        send = super(
+            zmq.Socket, self.socket
+        ).send  # that of the base class checks what is right here
         try:
             for frame in frames[:-1]:
                 send(frame, _MORE)
