@@ -18,6 +18,7 @@ of all of them alternate.
 """
 
 import argparse
+import hashlib
 import multiprocessing
 import os
 import sys

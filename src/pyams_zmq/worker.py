@@ -38,7 +38,7 @@ from pyams_zmq.process import ZMQProcess
 from pyams_zmq.stream import ReplyStream, ZMQStream
 from pyams_zmq.tree import end_tree, start_no_more
 from pyams_zmq.watchdog import END_GRACE
-from pyams_zmq.words import KEY_SIZE, ROUTE_SIZE, SEPARATOR, Word
+from pyams_zmq.words import KEY_SIZE, ROUTE_SIZE, SEPARATOR, Word, sender_of
 
 __docformat__ = 'restructuredtext'
 
@@ -94,6 +94,7 @@ class WorkerStream(ReplyStream):
     def __init__(self, *args: Any, **kwargs: Any):
         self.keys: set[bytes] = set()
         super().__init__(*args, **kwargs)
+        self._send_frame = sender_of(self.socket)
 
     @staticmethod
     def _prepare(socket: Any) -> None:
@@ -161,9 +162,7 @@ class WorkerStream(ReplyStream):
     def _route(self, frames: list[Any], *_args: Any, **_kwargs: Any) -> Any:
         self.keys.discard(frames[0])
         self.process.count_reply()
-        send = super(
-            zmq.Socket, self.socket
-        ).send  # that of the base class checks what is right here
+        send = self._send_frame
         try:
             for frame in frames[:-1]:
                 send(frame, _MORE)
