@@ -28,9 +28,10 @@ import zmq.auth
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from pyramid.registry import Registry
+from tornado.ioloop import IOLoop
 
 from app.program import Program, is_running, wait_for_end, wait_until
-from handlers import MessageHandler
+from handlers import FuzzMessageHandler, MessageHandler
 from pool_handlers import FailingMessageHandler, Pool, PoolMessageHandler
 from pyams_zmq import broker as broker_module
 from pyams_zmq import lock as lock_module
@@ -54,7 +55,7 @@ from pyams_zmq.pulse import HANG_TIMEOUT
 from pyams_zmq.scripts import main
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess
 from pyams_zmq.testing import running
-from pyams_zmq.worker import ForwardedFrame, PoolWorker
+from pyams_zmq.worker import ForwardedFrame, PoolWorker, WorkerStream
 
 TIMEOUT = 20
 """Seconds to wait for what has to happen, however busy the machine is"""
@@ -363,6 +364,12 @@ def test_peer(pool, ask, tmp_path):
         with pytest.raises(ZMQRemoteError, match='401 Your access was withdrawn'):
             bob.call('echo', 2)
     assert ask(process, ['echo', 2], auth='alice:a') == [200, 2]
+
+
+@pytest.mark.parametrize('auth', [None, 'alice:a'])
+def test_handler_that_wants_no_peer(pool, ask, auth):
+    process = pool(handler=FuzzMessageHandler, workers=1, auth=auth)
+    assert ask(process, ['echo', 1], auth=auth) == [200, 1]
 
 
 def test_peer_without_credentials(pool, ask, tmp_path):
@@ -714,18 +721,23 @@ def test_rolling_restart(pool):
     assert process.stats()['lost'] == process.stats()['repeated'] == 0
 
 
-def test_rolling_restart_waits_for_a_long_call(pool, tmp_path):
+@pytest.mark.parametrize('type_', ['wait_for', 'async_wait_for'])
+def test_rolling_restart_waits_for_a_long_call(pool, tmp_path, type_):
     process = pool(factory=type('Quick', (Pool,), {'drain_timeout': 0.2}))
     path = tmp_path / 'hold'
     before = workers_of(process)
     with client_of(process) as client:
-        with in_threads(partial(client.call, 'wait_for'), str(path)) as results:
+        with in_threads(partial(client.call, type_), str(path)) as results:
             wait_for_file(path)
+            [busy] = [each for each in process.stats()['workers'] if each['state'] == 'busy']
             process.reload()
             wait_until(lambda: len(workers_of(process) - before) >= 1, TIMEOUT)
+            os.kill(busy['pid'], signal.SIGHUP)  # once more changes nothing
             stop = time.monotonic() + 0.5  # longer than `drain_timeout`
             while time.monotonic() < stop:
                 assert client.call('echo', 1) == 1
+            os.kill(busy['pid'], signal.SIGHUP)
+            assert client.call('echo', 1) == 1
             path.unlink()
         assert results == [str(path)]
     wait_for_workers(process, before)
@@ -1139,6 +1151,17 @@ def test_reply_of_two_frames(pool):
         socket.send(b'')
         assert socket.poll(TIMEOUT * 1000)
         assert socket.recv_multipart() == [b'first', b'[200,"second"]']
+
+
+def test_closed_stream():
+    loop = IOLoop(make_current=False)
+    with zmq.Context() as context:
+        stream = WorkerStream(context.socket(zmq.DEALER), loop)
+        with pytest.raises(zmq.ZMQError, match='no message to reply to'):
+            stream.send(b'reply')
+        stream.close(0)
+        stream._handle_events(None, 0)
+    loop.close()
 
 
 def test_forwarded_frame():

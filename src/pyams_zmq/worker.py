@@ -133,8 +133,7 @@ class WorkerStream(ReplyStream):
                 wait = 0 if self.in_hand else _WAIT
         finally:
             self._in_turn = False
-            if not self.closed():
-                self._rebuild_io_state()
+            self._rebuild_io_state()
 
     def _receive(self) -> list[Any] | None:
         receive = self.socket.recv
@@ -302,7 +301,7 @@ class PoolWorker(ZMQProcess):
                     super()._send_report(self.bound_address, None)
             case Word.GOODBYE:
                 self._goodbye.set()
-            case Word.UNKNOWN:
+            case _:  # UNKNOWN
                 self.announce()
 
     def _send_report(self, address: str | None, error: Exception | None) -> None:
