@@ -35,6 +35,7 @@ from app.program import Program, is_running, wait_for_end, wait_until
 from handlers import ExitingSetup, Process
 from pyams_zmq import lock as lock_module
 from pyams_zmq import supervisor as supervisor_module
+from pyams_zmq.child import RECYCLED
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent
 from pyams_zmq.lock import NameLock
@@ -354,6 +355,15 @@ def test_stopped_itself(fakes):
     assert fakes.supervisor.exit_code == 0
     assert fakes.step(3600) is None
     assert len(fakes.made) == 1
+
+
+def test_recycled(fakes):
+    """The next one is started at once, however often."""
+    fakes.step()
+    for count in range(2, 20):
+        assert fakes.crash(exit_code=RECYCLED) is None
+        assert len(fakes.made) == count
+    assert not fakes.supervisor.is_finished
 
 
 def test_reload(fakes):
