@@ -66,8 +66,8 @@ SIZE_SLACK = 16 * 1024 * 1024
 """Bytes above `max_message_size` that still get a 413; libzmq drops the peer beyond"""
 
 SWITCH_INTERVAL = 0.001
-"""Seconds after which a method that computes lets the loop, and other methods, have the interpreter;
-Python has 0.005, and an answer takes three of them"""
+"""Seconds after which a method that computes lets the loop, and other methods, have the
+interpreter; Python has 0.005, and an answer takes three of them"""
 
 REFUSAL_TURNS = 10
 REFUSAL_TURN = 0.02
