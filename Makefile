@@ -1,7 +1,7 @@
 # The house's commands; "make help" lists them. Needed: make, and Python 3.10 or later with venv.
 #
 #   PYTHON=python3.12      the interpreter; each has an environment of its own under .venv
-#   ARGS='-k pool -x'      more arguments for pytest
+#   ARGS='-k pool -x'      more arguments for pytest, or for the benchmark
 #   CLIP='my film.mp4'     the film of the demo
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ override CLIP := $(value CLIP)
 export CLIP
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-slow demo lint coverage docs packaging locales clean check-python
+.PHONY: help test test-slow demo lint bench coverage docs packaging locales clean check-python
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -31,6 +31,11 @@ demo: $(VENV)/.has-demo ## convert the film CLIP, or one made for it, in a ØMQ 
 lint: $(VENV)/.has-tox ## check the style and the types
 	$(RUN) -m tox run -e lint
 
+bench: check-python ## compare the speed with others, in environments under .bench; a quarter of an hour
+	$(PYTHON) benchmarks/environments.py
+	.bench/ours/bin/python benchmarks/bench.py $(ARGS)
+	.bench/ours/bin/python -W ignore benchmarks/footprint.py
+
 coverage: $(VENV)/.has-tox ## measure what the test suite runs, child processes included
 	$(RUN) -m tox run -e coverage
 
@@ -44,7 +49,7 @@ locales: $(VENV)/.has-locales ## extract the messages, update and compile the ca
 	$(RUN) .ci/update_locales.py
 
 clean: ## remove whatever these commands made
-	rm -rf .venv .tox .coverage .coverage.* htmlcov build dist docs/_build src/*.egg-info
+	rm -rf .venv .bench .tox .coverage .coverage.* htmlcov build dist docs/_build src/*.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 

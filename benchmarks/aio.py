@@ -13,16 +13,20 @@
 """Echo over asyncio: the transport of pyams_zmq.aio beside zmq.asyncio, interleaved in one run.
 
 A DEALER sends messages, a ROUTER in the same loop sends them back, over tcp: one at a time, and
-with many in flight. Each round runs every contender once; the table shows the median of the rates,
-and of the ratios within a round.
+with many in flight. Each round runs every contender once, each in a process of its own which has
+nothing else in it: what others have left behind (I/O threads, garbage) slows nobody down. The table
+shows the median of the rates, of the ratios within a round, and of the median and the 99th
+percentile of the times from one reply to the next.
 """
 
 import argparse
 import asyncio
 import gc
+import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
 
@@ -30,14 +34,26 @@ import uvloop
 import zmq
 import zmq.asyncio
 
-try:
-    from pyams_zmq.aio import ZmqProtocol, create_zmq_connection
-except ImportError:  # in the environment of `--aiozmq`
+# The same program echoes through both; here nothing else may be imported.
+if sys.argv[1:3] == ['--run', 'aiozmq']:
     from aiozmq import ZmqProtocol, create_zmq_connection
+else:
+    from pyams_zmq.aio import ZmqProtocol, create_zmq_connection
 
 MESSAGE = b'x' * 64
 ADDRESS = 'tcp://127.0.0.1:*'
 LOOPS = {'asyncio': asyncio.SelectorEventLoop, 'uvloop': uvloop.new_event_loop}
+WARM_UP = 200
+"""Messages before the first that counts"""
+
+FACTOR = 5
+"""Times as many messages of a turn, where many are in flight"""
+
+
+def check(data):
+    """Check a reply."""
+    if tuple(data) != (MESSAGE,):
+        raise RuntimeError(f'{data!r} came back')
 
 
 class Echo(ZmqProtocol):
@@ -55,10 +71,11 @@ class Echo(ZmqProtocol):
 class Asker(Echo):
     """Sends the next message when one comes back."""
 
-    def ask(self, count, flight):
+    def ask(self, count, flight, times):
         """Send the first ones; the future is done when *count* messages are back."""
         self.left = count
         self.unsent = count - flight
+        self.note = times.append
         self.done = asyncio.get_running_loop().create_future()
         for _ in range(flight):
             self.transport.write((MESSAGE,))
@@ -66,8 +83,8 @@ class Asker(Echo):
 
     def msg_received(self, data):
         """Count the reply."""
-        if tuple(data) != (MESSAGE,):
-            raise RuntimeError(f'{data!r} came back')
+        check(data)
+        self.note(perf_counter())
         self.left -= 1
         if self.unsent:
             self.unsent -= 1
@@ -84,46 +101,47 @@ class Waiter(ZmqProtocol):
         self.reply.set_result(data)
 
 
-async def transports(count, flight):
-    """Echo through transports, the protocol sends the next message; return the seconds."""
+async def with_protocols(count, flight):
+    """Echo through transports, the protocol sends the next message; return the times."""
     server, _protocol = await create_zmq_connection(Echo, zmq.ROUTER, bind=ADDRESS)
     [address] = server.bindings()
     client, asker = await create_zmq_connection(Asker, zmq.DEALER, connect=address)
-    await asker.ask(flight, flight)  # connects
-    start = perf_counter()
-    await asker.ask(count, flight)
-    seconds = perf_counter() - start
+    await asker.ask(WARM_UP, min(flight, WARM_UP), [])
+    times = [perf_counter()]
+    await asker.ask(count, flight, times)
     client.abort()
     server.abort()
     await asyncio.sleep(0)
-    return seconds
+    return times
 
 
-async def coroutine(count, _flight):
-    """Echo through transports, one at a time, a coroutine waits for each; return the seconds."""
+async def with_futures(count, flight):
+    """Echo through transports, one at a time, a coroutine waits for each; return the times."""
+    if flight != 1:
+        raise ValueError('One at a time')
     server, _protocol = await create_zmq_connection(Echo, zmq.ROUTER, bind=ADDRESS)
     [address] = server.bindings()
     client, waiter = await create_zmq_connection(Waiter, zmq.DEALER, connect=address)
     loop = asyncio.get_running_loop()
 
-    async def ask(count):
+    async def ask(count, times):
         for _ in range(count):
             waiter.reply = loop.create_future()
             client.write((MESSAGE,))
-            await waiter.reply
+            check(await waiter.reply)
+            times.append(perf_counter())
 
-    await ask(1)
-    start = perf_counter()
-    await ask(count)
-    seconds = perf_counter() - start
+    await ask(WARM_UP, [])
+    times = [perf_counter()]
+    await ask(count, times)
     client.abort()
     server.abort()
     await asyncio.sleep(0)
-    return seconds
+    return times
 
 
-async def pyzmq(count, flight):
-    """Echo through sockets of zmq.asyncio; return the seconds."""
+async def with_pyzmq(count, flight):
+    """Echo through sockets of zmq.asyncio; return the times."""
     context = zmq.asyncio.Context.instance()
     with context.socket(zmq.ROUTER) as server, context.socket(zmq.DEALER) as client:
         server.linger = client.linger = 0
@@ -134,132 +152,124 @@ async def pyzmq(count, flight):
             while True:
                 await server.send_multipart(await server.recv_multipart())
 
-        async def ask(count):
+        async def ask(count, flight, times):
             for _ in range(flight):
                 await client.send_multipart([MESSAGE])
             for number in range(count):
-                [reply] = await client.recv_multipart()
-                if reply != MESSAGE:
-                    raise RuntimeError(f'{reply!r} came back')
+                check(await client.recv_multipart())
+                times.append(perf_counter())
                 if number < count - flight:
                     await client.send_multipart([MESSAGE])
 
         task = asyncio.create_task(echo())
-        await ask(flight)
-        start = perf_counter()
-        await ask(count)
-        seconds = perf_counter() - start
+        await ask(WARM_UP, min(flight, WARM_UP), [])
+        times = [perf_counter()]
+        await ask(count, flight, times)
         task.cancel()
         await asyncio.wait([task])
-    return seconds
+    return times
 
 
-class Other:
-    """Echo through the transports of aiozmq, in a Python of its own.
-
-    :param python: path of an interpreter that has aiozmq and uvloop
-    """
-
-    def __init__(self, python):
-        self._process = subprocess.Popen(  # noqa: S603 - a Python that was given by hand
-            [python, __file__, '--echo'],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    async def __call__(self, count, flight):
-        """Let it echo; return the seconds."""
-        kind = 'uvloop' if isinstance(asyncio.get_running_loop(), uvloop.Loop) else 'asyncio'
-        self._process.stdin.write(f'{kind} {count} {flight}\n')
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+STYLES = {'pyzmq': with_pyzmq, 'protocols': with_protocols, 'futures': with_futures}
 
 
-def echo():
-    """Echo as standard input tells, write the seconds to standard output."""
-    loops = {name: factory() for name, factory in LOOPS.items()}
+def run_here(loop, style, count, flight):
+    """Echo in this process; write the rate and the latencies in microseconds."""
+    event_loop = LOOPS[loop]()
+    gc.collect()
     gc.disable()
-    for line in sys.stdin:
-        loop, count, flight = line.split()
-        seconds = loops[loop].run_until_complete(transports(int(count), int(flight)))
-        sys.stdout.write(f'{seconds}\n')
-        sys.stdout.flush()
-        gc.collect()
+    times = event_loop.run_until_complete(STYLES[style](count, flight))
+    latencies = sorted(1e6 * (after - before) for before, after in pairwise(times))
+    figures = count / (times[-1] - times[0]), median(latencies), latencies[99 * count // 100]
+    sys.stdout.write(json.dumps(figures))
 
 
-CONTENDERS = {
-    'zmq.asyncio': pyzmq,
-    'transport': transports,
-    'transport, a future each': coroutine,
-}
+def run_there(python, library, loop, style, count, flight):
+    """Echo in a new process; return the rate and the latencies."""
+    command = [python, '-W', 'ignore', __file__, '--run', library, loop, style]
+    command += [str(count), str(flight)]
+    done = subprocess.run(  # noqa: S603 - our Python, or one that was given by hand
+        command, stdout=subprocess.PIPE, text=True, check=True, timeout=120
+    )
+    return json.loads(done.stdout)
 
 
-def cases(flight):
+def list_contenders(aiozmq):
+    """Give the contenders: name, Python, library and style; the first is the measure."""
+    contenders = [
+        ('zmq.asyncio', sys.executable, 'pyams_zmq.aio', 'pyzmq'),
+        ('transport', sys.executable, 'pyams_zmq.aio', 'protocols'),
+        ('transport, a future each', sys.executable, 'pyams_zmq.aio', 'futures'),
+    ]
+    if aiozmq:
+        contenders.append(('aiozmq', aiozmq, 'aiozmq', 'protocols'))
+        contenders.append(('aiozmq, a future each', aiozmq, 'aiozmq', 'futures'))
+    return contenders
+
+
+def list_cases(loops, flights, contenders):
     """Give each case: the loop, the messages in flight, and the contender."""
-    for loop in LOOPS:
-        for number in (1, flight):
-            for name in CONTENDERS:
-                if number == 1 or name != 'transport, a future each':
-                    yield loop, number, name
+    return [
+        (loop, flight, contender)
+        for loop in loops
+        for flight in flights
+        for contender in contenders
+        if flight == 1 or contender[-1] != 'futures'
+    ]
 
 
-def measure(rounds, count, flight):
-    """Run all cases in turn, return the rates of each."""
-    rates = {case: [] for case in cases(flight)}
-    loops = {name: factory() for name, factory in LOOPS.items()}
-    gc.disable()
-    for number in range(rounds + 1):
-        order = list(rates)
-        turn = number % len(order)  # nobody always comes after the same one
-        for case in order[turn:] + order[:turn]:
-            loop, in_flight, name = case
-            messages = count if in_flight == 1 else 5 * count
-            seconds = loops[loop].run_until_complete(CONTENDERS[name](messages, in_flight))
-            if number:  # the first round warms up
-                rates[case].append(messages / seconds)
-        gc.collect()
-    gc.enable()
-    for loop in loops.values():
-        loop.close()
-    return rates
+def measure(cases, rounds, count):
+    """Run all cases in turn; return the figures of each."""
+    figures = {case: [] for case in cases}
+    for number in range(rounds):
+        turn = number % len(cases)  # nobody always comes after the same one
+        for case in cases[turn:] + cases[:turn]:
+            loop, flight, (_name, python, library, style) = case
+            messages = count if flight == 1 else FACTOR * count
+            figures[case].append(run_there(python, library, loop, style, messages, flight))
+    return figures
 
 
-def report(rates):
+def report(figures):
     """Write the table."""
-    write = sys.stdout.write
-    write(f'{"":42}{"median/s":>10}{"min/s":>10}{"max/s":>10}{"ratio":>8}\n')
-    for (loop, in_flight, name), values in rates.items():
-        beside = rates[loop, in_flight, 'zmq.asyncio']
-        ratio = median(value / other for value, other in zip(values, beside, strict=True))
-        title = f'{loop}, {in_flight} in flight, {name}'
-        write(
-            f'{title:42}{median(values):10.0f}{min(values):10.0f}{max(values):10.0f}{ratio:8.2f}\n'
-        )
+    columns = ('median/s', 'min/s', 'max/s', 'ratio', 'median us', 'p99 us')
+    sys.stdout.write(f'{"":46}' + ''.join(f'{column:>10}' for column in columns) + '\n')
+    beside = {}
+    for (loop, flight, (name, *_rest)), rounds in figures.items():
+        rates, medians, p99s = zip(*rounds, strict=True)
+        beside.setdefault((loop, flight), rates)
+        ratios = [mine / other for mine, other in zip(rates, beside[loop, flight], strict=True)]
+        title = f'{loop}, {flight} in flight, {name}'
+        line = f'{title:46}{median(rates):10.0f}{min(rates):10.0f}{max(rates):10.0f}'
+        line += f'{median(ratios):10.2f}'
+        if flight == 1:
+            line += f'{median(medians):10.0f}{median(p99s):10.0f}'
+        sys.stdout.write(f'{line}\n')
 
 
 def main():
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--aiozmq', metavar='PYTHON', help='compare with aiozmq, which this has')
-    parser.add_argument('--echo', action='store_true', help=argparse.SUPPRESS)
     parser.add_argument('--rounds', type=int, default=11, help='rounds (11)')
-    parser.add_argument('--count', type=int, default=500, help='messages of a turn (500)')
+    parser.add_argument('--count', type=int, default=2000, help='messages of a turn (2000)')
     parser.add_argument('--flight', type=int, default=256, help='most messages in flight (256)')
+    parser.add_argument('--loop', choices=LOOPS, help='this loop only')
+    parser.add_argument('--run', nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.echo:
-        echo()
+    if arguments.run:
+        _library, loop, style, count, flight = arguments.run
+        run_here(loop, style, int(count), int(flight))
         return
-    if arguments.aiozmq:
-        CONTENDERS['aiozmq'] = Other(arguments.aiozmq)
-    rates = measure(arguments.rounds, arguments.count, arguments.flight)
+    loops = [arguments.loop] if arguments.loop else list(LOOPS)
+    cases = list_cases(loops, (1, arguments.flight), list_contenders(arguments.aiozmq))
     version = '.'.join(map(str, sys.version_info[:3]))
     sys.stdout.write(
         f'Python {version}, pyzmq {zmq.__version__}, libzmq {zmq.zmq_version()}, '
         f'{os.cpu_count()} processors, {arguments.rounds} rounds of {arguments.count} messages, '
-        f'{5 * arguments.count} where {arguments.flight} are in flight\n'
+        f'{FACTOR * arguments.count} where {arguments.flight} are in flight\n'
     )
-    report(rates)
+    report(measure(cases, arguments.rounds, arguments.count))
 
 
 if __name__ == '__main__':

@@ -23,9 +23,8 @@ import sys
 import time
 from contextlib import contextmanager
 
-from life import folder_for_run, owner_of, report, wait_until
-
 from app.program import WebServer
+from life import folder_for_run, owner_of, report, wait_until
 
 SERVERS = {
     'pserve': ('pserve',),

@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 from aio_loops import Recorder, address_of, context, end, make, os_error, plain, run, until
 from conftest import open_fds, wait_until
 from pyams_zmq.aio import SocketEvent
-from pyams_zmq.aio.transport import GUARD, MOST, check_numeric
+from pyams_zmq.aio.address import check_numeric
+from pyams_zmq.aio.turns import GUARD, MOST
 
 __all__ = ['context', 'run']
 
@@ -393,6 +394,30 @@ def test_end_of_the_context(run):
         assert protocol.calls == ['made', zmq.ETERM]
         terminator.join(5)
         assert not terminator.is_alive()
+
+    run(main())
+
+
+def test_end_of_the_context_after_a_write(run):
+    """Libzmq looks for commands in a send now and then only: the look after it may be told."""
+
+    class Ended(zmq.Socket):
+        is_ended = False
+
+        def getsockopt(self, option):
+            if self.is_ended and option == zmq.EVENTS:
+                raise zmq.ZMQError(zmq.ETERM)
+            return super().getsockopt(option)
+
+    async def main():
+        sock = zmq.Context.instance().socket(zmq.PAIR, socket_class=Ended)
+        transport, protocol = await make(zmq.PAIR, zmq_sock=sock)
+        await asyncio.sleep(0)  # takes no time: the first look
+        sock.is_ended = True
+        transport.write([b'x'])
+        assert protocol.calls == ['made']
+        await until(lambda: len(protocol.calls) == 2)
+        assert protocol.calls == ['made', zmq.ETERM]
 
     run(main())
 
@@ -874,6 +899,23 @@ def test_monitor(run, context):
         peer.send(b'x')
         await until(lambda: protocol.messages)
         assert protocol.events == []
+        await end(transport)
+
+    run(main())
+
+
+def test_no_descriptor_for_a_monitor(run, context, monkeypatch):
+    def full(_fd):
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    async def main():
+        transport, protocol = await make(zmq.ROUTER)
+        with monkeypatch.context() as patched, os_error(errno.EMFILE):
+            patched.setattr('os.dup', full)
+            transport.enable_monitor()
+        transport.enable_monitor(zmq.EVENT_ACCEPTED)
+        plain(context, zmq.DEALER, address_of(transport))
+        await until(lambda: protocol.events)
         await end(transport)
 
     run(main())

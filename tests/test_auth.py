@@ -89,7 +89,7 @@ def test_parse_users(auth, users):
         {'user:secret'},
         17,
         True,
-        object(),
+        pytest.param(object(), id='object'),
         f'user:secret{"é" * 127}',  # more than PLAIN can carry
         f'{"u" * 255}:secret',
         'user:secret\udcff',  # no UTF-8

@@ -27,7 +27,6 @@ from conftest import open_fds, wait_until
 from handlers import CountingMessageHandler
 from pyams_zmq import socket as socket_module
 from pyams_zmq.client import MAX_IDLE, Connection, ZMQClient
-from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import (
     ZMQBaseError,
     ZMQClosedError,
@@ -38,6 +37,7 @@ from pyams_zmq.exceptions import (
     ZMQTimeoutError,
     ZMQUnreachableError,
 )
+from pyams_zmq.link import Target
 from pyams_zmq.message import decode_reply, encode_request
 
 AT_ONCE = 2.0
@@ -327,7 +327,7 @@ def test_refused(start, auth):
 
 def test_refused_before_it_is_sent(start, monkeypatch):
     process = start(auth='user:password')
-    connection = Connection(Endpoint.parse(process.bound_address, bind=False), {}, None)
+    connection = Connection(Target.parse(process.bound_address, None, None))
     # Nobody looks at its monitor in time: there is no room for a message any more.
     wait_until(lambda: not connection._socket.get(zmq.EVENTS) & zmq.POLLOUT)
     monkeypatch.setattr(connection, '_read_monitor', lambda: False)

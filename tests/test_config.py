@@ -33,7 +33,8 @@ from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.startup import is_server
 
-PUBLIC, SECRET = (key.decode() for key in zmq.curve_keypair())
+SECRET = 'JTKVSB%%)wK0E.X)V>+}o?pNmC{O&4W4b!Ni{Lh6'  # the example of zmq_curve(7)
+PUBLIC = zmq.curve_public(SECRET.encode()).decode()
 KEYS = CurveServer(SECRET, [PUBLIC])
 CLIENT_KEYS = CurveClient(PUBLIC, SECRET)
 ADDRESS = '127.0.0.1:5555'

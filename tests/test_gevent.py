@@ -324,3 +324,23 @@ def test_process_is_not_started():
         """
     )
     assert 'gevent' in result['error']
+
+
+def test_device_is_not_started():
+    """Its loop would stop all greenlets."""
+    result = run(
+        """
+        from pyams_zmq.device import ProcessDevice, ThreadDevice
+        from pyams_zmq.exceptions import ZMQStartError
+
+        errors = []
+        for factory in (ThreadDevice, ProcessDevice):
+            try:
+                factory().start()
+            except ZMQStartError as error:
+                errors.append(str(error))
+        report(errors=errors)
+        """
+    )
+    assert len(result['errors']) == 2
+    assert all('gevent' in error for error in result['errors'])

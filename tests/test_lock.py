@@ -309,6 +309,32 @@ def test_processes(path, start, ask):
     assert ask(start(f'ipc://{path}'), ['echo', 1]) == [200, 1]
 
 
+@pytest.mark.parametrize('linked', [False, True])
+def test_second_lock_of_this_process(path, make_lock, linked):
+    """It is refused without opening the file: POSIX would end the first one when it is closed."""
+    first = make_lock(path)
+    first.acquire()
+    if linked:
+        folder = os.path.dirname(path)
+        os.symlink(folder, f'{folder}-link')
+        path = f'{folder}-link/socket'
+    second = make_lock(path)
+    with pytest.raises(OSError, match='Address already in use') as caught:
+        second.acquire()
+    assert caught.value.errno == errno.EADDRINUSE
+    second.release()  # it never had it
+    assert try_lock(path) == errno.EADDRINUSE
+    first.release()
+    second.acquire()
+    assert try_lock(path) == errno.EADDRINUSE
+
+
+def test_second_try_after_a_failure(path, make_lock):
+    with serving(path), pytest.raises(OSError, match='Address already in use'):
+        make_lock(path).acquire()
+    make_lock(path).acquire()
+
+
 class TwoStreams(Process):
     """Binds one path twice."""
 

@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
@@ -1183,3 +1184,40 @@ def test_no_zombie_threads_of_libzmq():
         assert len(os.listdir('/proc/self/task')) > 1
 
     run_in_child(run)
+
+
+def test_slow_reply_on_a_socket_that_was_let_in():
+    """The server is not asked again for each slow reply."""
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.REP) as server,
+        server.get_monitor_socket(zmq.EVENT_ACCEPTED) as monitor,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+        with zmq_socket(f'127.0.0.1:{port}') as client:
+            client.send_json(ECHO)
+            server.send(server.recv())
+            assert zmq_response(client) == ECHO
+            assert recv_monitor_message(monitor)['event'] == zmq.EVENT_ACCEPTED
+            client.send_json(ECHO)
+            reply = pool.submit(zmq_response, client)
+            message = server.recv()
+            assert not monitor.poll(5 * PROBE_DELAY * 1000)
+            server.send(message)
+            assert reply.result() == ECHO
+        server.disable_monitor()
+
+
+def test_refusal_of_a_socket_that_was_let_in(start, monkeypatch):
+    """The server comes back with another password."""
+    monkeypatch.setattr(socket_module, 'LATE_PROBE_DELAY', 0.05)
+    process = start(auth='admin:admin')
+    address = process.bound_address
+    with zmq_socket(address, auth='admin:admin') as client:
+        client.send_json(ECHO)
+        assert zmq_response(client) == REPLY
+        process.stop()
+        start(address, auth='admin:changed')
+        client.send_json(ECHO)
+        assert zmq_response(client, timeout=30)[0] == 401

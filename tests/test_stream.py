@@ -15,7 +15,7 @@
 import asyncio
 import functools
 import select
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import zmq
@@ -23,7 +23,7 @@ from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
 from conftest import wait_until
 from handlers import RawProcess
-from pyams_zmq.stream import ReplyStream, ZMQStream
+from pyams_zmq.stream import FEW, ReplyStream, ZMQStream
 
 BURST = 200
 
@@ -249,17 +249,22 @@ async def test_looking_loses_no_message(net):
 
 
 class RacingSocket(zmq.Socket):
-    """A socket on which something happens right after its events were read."""
+    """A socket on which something happens right after its events were read, or before a recv."""
 
     hook = None
-    seen = 0
+    hook_of_recv = None
 
     def get(self, option):
         value = super().get(option)
         if option == zmq.EVENTS and self.hook is not None:
-            hook, self.hook, self.seen = self.hook, None, value
+            hook, self.hook = self.hook, None
             hook()
         return value
+
+    def recv(self, *args, **kwargs):
+        if self.hook_of_recv is not None:
+            self.hook_of_recv()
+        return super().recv(*args, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -294,12 +299,11 @@ async def test_message_that_somebody_else_takes(net):
         client = net.connect(zmq.PUSH, address)
 
         def take():
-            if subject.socket.seen & zmq.POLLIN:  # else nobody would look again, nor have to
-                taken.append(subject.socket.recv())
-            else:
-                subject.socket.hook = take
+            with suppress(zmq.Again):
+                taken.append(zmq.Socket.recv(subject.socket, zmq.NOBLOCK))
+                subject.socket.hook_of_recv = None
 
-        subject.socket.hook = take
+        subject.socket.hook_of_recv = take
         client.send(b'1')
         await until(lambda: taken)
         client.send(b'2')
@@ -666,6 +670,20 @@ async def test_stop_on_send(net):
         subject.stop_on_send()
         assert await receive(net.connect(zmq.PULL, address), 1) == [[b'x']]
     assert not calls
+
+
+@pytest.mark.parametrize('number', [1, FEW - 1, FEW, FEW + 1, 3 * FEW])
+@in_loop
+async def test_messages_after_any_number(net, number):
+    """However a turn has learned that there are no more, the next ones wake the stream."""
+    received = []
+    with net.stream(zmq.PULL, received.append) as (_subject, address):
+        client = net.connect(zmq.PUSH, address)
+        for _ in range(5):
+            received.clear()
+            for _ in range(number):
+                client.send(b'')
+            await until(lambda: len(received) == number)
 
 
 @in_loop

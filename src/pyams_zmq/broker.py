@@ -32,16 +32,18 @@ from pyramid.registry import Registry
 from tornado.ioloop import IOLoop
 
 from pyams_zmq.auth import AccessPolicy, Users, parse_users
+from pyams_zmq.binding import limit, protect, warn_of_exposure
 from pyams_zmq.curve import CurveServer
 from pyams_zmq.dispatch import Call, Dispatcher, Worker, peek_type
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.frames import MORE, NOBLOCK, POLLIN, send_frame
 from pyams_zmq.handler import ZMQMessageHandler
 from pyams_zmq.message import decode_reply, encode
-from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS, TERM_GRACE, ZMQProcess
+from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS, SIZE_SLACK, TERM_GRACE, ZMQProcess
 from pyams_zmq.stream import ReplyStream, ZMQStream
 from pyams_zmq.tree import open_pidfd
-from pyams_zmq.words import ROUTE_SIZE, SEPARATOR, Word, sender_of
+from pyams_zmq.words import ROUTE_SIZE, SEPARATOR, Word
 
 __docformat__ = 'restructuredtext'
 
@@ -60,9 +62,6 @@ _TURN = 0.02  # seconds after which it has it in any case
 _LARGE = 64 * 1024  # bytes of a frame that is not worth copying
 _LAST_WORDS = 0.02  # seconds that the last words of a dead worker may take
 _TICK = 0.25  # seconds between two looks for lost workers
-_NOBLOCK = int(zmq.NOBLOCK)  # as enums, they take longer to combine than a frame to send
-_MORE = int(zmq.SNDMORE) | _NOBLOCK
-_READABLE = int(zmq.POLLIN)
 _GONE = frozenset({zmq.EHOSTUNREACH, zmq.EAGAIN})
 
 
@@ -73,7 +72,6 @@ class _Gate(ZMQStream):
         self._take = take
         self._pump = pump
         self._receive_frame = socket.recv
-        self._send_frame = sender_of(socket)
         socket.router_mandatory = True
         super().__init__(socket, loop)
 
@@ -84,11 +82,11 @@ class _Gate(ZMQStream):
     def read(self) -> None:
         """Take a message; there has to be one."""
         receive = self._receive_frame
-        first = frame = receive(_NOBLOCK, False)
+        first = frame = receive(NOBLOCK, False)
         self.received += 1
         frames = []
         while frame.more:
-            frame = receive(_NOBLOCK, False)
+            frame = receive(NOBLOCK, False)
             frames.append(frame.bytes if len(frame) < _LARGE else frame)
         try:
             self._take(self, first, frames)
@@ -97,11 +95,10 @@ class _Gate(ZMQStream):
 
     def send_frames(self, frames: Sequence[Any]) -> bool:
         """Send a message; tell if its peer is there, and takes it."""
-        send = self._send_frame
         try:
             for frame in frames[:-1]:
-                send(frame, _MORE)
-            send(frames[-1], _NOBLOCK)
+                send_frame(self.socket, frame, MORE)
+            send_frame(self.socket, frames[-1], NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in _GONE:
                 raise
@@ -187,15 +184,16 @@ class PoolBroker(ZMQProcess):
         endpoint = Endpoint.parse(address, bind=True)
         socket = self.context.socket(zmq.ROUTER)
         try:
-            self._limit(socket)
+            limit(socket, self, self.max_message_size + SIZE_SLACK)
             socket.ipv6 = endpoint.is_ipv6
             if domain is None:
                 self._bind(socket, endpoint)
             else:
                 socket.maxmsgsize = -1  # a reply may be larger than a request
                 socket.router_handover = True  # a worker may come back before we know it was away
-                self._protect(socket, domain, passwords, curve)
-                self._warn_of_network(self._listen(socket, endpoint), passwords, curve)
+                protect(socket, curve, bool(passwords), domain)
+                uri = self._listen(socket, endpoint)
+                warn_of_exposure(self.name, uri, curve, bool(passwords))
             self._addresses.append(socket.last_endpoint.decode())
         except BaseException:
             socket.close(0)
@@ -203,7 +201,7 @@ class PoolBroker(ZMQProcess):
         gate = _Gate(socket, self.loop, take, self._pump)
         self._streams.add(gate)
         self._gates[socket] = gate
-        self._polled.append((socket, _READABLE))
+        self._polled.append((socket, POLLIN))
         return gate
 
     def _send_report(self, address: str | None, error: Exception | None) -> None:

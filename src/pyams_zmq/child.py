@@ -49,8 +49,7 @@ SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 RECYCLED = 75
 """Exit code of a child that wants to be replaced at once (EX_TEMPFAIL of sysexits.h)"""
 
-_MAX_REPORT = 32 * 1024  # bytes: more might wait for a parent who does not read
-_MAX_TEXT = 1000
+_MAX_TEXT = 1000  # characters of an error that cannot come as it is
 
 StopOrder = tuple[Callable[[], None], float]
 """What to do to have a child end, and the seconds to wait for that"""
@@ -92,12 +91,7 @@ class OwnedProcess(multiprocessing.Process):
         """
         if self._popen is not None:
             raise AssertionError(f'{self.name} cannot be started twice')  # as the base class says
-        gevent = sys.modules.get('gevent.monkey')
-        if gevent is not None and gevent.is_module_patched('threading'):
-            raise ZMQStartError(
-                f'{self.name} needs threads, which gevent has replaced in this program: start it '
-                'in another one, or before (gunicorn --preload)'
-            )
+        check_threads(self.name)
         # The child reports through this channel, and is asked to stop.
         self._channel, self._control = Pipe()
         # Until the child has its own handlers, those of a web server would swallow these.
@@ -222,19 +216,37 @@ class ReadyProcess(OwnedProcess):
     def _send_report(self, address: str | None, error: Exception | None) -> None:
         if self._control is not None:
             with suppress(OSError):  # the parent is gone
-                self._control.send_bytes(_pickle_report(address, error))
+                report = address, None if error is None else make_portable(error)
+                self._control.send(report)
 
 
-def _pickle_report(address: str | None, error: Exception | None) -> bytes:
+def check_threads(name: object) -> None:
+    """Make sure that threads are threads.
+
+    :param name: who needs them
+    :raises ZMQStartError: in a program that gevent has patched
+    """
+    gevent = sys.modules.get('gevent.monkey')
+    if gevent is not None and gevent.is_module_patched('threading'):
+        raise ZMQStartError(
+            f'{name} needs threads, which gevent has replaced in this program: start it '
+            'in another one, or before (gunicorn --preload)'
+        )
+
+
+def make_portable(error: Exception, max_size: int = 32 * 1024) -> Exception:
+    """Give an error that comes through a pipe as it is, or one that tells what it was.
+
+    :param max_size: bytes; more might wait for a reader who does not read
+    """
     try:
-        data = pickle.dumps((address, error))
+        data = pickle.dumps(error)
         pickle.loads(data)  # noqa: S301 - our own: some exceptions pickle, and do not come back
-        if len(data) <= _MAX_REPORT:
-            return data
+        if len(data) <= max_size:
+            return error
     except Exception:  # noqa: BLE001 - whatever the pickling of a foreign exception raises
         LOGGER.debug('%s cannot be pickled', type(error).__name__)
-    text = f'{type(error).__name__}: {error}'
-    return pickle.dumps((None, ZMQStartError(text[:_MAX_TEXT])))
+    return ZMQStartError(f'{type(error).__name__}: {error}'[:_MAX_TEXT])
 
 
 _owned: WeakSet[OwnedProcess] = WeakSet()

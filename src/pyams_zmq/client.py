@@ -13,8 +13,6 @@
 """PyAMS_zmq.client module: calls a service, and knows what became of each call."""
 
 import os
-import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -26,24 +24,26 @@ from zmq.utils.monitor import recv_monitor_message
 
 from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
-from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRefusedError
-from pyams_zmq.link import LINK_EVENTS, RETRIED, Link, as_os_error, keep_connected, parse_user
+from pyams_zmq.frames import EVENTS, NOBLOCK, POLLIN, receive, send_frame
+from pyams_zmq.link import LINK_EVENTS, Attempts, Link, Target, as_os_error, keep_connected
 from pyams_zmq.message import (
     check_retries,
     check_timeout,
     decode_reply,
     encode_message,
-    encode_request,
     payload_of,
 )
 from pyams_zmq.outbox import Letter, Outbox, postman
-from pyams_zmq.socket import ZMQSocket, make_inproc_address, open_socket, receive, wait_for
+from pyams_zmq.socket import ZMQSocket, is_patched, make_inproc_address, open_socket, wait_for
 
 __docformat__ = 'restructuredtext'
 
 FAST = 0.01
 """Seconds without a reply before anything but the reply is looked at"""
+
+RECENT = 0.02
+"""Seconds after a reply in which a connection counts as alive, without a look at its monitor"""
 
 MAX_IDLE = 8
 """Connections that a client keeps for the next calls; while more threads call there are more"""
@@ -66,19 +66,22 @@ class Connection:
 
     socket_type = zmq.REQ
 
-    def __init__(self, endpoint: Endpoint, users: Mapping[str, str], curve: CurveClient | None):
+    def __init__(self, target: Target):
         self._pid = os.getpid()
-        self._link = Link(endpoint)
-        self._socket = open_socket(endpoint, users, curve, self.socket_type)
+        self._used = -RECENT
+        self._is_patched = is_patched()
+        self._link = Link(target.endpoint)
+        self._socket = open_socket(*target, self.socket_type)
         self._prepare_socket()
         self._monitor: Any = self._socket.context.socket(zmq.PAIR, socket_class=ZMQSocket)
         address = make_inproc_address()
         self._socket.monitor(address, LINK_EVENTS)
         self._monitor.connect(address)
-        self._socket.connect(endpoint.uri)
+        self._socket.connect(target.endpoint.uri)
 
     def _prepare_socket(self) -> None:
         keep_connected(self._socket)
+        self._socket.rcvtimeo = round(FAST * 1000)
 
     def exchange(self, data: bytes, timeout: float) -> bytes:
         """Send a request, wait for the reply.
@@ -89,12 +92,17 @@ class Connection:
         :raises ZMQRefusedError: it does not let us in
         """
         deadline = monotonic() + timeout
-        self._read_monitor()
-        self._socket.send(data)
-        if self._socket.is_refused:
-            raise self._link.describe_refusal()
-        wait_for([self._socket], zmq.POLLIN, min(timeout, FAST))
-        while (frames := receive(self._socket)) is None:
+        try:
+            send_frame(self._socket, data, NOBLOCK)
+        except zmq.Again:  # a refused handshake has taken away the room for the only message
+            raise self._link.describe_refusal() from None
+        # To wait in `recv` is the shortest way; but no other greenlet of gevent would run.
+        if timeout >= FAST and not self._is_patched:
+            frames = receive(self._socket, 0)
+        else:
+            wait_for([self._socket], zmq.POLLIN, min(timeout, FAST))
+            frames = receive(self._socket)
+        while frames is None:
             left = deadline - monotonic()
             if left <= 0:
                 self._read_monitor()
@@ -102,10 +110,14 @@ class Connection:
             ready = wait_for([self._socket, self._monitor], zmq.POLLIN, left)
             if self._socket not in ready and self._read_monitor():
                 raise self._link.describe_loss()
+            frames = receive(self._socket)
+        self._used = monotonic()
         return frames[-1]
 
     def is_alive(self) -> bool:
-        """Tell if the service was there when somebody looked last."""
+        """Tell if the service was there just now."""
+        if monotonic() - self._used < RECENT and not self._socket.closed:
+            return True
         try:
             self._read_monitor()
         except (ZMQRefusedError, zmq.ZMQError):  # the context may have been terminated, too
@@ -118,7 +130,7 @@ class Connection:
         :raises ZMQRefusedError: if the service does not let us in
         """
         is_lost = False
-        while self._monitor.get(zmq.EVENTS) & zmq.POLLIN:
+        while self._monitor.get(EVENTS) & POLLIN:
             is_lost |= self._link.note(recv_monitor_message(self._monitor)['event'])
         return is_lost
 
@@ -204,9 +216,7 @@ class ZMQClient:
         retries: int = 0,
         send_deadline: bool = False,
     ):
-        self._endpoint = Endpoint.parse(address, bind=False)
-        self._users = parse_user(auth, curve)
-        self._curve = curve
+        self._target = Target.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
         self.retries = check_retries(retries)
         self.send_deadline = send_deadline
@@ -216,10 +226,8 @@ class ZMQClient:
         _clients.add(self)
 
     def _renew(self) -> None:
-        self._lock = threading.Lock()
         self._idle: list[Connection] = []
-        connect = partial(Channel, self._endpoint, self._users, self._curve)
-        self._outbox = Outbox(self.address, connect)
+        self._outbox = Outbox(self.address, partial(Channel, self._target))
 
     def _inherit(self) -> None:
         self._inherited.extend(self._idle)  # kept: nobody may touch them here
@@ -228,7 +236,7 @@ class ZMQClient:
     @property
     def address(self) -> str:
         """URI of the service."""
-        return self._endpoint.uri
+        return self._target.endpoint.uri
 
     def call(
         self,
@@ -266,19 +274,20 @@ class ZMQClient:
         :return: the decoded reply
         :raises: what `call` does, except ZMQRemoteError
         """
-        timeout = self.timeout if timeout is None else check_timeout(timeout)
-        attempts = 1 + (self.retries if retries is None else check_retries(retries))
-        data = b''
+        attempts = Attempts(
+            message,
+            timeout=self.timeout if timeout is None else timeout,
+            retries=self.retries if retries is None else retries,
+            send_deadline=self.send_deadline,
+        )
         while True:
-            attempts -= 1
-            if self.send_deadline or not data:
-                data = encode_request(message, timeout if self.send_deadline else None)
+            data = attempts.encode()
             connection = self._acquire()
             try:
-                reply = connection.exchange(data, timeout)
+                reply = connection.exchange(data, attempts.timeout)
             except BaseException as error:
                 connection.close()
-                if attempts <= 0 or not isinstance(error, RETRIED):
+                if not attempts.may_repeat(error):
                     raise
             else:
                 self._release(connection)
@@ -323,32 +332,31 @@ class ZMQClient:
             raise ZMQClosedError(f'The client of {self.address} was closed')
 
     def _acquire(self) -> Connection:
-        while True:
-            with self._lock:
-                self._check_open()
-                if not self._idle:
-                    break
+        self._check_open()
+        with suppress(IndexError):
+            while True:
                 connection = self._idle.pop()
-            if connection.is_alive():
-                return connection
-            connection.close()  # a new one is there sooner than this one has reconnected
+                if connection.is_alive():
+                    return connection
+                connection.close()  # a new one is there sooner than this one has reconnected
         with as_os_error():
-            return Connection(self._endpoint, self._users, self._curve)
+            return Connection(self._target)
 
     def _release(self, connection: Connection) -> None:
-        with self._lock:
-            if not self._is_closed and len(self._idle) < MAX_IDLE:
-                self._idle.append(connection)
-                return
-        connection.close()
+        # Without a lock: each operation of a list is one step for other threads.
+        self._idle.append(connection)
+        if self._is_closed or len(self._idle) > MAX_IDLE:
+            self._drop_idle(0 if self._is_closed else MAX_IDLE)
+
+    def _drop_idle(self, most: int) -> None:
+        with suppress(IndexError):
+            while len(self._idle) > most:
+                self._idle.pop(0).close()
 
     def close(self) -> None:
         """Close all connections; what is under way, calls and messages, ends as it would have."""
-        with self._lock:
-            self._is_closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        self._is_closed = True
+        self._drop_idle(0)
         postman.close(self._outbox)
 
     def __enter__(self) -> 'ZMQClient':  # noqa: PYI034 - Python 3.10 has no Self

@@ -39,6 +39,9 @@ __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
+_RESULTS = frozenset({list, tuple, dict, str, int, type(None)})
+"""Types of usual results, of which none is to be awaited"""
+
 _QUOTED = 80
 """Characters of a peer's text that an answer or a log line repeats"""
 
@@ -86,6 +89,7 @@ class ZMQMessageHandler:
             )
         self.process = process
         self.rep_stream = stream
+        self._send: Any = getattr(stream, 'reply', getattr(stream, 'send', None))
         self.json_load = json_load
         self.rep_handler = factory() if isinstance(factory, type) else factory
         self.rep_handler.process = process
@@ -99,6 +103,8 @@ class ZMQMessageHandler:
                     'which needs a thread of its own where messages are answered at the same time: '
                     'make it a plain method, or leave concurrency at 1'
                 )
+            if not method.is_async and (self._concurrency > 1 or method.timeout is not None):
+                self._methods[name] = method._replace(in_thread=True)
         # Replies that are still owed; the process waits for them before it stops.
         self._owed: set[asyncio.Future[Any]] = getattr(process, 'owed_replies', set())
         self._max_size = getattr(process, 'max_message_size', inf)
@@ -111,22 +117,25 @@ class ZMQMessageHandler:
         """Answer a message."""
         try:
             method, call = self._prepare(frames)
-            if self._runs_in_thread(method):
+            if call is None:
+                result = method.call(*frames)
+            elif method.in_thread:
                 loop = asyncio.get_running_loop()
                 future = loop.run_in_executor(self._threads, _call_in_thread, call)
                 _LateReply(self, method).wait_for(future)
                 return
-            result = call()
-            if isinstance(result, Awaitable):
+            else:
+                result = call()
+            if type(result) not in _RESULTS and isinstance(result, Awaitable):
                 _LateReply(self, method).wait_for_result(result)
                 return
             reply = encode(result)
         except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
             reply = _error_reply(error)
-        _send(self.rep_stream, reply)
-
-    def _runs_in_thread(self, method: Method) -> bool:
-        return not method.is_async and (self._concurrency > 1 or method.timeout is not None)
+        try:
+            self._send(reply)
+        except Exception:
+            LOGGER.exception('A reply could not be sent')
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
@@ -134,13 +143,16 @@ class ZMQMessageHandler:
             self._concurrency, 'pyams_zmq', getattr(self.process, '_enter_thread', None)
         )
 
-    def _prepare(self, frames: list[Any]) -> tuple[Method, Callable[[], Any]]:
-        """Find the method for a message, and what is to be called."""
+    def _prepare(self, frames: list[Any]) -> tuple[Method, Callable[[], Any] | None]:
+        """Find the method for a message, and put its arguments into the frames.
+
+        :return: the method, and what is to be called, if not the method with all frames
+        """
         peer = None
         if self.wants_frames and frames:
             peer = self._identify(frames[0])
-            frames = list(map(bytes, frames))
-        size = sum(map(len, frames))
+            frames[:] = map(bytes, frames)
+        size = len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
         if size > self._max_size:
             raise ZMQMessageError(
                 413, f'Message of {size} bytes, the service takes {self._max_size}'
@@ -158,11 +170,13 @@ class ZMQMessageHandler:
         if not method.least <= len(frames) <= method.most:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
         frames[self.json_load] = args
+        if not (method.wants_peer or method.wants_request or method.in_thread):
+            return method, None
         call = partial(method.call, *frames)
         if method.wants_peer:
             call = partial(call, peer=peer)
         if method.wants_request:
-            if self._runs_in_thread(method):
+            if method.in_thread:
                 call = partial(_call_plain, call)
             call = partial(call_with_request, self.process.registry, call)
         return method, call

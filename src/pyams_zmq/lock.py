@@ -24,6 +24,11 @@ from contextlib import suppress
 
 __docformat__ = 'restructuredtext'
 
+# Locks of this process, by the real path of their file: a record lock ends when its process closes
+# any descriptor of the file, so nobody here may open it once more.
+_own: dict[str, 'IPCLock'] = {}
+os.register_at_fork(after_in_child=_own.clear)
+
 
 _PREFIX = 'pool-'
 
@@ -41,15 +46,27 @@ class IPCLock:
     def __init__(self, path: str):
         self.path = path
         self._lock_path = f'{path}.lock'
+        self._real_path = os.path.realpath(self._lock_path)
         self._fd: int | None = None
 
     def acquire(self) -> None:
         """Take the path; once more for another socket of this process, if the first is closed.
 
-        :raises OSError: EADDRINUSE if another process has it, EEXIST if a file which is no socket
-            is there, or what the file system says
+        :raises OSError: EADDRINUSE if another process has it, or another lock of this one, EEXIST
+            if a file which is no socket is there, or what the file system says
         """
+        if _own.setdefault(self._real_path, self) is not self:
+            raise self._in_use()
         was_held = self._fd is not None
+        try:
+            self._lock()
+            self._look_for_others()
+        except BaseException:
+            if not was_held:
+                self._unlock()
+            raise
+
+    def _lock(self) -> None:
         while self._fd is None:
             fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -61,13 +78,10 @@ class IPCLock:
             finally:
                 if self._fd is None:
                     os.close(fd)
-        try:
-            if _is_served(self.path):  # by a program which knows nothing of our locks
-                raise self._in_use()
-        except OSError:
-            if not was_held:
-                self._unlock()
-            raise
+
+    def _look_for_others(self) -> None:
+        if _is_served(self.path):  # by a program which knows nothing of our locks
+            raise self._in_use()
 
     def release(self) -> None:
         """Remove the socket, which libzmq leaves, and give the path back; twice does no harm."""
@@ -82,6 +96,8 @@ class IPCLock:
             if _same_file(fd, self._lock_path):  # else somebody removed it, and by now the path
                 os.unlink(self._lock_path)  # may have another process
             os.close(fd)
+        if _own.get(self._real_path) is self:
+            del _own[self._real_path]
 
     def _in_use(self) -> OSError:
         return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), self.path)

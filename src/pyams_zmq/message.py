@@ -19,7 +19,6 @@ refused, in both directions.
 """
 
 import json
-from contextlib import suppress
 from math import isfinite
 from time import time
 from typing import Any
@@ -145,7 +144,7 @@ def payload_of(reply: Any) -> Any:
     :raises ZMQReplyError: for a reply of another form
     """
     match reply:
-        case [int(status), payload] if status is not True and status is not False:
+        case [status, payload] if type(status) is int:
             if status // 100 == 2:  # noqa: PLR2004 - as in HTTP
                 return payload
             raise ZMQRemoteError(status, payload)
@@ -170,26 +169,26 @@ def encode(value: Any) -> bytes:
 
     :raises TypeError, ValueError, RecursionError: for what JSON cannot say
     """
-    with suppress(RecursionError):  # the standard library nests deeper, and says when not
+    try:
         if _is_plain(value):
             return _encode(value)
+    except RecursionError:
+        pass  # the standard library nests deeper, and says when not
     # Subclasses of str, dict and the like; the standard library also says no to what has no
     # JSON form, where msgspec would find one (a set as a list, bytes as base64, NaN as null).
     return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether *value* holds nothing but the builtin types of JSON.
-
-    The types of a container are taken at once, so that flat ones cost no Python loop.
-    """
+    """Tell whether *value* holds nothing but the builtin types of JSON."""
     kind = type(value)
     if kind is dict:
         if not _KEYS.issuperset(map(type, value)):
             return False
         value = value.values()
-    elif kind is float:
-        return isfinite(value)
     elif kind is not list and kind is not tuple:
-        return kind in _SCALARS
-    return _SCALARS.issuperset(map(type, value)) or all(map(_is_plain, value))
+        return isfinite(value) if kind is float else kind in _SCALARS
+    for item in value:  # noqa: SIM110 - a generator takes twice as long
+        if type(item) not in _SCALARS and not _is_plain(item):
+            return False
+    return True

@@ -63,6 +63,7 @@ class Method(NamedTuple):
     is_async: bool = False
     timeout: float | None = None
     repeatable: bool | None = None
+    in_thread: bool = False
 
 
 def methods_of(handler: Any) -> dict[str, Method]:

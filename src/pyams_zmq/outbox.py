@@ -36,8 +36,9 @@ from pyams_zmq.exceptions import (
     ZMQReplyError,
     ZMQUnreachableError,
 )
+from pyams_zmq.frames import receive
 from pyams_zmq.message import DRAINING_REPLY, decode_reply, payload_of
-from pyams_zmq.socket import ZMQSocket, open_pair, receive, wait_for
+from pyams_zmq.socket import ZMQSocket, open_pair, wait_for
 
 __docformat__ = 'restructuredtext'
 

@@ -13,17 +13,15 @@
 """PyAMS_zmq.process module: a process that serves a ØMQ socket beside the application."""
 
 import asyncio
-import errno
 import logging
 import os
 import signal
 import socket as tcp
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from math import ceil
+from collections.abc import Callable, Iterable
 from threading import local
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
@@ -33,18 +31,11 @@ from tornado.ioloop import IOLoop
 from zmq.utils.monitor import recv_monitor_message
 from zope.interface import implementer
 
-from pyams_zmq.auth import (
-    ZAP_DOMAIN,
-    AccessPolicy,
-    Authenticator,
-    Users,
-    parse_clients,
-    parse_users,
-)
+from pyams_zmq.auth import AccessPolicy, Authenticator, Users, parse_clients, parse_users
+from pyams_zmq.binding import LINGER, bind, limit, protect, warn_of_exposure
 from pyams_zmq.child import SIGNALS, STOP_SIGNALS, ReadyProcess
 from pyams_zmq.curve import CurveServer
-from pyams_zmq.endpoint import Endpoint, is_local, port_of
-from pyams_zmq.exceptions import ZMQBindError
+from pyams_zmq.endpoint import Endpoint, port_of
 from pyams_zmq.interfaces import (
     IZMQProcess,
     ZMQProcessStartedEvent,
@@ -58,9 +49,6 @@ from pyams_zmq.watchdog import END_GRACE, Watchdog
 __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
-
-LINGER = 1000
-"""Milliseconds that a socket gets to send its last reply"""
 
 SIZE_SLACK = 16 * 1024 * 1024
 """Bytes above `max_message_size` that still get a 413; libzmq drops the peer beyond"""
@@ -79,15 +67,6 @@ TERM_GRACE = 0.5
 
 KILL_GRACE = 1.0
 """Seconds that descendants get for a SIGTERM, if the process does not have to end before"""
-
-_ADVICE = {
-    errno.EADDRINUSE: 'another process serves it, stop that one or choose another address',
-    errno.EADDRNOTAVAIL: 'no interface of this machine has it',
-    errno.ENODEV: 'it is neither an address nor an interface of this machine',
-    errno.EEXIST: 'a file which is no socket is there, remove it or choose another path',
-    errno.EACCES: 'this user may not bind it',
-    errno.ENOENT: 'its folder does not exist',
-}
 
 
 @implementer(IZMQProcess)
@@ -354,7 +333,7 @@ class ZMQProcess(ReadyProcess):
         is_reply = sock_type == zmq.REP
         socket = self.context.socket(zmq.ROUTER if is_reply else sock_type)
         try:
-            self._limit(socket)
+            limit(socket, self, self.max_message_size + SIZE_SLACK)
             socket.ipv6 = endpoint.is_ipv6
             if sock_type == zmq.SUB:
                 socket.subscribe(subscribe)
@@ -375,49 +354,25 @@ class ZMQProcess(ReadyProcess):
             stream.on_recv(callback)
         return stream, port
 
-    def _limit(self, socket: Any) -> None:
-        socket.linger = LINGER
-        socket.maxmsgsize = self.max_message_size + SIZE_SLACK
-        socket.rcvhwm = self.receive_hwm
-        socket.sndhwm = self.send_hwm
-        socket.backlog = self.backlog
-        socket.handshake_ivl = ceil(self.handshake_timeout * 1000)
-        socket.heartbeat_ivl = ceil(self.heartbeat_interval * 1000)
-        socket.heartbeat_timeout = ceil(self.heartbeat_timeout * 1000)
-
     def _bind(self, socket: Any, endpoint: Endpoint) -> int | None:
-        self._protect(socket, ZAP_DOMAIN, self.passwords, self.curve)
+        protect(socket, self.curve, bool(self.passwords))
         uri = self._listen(socket, endpoint)
-        self._warn_of_network(uri, self.passwords, self.curve)
+        warn_of_exposure(self.name, uri, self.curve, bool(self.passwords))
         if self.bound_address is None:
             self.bound_address = uri
         return port_of(uri)
 
-    @staticmethod
-    def _protect(
-        socket: Any, domain: bytes, passwords: Mapping[str, str], curve: CurveServer | None
-    ) -> None:
-        socket.zap_domain = domain
-        socket.zap_enforce_domain = True  # else libzmq lets everybody in who finds no ZAP handler
-        if curve is not None:
-            curve.apply(socket)
-        else:
-            socket.plain_server = bool(passwords)
-
     def _listen(self, socket: Any, endpoint: Endpoint) -> str:
         monitor = socket.get_monitor_socket(zmq.EVENT_LISTENING)
-        deadline = monotonic() + self.bind_timeout
         try:
-            while True:
-                try:
-                    self._bind_once(socket, endpoint)
-                    break
-                except ZMQBindError as error:
-                    if error.errno != errno.EADDRINUSE or monotonic() > deadline:
-                        raise
-                if self.draining:
-                    sys.exit(0)
-                sleep(0.05)  # nothing tells when an address gets free
+            bind(
+                socket,
+                endpoint.uri,
+                endpoint.path,
+                self._locks,
+                self.bind_timeout,
+                self._leave_if_draining,
+            )
             listener = recv_monitor_message(monitor)['value']
             self._listeners[listener] = _local_addresses(listener)[0]
         finally:
@@ -426,35 +381,9 @@ class ZMQProcess(ReadyProcess):
         uri: str = socket.last_endpoint.decode()
         return uri
 
-    def _warn_of_network(
-        self, uri: str, passwords: Mapping[str, str], curve: CurveServer | None
-    ) -> None:
-        if curve is None and not is_local(uri):
-            LOGGER.warning(
-                '%s serves the network at %s, %s: whoever is on the way can read and change the '
-                'messages; use CURVE',
-                self.name,
-                uri,
-                'with passwords in clear' if passwords else 'without authentication',
-            )
-
-    def _bind_once(self, socket: Any, endpoint: Endpoint) -> None:
-        path = endpoint.path
-        lock = None if path is None else self._locks.get(path) or IPCLock(path)
-        try:
-            if lock is not None:
-                lock.acquire()
-            socket.bind(endpoint.uri)
-        except (OSError, zmq.ZMQError) as error:
-            if lock is not None and lock not in self._locks.values():
-                lock.release()
-            number = error.errno or 0
-            text, advice = zmq.strerror(number), _ADVICE.get(number)
-            raise ZMQBindError(
-                number, f'{text} ({advice})' if advice else text, endpoint.uri
-            ) from None
-        if path is not None and lock is not None:
-            self._locks[path] = lock
+    def _leave_if_draining(self) -> None:
+        if self.draining:
+            sys.exit(0)
 
     def exit(self, num: int | None = None, frame: Any = None) -> None:
         """Finish the message in hand, refuse others, then stop."""

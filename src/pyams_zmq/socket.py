@@ -38,6 +38,7 @@ from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQClosedError
+from pyams_zmq.frames import EVENTS, NOBLOCK, TYPE, receive
 from pyams_zmq.link import HANDSHAKE_EVENTS, MAX_HANGUPS, REFUSED, configure, parse_user
 from pyams_zmq.message import check_size, decode_reply
 
@@ -45,6 +46,9 @@ __docformat__ = 'restructuredtext'
 
 PROBE_DELAY = 0.01
 """Seconds without an answer before the credentials are tried"""
+
+LATE_PROBE_DELAY = 1.0
+"""The same on a socket that has had a reply: only a server that has restarted would refuse it"""
 
 SILENCE = 0.2
 """Seconds without an end of the handshake before the server is asked in another language"""
@@ -64,10 +68,12 @@ class ZMQSocket(zmq.Socket[bytes]):
     """Socket of a client; dropping it closes it.
 
     :ivar is_refused: true when a message could not even be sent, see :func:`zmq_response`
+    :ivar has_replies: true when :func:`zmq_response` has returned a reply
     :ivar curve: its CURVE keys, which pyzmq does not read back
     """
 
     is_refused = False
+    has_replies = False
     curve: CurveClient | None = None
 
     def send(self, data: Any, flags: int = 0, *args: Any, **kwargs: Any) -> Any:
@@ -78,7 +84,7 @@ class ZMQSocket(zmq.Socket[bytes]):
         check_size(data)
         # There is room for the only message of a REQ, unless the handshake was refused already:
         # that takes the room away, and to wait for it would take for ever.
-        nowait = zmq.NOBLOCK if self.type == zmq.REQ else 0
+        nowait = NOBLOCK if self.get(TYPE) == zmq.REQ else 0
         try:
             return super().send(data, flags | nowait, *args, **kwargs)
         except zmq.Again:
@@ -157,7 +163,8 @@ def zmq_socket(
     """
     endpoint = Endpoint.parse(address, bind=False, protocol=protocol)
     socket = open_socket(endpoint, parse_user(auth, curve), curve, socket_type)
-    socket.linger = linger
+    if linger:
+        socket.linger = linger
     socket.connect(endpoint.uri)
     return socket
 
@@ -171,7 +178,8 @@ def open_socket(
     """Open a socket that is ready to connect to an endpoint, and keeps nothing when closed."""
     socket: ZMQSocket = _shared_context.get().socket(socket_type, socket_class=ZMQSocket)
     configure(socket, endpoint, users, curve)
-    socket.curve = curve
+    if curve is not None:
+        socket.curve = curve
     return socket
 
 
@@ -210,13 +218,17 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
         return [401, REFUSED]
     try:
         deadline = monotonic() + timeout
-        wait_for([socket], flags, min(timeout, PROBE_DELAY))
+        is_known = getattr(socket, 'has_replies', False)
+        delay = LATE_PROBE_DELAY if is_known else PROBE_DELAY
+        wait_for([socket], flags, min(timeout, delay))
         frames = receive(socket)
-        if frames is None and timeout > PROBE_DELAY:
+        if frames is None and timeout > delay:
             if _is_refused(socket, flags, deadline):
                 return [401, REFUSED]
             wait_for([socket], flags, deadline - monotonic())
             frames = receive(socket)
+        if frames is not None and not is_known and isinstance(socket, ZMQSocket):
+            socket.has_replies = True
     except zmq.ZMQError as error:
         if error.errno in (zmq.ETERM, zmq.ENOTSOCK, errno.EBADF):
             raise ZMQClosedError('The socket or its context was closed, open a new one') from None
@@ -226,18 +238,15 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
     return [503, TIMEOUT] if frames is None else decode_reply(frames[-1])
 
 
-def receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
-    """Receive a message if there is one."""
-    try:
-        return socket.recv_multipart(zmq.NOBLOCK)
-    except zmq.Again:
-        return None
+def is_patched() -> bool:
+    """Tell if gevent has replaced what waits."""
+    return not isinstance(select.poll, BuiltinFunctionType)
 
 
 def wait_for(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
     """Wait until a socket has one of the events; return those which have."""
     timeout = max(0, min(timeout, _LONGEST_WAIT))
-    if isinstance(select.poll, BuiltinFunctionType):
+    if not is_patched():
         ready = zmq.zmq_poll([(socket, flags) for socket in sockets], ceil(timeout * 1000))
         return [socket for socket, _events in ready]
     # This program is patched by gevent: its own poll lets other greenlets run, libzmq's would
@@ -247,7 +256,7 @@ def wait_for(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
     for socket in sockets:
         poller.register(socket.fd, select.POLLIN)
     while True:
-        ready = [socket for socket in sockets if socket.get(zmq.EVENTS) & flags]
+        ready = [socket for socket in sockets if socket.get(EVENTS) & flags]
         left = deadline - monotonic()
         if ready or left <= 0:
             return ready

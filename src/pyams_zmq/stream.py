@@ -22,9 +22,15 @@ from typing import Any
 import zmq
 from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
+from pyams_zmq.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT, send_frame
+
 __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+FEW = 8
+"""Messages of a turn after each of which the socket is asked for more: to ask is cheaper than the
+exception of a `recv` in vain, which is cheaper than to ask after each of many"""
 
 
 class ZMQStream(BaseZMQStream):
@@ -111,7 +117,7 @@ class ZMQStream(BaseZMQStream):
 
     def readable(self) -> bool:
         """Tell if a message waits; looking does not lose its wake-up."""
-        return not self.closed() and bool(self._look() & zmq.POLLIN)
+        return not self.closed() and bool(self._look() & POLLIN)
 
     def _transmit(self, msg: Any, **kwargs: Any) -> Any:
         return self.socket.send_multipart(msg, **kwargs)
@@ -130,36 +136,62 @@ class ZMQStream(BaseZMQStream):
     # reads the events, which ends the edge, handles what they show, or has the loop do it on
     # its next turn.
 
+    def _init_io_state(self) -> None:
+        # The loop below that of tornado calls us without detours.
+        io_loop: Any = self.io_loop
+        self._loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop
+        self._loop.add_reader(self._fd, self._handle_events, None, 0)
+
+    def close(self, linger: int | None = None) -> None:
+        """Close the stream and its socket.
+
+        :param linger: milliseconds that unsent messages are kept for; by default the option of the
+            socket
+        """
+        if self.socket is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+        super().close(linger)
+
     def _handle_events(self, fd: Any, events: int) -> None:
-        if self.closed():
-            return
         deadline = monotonic() + self.turn
-        more = 1
+        many = self.received + FEW
+        more = True
         self._in_turn = True
         try:
-            while more:
-                more = self._handle(zmq.POLLIN if self.receiving() else 0)
-                if monotonic() > deadline:
+            while more and self.socket is not None:
+                if self._recv_callback is None or self._send_queue.queue or not self._can_receive():
+                    more = self._handle(0 if self._recv_callback is None else POLLIN) > 0
+                else:  # the usual case; to find no message has the effect of a look at the events
+                    more = self._handle_recv() and (self.received > many or self._may_go_on())
+                if more and monotonic() > deadline:
                     break
         except zmq.ContextTerminated:  # now its sockets do not even tell their FD
-            self.io_loop.remove_handler(self._fd)
+            self._loop.remove_reader(self._fd)
             self.socket.close(0)
             self.socket = None
+        except zmq.ZMQError:
+            if not self.closed():  # elsewhere than here
+                raise
         finally:
             self._in_turn = False
             if more and not self.closed():
                 self._rebuild_io_state()
 
+    def _may_go_on(self) -> bool:
+        if self.socket is None:
+            return False
+        return bool(self.socket.get(EVENTS) & POLLIN or self._send_queue.queue)
+
     def _handle(self, flag: int) -> int:
         """Send a message and receive one, if there are any; return their number."""
         if self.socket is None:
             return 0
-        events = self.socket.get(zmq.EVENTS)
+        events = self.socket.get(EVENTS)
         handled = 0
-        if events & zmq.POLLOUT and self.sending():
+        if events & POLLOUT and self.sending():
             self._handle_send()
             handled = 1
-        if events & flag & zmq.POLLIN and self.socket is not None and self._can_receive():
+        if events & flag & POLLIN and self.socket is not None and self._can_receive():
             self._handle_recv()
             handled += 1
         return handled
@@ -172,10 +204,10 @@ class ZMQStream(BaseZMQStream):
             self._look()
 
     def _look(self) -> int:
-        events = int(self.socket.get(zmq.EVENTS))
+        events: int = self.socket.get(EVENTS)
         if not self._looks_again and (
-            (events & zmq.POLLIN and self.receiving() and self._can_receive())
-            or (events & zmq.POLLOUT and self.sending())
+            (events & POLLIN and self.receiving() and self._can_receive())
+            or (events & POLLOUT and self.sending())
         ):
             self._looks_again = True
             self.io_loop.add_callback(self._look_again)
@@ -185,24 +217,25 @@ class ZMQStream(BaseZMQStream):
         self._looks_again = False
         self._handle_events(self.socket, 0)
 
-    def _handle_recv(self) -> None:
+    def _handle_recv(self) -> bool:
         try:
             msg = self._receive()
         except zmq.Again:
-            return
+            return False
         self.received += 1
         if msg is None or self._recv_callback is None:
-            return
+            return True
         envelope = self.envelope
         try:
             result: Any = self._recv_callback(msg)
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the loop
             self._end_failure(envelope, error)
-            return
-        if isinstance(result, Awaitable):
+            return True
+        if result is not None and isinstance(result, Awaitable):
             task = asyncio.ensure_future(_contain(result))
             self._tasks.add(task)
             task.add_done_callback(partial(self._end_task, envelope))
+        return True
 
     def _end_task(self, envelope: list[Any] | None, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -310,7 +343,7 @@ class ReplyStream(ZMQStream):
 
     def _reply_to(self, envelope: list[Any], data: bytes) -> None:
         if not self.closed():
-            self._route([*envelope, data])
+            self._route_reply(envelope, data)
 
     def _end_reply(self) -> None:
         self.in_hand -= 1
@@ -318,18 +351,47 @@ class ReplyStream(ZMQStream):
             self._rebuild_io_state()
 
     def _receive(self) -> list[Any] | None:
-        frames: Any = super()._receive()
-        for index in range(1, len(frames)):
-            if not len(frames[index]):
-                break
-        else:
-            self._route([frames[0], self.no_delimiter_reply])
+        receive, copy = self.socket.recv, self._recv_copy
+        envelope: list[bytes] = [receive(NOBLOCK)]
+        body: list[Any] | None = None
+        more = True
+        while more:
+            frame = receive(NOBLOCK, False)
+            more = frame.more
+            if body is not None:
+                body.append(frame.bytes if copy else frame)
+            else:
+                envelope.append(frame.bytes)
+                if not envelope[-1]:
+                    body = []
+        if body is None:
+            self._route([envelope[0], self.no_delimiter_reply])
             return None
-        self.envelope = frames[: index + 1]
+        self.envelope = envelope
         if self._recv_callback is None:  # `flush` drops what nobody wants
             self._reply_to_failure(self.envelope)
-        body: list[Any] = frames[index + 1 :]
         return body
+
+    def send(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        """Send the reply, or a part of it; see `send_multipart`."""
+        if type(msg) is bytes and not (args or kwargs):
+            self.reply(msg)
+        else:
+            super().send(msg, *args, **kwargs)
+
+    def reply(self, data: bytes) -> None:
+        """Send the reply, without detours.
+
+        :raises zmq.ZMQError: EFSM, if no message is owed a reply
+        """
+        envelope = self.envelope
+        if envelope is None or self.socket is None or self._send_callback is not None:
+            self.send_multipart([data])
+            return
+        self.envelope = None
+        self._route_reply(envelope, data)
+        if not self._in_turn:
+            self._look()
 
     def send_multipart(self, msg: Any, flags: int = 0, *args: Any, **kwargs: Any) -> None:
         """Send the reply, or with `zmq.SNDMORE` a part of it.
@@ -352,10 +414,23 @@ class ReplyStream(ZMQStream):
         try:
             return self.socket.send_multipart(frames, flags, **kwargs)
         except zmq.ZMQError as error:
-            # The peer is gone, or reads none of its replies: it loses this one.
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
+            self._check_lost(error)
         return None
+
+    def _route_reply(self, envelope: list[bytes], data: bytes) -> None:
+        # As `send_multipart` does, which looks at the type of each frame first.
+        try:
+            for frame in envelope:
+                send_frame(self.socket, frame, MORE)
+            send_frame(self.socket, data, NOBLOCK)
+        except zmq.ZMQError as error:
+            self._check_lost(error)
+
+    @staticmethod
+    def _check_lost(error: zmq.ZMQError) -> None:
+        # The peer is gone, or reads none of its replies: it loses this one.
+        if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+            raise error
 
     def _reply_to_failure(self, envelope: list[Any] | None) -> None:
         # Unless its callback had replied already: then another message is owed a reply.

@@ -28,11 +28,6 @@ A worker has two DEALER sockets, the broker a ROUTER socket::
 The key of a call has 8 bytes.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-import zmq
-
 __docformat__ = 'restructuredtext'
 
 KEY_SIZE = 8
@@ -43,15 +38,6 @@ ROUTE_SIZE = 16
 
 SEPARATOR = b'\0'
 """Between user and address; no address has it"""
-
-
-def sender_of(socket: Any) -> Callable[..., Any]:
-    """Give the bare function which sends a frame by a socket.
-
-    What pyzmq has around it checks options that nobody uses here, which takes twice as long.
-    """
-    send: Callable[..., Any] = super(zmq.Socket, socket).send
-    return send
 
 
 class Word:

@@ -29,16 +29,18 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from pyams_zmq.auth import Users, parse_users
+from pyams_zmq.binding import limit
 from pyams_zmq.child import RECYCLED
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQRefusedError
+from pyams_zmq.frames import MORE, NOBLOCK, POLLIN, send_frame
 from pyams_zmq.message import encode
-from pyams_zmq.process import ZMQProcess
+from pyams_zmq.process import SIZE_SLACK, ZMQProcess
 from pyams_zmq.stream import ReplyStream, ZMQStream
 from pyams_zmq.tree import end_tree, start_no_more
 from pyams_zmq.watchdog import END_GRACE
-from pyams_zmq.words import KEY_SIZE, ROUTE_SIZE, SEPARATOR, Word, sender_of
+from pyams_zmq.words import KEY_SIZE, ROUTE_SIZE, SEPARATOR, Word
 
 __docformat__ = 'restructuredtext'
 
@@ -54,9 +56,6 @@ _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
 _MISSED_BEATS = 3
 _WAIT = 1  # milliseconds for the next call, before the loop has its turn
-_NOBLOCK = int(zmq.NOBLOCK)  # as enums, they take longer to combine than a frame to send
-_MORE = int(zmq.SNDMORE) | _NOBLOCK
-_READABLE = int(zmq.POLLIN)
 _MIB = 1024 * 1024
 
 
@@ -94,7 +93,6 @@ class WorkerStream(ReplyStream):
     def __init__(self, *args: Any, **kwargs: Any):
         self.keys: set[bytes] = set()
         super().__init__(*args, **kwargs)
-        self._send_frame = sender_of(self.socket)
 
     @staticmethod
     def _prepare(socket: Any) -> None:
@@ -108,21 +106,13 @@ class WorkerStream(ReplyStream):
     def _can_receive(self) -> bool:
         return self.envelope is None
 
-    def send(self, msg: Any, flags: int = 0, *args: Any, **kwargs: Any) -> None:
-        """Send the reply; see `send_multipart`."""
-        if flags or args or kwargs or self.envelope is None:
-            super().send(msg, flags, *args, **kwargs)
-            return
-        self._transmit([msg])
-        self._rebuild_io_state()
-
     def _handle_events(self, fd: Any, events: int) -> None:
         # Between two calls there is no turn of the loop, which takes longer than a short call,
         # unless nothing comes in for a moment.
         if self.closed():
             return
         deadline = monotonic() + self.turn
-        polled = [(self.socket, _READABLE)]
+        polled = [(self.socket, POLLIN)]
         wait = 0
         self._in_turn = True
         try:
@@ -137,11 +127,11 @@ class WorkerStream(ReplyStream):
 
     def _receive(self) -> list[Any] | None:
         receive = self.socket.recv
-        frame = receive(_NOBLOCK, False)
+        frame = receive(NOBLOCK, False)
         header = frame.bytes
         body: list[Any] = []
         while frame.more:
-            frame = receive(_NOBLOCK, False)
+            frame = receive(NOBLOCK, False)
             body.append(frame.bytes)
         if not header:
             self.process.obey(*body)
@@ -159,13 +149,15 @@ class WorkerStream(ReplyStream):
         return body
 
     def _route(self, frames: list[Any], *_args: Any, **_kwargs: Any) -> Any:
-        self.keys.discard(frames[0])
+        self._route_reply(frames[:-1], frames[-1])
+
+    def _route_reply(self, envelope: list[bytes], data: bytes) -> None:
+        self.keys.discard(envelope[0])
         self.process.count_reply()
-        send = self._send_frame
         try:
-            for frame in frames[:-1]:
-                send(frame, _MORE)
-            send(frames[-1], _NOBLOCK)
+            for frame in envelope:
+                send_frame(self.socket, frame, MORE)
+            send_frame(self.socket, data, NOBLOCK)
         except zmq.Again:  # the broker is away, and will not know this call
             LOGGER.debug('A reply is dropped, its broker is away')
 
@@ -250,7 +242,7 @@ class PoolWorker(ZMQProcess):
         :param route: its name
         """
         socket = self.context.socket(zmq.DEALER)
-        self._limit(socket)
+        limit(socket, self, self.max_message_size + SIZE_SLACK)
         socket.routing_id = route
         socket.ipv6 = self.address.is_ipv6
         socket.immediate = 1  # nothing is kept for a broker which is away: it would not know it

@@ -17,33 +17,41 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from time import monotonic
 from typing import Any
 
 import zmq
 
+from pyams_zmq.aio.deadlines import Deadlines
 from pyams_zmq.aio.loop import get_context
 from pyams_zmq.aio.protocol import SocketEvent, ZmqProtocol
 from pyams_zmq.aio.transport import ZmqTransport
 from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
-from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQBaseError, ZMQClosedError, ZMQRefusedError
 from pyams_zmq.link import (
     LINK_EVENTS,
     RETRIED,
+    Attempts,
     Link,
+    Target,
     as_os_error,
     configure,
     keep_connected,
-    parse_user,
 )
-from pyams_zmq.message import check_retries, check_timeout, decode_reply, encode_request, payload_of
+from pyams_zmq.message import check_retries, check_timeout, decode_reply, payload_of
 
 __docformat__ = 'restructuredtext'
 
-SEND_HWM = 10
-"""Requests that wait in a socket, at most; further ones wait where their deadline can end them"""
+SEND_HWM = 24
+"""Requests that wait in a socket, at most; further ones wait where their deadline can end them.
+
+With 10, 256 calls under way take a tenth more processor time: more often the socket is full, and
+wakes the loop when it has room again.
+"""
+
+FRESH = 0.001
+"""Seconds for which it is known how a connection is"""
 
 
 class Connection(ZmqProtocol):
@@ -53,32 +61,33 @@ class Connection(ZmqProtocol):
     late one finds nobody. Requests wait here while there is no connection, or it takes no more.
 
     :param loop: event loop
-    :param prepare: makes a socket ready to connect
-    :param endpoint: what to connect to
+    :param target: what to connect to
     :raises OSError: EMFILE, when the process has no descriptor left
     """
 
-    def __init__(self, loop: Any, prepare: Callable[[Any], None], endpoint: Endpoint):
+    def __init__(self, loop: Any, target: Target):
         self.loop = loop
         self.pid = os.getpid()
         self.is_lost = False
         self.closes = False
-        self._link = Link(endpoint)
+        self._link = Link(target.endpoint)
         self._number = 0
         self._may_write = True
+        self._looked = 0.0
         self._calls: dict[bytes, asyncio.Future[bytes]] = {}
+        self._deadlines = Deadlines(loop, self._calls, self._expire)
         self._unsent: OrderedDict[bytes, bytes] = OrderedDict()
         with as_os_error():
             self._socket = get_context(loop).socket(zmq.DEALER, socket_class=zmq.Socket)
             try:
-                prepare(self._socket)
+                configure(self._socket, *target)
                 keep_connected(self._socket)
                 self._socket.sndhwm = SEND_HWM
                 self._socket.rcvhwm = 0  # as many as calls wait for: libzmq would drop the others
                 self._transport = ZmqTransport(loop, self._socket, self)
                 self._transport.start()
                 self._transport.enable_monitor(LINK_EVENTS)
-                self._socket.connect(endpoint.uri)
+                self._socket.connect(target.endpoint.uri)
             except BaseException:
                 self._socket.close(0)
                 raise
@@ -94,19 +103,19 @@ class Connection(ZmqProtocol):
         self._number += 1
         number = b'%d' % self._number
         reply: asyncio.Future[bytes] = self.loop.create_future()
-        timer = self.loop.call_later(timeout, self._expire, reply, timeout)
         self._calls[number] = reply
         self._unsent[number] = data
+        self._deadlines.add(number, timeout)
         try:
             self._send()
             return await reply
         finally:
-            timer.cancel()
             self._calls.pop(number, None)
             self._unsent.pop(number, None)
             self._leave()
 
-    def _expire(self, reply: asyncio.Future[bytes], timeout: float) -> None:
+    def _expire(self, number: bytes, timeout: float) -> None:
+        reply = self._calls[number]
         if not reply.done():
             reply.set_exception(self._link.describe_silence(timeout))
 
@@ -122,6 +131,7 @@ class Connection(ZmqProtocol):
 
     def abort(self) -> None:
         """Close the connection now."""
+        self._deadlines.clear()
         self._transport.abort()
 
     def _leave(self) -> None:
@@ -130,7 +140,11 @@ class Connection(ZmqProtocol):
 
     def look(self) -> None:
         """Learn what has happened since the loop looked; see `is_lost` then."""
-        self._transport.look_at_events()
+        # Many calls begin in one turn of the loop: the first one learns it for the others.
+        now = monotonic()
+        if now > self._looked + FRESH:
+            self._looked = now
+            self._transport.look_at_events()
 
     def _fail(self, make_error: Callable[[], ZMQBaseError]) -> None:
         self.is_lost = True
@@ -182,19 +196,9 @@ class AsyncZMQClient:
     """Client of a service, for many calls at once from coroutines of one loop at a time.
 
     It keeps one connection, which it renews when it was lost, in another loop and after a fork.
-    Use it as an asynchronous context manager, or close it. What the calls raise is what those of
-    :class:`~pyams_zmq.client.ZMQClient` do.
-
-    :param address: `'host:port'`, `(host, port)` or a URI; while the name of a host is looked up,
-        other sockets of the context wait
-    :param auth: `'user:password'` (RFC 24/PLAIN)
-    :param curve: keys of the client and of the server it trusts (RFC 26/CURVEZMQ)
-    :param timeout: seconds that each attempt of a call may take: connecting, sending, waiting
-    :param retries: further attempts after a time-out, or when the service could not be reached;
-        only for calls that may run twice
-    :param send_deadline: tell the service until when somebody waits, so that it does not start
-        what nobody waits for; pyams_zmq 2 does not understand that, and the clocks have to agree
-    :raises ValueError: for an address or credentials that cannot be understood
+    Use it as an asynchronous context manager, or close it. Its arguments, and what its calls raise,
+    are those of :class:`~pyams_zmq.client.ZMQClient`. While the name of a host in the address is
+    looked up, other sockets of the context wait.
     """
 
     def __init__(
@@ -207,9 +211,7 @@ class AsyncZMQClient:
         retries: int = 0,
         send_deadline: bool = False,
     ):
-        self._endpoint = Endpoint.parse(address, bind=False)
-        users = parse_user(auth, curve)
-        self._prepare = partial(configure, endpoint=self._endpoint, users=users, curve=curve)
+        self._target = Target.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
         self.retries = check_retries(retries)
         self.send_deadline = send_deadline
@@ -220,7 +222,7 @@ class AsyncZMQClient:
     @property
     def address(self) -> str:
         """URI of the service."""
-        return self._endpoint.uri
+        return self._target.endpoint.uri
 
     async def call(
         self,
@@ -232,20 +234,10 @@ class AsyncZMQClient:
     ) -> Any:
         """Call a method of the service, and wait for its result.
 
-        :param type: type of the message, the name of the method
-        :param args: its arguments, anything that JSON can say
-        :param timeout: seconds of each attempt, by default those of the client
-        :param retries: further attempts, by default those of the client
-        :return: the payload of a reply whose status is 2xx
-        :raises ZMQRemoteError: for another status; it has `status` and `payload`
-        :raises ZMQTimeoutError: if the service has not replied in time
-        :raises ZMQUnreachableError: if there is no service, or the connection to it was lost
-        :raises ZMQRefusedError: if the service does not let us in
-        :raises ZMQReplyError: for a reply which is no JSON, or not ``[status, payload]``
-        :raises ZMQMessageError: with status 413, for more than 32 MiB
-        :raises ZMQClosedError: if the client was closed, or its ØMQ context terminated
-        :raises OSError: EMFILE, when the process has no descriptor left
-        :raises TypeError, ValueError: for arguments that JSON cannot say
+        The arguments, the result and the errors are those of :meth:`.ZMQClient.call`; these two
+        are more:
+
+        :raises ZMQClosedError: if the ØMQ context of the loop was terminated, too
         :raises RuntimeError: if it was used in another loop, which is not closed yet
         """
         return payload_of(await self.request([type, args], timeout=timeout, retries=retries))
@@ -253,23 +245,22 @@ class AsyncZMQClient:
     async def request(
         self, message: Any, *, timeout: float | None = None, retries: int | None = None
     ) -> Any:
-        """Send a message, and wait for the reply of whatever form.
+        """Send a message, and wait for the reply of whatever form; see :meth:`.ZMQClient.request`.
 
-        :param message: anything that JSON can say, ``[type, args]`` for our services
-        :return: the decoded reply
         :raises: what `call` does, except ZMQRemoteError
         """
-        timeout = self.timeout if timeout is None else check_timeout(timeout)
-        attempts = 1 + (self.retries if retries is None else check_retries(retries))
-        data = b''
+        attempts = Attempts(
+            message,
+            timeout=self.timeout if timeout is None else timeout,
+            retries=self.retries if retries is None else retries,
+            send_deadline=self.send_deadline,
+        )
         while True:
-            attempts -= 1
-            if self.send_deadline or not data:
-                data = encode_request(message, timeout if self.send_deadline else None)
+            data = attempts.encode()
             try:
-                return decode_reply(await self._connect().exchange(data, timeout))
-            except RETRIED:
-                if attempts <= 0:
+                return decode_reply(await self._connect().exchange(data, attempts.timeout))
+            except RETRIED as error:
+                if not attempts.may_repeat(error):
                     raise
 
     def _connect(self) -> Connection:
@@ -287,7 +278,7 @@ class AsyncZMQClient:
             connection.look()
             if not connection.is_lost:
                 return connection
-        self._connection = Connection(loop, self._prepare, self._endpoint)
+        self._connection = Connection(loop, self._target)
         return self._connection
 
     def close(self) -> None:

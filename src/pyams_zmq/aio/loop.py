@@ -22,7 +22,8 @@ import zmq
 import zmq.asyncio
 import zmq.eventloop.future
 
-from pyams_zmq.aio.transport import ZmqTransport, check_numeric
+from pyams_zmq.aio.address import check_numeric
+from pyams_zmq.aio.transport import ZmqTransport
 from pyams_zmq.link import as_os_error
 
 __docformat__ = 'restructuredtext'

@@ -1,0 +1,96 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""The sockets of zmq.asyncio, with the JSON of the standard library."""
+
+import asyncio
+import json
+from time import perf_counter
+
+import zmq
+import zmq.asyncio
+
+from contenders.base import ANY_PORT, KIND, TIMEOUT, AsyncPair, answer, check
+
+
+def open_socket(address, socket_type):
+    """Open a socket for a client."""
+    socket = zmq.asyncio.Context.instance().socket(socket_type)
+    socket.linger = 0
+    socket.connect(address)
+    return socket
+
+
+class ReqRep(AsyncPair):
+    """A REQ socket for each client."""
+
+    async def serve_async(self, tell):
+        """Receive, send."""
+        with zmq.asyncio.Context() as context, context.socket(zmq.REP) as socket:
+            socket.bind(ANY_PORT)
+            tell(socket.last_endpoint.decode())
+            while True:
+                await socket.send(answer(await socket.recv()))
+
+    async def connect_async(self, address):
+        """Keep a socket."""
+        socket = open_socket(address, zmq.REQ)
+
+        async def call(args):
+            await socket.send(json.dumps([KIND, args]).encode())
+            return json.loads(await socket.recv())
+
+        return call
+
+
+class DealerRouter(AsyncPair):
+    """A DEALER socket for each client: it sends the next message when a reply comes in."""
+
+    async def serve_async(self, tell):
+        """Receive, send."""
+        with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as socket:
+            socket.bind(ANY_PORT)
+            tell(socket.last_endpoint.decode())
+            while True:
+                *envelope, request = await socket.recv_multipart()
+                await socket.send_multipart([*envelope, answer(request)])
+
+    def open(self, address, args, flight):
+        """Open a socket in a loop."""
+        loop = asyncio.new_event_loop()
+        socket = loop.run_until_complete(self.connect_async(address))
+
+        async def send():
+            await socket.send_multipart([b'', json.dumps([KIND, args]).encode()])
+
+        async def call_for(seconds):
+            start = perf_counter()
+            for _ in range(flight):
+                await send()
+            count, waited_for = 0, flight
+            while waited_for:
+                frames = await socket.recv_multipart()
+                check(json.loads(frames[-1]), args)
+                count += 1
+                if perf_counter() - start < seconds:
+                    await send()
+                else:
+                    waited_for -= 1
+            return count, perf_counter() - start
+
+        return lambda seconds: loop.run_until_complete(
+            asyncio.wait_for(call_for(seconds), TIMEOUT + seconds)
+        )
+
+    async def connect_async(self, address):
+        """Give the socket, which needs a loop."""
+        return open_socket(address, zmq.DEALER)

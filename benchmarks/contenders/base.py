@@ -1,0 +1,130 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""What all pairs do alike: the message, the check of its reply, and the clock."""
+
+import asyncio
+import json
+from functools import partial
+from time import perf_counter
+
+ANY_PORT = 'tcp://127.0.0.1:*'
+KIND = 'echo'
+ARGS = {'path': '/this/is/my/path', 'format': 'JPEG'}
+SMALL = 60
+"""Bytes of that message, about"""
+
+TIMEOUT = 20
+"""Seconds that a call of a client may take"""
+
+
+class Echo:
+    """Handler of the servers that call methods."""
+
+    def echo(self, args):
+        """Return the arguments."""
+        return [200, args]
+
+
+def make_args(size):
+    """Make arguments for a message of *size* bytes of JSON: a field is padded, above 60 bytes."""
+    if size <= SMALL:
+        return ARGS
+    return {**ARGS, 'path': ARGS['path'] + 'x' * (size - len(json.dumps([KIND, ARGS])))}
+
+
+def answer(request):
+    """Answer a message with nothing but the standard library."""
+    _kind, args = json.loads(request)
+    return json.dumps([200, args]).encode()
+
+
+def check(reply, args):
+    """Check the content of a reply."""
+    status, payload = reply
+    if status != 200 or payload != args:  # noqa: PLR2004 - a status
+        raise RuntimeError(f'The reply is {str(reply)[:80]!r}')
+
+
+class Pair:
+    """A server, and clients which have one call under way at a time."""
+
+    def serve(self, tell):
+        """Serve for ever.
+
+        :param tell: function to call with the address as soon as it can be connected to
+        """
+        raise NotImplementedError
+
+    def end(self):
+        """End what would outlive the program of the server."""
+
+    def connect(self, address):
+        """Open a connection; return a function of the arguments that returns the reply."""
+        raise NotImplementedError
+
+    def open(self, address, args, flight):
+        """Open a connection.
+
+        :param flight: calls to have under way at a time
+        :return: a function which calls for some seconds, and returns how many calls it made and
+            the seconds that they took
+        """
+        return partial(self._call_for, self.connect(address), args)
+
+    @staticmethod
+    def _call_for(call, args, seconds):
+        count = 0
+        start = now = perf_counter()
+        while now - start < seconds or not count:
+            check(call(args), args)
+            count += 1
+            now = perf_counter()
+        return count, now - start
+
+
+class AsyncPair(Pair):
+    """A pair whose client has a loop, and a coroutine for each call in flight."""
+
+    async def serve_async(self, tell):
+        """Serve for ever, in a loop."""
+        raise NotImplementedError
+
+    async def connect_async(self, address):
+        """Open a connection; return a coroutine function."""
+        raise NotImplementedError
+
+    def serve(self, tell):
+        """Serve in a loop."""
+        asyncio.run(self.serve_async(tell))
+
+    def open(self, address, args, flight):
+        """Open a connection in a loop."""
+        loop = asyncio.new_event_loop()
+        call = loop.run_until_complete(self.connect_async(address))
+        return lambda seconds: loop.run_until_complete(
+            self._call_together(call, args, seconds, flight)
+        )
+
+    @staticmethod
+    async def _call_together(call, args, seconds, flight):
+        start = perf_counter()
+
+        async def call_for():
+            count = 0
+            while perf_counter() - start < seconds or not count:
+                check(await call(args), args)
+                count += 1
+            return count
+
+        counts = await asyncio.gather(*[call_for() for _ in range(flight)])
+        return sum(counts), perf_counter() - start

@@ -1,0 +1,44 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""aiozmq.rpc: msgpack over DEALER and ROUTER, on asyncio."""
+
+import asyncio
+
+import aiozmq.rpc
+
+from contenders.base import ANY_PORT, TIMEOUT, AsyncPair
+
+
+class Handler(aiozmq.rpc.AttrHandler):
+    """Its handler."""
+
+    @aiozmq.rpc.method
+    def echo(self, args):
+        """Return the arguments."""
+        return [200, args]
+
+
+class Rpc(AsyncPair):
+    """Its server and its client, as its documentation shows them."""
+
+    async def serve_async(self, tell):
+        """Serve the methods of a handler."""
+        server = await aiozmq.rpc.serve_rpc(Handler(), bind=ANY_PORT)
+        [address] = server.transport.bindings()
+        tell(address)
+        await asyncio.Event().wait()
+
+    async def connect_async(self, address):
+        """Keep a client."""
+        client = await aiozmq.rpc.connect_rpc(connect=address, timeout=TIMEOUT)
+        return client.call.echo

@@ -1,0 +1,51 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""RPyC, with a thread for each connection."""
+
+import json
+
+import rpyc
+from rpyc.utils.server import ThreadedServer
+
+from contenders.base import KIND, TIMEOUT, Pair, answer
+
+LOCAL = '127.0.0.1'
+
+
+class EchoService(rpyc.Service):
+    """Answers JSON: of a dictionary it would give a reference, which costs a call for each key."""
+
+    def exposed_echo(self, request):
+        """Answer a message."""
+        return answer(request)
+
+
+class RPyC(Pair):
+    """Its server and its client, as its documentation shows them."""
+
+    def serve(self, tell):
+        """Serve."""
+        server = ThreadedServer(EchoService, hostname=LOCAL, port=0)
+        tell(server.port)
+        server.start()
+
+    def connect(self, address):
+        """Keep a connection."""
+        connection = rpyc.connect(LOCAL, address, config={'sync_request_timeout': TIMEOUT})
+        echo = connection.root.echo
+
+        def call(args):
+            return json.loads(echo(json.dumps([KIND, args])))
+
+        call.connection = connection  # which ends with the last reference to it
+        return call

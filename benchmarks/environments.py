@@ -1,0 +1,110 @@
+#
+# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
+# All Rights Reserved.
+#
+# This software is subject to the provisions of the Zope Public License,
+# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
+# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
+# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
+# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
+# FOR A PARTICULAR PURPOSE.
+#
+
+"""Makes the environments of the contenders under `.bench`, one for each name in `contenders`.
+
+A peer that cannot be installed is no error: `bench.py` says so in its table, where it reads why in
+`.bench/NAME.failed`. Ours is one. Usage: ``python benchmarks/environments.py [NAME ...]``.
+"""
+
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from contenders import AIOZMQ, ENVIRONMENTS, OURS, PEERS, VERSION_2
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / '.bench'
+REQUIREMENTS = {
+    OURS: ['-e', f'{ROOT}'],
+    PEERS: ['zerorpc', 'rpyc', 'Pyro5'],
+    AIOZMQ: ['aiozmq[rpc]'],
+    VERSION_2: ['pyams_zmq==2.0.0'],
+}
+IMPORTS = {
+    OURS: 'pyams_zmq.aio',
+    PEERS: 'zerorpc, rpyc, Pyro5.api',
+    AIOZMQ: 'aiozmq.rpc',
+    VERSION_2: 'pyams_zmq.process, pyams_zmq.handler, pyams_zmq.socket',
+}
+TIMEOUT = 600
+"""Seconds that an installation may take"""
+
+
+def run(*command):
+    """Run a command.
+
+    :raises RuntimeError: with the last line that it wrote, if it fails
+    """
+    try:
+        done = subprocess.run(  # noqa: S603 - the tools of the environment
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RuntimeError(str(error)) from None
+    if done.returncode:
+        lines = done.stdout.decode(errors='replace').strip().splitlines() or ['it fails']
+        errors = [line for line in lines if line.startswith('ERROR')]
+        raise RuntimeError((errors or lines)[-1])
+
+
+def find_python(name):
+    """Find an interpreter: this one, unless it is too new for aiozmq, which 3.13 still runs."""
+    if name == AIOZMQ and sys.version_info >= (3, 14):
+        for minor in (13, 12, 11, 10):
+            path = shutil.which(f'python3.{minor}')
+            if path:
+                return path
+    return sys.executable
+
+
+def make(name, requirements):
+    """Make an environment, unless it is there with these requirements.
+
+    :raises RuntimeError: if that cannot be done
+    """
+    folder = FOLDER / name
+    wanted = '\n'.join([find_python(name), *requirements])
+    note = folder / 'made-with'
+    if note.exists() and note.read_text(encoding='utf-8') == wanted:
+        return
+    if find_python(name) == sys.executable:
+        venv.create(folder, clear=True, with_pip=True)
+    else:
+        run(find_python(name), '-m', 'venv', '--clear', folder)
+    python = folder / 'bin/python'
+    run(python, '-m', 'pip', 'install', '-q', '--disable-pip-version-check', *requirements)
+    run(python, '-W', 'ignore', '-c', f'import {IMPORTS[name]}')
+    note.write_text(wanted, encoding='utf-8')
+
+
+def main():
+    """Make the environments that the command line names, or all."""
+    FOLDER.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or ENVIRONMENTS:
+        failure = FOLDER / f'{name}.failed'
+        failure.unlink(missing_ok=True)
+        print(f'environment {name}', flush=True)
+        try:
+            make(name, REQUIREMENTS[name])
+        except RuntimeError as error:
+            shutil.rmtree(FOLDER / name, ignore_errors=True)
+            failure.write_text(f'{error}\n', encoding='utf-8')
+            print(f'environment {name}: {error}', flush=True)
+            if name == OURS:
+                sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()
