@@ -1124,7 +1124,6 @@ def test_gate(monkeypatch):
     gate.socket = None
     with pytest.raises(zmq.ZMQError):
         gate.send_frames([b'1', b'2'])
-    gate.socket = None
     gate._handle_events(None, 0)
 
 
