@@ -266,6 +266,13 @@ def test_concurrency(pool, tmp_path):
             path.unlink()
 
 
+def test_bad_concurrency():
+    """As of a process: its workers would be started, and given up."""
+    process = type('Narrow', (Pool,), {'concurrency': 0})('127.0.0.1', PoolMessageHandler)
+    with pytest.raises(ValueError, match=r'^Bad concurrency 0: write 1 or more$'):
+        process.start()
+
+
 @pytest.mark.parametrize('type_', ['again', 'echo', 'async_echo'])
 def test_order_of_a_connection(pool, type_):
     process = pool(workers=1)
@@ -1144,15 +1151,23 @@ def test_is_here(address, here):
 
 
 class PartsMessageHandler(PoolMessageHandler):
-    """Replies in two frames."""
+    """Replies in two frames, one after the other."""
 
     def __call__(self, frames):
         self.rep_stream.send(b'first', zmq.SNDMORE)
         self.rep_stream.send(b'[200,"second"]')
 
 
-def test_reply_of_two_frames(pool):
-    process = pool(handler=PartsMessageHandler, workers=1)
+class FramesMessageHandler(PoolMessageHandler):
+    """Replies in two frames at once."""
+
+    def __call__(self, frames):
+        self.rep_stream.send_multipart([b'first', b'[200,"second"]'])
+
+
+@pytest.mark.parametrize('handler', [PartsMessageHandler, FramesMessageHandler])
+def test_reply_of_two_frames(pool, handler):
+    process = pool(handler=handler, workers=1)
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.connect(process.bound_address)
         socket.send(b'')
@@ -1243,6 +1258,7 @@ def test_worker_without_a_broker():
         (['--auth-file', '/nothing'], 'Credentials file'),
         (['--key', '/nothing.key_secret', '--server-key', 'x' * 40], 'CURVE key'),
         (['--max-calls', '-1'], 'max_calls is -1'),
+        (['--concurrency', '0'], 'Bad concurrency 0: write 1 or more'),
         (['nothing.ini'], 'there is no file nothing.ini'),
     ],
 )

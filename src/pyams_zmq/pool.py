@@ -30,7 +30,7 @@ from pyams_zmq.curve import CurveServer
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
 from pyams_zmq.lock import PrivateFolder
 from pyams_zmq.message import decode_reply
-from pyams_zmq.process import ZMQProcess
+from pyams_zmq.process import ZMQProcess, check_concurrency
 from pyams_zmq.supervisor import Child, OwnedSupervisor
 from pyams_zmq.tree import open_pidfd
 from pyams_zmq.words import Word
@@ -146,6 +146,15 @@ class ZMQPool(ReadyProcess):
         self.passwords, self.clients = broker.passwords, broker.clients
 
     # In the parent
+
+    def start(self) -> None:
+        """Fork the pool and return at once.
+
+        :raises ValueError: if `concurrency` is no number above 0
+        :raises ZMQStartError: in a program that gevent has patched
+        """
+        check_concurrency(self.concurrency)
+        super().start()
 
     def wait_ready(self, timeout: float | None = 10) -> str:
         """Wait until the broker has bound its addresses and all workers are ready.

@@ -147,8 +147,7 @@ class ZMQProcess(ReadyProcess):
             not a REP
         :raises ZMQStartError: in a program that gevent has patched
         """
-        if self.concurrency < 1:
-            raise ValueError(f'Bad concurrency {self.concurrency!r}: write 1 or more')
+        check_concurrency(self.concurrency)
         if self.concurrency > 1 and self.socket_type != zmq.REP:
             raise ValueError(
                 f'A concurrency of {self.concurrency} is for the socket type REP: only there a '
@@ -457,6 +456,15 @@ def process_exit_func(process: Any = None) -> None:
     """
     if process is not None:
         process.stop()
+
+
+def check_concurrency(concurrency: int) -> None:
+    """Check a number of messages that are answered at a time.
+
+    :raises ValueError: if it is below 1
+    """
+    if concurrency < 1:
+        raise ValueError(f'Bad concurrency {concurrency!r}: write 1 or more')
 
 
 def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:

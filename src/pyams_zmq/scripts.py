@@ -28,6 +28,7 @@ from pyramid.threadlocal import manager
 
 from pyams_zmq.config import services_of
 from pyams_zmq.curve import CurveClient
+from pyams_zmq.process import check_concurrency
 from pyams_zmq.supervisor import Supervisor
 from pyams_zmq.worker import PoolWorker
 
@@ -139,6 +140,7 @@ def _make_worker(args: Namespace, handler: Any, registry: Any) -> PoolWorker:
             if value < 0:
                 raise ValueError(f'{name} is {value}, write a number above 0')
             setattr(worker, name, value)
+    check_concurrency(worker.concurrency)
     return worker
 
 
