@@ -16,6 +16,7 @@
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -446,7 +447,11 @@ def test_run_of_nothing():
     assert [signal.getsignal(num) for num in signal.valid_signals()] == handlers
 
 
-def test_run_fails(fakes):
+@pytest.mark.parametrize('adopts', [True, False])
+def test_run_fails(fakes, monkeypatch, adopts):
+    if not adopts:  # as before Linux 3.4
+        monkeypatch.setattr(supervisor_module, 'subreaper', lambda: nullcontext(False))
+
     class Broken(Supervisor):
         def step(self, now):
             super().step(now)
@@ -455,6 +460,21 @@ def test_run_fails(fakes):
     with pytest.raises(LookupError, match='broken'):
         Broken({'first': fakes.make, 'second': fakes.make}).run()
     assert [process.orders for process in fakes.made] == [['start', 'ask', 'stop']] * 2
+
+
+def test_run_fails_and_leaves_nothing():
+    """Also of what a process has left to it."""
+    orphans = []
+
+    class Broken(Supervisor):
+        def step(self, now):
+            line = ['sh', '-c', 'sleep 60 >/dev/null & echo $!']
+            orphans.append(subprocess.check_output(line, text=True).strip())
+            raise LookupError('this loop is broken')
+
+    with pytest.raises(LookupError, match='broken'):
+        Broken({}).run()
+    assert not Path('/proc', *orphans).exists()
 
 
 def test_run_among_threads(caplog):
