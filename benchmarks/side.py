@@ -29,7 +29,7 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic, process_time
 
-from contenders.base import NotThereError, make_args
+from contenders.base import make_args
 
 GRACE = 30
 """Seconds that the clients of a turn may take for connecting, and above its own"""
@@ -218,7 +218,7 @@ def main():
     try:
         pair = load(name)
         {'server': run_server, 'clients': run_clients}[role](pair)
-    except (NotThereError, ImportError) as error:
+    except ImportError as error:
         tell(missing=str(error))
     except KeyboardInterrupt:  # from the terminal: the driver has heard it, too
         with suppress(Exception):

@@ -16,6 +16,7 @@
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -36,6 +37,7 @@ from app.program import Program, is_running, wait_for_end, wait_until
 from handlers import ExitingSetup, Process
 from pyams_zmq import lock as lock_module
 from pyams_zmq import supervisor as supervisor_module
+from pyams_zmq.child import RECYCLED
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent
 from pyams_zmq.lock import NameLock
@@ -185,6 +187,7 @@ class Fakes:
 def fakes(monkeypatch):
     monkeypatch.setattr(supervisor_module, 'has_ended', lambda process: process.ended)
     monkeypatch.setattr(supervisor_module, 'open_pidfd', lambda pid: nullcontext(0))
+    monkeypatch.setattr(Supervisor, 'hang_timeout', 0)
     return Fakes()
 
 
@@ -355,6 +358,15 @@ def test_stopped_itself(fakes):
     assert len(fakes.made) == 1
 
 
+def test_recycled(fakes):
+    """The next one is started at once, however often."""
+    fakes.step()
+    for count in range(2, 20):
+        assert fakes.crash(exit_code=RECYCLED) is None
+        assert len(fakes.made) == count
+    assert not fakes.supervisor.is_finished
+
+
 def test_reload(fakes):
     fakes.supervisor.reload()
     fakes.step()
@@ -435,7 +447,11 @@ def test_run_of_nothing():
     assert [signal.getsignal(num) for num in signal.valid_signals()] == handlers
 
 
-def test_run_fails(fakes):
+@pytest.mark.parametrize('adopts', [True, False])
+def test_run_fails(fakes, monkeypatch, adopts):
+    if not adopts:  # as before Linux 3.4
+        monkeypatch.setattr(supervisor_module, 'subreaper', lambda: nullcontext(False))
+
     class Broken(Supervisor):
         def step(self, now):
             super().step(now)
@@ -444,6 +460,21 @@ def test_run_fails(fakes):
     with pytest.raises(LookupError, match='broken'):
         Broken({'first': fakes.make, 'second': fakes.make}).run()
     assert [process.orders for process in fakes.made] == [['start', 'ask', 'stop']] * 2
+
+
+def test_run_fails_and_leaves_nothing():
+    """Also of what a process has left to it."""
+    orphans = []
+
+    class Broken(Supervisor):
+        def step(self, now):
+            line = ['sh', '-c', 'sleep 60 >/dev/null & echo $!']
+            orphans.append(subprocess.check_output(line, text=True).strip())
+            raise LookupError('this loop is broken')
+
+    with pytest.raises(LookupError, match='broken'):
+        Broken({}).run()
+    assert not Path('/proc', *orphans).exists()
 
 
 def test_run_among_threads(caplog):

@@ -84,7 +84,11 @@ def forget(process):
 
 
 def sleep():
-    time.sleep(HOUR)
+    # Not in one go: a signal between the last look of Python for signals and the system call does
+    # not interrupt the call, and its handler would not run before the end of it.
+    deadline = time.monotonic() + HOUR
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def ignore_sigterm(writer):

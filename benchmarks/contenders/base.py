@@ -27,10 +27,6 @@ TIMEOUT = 20
 """Seconds that a call of a client may take"""
 
 
-class NotThereError(Exception):
-    """This version does not have what is to be measured."""
-
-
 class Echo:
     """Handler of the servers that call methods."""
 

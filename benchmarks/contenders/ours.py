@@ -19,10 +19,11 @@ from pyramid.config import Configurator
 from pyramid.request import Request, apply_request_extensions
 
 from contenders.bare import call, open_socket
-from contenders.base import KIND, TIMEOUT, AsyncPair, Echo, NotThereError, Pair
+from contenders.base import KIND, TIMEOUT, AsyncPair, Echo, Pair
 from pyams_zmq.aio import AsyncZMQClient
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.handler import ZMQMessageHandler
+from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.socket import zmq_response, zmq_socket
 
@@ -98,10 +99,6 @@ class Pool(BareClient):
 
     def make(self):
         """Make the pool."""
-        try:
-            from pyams_zmq.pool import ZMQPool  # noqa: PLC0415 - the others do without
-        except ImportError:
-            raise NotThereError('there is no module pyams_zmq.pool') from None
         return ZMQPool(LOCAL, EchoMessageHandler, workers=4)
 
 

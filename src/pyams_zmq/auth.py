@@ -227,6 +227,7 @@ class Authenticator(ThreadAuthenticator):
     :param context: ØMQ context
     :param policy: it decides
     :param enter: called first in the thread
+    :ivar policies: policies of ZAP domains that have their own, by domain
     """
 
     thread: Any
@@ -237,6 +238,7 @@ class Authenticator(ThreadAuthenticator):
     ):
         super().__init__(context, log=LOGGER)
         self.policy = policy
+        self.policies: dict[bytes, AccessPolicy] = {}
         self._enter = enter
 
     def start(self) -> None:
@@ -286,8 +288,9 @@ class Authenticator(ThreadAuthenticator):
     def answer(self, msg: list[bytes]) -> list[bytes]:
         """Turn a request of libzmq into the reply; anything unforeseen is a no."""
         try:
-            _version, _id, _domain, address, _identity, mechanism, *credentials = msg
-            status, text, name = self.policy.check(address.decode(), mechanism, credentials)
+            _version, _id, domain, address, _identity, mechanism, *credentials = msg
+            policy = self.policies.get(domain, self.policy)
+            status, text, name = policy.check(address.decode(), mechanism, credentials)
             user = name.encode()
         except Exception as error:  # noqa: BLE001 - its text might repeat the credentials
             status, text, user = b'500', b'Access control failed', b''

@@ -66,13 +66,16 @@ def limit(socket: Any, owner: Any, max_size: int) -> None:
     socket.heartbeat_timeout = ceil(owner.heartbeat_timeout * 1000)
 
 
-def protect(socket: Any, curve: CurveServer | None, has_users: bool) -> None:
+def protect(
+    socket: Any, curve: CurveServer | None, has_users: bool, domain: bytes = ZAP_DOMAIN
+) -> None:
     """Have the ZAP handler of the context asked about each peer of a socket.
 
     :param curve: keys, or None
     :param has_users: true when there are users of PLAIN
+    :param domain: ZAP domain; the handler may have a policy for it
     """
-    socket.zap_domain = ZAP_DOMAIN
+    socket.zap_domain = domain
     socket.zap_enforce_domain = True  # else libzmq lets everybody in who finds no ZAP handler
     if curve is not None:
         curve.apply(socket)

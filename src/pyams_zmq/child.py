@@ -23,9 +23,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Pipe
+from multiprocessing.connection import Pipe, wait
 from multiprocessing.context import ForkProcess
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any
 from weakref import WeakSet
 
@@ -33,7 +33,9 @@ from pyramid import threadlocal
 from pyramid.threadlocal import get_current_registry, manager
 from zope.component import getSiteManager
 
-from pyams_zmq.exceptions import ZMQStartError
+from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
+from pyams_zmq.pulse import Pulse
+from pyams_zmq.tree import open_pidfd
 from pyams_zmq.watchdog import has_ended, wait_for_exit
 
 __docformat__ = 'restructuredtext'
@@ -44,7 +46,16 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 """What a child handles itself"""
 
+RECYCLED = 75
+"""Exit code of a child that wants to be replaced at once (EX_TEMPFAIL of sysexits.h)"""
+
 _MAX_TEXT = 1000  # characters of an error that cannot come as it is
+
+StopOrder = tuple[Callable[[], None], float]
+"""What to do to have a child end, and the seconds to wait for that"""
+
+Report = tuple[str | None, Exception | None]
+"""What a child says when it is ready, or cannot be: its address, or an error"""
 
 
 class OwnedProcess(multiprocessing.Process):
@@ -64,6 +75,7 @@ class OwnedProcess(multiprocessing.Process):
 
     _channel: Any = None
     _control: Any = None
+    _pulse: Pulse | None = None
 
     def __init__(self, registry: Any):
         super().__init__()
@@ -106,7 +118,7 @@ class OwnedProcess(multiprocessing.Process):
                     if not wait_for_exit(self, timeout):
                         LOGGER.warning('%s did not stop within %s s', self.name, timeout)
 
-    def _stop_orders(self) -> Iterator[tuple[Callable[[], None], float]]:
+    def _stop_orders(self) -> Iterator[StopOrder]:
         """Give what to do, one after the other, and the seconds to wait for the end after each."""
         yield self._ask_to_stop, self.drain_timeout + 2
         yield self.terminate, 1.0  # which a child that is stopping does not survive
@@ -145,6 +157,67 @@ class OwnedProcess(multiprocessing.Process):
         utils = sys.modules.get('pyams_utils.registry')
         if utils is not None:  # a site of the parent is bound to the ZODB connection of the parent
             utils.set_local_registry(None)
+
+
+class ReadyProcess(OwnedProcess):
+    """Process that tells its owner when it is ready, or why it cannot be.
+
+    :param registry: registry of the application
+    """
+
+    bound_address: str | None = None
+
+    _report: Report | None = None
+
+    def __init__(self, registry: Any):
+        super().__init__(registry)
+        self._report_lock = Lock()
+
+    def wait_ready(self, timeout: float | None = 10) -> str:
+        """Wait until the child has bound its socket and serves it.
+
+        :param timeout: seconds; None waits without end
+        :return: the bound endpoint, with its real port
+        :raises ZMQTimeoutError: it is still not ready after *timeout*
+        :raises ZMQStartError: it ended, or was never started; an exception of the child which
+            can be pickled is raised as it was, a ZMQBindError for instance
+        """
+        if not self._is_owner():
+            raise ZMQStartError(f'{self.name} was not started by this process')
+        with self._report_lock:
+            if self._report is None:
+                self._report = self._receive_report(timeout)
+        self.bound_address, error = self._report
+        if error is None and has_ended(self):
+            error = self._describe_end()
+        if error is not None:
+            raise error
+        return str(self.bound_address)
+
+    def _receive_report(self, timeout: float | None) -> Report:
+        with open_pidfd(self.pid) as pidfd:
+            if not wait([self._channel, self.sentinel if pidfd is None else pidfd], timeout):
+                raise ZMQTimeoutError(f'{self.name} is not ready after {timeout} s')
+        with suppress(EOFError, OSError):
+            if self._channel.poll():
+                report: Report = self._channel.recv()
+                return report
+        wait_for_exit(self, 1)
+        return None, self._describe_end()
+
+    def _describe_end(self) -> ZMQStartError:
+        return ZMQStartError(f'{self.name} ended with exit code {self.exitcode}, its log says why')
+
+    def reload(self) -> None:
+        """Ask the child, by SIGHUP, to read again what may have changed."""
+        if self._is_owner() and not has_ended(self):
+            os.kill(self._popen.pid, signal.SIGHUP)
+
+    def _send_report(self, address: str | None, error: Exception | None) -> None:
+        if self._control is not None:
+            with suppress(OSError):  # the parent is gone
+                report = address, None if error is None else make_portable(error)
+                self._control.send(report)
 
 
 def check_threads(name: object) -> None:

@@ -31,11 +31,13 @@ from pyramid.settings import asbool, aslist
 from zope.interface import implementer
 
 from pyams_zmq.auth import Users, parse_clients, parse_users
+from pyams_zmq.broker import check_workers
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.message import check_concurrency, check_retries, check_timeout
+from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
 
 __docformat__ = 'restructuredtext'
@@ -67,6 +69,13 @@ _LIMITS = {
         'backlog',
     )
 }
+# The same of a pool.
+_POOL_LIMITS = {
+    name: type(getattr(ZMQPool, name))
+    for name in ('queue_limit', 'queue_size', 'max_calls', 'max_memory', 'beat_interval')
+}
+_POOL_OPTIONS = ('workers', 'worker_address', 'worker_auth', 'worker_curve')
+_LIMITS_OF_ALL = _LIMITS | _POOL_LIMITS | {'stats_users': tuple}
 
 
 @implementer(IZMQService)
@@ -77,7 +86,7 @@ class Service:
     name: str
     address: Any = None
     handler: Any = None
-    factory: Callable[..., ZMQProcess] = ZMQProcess
+    factory: Callable[..., Any] = ZMQProcess
     auth: Users = field(default=None, repr=False)
     clients: Any = None
     curve: CurveServer | None = field(default=None, repr=False)
@@ -87,15 +96,21 @@ class Service:
     timeout: float = 10.0
     retries: int = 0
     send_deadline: bool = False
+    workers: int = 0
+    worker_address: Any = None
+    worker_auth: Users = field(default=None, repr=False)
+    worker_curve: CurveServer | None = field(default=None, repr=False)
     limits: Mapping[str, Any] = field(default_factory=dict)
 
-    def make_process(self, registry: Any) -> ZMQProcess:
+    def make_process(self, registry: Any) -> Any:
         """Make the process of the service, which is not started.
 
         :param registry: registry of the application
         """
         # As the constructors of siblings take them: by position, and CURVE only where it is used.
-        options = {} if self.curve is None else {'curve': self.curve}
+        options: dict[str, Any] = {} if self.curve is None else {'curve': self.curve}
+        if self.workers:
+            options.update({name: getattr(self, name) for name in _POOL_OPTIONS})
         process = self.factory(
             self.address, self.handler, self.auth, self.clients, registry, **options
         )
@@ -127,8 +142,8 @@ class Service:
         return replace(endpoint, host=hosts.get(endpoint.host, endpoint.host)).uri
 
 
-_KEYS = {item.name for item in fields(Service)} - {'name', 'limits'} | set(_LIMITS)
-_SETTINGS = _KEYS - {'curve', 'client_curve'} | {
+_KEYS = {item.name for item in fields(Service)} - {'name', 'limits'} | set(_LIMITS_OF_ALL)
+_SETTINGS = _KEYS - {'curve', 'client_curve', 'worker_curve'} | {
     'server_key',
     'client_keys',
     'client_key',
@@ -142,7 +157,8 @@ def add_zmq_process(config: Any, name: Any, **options: Any) -> None:
     :param name: name of the service: letters, digits, `_` and `-`
     :param address: address to bind, with its port
     :param handler: class of the message handler, or its dotted name
-    :param factory: class of the process, or its dotted name; by default ZMQProcess
+    :param factory: class of the process, or its dotted name; by default ZMQProcess, or ZMQPool if
+        there are *workers*
     :param auth: users that may connect, see :func:`pyams_zmq.auth.parse_users`
     :param clients: addresses that may connect, see :func:`pyams_zmq.auth.parse_clients`
     :param curve: :class:`~pyams_zmq.curve.CurveServer`
@@ -153,6 +169,10 @@ def add_zmq_process(config: Any, name: Any, **options: Any) -> None:
     :param timeout: seconds that a call of a client may take
     :param retries: further attempts of a call, see :class:`~pyams_zmq.client.ZMQClient`
     :param send_deadline: true to tell the service until when a call is waited for
+    :param workers: number of workers of a :class:`~pyams_zmq.pool.ZMQPool`; 0 for a ZMQProcess
+    :param worker_address: address of the pool for workers of other machines
+    :param worker_auth: users that may connect as workers
+    :param worker_curve: :class:`~pyams_zmq.curve.CurveServer` for workers of other machines
     :param options: class attributes of the process that are limits, `drain_timeout` for instance
     :raises ConfigurationError: for an option or a value that cannot be, which it names
     """
@@ -170,7 +190,7 @@ def _declare(config: Any, name: Any, options: Mapping[str, Any], order: int = 0)
     def register() -> None:
         service = _make_service(config, name, options)
         config.registry.registerUtility(service, IZMQService, name=name)
-        shown = ('name', 'address', 'handler', 'factory', 'start')
+        shown = ('name', 'address', 'handler', 'factory', 'start', 'workers')
         introspectable.update({key: getattr(service, key) for key in shown})
 
     config.action(('zmq_process', name), register, introspectables=(introspectable,), order=order)
@@ -265,8 +285,27 @@ def _make_service(config: Any, name: str, options: Mapping[str, Any]) -> Service
     if values.get('start') != 'never':
         with _naming(name, 'address'):
             _check_host(values['address'])
-    limits = {key: values.pop(key) for key in _LIMITS if key in values}
+    _check_pool(name, values)
+    limits = {key: values.pop(key) for key in _LIMITS_OF_ALL if key in values}
     return Service(name, limits=limits, **values)
+
+
+def _check_pool(name: str, values: dict[str, Any]) -> None:
+    """Check what is for pools, and make it one if there are workers."""
+    if not values.get('workers'):
+        for key in (*_POOL_OPTIONS, *_POOL_LIMITS, 'stats_users'):
+            if values.get(key):
+                raise ConfigurationError(
+                    f'ØMQ process {name!r} has {key}, which is for a pool: say how many workers'
+                )
+        return
+    factory = values.setdefault('factory', ZMQPool)
+    if not (isinstance(factory, type) and issubclass(factory, ZMQPool)):
+        raise ConfigurationError(
+            f'ØMQ process {name!r} has workers, and {factory!r} is no ZMQPool: derive from that'
+        )
+    with _naming(name, 'worker_address'):
+        check_workers(*(values.get(key) for key in _POOL_OPTIONS[1:]))
 
 
 def _check_host(address: Any) -> None:
@@ -292,7 +331,8 @@ def _read_limit(kind: type, value: Any) -> Any:
 
 
 _NUMBERS: dict[str, Callable[[Any], Any]] = {
-    **{name: partial(_read_limit, kind) for name, kind in _LIMITS.items()},
+    **{name: partial(_read_limit, kind) for name, kind in (_LIMITS | _POOL_LIMITS).items()},
+    'workers': partial(_read_limit, int),
     'concurrency': lambda value: check_concurrency(int(value)),
     'timeout': lambda value: check_timeout(float(value)),
     'retries': lambda value: check_retries(int(value)),
@@ -325,7 +365,9 @@ def _read(config: Any, key: str, value: Any) -> Any:
                 raise ValueError(f'{value!r} has no port, which clients need to know')
         case 'start' if value not in STARTS:
             raise ValueError(f'{value!r} is none of {", ".join(STARTS)}')
-        case 'auth' | 'client_auth':
+        case 'stats_users':
+            return tuple(aslist(value))
+        case 'auth' | 'client_auth' | 'worker_auth':
             parse_users(value)
         case 'clients':
             parse_clients(value)

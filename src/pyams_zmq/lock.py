@@ -16,6 +16,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import socket
 import stat
 import tempfile
@@ -38,6 +39,9 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
+
+
+_PREFIX = 'pool-'
 
 
 class IPCLock:
@@ -161,6 +165,59 @@ def _lock_file(path: str, flags: int = 0) -> int | None:
             raise
         return None
     return fd
+
+
+class PrivateFolder:
+    """A folder for the sockets of one process, which nobody else may enter; a context manager.
+
+    It is in the folder of the user where locks are, and goes with its process; what a process that
+    was killed has left is removed by the next one that makes such a folder. A record lock tells
+    whether the process lives, on whatever machine or in whatever container that shares the folder.
+
+    :raises PermissionError: the folder of the user is not this user's own, or others may enter it
+    """
+
+    def __enter__(self) -> 'PrivateFolder':  # noqa: PYI034 - Python 3.10 has no Self
+        parent = _user_folder()
+        _sweep(parent)
+        self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+        self._fd = os.open(self._lock_path(self.path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+        os.close(self._fd)
+
+    def remove(self) -> None:
+        """Remove the folder and what is in it; twice does no harm."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @staticmethod
+    def _lock_path(path: str) -> str:
+        return os.path.join(path, 'lock')
+
+    @classmethod
+    def is_stale(cls, path: str) -> bool:
+        """Tell if the process of such a folder does not live any more."""
+        try:
+            fd = os.open(cls._lock_path(path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:  # it is being made, or removed, at this moment
+            return False
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+
+def _sweep(parent: str) -> None:
+    for name in os.listdir(parent):
+        path = os.path.join(parent, name)
+        if name.startswith(_PREFIX) and PrivateFolder.is_stale(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _user_folder() -> str:

@@ -20,9 +20,7 @@ import socket as tcp
 import stat
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from multiprocessing.connection import wait
-from threading import Lock, local
+from threading import local
 from time import monotonic
 from typing import Any
 from weakref import WeakSet
@@ -35,10 +33,9 @@ from zope.interface import implementer
 
 from pyams_zmq.auth import AccessPolicy, Authenticator, Users, parse_clients, parse_users
 from pyams_zmq.binding import LINGER, bind, limit, protect, warn_of_exposure
-from pyams_zmq.child import SIGNALS, STOP_SIGNALS, OwnedProcess, make_portable
+from pyams_zmq.child import SIGNALS, STOP_SIGNALS, ReadyProcess
 from pyams_zmq.curve import CurveServer
 from pyams_zmq.endpoint import Endpoint, port_of
-from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
 from pyams_zmq.interfaces import (
     IZMQProcess,
     ZMQProcessStartedEvent,
@@ -47,8 +44,8 @@ from pyams_zmq.interfaces import (
 from pyams_zmq.lock import IPCLock
 from pyams_zmq.message import check_concurrency
 from pyams_zmq.stream import ReplyStream, ZMQStream
-from pyams_zmq.tree import become_subreaper, end_tree, open_pidfd, start_no_more, wait_for_tree
-from pyams_zmq.watchdog import END_GRACE, Watchdog, has_ended, wait_for_exit
+from pyams_zmq.tree import become_subreaper, end_tree, start_no_more, wait_for_tree
+from pyams_zmq.watchdog import END_GRACE, Watchdog
 
 __docformat__ = 'restructuredtext'
 
@@ -74,7 +71,7 @@ KILL_GRACE = 1.0
 
 
 @implementer(IZMQProcess)
-class ZMQProcess(OwnedProcess):
+class ZMQProcess(ReadyProcess):
     """Process that serves a ØMQ socket.
 
     It forks, whatever the start method of the program: a registry and schedulers do not pickle,
@@ -110,13 +107,11 @@ class ZMQProcess(OwnedProcess):
     loop: Any = None
     auth_thread: Authenticator | None = None
     rep_stream: Any = None
-    bound_address: str | None = None
     draining: bool = False
 
     _watchdog: Watchdog | None = None
     _started = False
     _stopping = False
-    _report: tuple[str | None, Exception | None] | None = None
 
     def __init__(
         self,
@@ -143,7 +138,6 @@ class ZMQProcess(OwnedProcess):
         self._streams: WeakSet[ZMQStream] = WeakSet()
         self._locks: dict[str, IPCLock] = {}
         self._listeners: dict[int, tuple[Any, ...]] = {}
-        self._report_lock = Lock()
 
     # In the parent
 
@@ -162,41 +156,6 @@ class ZMQProcess(OwnedProcess):
             )
         super().start()
 
-    def wait_ready(self, timeout: float | None = 10) -> str:
-        """Wait until the child has bound its socket and serves it.
-
-        :param timeout: seconds; None waits without end
-        :return: the bound endpoint, with its real port
-        :raises ZMQTimeoutError: it is still not ready after *timeout*
-        :raises ZMQStartError: it ended, or was never started; an exception of the child which
-            can be pickled is raised as it was, a ZMQBindError for instance
-        """
-        if not self._is_owner():
-            raise ZMQStartError(f'{self.name} was not started by this process')
-        with self._report_lock:
-            if self._report is None:
-                self._report = self._receive_report(timeout)
-        self.bound_address, error = self._report
-        if error is None and has_ended(self):
-            error = self._describe_end()
-        if error is not None:
-            raise error
-        return str(self.bound_address)
-
-    def _receive_report(self, timeout: float | None) -> tuple[str | None, Exception | None]:
-        with open_pidfd(self.pid) as pidfd:
-            if not wait([self._channel, self.sentinel if pidfd is None else pidfd], timeout):
-                raise ZMQTimeoutError(f'{self.name} is not ready after {timeout} s')
-        with suppress(EOFError, OSError):
-            if self._channel.poll():
-                report: tuple[str | None, Exception | None] = self._channel.recv()
-                return report
-        wait_for_exit(self, 1)
-        return None, self._describe_end()
-
-    def _describe_end(self) -> ZMQStartError:
-        return ZMQStartError(f'{self.name} ended with exit code {self.exitcode}, its log says why')
-
     def stop(self) -> None:
         """End the process; see :meth:`pyams_zmq.interfaces.IZMQProcess.stop`."""
         if self.loop is not None:
@@ -211,8 +170,7 @@ class ZMQProcess(OwnedProcess):
     def reload(self) -> None:
         """Read users and keys again; see :meth:`pyams_zmq.interfaces.IZMQProcess.reload`."""
         if self._is_owner():
-            if not has_ended(self):
-                os.kill(self._popen.pid, signal.SIGHUP)
+            super().reload()
             return
         try:
             passwords = parse_users(self._auth)
@@ -274,6 +232,7 @@ class ZMQProcess(OwnedProcess):
             self._control.fileno(),
             lambda: self.drain_timeout,
             self._enter_thread,
+            self._pulse,
         )
         self._watchdog.start()
         for num in STOP_SIGNALS:
@@ -397,6 +356,13 @@ class ZMQProcess(OwnedProcess):
 
     def _bind(self, socket: Any, endpoint: Endpoint) -> int | None:
         protect(socket, self.curve, bool(self.passwords))
+        uri = self._listen(socket, endpoint)
+        warn_of_exposure(self.name, uri, self.curve, bool(self.passwords))
+        if self.bound_address is None:
+            self.bound_address = uri
+        return port_of(uri)
+
+    def _listen(self, socket: Any, endpoint: Endpoint) -> str:
         monitor = socket.get_monitor_socket(zmq.EVENT_LISTENING)
         try:
             bind(
@@ -413,10 +379,7 @@ class ZMQProcess(OwnedProcess):
             socket.disable_monitor()
             monitor.close()
         uri: str = socket.last_endpoint.decode()
-        warn_of_exposure(self.name, uri, self.curve, bool(self.passwords))
-        if self.bound_address is None:
-            self.bound_address = uri
-        return port_of(uri)
+        return uri
 
     def _leave_if_draining(self) -> None:
         if self.draining:
@@ -496,12 +459,6 @@ class ZMQProcess(OwnedProcess):
             self.context.destroy(LINGER)
         for lock in self._locks.values():
             lock.release()
-
-    def _send_report(self, address: str | None, error: Exception | None) -> None:
-        if self._control is not None:
-            with suppress(OSError):  # the parent is gone
-                report = address, None if error is None else make_portable(error)
-                self._control.send(report)
 
 
 def process_exit_func(process: Any = None) -> None:

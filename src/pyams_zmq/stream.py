@@ -324,10 +324,14 @@ class ReplyStream(ZMQStream):
     no_delimiter_reply = b'[400,"Bad message: no delimiter, an empty frame, before the request"]'
 
     def __init__(self, socket: Any, *args: Any, concurrency: int = 1, **kwargs: Any):
-        # Then nobody can send past this stream, on the socket, without hearing of it.
-        socket.router_mandatory = True
+        self._prepare(socket)
         self.concurrency = concurrency
         super().__init__(socket, *args, **kwargs)
+
+    @staticmethod
+    def _prepare(socket: Any) -> None:
+        # Then nobody can send past this stream, on the socket, without hearing of it.
+        socket.router_mandatory = True
 
     def _can_receive(self) -> bool:
         return self.envelope is None and self.in_hand < self.concurrency

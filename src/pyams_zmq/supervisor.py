@@ -19,15 +19,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 from pyramid.threadlocal import get_current_registry
 
-from pyams_zmq.child import SIGNALS, STOP_SIGNALS, OwnedProcess
+from pyams_zmq.child import RECYCLED, SIGNALS, STOP_SIGNALS, OwnedProcess, ReadyProcess, StopOrder
 from pyams_zmq.interfaces import ZMQProcessGivenUpEvent
 from pyams_zmq.lock import NameLock
-from pyams_zmq.process import ZMQProcess
+from pyams_zmq.pulse import (
+    HANG_TIMEOUT,
+    LOOK_INTERVAL,
+    PULSE_INTERVAL,
+    HangDetector,
+    Pulse,
+)
 from pyams_zmq.tree import POLL_INTERVAL, Relative, Sweep, children, open_pidfd, poll, subreaper
 from pyams_zmq.watchdog import has_ended
 
@@ -41,31 +47,37 @@ LOCK_INTERVAL = 0.2
 LOCK_REFRESH = 3600.0
 """Seconds after which the file of a lock is touched, so that nobody tidies it away"""
 
-Factory = Callable[[], ZMQProcess]
+Factory = Callable[[], ReadyProcess]
 
 
-class _Child:
+class Child:
     """What a supervisor knows of a child."""
 
     def __init__(self, name: str, factory: Factory):
         self.name = name
         self.factory = factory
-        self.process: ZMQProcess | None = None
+        self.process: ReadyProcess | None = None
+        self.hang: HangDetector | None = None
         self.running = False
         self.given_up = False
+        self.retired = False
+        self.ready = False
         self.started = 0.0
         self.due: float | None = 0.0
         self.short_lives = 0
         self.pidfd: int | None = None
         self.resources = ExitStack()
-        self.stop_orders: Iterator[tuple[Callable[[], None], float]] | None = None
+        self.stop_orders: Iterator[StopOrder] | None = None
         self.stop_deadline = 0.0
 
 
 class Supervisor:
     """Starts processes, and starts those again that crash.
 
-    A process that ends with exit code 0 has stopped itself, and stays so. One that crashes is
+    A process that ends with exit code 0 has stopped itself, and stays so. One that wants to be
+    replaced says so by its exit code, and the next one is started at once. One that hangs, because
+    it was stopped (SIGSTOP) for instance, is killed after `hang_timeout` seconds; a process that
+    computes, or waits for whatever it does, does not hang. One that crashes is
     started again after `min_delay` seconds, then after twice as many, up to `max_delay`. When
     `max_starts` of its starts in a row ended within `min_life` seconds, it is given up: a CRITICAL
     log and a :class:`~pyams_zmq.interfaces.ZMQProcessGivenUpEvent` tell.
@@ -86,6 +98,9 @@ class Supervisor:
     max_delay: float = 30.0
     min_life: float = 10.0
     max_starts: int = 5
+    hang_timeout: float = HANG_TIMEOUT
+
+    _replaces_all = False  # also those that have stopped themselves
 
     def __init__(
         self,
@@ -96,7 +111,7 @@ class Supervisor:
     ):
         self.registry = registry
         self._clock = clock
-        self._children = [_Child(name, factory) for name, factory in factories.items()]
+        self._children = [Child(name, factory) for name, factory in factories.items()]
         self._stopping = False
         self._exit_code: int | None = None
         self._hung_up = False
@@ -105,7 +120,7 @@ class Supervisor:
         self._sweep: Sweep | None = None
 
     @property
-    def processes(self) -> dict[str, ZMQProcess]:
+    def processes(self) -> dict[str, ReadyProcess]:
         """The processes that run, by the name of the child."""
         return {
             child.name: child.process
@@ -132,9 +147,10 @@ class Supervisor:
         :return: seconds after which it has to be called again, or earlier if a child ends; None if
             that is the only reason
         """
-        for child in self._children:
+        for child in list(self._children):
             if child.running and has_ended(child.process):
                 self._bury(child, now)
+        self._kill_hanging(now)
         timeouts = self._step_sweep(now)
         if self._stopping:
             timeouts += self._step_stop(now)
@@ -142,6 +158,8 @@ class Supervisor:
             timeouts = self._step_start(now)
         if any(child.running and child.pidfd is None for child in self._children):
             timeouts.append(POLL_INTERVAL)
+        if any(child.hang is not None for child in self._children):
+            timeouts.append(LOOK_INTERVAL)
         if self._stopping and self._exit_code is None:  # since just now
             timeouts.append(0.0)
         return min(timeouts, default=None)
@@ -213,6 +231,19 @@ class Supervisor:
             return []
         return [timeout]
 
+    def _kill_hanging(self, now: float) -> None:
+        for child in self._children:
+            process = child.process
+            if process is not None and child.hang is not None and child.hang.look(now):
+                LOGGER.error(
+                    '%s (process %s) hangs: no sign of life for %s s, it is killed',
+                    child.name,
+                    process.pid,
+                    self.hang_timeout,
+                )
+                child.hang = None
+                process.kill()
+
     def _step_start(self, now: float) -> list[float]:
         for child in self._children:
             if child.due is not None and child.due <= now:
@@ -224,13 +255,17 @@ class Supervisor:
             self._exit_code = self.exit_code
         for child in self._children:
             child.due = None
-            if child.running and child.process is not None:
-                self._press(child, child.process, now)
-        return [max(0.0, child.stop_deadline - now) for child in self._children if child.running]
+        children = [(child, child.process) for child in self._next_to_stop() if child.process]
+        for child, process in children:
+            self._press(child, process, now)
+        return [max(0.0, child.stop_deadline - now) for child, _ in children if child.running]
 
-    def _press(self, child: _Child, process: ZMQProcess, now: float) -> None:
+    def _next_to_stop(self) -> list[Child]:
+        return [child for child in self._children if child.running]
+
+    def _press(self, child: Child, process: ReadyProcess, now: float) -> None:
         if child.stop_orders is None:
-            child.stop_orders = process._stop_orders()
+            child.stop_orders = self._stop_orders(process)
         elif now < child.stop_deadline:
             return
         else:
@@ -242,38 +277,51 @@ class Supervisor:
             order()
             child.stop_deadline = now + timeout
 
-    def _start(self, child: _Child, now: float) -> None:
+    def _stop_orders(self, process: ReadyProcess) -> Iterator[StopOrder]:
+        return process._stop_orders()
+
+    def _start(self, child: Child, now: float) -> None:
         child.due = None
         child.started = now
+        pulse = None
         try:
             process = child.factory()
+            if self.hang_timeout:
+                pulse = process._pulse = child.resources.enter_context(closing(Pulse()))
             process.start()
         except Exception:
             LOGGER.exception('%s cannot be started', child.name)
+            self._release(child)
             self._start_again(child, now, None)
             return
         child.process = process
         child.running = True
+        if pulse is not None:
+            child.hang = HangDetector(pulse, process.pid, self.hang_timeout)
         child.pidfd = child.resources.enter_context(open_pidfd(process.pid))
         LOGGER.info('%s is process %s', child.name, process.pid)
 
-    def _bury(self, child: _Child, now: float) -> None:
+    def _bury(self, child: Child, now: float) -> None:
         self._release(child)
         if self._adopts:
             self._sweep = Sweep(self._keep, now)
         code = None if child.process is None else child.process.exitcode
-        if self._stopping or code == 0:
+        if self._stopping or child.retired or (code == 0 and not self._replaces_all):
             LOGGER.info('%s has ended with exit code %s', child.name, code)
+        elif code in (0, RECYCLED):
+            LOGGER.info('%s is replaced', child.name)
+            child.due = now
         else:
             self._start_again(child, now, code)
 
     @staticmethod
-    def _release(child: _Child) -> None:
+    def _release(child: Child) -> None:
         child.running = False
         child.pidfd = None
+        child.hang = None
         child.resources.close()
 
-    def _start_again(self, child: _Child, now: float, code: int | None) -> None:
+    def _start_again(self, child: Child, now: float, code: int | None) -> None:
         life = now - child.started
         child.short_lives = 0 if life >= self.min_life else child.short_lives + 1
         if child.short_lives >= self.max_starts:
@@ -291,7 +339,7 @@ class Supervisor:
             delay,
         )
 
-    def _give_up(self, child: _Child, code: int | None) -> None:
+    def _give_up(self, child: Child, code: int | None) -> None:
         child.given_up = True
         LOGGER.critical(
             '%s is given up: each of its last %s starts ended within %s s, the last one with exit '
@@ -374,29 +422,45 @@ class SupervisorProcess(OwnedProcess):
         self._cut_off()
         with open_pidfd(self._parent_pid) as pidfd:
             try:
-                code = _OwnedSupervisor(self, pidfd).run()
+                code = OwnedSupervisor(self, self.factories, pidfd, self._name_lock).run()
             except Exception:
                 LOGGER.exception('%s failed', self.name)
                 code = 1
         sys.exit(code)
 
 
-class _OwnedSupervisor(Supervisor):
-    """Supervisor which also heeds its owner, and the lock, in its loop."""
+class OwnedSupervisor(Supervisor):
+    """Supervisor which also heeds its owner, and the lock, in its loop.
 
-    def __init__(self, process: SupervisorProcess, pidfd: int | None):
-        super().__init__(process.factories, registry=process.registry)
+    :param process: process that it runs in
+    :param factories: see :class:`Supervisor`
+    :param pidfd: descriptor of the owner, if the system has such
+    :param lock: that of a :class:`SupervisorProcess`
+    """
+
+    def __init__(
+        self,
+        process: OwnedProcess,
+        factories: Mapping[str, Factory],
+        pidfd: int | None,
+        lock: NameLock | None = None,
+    ):
+        super().__init__(factories, registry=process.registry)
         self._owner = process._parent_pid
         self._owner_pidfd = pidfd
         self._control = process._control.fileno()
-        self._lock = process._name_lock
-        self._names = tuple(process.factories)
+        self._pulse = process._pulse
+        self._lock = lock
+        self._names = tuple(factories)
         self._stands_by = False
 
     def step(self, now: float) -> float | None:
         """Do whatever is due, if this process has the lock."""
         self._heed_owner()
         timeouts = [POLL_INTERVAL] if self._owner_pidfd is None else []
+        if self._pulse is not None:
+            self._pulse.beat()
+            timeouts.append(PULSE_INTERVAL)
         if self._lock is None:
             timeout = super().step(now)
         elif self._stopping or self._acquire(self._lock):
@@ -436,4 +500,8 @@ class _OwnedSupervisor(Supervisor):
         LOGGER.warning('The owner of this process (pid %s) died, stopping', self._owner)
         now = time.monotonic()
         Sweep(self._keep, now, 0.0).step(now)  # nobody else would end orphans: kill them now
+        self._abandon()
         os._exit(1)
+
+    def _abandon(self) -> None:
+        """Do what cannot wait before this process ends, because its owner died."""

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from pyramid.threadlocal import manager
 from zope.interface import implementer
 
+from pyams_zmq.child import ReadyProcess
 from pyams_zmq.client import PREPARE_TIMEOUT
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQClosedError
@@ -69,12 +70,12 @@ class Sent(NamedTuple):
 def running(process: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
     """Run a real process, until the block ends.
 
-    :param process: a ZMQProcess, or a class or function which makes one of the other arguments;
-        a class that is given no address serves a free port
+    :param process: a ZMQProcess or ZMQPool, or a class or function which makes one of the other
+        arguments; a class that is given no address serves a free port
     :return: the process, which is ready: see its `bound_address`
     :raises ZMQStartError: if it cannot start; an exception of its own is raised as it was
     """
-    if not isinstance(process, ZMQProcess):
+    if not isinstance(process, ReadyProcess):
         if not args and _needs_address(process, kwargs):
             kwargs['bind_addr'] = LOCAL
         process = process(*args, **kwargs)

@@ -22,6 +22,7 @@ from threading import RLock, Thread
 from time import monotonic, sleep
 from typing import Any
 
+from pyams_zmq.pulse import PULSE_INTERVAL, Pulse
 from pyams_zmq.tree import POLL_INTERVAL, Reaper, end_tree, open_pidfd, poll, start_no_more
 
 __docformat__ = 'restructuredtext'
@@ -80,6 +81,7 @@ class Watchdog(Thread):
     :param control: descriptor on which the owner asks this process to stop
     :param drain_timeout: gives the seconds that this process gets once it was asked
     :param enter: called first in the thread
+    :param pulse: shows the supervisor of this process that it is not stopped
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Watchdog(Thread):
         control: int,
         drain_timeout: Callable[[], float],
         enter: Callable[[], None],
+        pulse: Pulse | None = None,
     ):
         super().__init__(name='pyams_zmq watchdog', daemon=True)
         self.owner = owner
@@ -96,6 +99,7 @@ class Watchdog(Thread):
         self._control: int | None = control
         self._drain_timeout = drain_timeout
         self._enter = enter
+        self._pulse = pulse
         self._lock = RLock()
         self._deadline: float | None = None
         self._asked = False
@@ -132,6 +136,9 @@ class Watchdog(Thread):
         """Let the process leave, which is about to; if we end it already, that has to be all."""
         with self._lock:
             self._deadline = inf
+            if self._pulse is not None:
+                self._pulse.rest()
+                self._pulse = None
 
     def _watch_owner(self, pidfd: int | None) -> None:
         while os.getppid() == self.owner:
@@ -162,6 +169,8 @@ class Watchdog(Thread):
         timeouts = [max(0, due - monotonic()) for due in timeouts]
         if pidfd is None:
             timeouts.append(POLL_INTERVAL)
+        if self._beat():
+            timeouts.append(PULSE_INTERVAL)
         fds = [fd for fd in (self._wake_read, self._control, pidfd) if fd is not None]
         readable = poll(fds, min(timeouts))
         self._reaper.step(monotonic())
@@ -170,6 +179,12 @@ class Watchdog(Thread):
         if self._control in readable:
             self._read_control()
         return pidfd in readable
+
+    def _beat(self) -> bool:
+        with self._lock:  # a beat after the rest would promise others
+            if self._pulse is not None:
+                self._pulse.beat()
+            return self._pulse is not None
 
     def _read_control(self) -> None:
         try:
