@@ -36,7 +36,7 @@ from pyams_zmq.client import ZMQClient
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.interfaces import IZMQService
-from pyams_zmq.message import check_retries, check_timeout
+from pyams_zmq.message import check_concurrency, check_retries, check_timeout
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
 
@@ -330,17 +330,10 @@ def _read_limit(kind: type, value: Any) -> Any:
     return number
 
 
-def _read_concurrency(value: Any) -> int:
-    number = int(value)
-    if number < 1:
-        raise ValueError(f'{value!r} is not 1 or more')
-    return number
-
-
 _NUMBERS: dict[str, Callable[[Any], Any]] = {
     **{name: partial(_read_limit, kind) for name, kind in (_LIMITS | _POOL_LIMITS).items()},
     'workers': partial(_read_limit, int),
-    'concurrency': _read_concurrency,
+    'concurrency': lambda value: check_concurrency(int(value)),
     'timeout': lambda value: check_timeout(float(value)),
     'retries': lambda value: check_retries(int(value)),
     'send_deadline': asbool,

@@ -29,8 +29,8 @@ from pyams_zmq.child import ReadyProcess, StopOrder
 from pyams_zmq.curve import CurveServer
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
 from pyams_zmq.lock import PrivateFolder
-from pyams_zmq.message import decode_reply
-from pyams_zmq.process import ZMQProcess, check_concurrency
+from pyams_zmq.message import check_concurrency, decode_reply
+from pyams_zmq.process import ZMQProcess
 from pyams_zmq.supervisor import Child, OwnedSupervisor
 from pyams_zmq.tree import open_pidfd
 from pyams_zmq.words import Word

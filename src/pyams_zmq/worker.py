@@ -351,7 +351,7 @@ class PoolWorker(ZMQProcess):
         super().run()
         if self._refusal is not None:
             raise self._refusal
-        if self.rep_stream.is_late:  # Python would wait for its thread, which nothing ends
+        if self.rep_stream.is_late:  # its thread goes on, and may wait for children
             start_no_more()
             end_tree(END_GRACE)
             os._exit(RECYCLED)
