@@ -21,6 +21,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -641,6 +642,14 @@ def test_late_method(pool, tmp_path, type_):
             wait_for_end(pid, TIMEOUT)
     else:
         assert workers_of(process) == pids
+
+
+def test_late_coroutine_has_ended():
+    """By the time that its worker would leave."""
+    worker = PoolWorker('127.0.0.1:1', PoolMessageHandler)
+    worker.rep_stream = SimpleNamespace(is_late=False)
+    worker._leave_if_late()
+    assert not worker.is_leaving
 
 
 def test_late_method_and_no_further_call(pool, tmp_path):
