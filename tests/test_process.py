@@ -96,6 +96,14 @@ def test_registry_of_threads(start, tmp_path):
     ]
 
 
+def test_reload_after_the_end(start):
+    """There is nobody to signal, or a stranger who has got the pid."""
+    process = start()
+    process.stop()
+    process.reload()
+    assert process.exitcode == 0
+
+
 def test_local_registry(start, tmp_path, monkeypatch):
     """The one that pyams_utils keeps for a thread is forgotten."""
     notes = tmp_path / 'notes'

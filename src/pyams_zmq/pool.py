@@ -345,6 +345,8 @@ class _PoolSupervisor(OwnedSupervisor):
 
     def _replace(self) -> None:
         if self._replacement is None:
+            while self._to_replace and self._to_replace[0].retired:  # since a second SIGHUP
+                self._to_replace.popleft()
             if self._to_replace and self._has_been_ready:
                 old = self._to_replace.popleft()
                 new = Child(old.name, old.factory)

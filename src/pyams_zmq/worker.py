@@ -55,6 +55,7 @@ GOODBYE_TIMEOUT = 5.0
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
 _MISSED_BEATS = 3
+_CANCEL_GRACE = 0.02  # seconds for the end of a coroutine; meanwhile calls are given back
 _WAIT = 1  # milliseconds for the next call, before the loop has its turn
 _MIB = 1024 * 1024
 
@@ -137,9 +138,10 @@ class WorkerStream(ReplyStream):
             self.process.obey(*body)
             return None
         key = header[:KEY_SIZE]
-        if self.in_hand >= self.concurrency:  # what is late has the place of this call
-            self.process.leave('has a method that passed its deadline')
-        if self.process.is_leaving or self.process.draining:
+        is_full = self.in_hand >= self.concurrency  # what is late has the place of this call
+        if is_full:
+            self.process.check_late()
+        if is_full or self.process.is_leaving or self.process.draining:
             self.process.say(Word.RETURN, key)
             return None
         self.keys.add(key)
@@ -187,6 +189,7 @@ class PoolWorker(ZMQProcess):
     _calls = 0
     _refusal: ZMQRefusedError | None = None
     _beats: 'Heartbeat | None' = None
+    _late_check: Any = None
 
     def __init__(
         self,
@@ -321,6 +324,16 @@ class PoolWorker(ZMQProcess):
             LOGGER.info('%s %s, another one takes over', self.name, reason)
             self._say_bye()  # before a reply which is about to be sent
             self._leave_task = asyncio.ensure_future(self._leave())
+
+    def check_late(self) -> None:
+        """Leave, if what is late does not end now: a coroutine, which is cancelled, does."""
+        if self._late_check is None:
+            self._late_check = self.loop.call_later(_CANCEL_GRACE, self._leave_if_late)
+
+    def _leave_if_late(self) -> None:
+        self._late_check = None
+        if self.rep_stream.is_late:
+            self.leave('has a method that passed its deadline')
 
     def _say_bye(self) -> None:
         self.is_leaving = True
