@@ -735,6 +735,31 @@ def test_rolling_restart(pool):
     assert process.stats()['lost'] == process.stats()['repeated'] == 0
 
 
+def test_rolling_restart_again_before_it_is_over(folder, tmp_path):
+    """The second one finds workers that the first one has replaced; their number stays."""
+    flag = tmp_path / 'flag'
+
+    class Waiting:
+        def __init__(self):
+            Path(f'{flag}.{os.getpid()}').touch()
+            wait_until(lambda: not flag.exists(), TIMEOUT)
+
+    class WaitingMessageHandler(PoolMessageHandler):
+        handler = Waiting
+
+    with running(Pool, handler=WaitingMessageHandler) as process:
+        before = workers_of(process)
+        flag.touch()
+        process.reload()
+        [first] = wait_until(
+            lambda: {int(path.suffix[1:]) for path in tmp_path.glob('flag.*')} - before, TIMEOUT
+        )
+        process.reload()
+        flag.unlink()
+        wait_for_workers(process, before | {first})
+        assert len(list(tmp_path.glob('flag.*'))) == 5
+
+
 @pytest.mark.parametrize('type_', ['wait_for', 'async_wait_for'])
 def test_rolling_restart_waits_for_a_long_call(pool, tmp_path, type_):
     process = pool(factory=type('Quick', (Pool,), {'drain_timeout': 0.2}))

@@ -345,6 +345,9 @@ class _PoolSupervisor(OwnedSupervisor):
 
     def _replace(self) -> None:
         if self._replacement is None:
+            # A second reload, in the middle of the first one, has listed workers that are gone now.
+            while self._to_replace and self._to_replace[0] not in self._children:
+                self._to_replace.popleft()
             if self._to_replace and self._has_been_ready:
                 old = self._to_replace.popleft()
                 new = Child(old.name, old.factory)
