@@ -21,6 +21,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -1157,6 +1158,30 @@ def test_gate(monkeypatch):
     with pytest.raises(zmq.ZMQError):
         gate.send_frames([b'1', b'2'])
     gate._handle_events(None, 0)
+
+
+def test_turns_of_a_busy_broker(monkeypatch):
+    """However many sockets wake it, it looks after all of them once in a turn of the loop."""
+    callbacks = []
+    broker = broker_module.PoolBroker('127.0.0.1', 'ipc://@nowhere')
+    broker.loop = SimpleNamespace(add_callback=callbacks.append)
+    gate = broker_module._Gate.__new__(broker_module._Gate)
+    gate.socket, gate._wake = SimpleNamespace(closed=False), broker._wake
+    broker._gates = {gate: SimpleNamespace(read=int)}
+    monkeypatch.setattr(broker_module, '_TURN', 0.0)
+    monkeypatch.setattr(broker_module.zmq, 'zmq_poll', lambda polled, wait: [(gate, zmq.POLLIN)])
+    for _turn in range(3):
+        due = callbacks.copy()
+        callbacks.clear()
+        for callback in due:
+            callback()
+        broker._pump()  # as a heartbeat does
+        gate._handle_events(None, 0)
+        assert len(callbacks) == 1
+    monkeypatch.setattr(broker_module.zmq, 'zmq_poll', lambda polled, wait: [])
+    callbacks.pop()()
+    gate._handle_events(None, 0)
+    assert callbacks == []
 
 
 @pytest.mark.parametrize(

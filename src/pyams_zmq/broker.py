@@ -68,16 +68,16 @@ _GONE = frozenset({zmq.EHOSTUNREACH, zmq.EAGAIN})
 class _Gate(ZMQStream):
     """Stream that leaves its messages to the broker, which looks after all sockets at once."""
 
-    def __init__(self, socket: Any, loop: Any, take: Callable[..., None], pump: Callable[[], None]):
+    def __init__(self, socket: Any, loop: Any, take: Callable[..., None], wake: Callable[[], None]):
         self._take = take
-        self._pump = pump
+        self._wake = wake
         self._receive_frame = socket.recv
         socket.router_mandatory = True
         super().__init__(socket, loop)
 
     def _handle_events(self, fd: Any, events: int) -> None:
         if not self.closed():
-            self._pump()
+            self._wake()
 
     def read(self) -> None:
         """Take a message; there has to be one."""
@@ -127,6 +127,7 @@ class PoolBroker(ZMQProcess):
     json_load: int = -1
 
     _wants_peers = False
+    _pumps_again = False
 
     def __init__(
         self,
@@ -198,7 +199,7 @@ class PoolBroker(ZMQProcess):
         except BaseException:
             socket.close(0)
             raise
-        gate = _Gate(socket, self.loop, take, self._pump)
+        gate = _Gate(socket, self.loop, take, self._wake)
         self._streams.add(gate)
         self._gates[socket] = gate
         self._polled.append((socket, POLLIN))
@@ -385,8 +386,19 @@ class PoolBroker(ZMQProcess):
             for socket, _events in ready:
                 gates[socket].read()
             if monotonic() > deadline:
-                self.loop.add_callback(self._pump)
+                # Once for each turn of the loop, which would else take longer from turn to turn.
+                if not self._pumps_again:
+                    self._pumps_again = True
+                    self.loop.add_callback(self._pump_again)
                 break
+
+    def _pump_again(self) -> None:
+        self._pumps_again = False
+        self._pump()
+
+    def _wake(self) -> None:
+        if not self._pumps_again:
+            self._pump()
 
     def _tick(self) -> None:
         self._pump()  # heartbeats may wait
