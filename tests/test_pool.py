@@ -121,6 +121,18 @@ def wait_for_workers(pool, but=(), count=2):
     return wait_until(look, TIMEOUT)
 
 
+def wait_for_queue(pool, length):
+    """Wait until so many calls wait."""
+
+    def look():
+        try:
+            return pool.stats()['queue'] == length
+        except ZMQTimeoutError:  # the broker is away
+            return False
+
+    wait_until(look, TIMEOUT)
+
+
 def wait_for_file(path):
     wait_until(path.exists, TIMEOUT)
 
@@ -521,6 +533,49 @@ def test_killed_broker(pool):
     stats = process.stats()
     assert stats['pid'] != pid
     assert {worker['pid'] for worker in stats['workers']} <= workers
+
+
+def test_killed_broker_of_a_busy_worker(pool, tmp_path):
+    """The new one asks who it is with each heartbeat, and has to get one answer: a second one would
+    not speak of the call that it has sent since.
+    """
+    process = pool(factory=type('Quick', (Pool,), {'beat_interval': 0.05}), workers=1)
+    path = tmp_path / 'hold'
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'wait_for'), str(path)):
+            wait_for_file(path)
+            os.kill(process.stats()['pid'], signal.SIGKILL)
+
+        def call(number):
+            while True:
+                try:
+                    return client.call('echo', number)
+                except ConnectionError:
+                    time.sleep(0.01)  # there is nothing to wait for
+
+        with in_threads(call, *range(20)) as results:
+            wait_for_queue(process, 20)
+            time.sleep(0.5)  # so many heartbeats
+            path.unlink()
+    assert set(results) == set(range(20))
+
+
+def test_killed_broker_of_a_worker_with_a_task(pool, tmp_path):
+    """It announces itself while it is busy, and gets no call until it is free."""
+    process = pool(workers=1)
+    before = workers_of(process)
+    path = tmp_path / 'hold'
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'async_wait_for'), str(path)):
+            wait_for_file(path)
+            os.kill(process.stats()['pid'], signal.SIGKILL)
+        wait_for_workers(process, count=1)
+        with in_threads(partial(client.call, 'pid', retries=3), None) as results:
+            wait_for_queue(process, 1)
+            [worker] = process.stats()['workers']
+            path.unlink()
+    assert (worker['state'], worker['in_flight']) == ('busy', 1)
+    assert set(results) == before
 
 
 def test_stopped_broker(pool):

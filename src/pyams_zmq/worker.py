@@ -20,7 +20,7 @@ import socket as network
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from math import ceil
+from math import ceil, inf
 from threading import Event, Thread
 from time import monotonic
 from typing import Any
@@ -51,6 +51,9 @@ RECONNECT = (20, 1000)
 
 GOODBYE_TIMEOUT = 5.0
 """Seconds to wait for the last word of a broker that is there"""
+
+WELCOME_TIMEOUT = 5.0
+"""Seconds after which an announcement that has no answer is made again, if the broker asks"""
 
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
@@ -185,6 +188,7 @@ class PoolWorker(ZMQProcess):
 
     _route: bytes
     _calls = 0
+    _announced = -inf
     _refusal: ZMQRefusedError | None = None
     _beats: 'Heartbeat | None' = None
 
@@ -233,6 +237,7 @@ class PoolWorker(ZMQProcess):
             self._stop_loop()
         elif event == zmq.EVENT_DISCONNECTED:
             self._goodbye.set()  # it is not to come any more
+            self._announced = -inf
         else:
             self.announce()
 
@@ -282,19 +287,25 @@ class PoolWorker(ZMQProcess):
             'peers': getattr(handler, 'wants_frames', False),
             'calls': [key.hex() for key in self.rep_stream.keys],
         }
-        self.say(Word.READY, encode(info))
+        if self.say(Word.READY, encode(info)):
+            self._announced = monotonic()
 
     def obey(self, word: bytes, *_rest: bytes) -> None:
         """Do what the broker says."""
         match word:
             case Word.WELCOME:
+                self._announced = -inf
                 if not self._welcome.is_set():
                     self._welcome.set()
                     super()._send_report(self.bound_address, None)
             case Word.GOODBYE:
                 self._goodbye.set()
             case _:  # UNKNOWN
-                self.announce()
+                self._monitor.flush()  # the news of a connection come before what comes in by it
+                # It may have asked several times, before it had our answer, and have sent a call
+                # since, which a second answer would not speak of: that would be lost for it.
+                if monotonic() - self._announced > WELCOME_TIMEOUT:
+                    self.announce()
 
     def _send_report(self, address: str | None, error: Exception | None) -> None:
         if error is not None:  # ready it is when the broker knows it
