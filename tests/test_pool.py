@@ -399,6 +399,19 @@ def test_peer_without_credentials(pool, ask, tmp_path):
     assert address == f'localhost:{os.geteuid()}:{os.getegid()}:{os.getpid()}'
 
 
+def test_peer_of_a_call_that_waited_for_the_first_worker(pool, tmp_path):
+    process = pool(workers=1, auth='alice:a')
+    path = tmp_path / 'hold'
+    with client_of(process, auth='alice:a') as client:
+        with in_threads(partial(client.call, 'wait_for'), str(path)):
+            wait_for_file(path)
+            os.kill(process.stats()['pid'], signal.SIGKILL)
+        with in_threads(partial(client.call, 'who', retries=9), 1) as results:
+            wait_for_queue(process, 1)
+            path.unlink()
+        assert results == [['alice', '127.0.0.1', 1]]
+
+
 # Deaths
 
 
@@ -722,6 +735,38 @@ def test_queue_limit(pool, tmp_path):
                 path.unlink(missing_ok=True)
         assert results == [str(path)] * 4
         assert process.stats()['refused'] == 1
+
+
+@pytest.mark.parametrize(
+    'frames', [[b'x' * 1_000_000, b'', b'["echo",1]'], [b'', *[b''] * 20_000, b'["echo",1]']]
+)
+def test_queue_size(pool, tmp_path, frames):
+    """Envelope and empty frames take memory, too."""
+    process = pool(factory=type('Narrow', (Pool,), {'queue_size': 1_000_000}), workers=1)
+    path = tmp_path / 'hold'
+    with client_of(process) as client, in_threads(partial(client.call, 'wait_for'), str(path)):
+        wait_for_file(path)
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+            socket.linger = 0
+            socket.connect(process.bound_address)
+            socket.send_multipart(frames)
+            assert socket.poll(TIMEOUT * 1000)
+            assert json.loads(socket.recv_multipart()[-1])[0] == 503
+        path.unlink()
+
+
+def test_small_send_hwm(pool):
+    """It is for clients: what broker and workers say to each other has its limit in the slots."""
+    narrow = {'send_hwm': 1, 'concurrency': 8}
+    process = pool(factory=type('Narrow', (Pool,), narrow), workers=1)
+
+    def call(size):
+        with client_of(process) as client:
+            return len(client.call('big', size))
+
+    with in_threads(call, *[3_000_000] * 16) as results:
+        pass
+    assert results == [3_000_000] * 16
 
 
 # The end

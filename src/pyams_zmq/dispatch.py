@@ -97,7 +97,7 @@ class Call:
 
     :ivar key: number of the call, in the 8 bytes that begin its header
     :ivar header: first frame for the worker: key, user and address of the peer
-    :ivar size: bytes of the body
+    :ivar size: bytes that it takes, with its envelope
     """
 
     __slots__ = (
@@ -255,7 +255,7 @@ class Dispatcher:
         :param envelope: way of the reply
         :param sender: what the worker is told of the sender
         :param body: frames of the message
-        :param size: bytes of the body
+        :param size: bytes that it takes, with its envelope
         :param name: its type, as far as `peek_type` could read it
         :param now: present time in seconds
         """

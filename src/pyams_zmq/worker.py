@@ -248,6 +248,7 @@ class PoolWorker(ZMQProcess):
         """
         socket = self.context.socket(zmq.DEALER)
         limit(socket, self, self.max_message_size + SIZE_SLACK)
+        socket.sndhwm = socket.rcvhwm = 0  # else a reply which does not fit in would be lost
         socket.routing_id = route
         socket.ipv6 = self.address.is_ipv6
         socket.immediate = 1  # nothing is kept for a broker which is away: it would not know it
