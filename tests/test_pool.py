@@ -12,6 +12,7 @@
 
 """A pool, with real clients, workers and signals."""
 
+import errno
 import json
 import os
 import signal
@@ -284,6 +285,16 @@ def test_bad_concurrency():
     process = type('Narrow', (Pool,), {'concurrency': 0})('127.0.0.1', PoolMessageHandler)
     with pytest.raises(ValueError, match=r'^Bad concurrency 0: write 1 or more$'):
         process.start()
+
+
+@pytest.mark.parametrize('interval', [0, -1, 100, float('nan')])
+def test_bad_beat_interval(interval):
+    """Without a pause, heartbeats would keep worker and broker busy."""
+    pool = type('Restless', (Pool,), {'beat_interval': interval})()
+    worker = pool.make_worker('ipc://@nowhere')
+    for process in (pool, worker):
+        with pytest.raises(ValueError, match='Bad beat_interval'):
+            process.start()
 
 
 @pytest.mark.parametrize('type_', ['again', 'echo', 'async_echo'])
@@ -1113,6 +1124,64 @@ def test_stopped_worker_of_another_machine(pool, tmp_path):
     assert worker.exitcode == RECYCLED
 
 
+def test_large_message_for_a_worker_of_another_machine(pool):
+    """It does not know the limit of the pool, and takes what the broker has let in."""
+    wide = {'max_message_size': 50_000_000}
+    process = pool(
+        factory=type('Wide', (Pool,), wide),
+        workers=1,
+        worker_address='127.0.0.1',
+        worker_auth='worker:secret',
+    )
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.start()
+    try:
+        worker.wait_ready()
+        with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+            socket.linger = 0
+            socket.connect(process.bound_address)
+            for _worker in range(2):
+                socket.send(b'["size","' + b'x' * 40_000_000 + b'"]')
+                assert socket.poll(TIMEOUT * 1000)
+                assert json.loads(socket.recv()) == [200, 40_000_000]
+        assert [each['calls'] for each in process.stats()['workers']] == [1, 1]
+    finally:
+        worker.stop()
+
+
+def test_worker_out_of_descriptors(pool, monkeypatch):
+    """It goes on to say that it lives."""
+
+    def fail():
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    monkeypatch.setattr(worker_module, 'read_memory', fail)
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.beat_interval = 0.05
+    worker.start()
+    try:
+        worker.wait_ready()
+        stop = time.monotonic() + 1  # three heartbeats, and some looks of the broker
+        while time.monotonic() < stop:
+            assert worker.pid in workers_of(process)
+    finally:
+        worker.stop()
+
+
+def test_worker_that_is_told_to_leave_before_it_is_connected(pool):
+    class Early(PoolWorker):
+        def setup(self):
+            os.kill(os.getpid(), signal.SIGHUP)
+            super().setup()
+
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = Early(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.start()
+    worker.join(TIMEOUT)
+    assert worker.exitcode == RECYCLED
+
+
 def test_worker_stays_when_its_broker_is_killed(pool, tmp_path):
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
@@ -1408,6 +1477,8 @@ def test_worker_without_a_broker():
         (['--auth-file', '/nothing'], 'Credentials file'),
         (['--key', '/nothing.key_secret', '--server-key', 'x' * 40], 'CURVE key'),
         (['--max-calls', '-1'], 'max_calls is -1'),
+        (['--beat-interval', '0'], 'Bad beat_interval 0.0: write 0.01 to 60.0 seconds'),
+        (['--beat-interval', 'nan'], 'beat_interval'),
         (['--concurrency', '0'], 'Bad concurrency 0: write 1 or more'),
         (['nothing.ini'], 'there is no file nothing.ini'),
     ],
@@ -1472,6 +1543,7 @@ def test_declared(folder, tmp_path, ask):
         ({'worker_address': '*:1'}, 'has worker_address, which is for a pool'),
         ({'workers': 'x'}, 'bad workers'),
         ({'workers': '-1'}, 'bad workers'),
+        ({'workers': '2', 'beat_interval': '0'}, r'bad beat_interval .*: write 0.01 to 60'),
         ({'workers': '2', 'factory': 'handlers.Process'}, 'is no ZMQPool: derive from that'),
         ({'workers': '2', 'worker_address': '*:1'}, 'Give worker_auth or worker_curve'),
     ],

@@ -46,8 +46,9 @@ MAX_WORKERS = 1000
 MAX_SLOTS = 1000
 """Calls that a worker may have in hand, at most"""
 
+MIN_INTERVAL = 0.01
 MAX_INTERVAL = 60.0
-"""Seconds between the heartbeats of a worker, at most"""
+"""Seconds between the heartbeats of a worker, at least and at most"""
 
 _PEEK = re.compile(rb'\s*\[\s*"([\w.]{1,100})"', re.ASCII).match
 _ERROR = re.compile(rb'\s*\[\s*[45]\d\d\s*[],]').match
@@ -174,7 +175,7 @@ class Worker:
         self.pid = int(info['pid'])
         self.host = str(info['host'])[:255]
         self.slots = min(max(0, int(info['slots'])), MAX_SLOTS)
-        self.interval = min(max(0.01, float(info['interval'])), MAX_INTERVAL)
+        self.interval = min(max(MIN_INTERVAL, float(info['interval'])), MAX_INTERVAL)
         self.is_open = self.slots > 0
         self.is_cut_off = False
 

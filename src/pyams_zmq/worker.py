@@ -32,11 +32,12 @@ from pyams_zmq.auth import Users, parse_users
 from pyams_zmq.binding import limit
 from pyams_zmq.child import RECYCLED
 from pyams_zmq.curve import CurveClient
+from pyams_zmq.dispatch import MAX_INTERVAL, MIN_INTERVAL
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQRefusedError
 from pyams_zmq.frames import MORE, NOBLOCK, POLLIN, send_frame
 from pyams_zmq.message import encode
-from pyams_zmq.process import SIZE_SLACK, ZMQProcess
+from pyams_zmq.process import ZMQProcess
 from pyams_zmq.stream import ReplyStream, ZMQStream
 from pyams_zmq.tree import end_tree, start_no_more
 from pyams_zmq.watchdog import END_GRACE
@@ -180,12 +181,14 @@ class PoolWorker(ZMQProcess):
     :raises ValueError: for an address or credentials that cannot be understood
     """
 
+    max_message_size: int = sys.maxsize  # the broker knows better
     beat_interval: float = 0.5
     max_calls: int = 0
     max_memory: float = 0
 
     is_leaving = False
 
+    _has_to_leave = False
     _route: bytes
     _calls = 0
     _announced = -inf
@@ -208,6 +211,15 @@ class PoolWorker(ZMQProcess):
         if len(self._users) > 1 or (self._users and curve is not None):
             raise ValueError('A worker has one user, or keys')
 
+    def start(self) -> None:
+        """Fork the worker and return at once.
+
+        :raises ValueError: for a `concurrency` or `beat_interval` that cannot be
+        :raises ZMQStartError: in a program that gevent has patched
+        """
+        check_interval(self.beat_interval)
+        super().start()
+
     def init_stream(self) -> None:
         """Connect to the broker."""
         self._route = os.urandom(ROUTE_SIZE)
@@ -226,6 +238,8 @@ class PoolWorker(ZMQProcess):
         socket.connect(self.address.uri)
         self._beats = Heartbeat(self)
         self._beats.start()
+        if self._has_to_leave:
+            self.loop.add_callback(self.reload)
 
     def _on_connection(self, frames: list[bytes]) -> None:
         event = parse_monitor_message(frames)['event']
@@ -247,7 +261,7 @@ class PoolWorker(ZMQProcess):
         :param route: its name
         """
         socket = self.context.socket(zmq.DEALER)
-        limit(socket, self, self.max_message_size + SIZE_SLACK)
+        limit(socket, self, -1)
         socket.sndhwm = socket.rcvhwm = 0  # else a reply which does not fit in would be lost
         socket.routing_id = route
         socket.ipv6 = self.address.is_ipv6
@@ -324,6 +338,8 @@ class PoolWorker(ZMQProcess):
         """Let a fresh worker take over; that is what SIGHUP does."""
         if self._is_owner():
             super().reload()
+        elif self.loop is None:  # so early that there is nobody to say it to
+            self._has_to_leave = True
         else:
             self.leave('was asked to')
 
@@ -395,8 +411,10 @@ class Heartbeat(Thread):
             socket.linger = 0
             socket.connect(worker.address.uri)
             is_late = False
+            memory = 0
             while not self._end.wait(worker.beat_interval):
-                memory = read_memory()
+                with suppress(OSError):  # a worker out of descriptors still lives
+                    memory = read_memory()
                 was_late, is_late = is_late, worker.rep_stream.is_late
                 if was_late and is_late:
                     worker.loop.add_callback(worker.leave, 'has a method that passed its deadline')
@@ -409,6 +427,17 @@ class Heartbeat(Thread):
         """End the thread."""
         self._end.set()
         self.join()
+
+
+def check_interval(interval: float) -> None:
+    """Check seconds between two heartbeats.
+
+    :raises ValueError: if they are too few, which would keep broker and worker busy, or too many
+    """
+    if not MIN_INTERVAL <= interval <= MAX_INTERVAL:
+        raise ValueError(
+            f'Bad beat_interval {interval!r}: write {MIN_INTERVAL} to {MAX_INTERVAL} seconds'
+        )
 
 
 def read_memory() -> int:
