@@ -238,6 +238,42 @@ def test_announced_again(bench):
     assert bench.dispatcher.in_flight == 3
 
 
+def test_announced_with_calls_of_a_former_broker(bench):
+    """They take its slots until it has answered them."""
+    bench.ready(b'A', slots=2, in_hand=[b'former 1'])
+    bench.request(b'1')
+    bench.request(b'2')
+    assert bench.sent == [(b'A', b'1')]
+    [worker] = bench.dispatcher.stats(bench.now)['workers']
+    assert (worker['state'], worker['in_flight']) == ('busy', 2)
+    bench.dispatcher.answer(b'A', b'former 1', [b'[200,1]'], bench.now)
+    bench.dispatcher.answer(b'A', b'former 1', [b'[200,1]'], bench.now)
+    assert bench.sent == [(b'A', b'1'), (b'A', b'2')]
+    assert bench.replies == []
+    bench.request(b'3')
+    assert len(bench.sent) == 2
+
+
+def test_announced_with_too_many_calls(bench):
+    bench.ready(b'A', slots=1, in_hand=[b'former 1', b'former 2'])
+    bench.dispatcher.answer(b'A', b'former 1', [b'[200,1]'], bench.now)
+    bench.request(b'1')
+    assert bench.sent == []
+    bench.dispatcher.answer(b'A', b'former 2', [b'[200,1]'], bench.now)
+    assert bench.sent == [(b'A', b'1')]
+
+
+def test_heartbeat_of_one_that_was_cut_off(bench):
+    bench.ready(b'A')
+    bench.gone.add(b'A')
+    bench.request(b'1')
+    assert not bench.dispatcher.heard(b'A', 1, bench.now)
+    bench.gone.clear()
+    bench.ready(b'A')
+    assert bench.dispatcher.heard(b'A', 1, bench.now)
+    assert bench.sent == [(b'A', b'1')]
+
+
 def test_leave(bench):
     bench.ready(b'A')
     bench.ready(b'B')

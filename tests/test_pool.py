@@ -12,6 +12,7 @@
 
 """A pool, with real clients, workers and signals."""
 
+import errno
 import json
 import os
 import signal
@@ -119,6 +120,18 @@ def wait_for_workers(pool, but=(), count=2):
         return workers if len(workers) == count and not workers & set(but) else None
 
     return wait_until(look, TIMEOUT)
+
+
+def wait_for_queue(pool, length):
+    """Wait until so many calls wait."""
+
+    def look():
+        try:
+            return pool.stats()['queue'] == length
+        except ZMQTimeoutError:  # the broker is away
+            return False
+
+    wait_until(look, TIMEOUT)
 
 
 def wait_for_file(path):
@@ -274,6 +287,16 @@ def test_bad_concurrency():
         process.start()
 
 
+@pytest.mark.parametrize('interval', [0, -1, 100, float('nan')])
+def test_bad_beat_interval(interval):
+    """Without a pause, heartbeats would keep worker and broker busy."""
+    pool = type('Restless', (Pool,), {'beat_interval': interval})()
+    worker = pool.make_worker('ipc://@nowhere')
+    for process in (pool, worker):
+        with pytest.raises(ValueError, match='Bad beat_interval'):
+            process.start()
+
+
 @pytest.mark.parametrize('type_', ['again', 'echo', 'async_echo'])
 def test_order_of_a_connection(pool, type_):
     process = pool(workers=1)
@@ -385,6 +408,19 @@ def test_peer_without_credentials(pool, ask, tmp_path):
     [status, [user, address, _args]] = ask(process, ['who', 1])
     assert (status, user) == (200, 'anonymous')
     assert address == f'localhost:{os.geteuid()}:{os.getegid()}:{os.getpid()}'
+
+
+def test_peer_of_a_call_that_waited_for_the_first_worker(pool, tmp_path):
+    process = pool(workers=1, auth='alice:a')
+    path = tmp_path / 'hold'
+    with client_of(process, auth='alice:a') as client:
+        with in_threads(partial(client.call, 'wait_for'), str(path)):
+            wait_for_file(path)
+            os.kill(process.stats()['pid'], signal.SIGKILL)
+        with in_threads(partial(client.call, 'who', retries=9), 1) as results:
+            wait_for_queue(process, 1)
+            path.unlink()
+        assert results == [['alice', '127.0.0.1', 1]]
 
 
 # Deaths
@@ -521,6 +557,49 @@ def test_killed_broker(pool):
     stats = process.stats()
     assert stats['pid'] != pid
     assert {worker['pid'] for worker in stats['workers']} <= workers
+
+
+def test_killed_broker_of_a_busy_worker(pool, tmp_path):
+    """The new one asks who it is with each heartbeat, and has to get one answer: a second one would
+    not speak of the call that it has sent since.
+    """
+    process = pool(factory=type('Quick', (Pool,), {'beat_interval': 0.05}), workers=1)
+    path = tmp_path / 'hold'
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'wait_for'), str(path)):
+            wait_for_file(path)
+            os.kill(process.stats()['pid'], signal.SIGKILL)
+
+        def call(number):
+            while True:
+                try:
+                    return client.call('echo', number)
+                except ConnectionError:
+                    time.sleep(0.01)  # there is nothing to wait for
+
+        with in_threads(call, *range(20)) as results:
+            wait_for_queue(process, 20)
+            time.sleep(0.5)  # so many heartbeats
+            path.unlink()
+    assert set(results) == set(range(20))
+
+
+def test_killed_broker_of_a_worker_with_a_task(pool, tmp_path):
+    """It announces itself while it is busy, and gets no call until it is free."""
+    process = pool(workers=1)
+    before = workers_of(process)
+    path = tmp_path / 'hold'
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'async_wait_for'), str(path)):
+            wait_for_file(path)
+            os.kill(process.stats()['pid'], signal.SIGKILL)
+        wait_for_workers(process, count=1)
+        with in_threads(partial(client.call, 'pid', retries=3), None) as results:
+            wait_for_queue(process, 1)
+            [worker] = process.stats()['workers']
+            path.unlink()
+    assert (worker['state'], worker['in_flight']) == ('busy', 1)
+    assert set(results) == before
 
 
 def test_stopped_broker(pool):
@@ -677,6 +756,38 @@ def test_queue_limit(pool, tmp_path):
         assert process.stats()['refused'] == 1
 
 
+@pytest.mark.parametrize(
+    'frames', [[b'x' * 1_000_000, b'', b'["echo",1]'], [b'', *[b''] * 20_000, b'["echo",1]']]
+)
+def test_queue_size(pool, tmp_path, frames):
+    """Envelope and empty frames take memory, too."""
+    process = pool(factory=type('Narrow', (Pool,), {'queue_size': 1_000_000}), workers=1)
+    path = tmp_path / 'hold'
+    with client_of(process) as client, in_threads(partial(client.call, 'wait_for'), str(path)):
+        wait_for_file(path)
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+            socket.linger = 0
+            socket.connect(process.bound_address)
+            socket.send_multipart(frames)
+            assert socket.poll(TIMEOUT * 1000)
+            assert json.loads(socket.recv_multipart()[-1])[0] == 503
+        path.unlink()
+
+
+def test_small_send_hwm(pool):
+    """It is for clients: what broker and workers say to each other has its limit in the slots."""
+    narrow = {'send_hwm': 1, 'concurrency': 8}
+    process = pool(factory=type('Narrow', (Pool,), narrow), workers=1)
+
+    def call(size):
+        with client_of(process) as client:
+            return len(client.call('big', size))
+
+    with in_threads(call, *[3_000_000] * 16) as results:
+        pass
+    assert results == [3_000_000] * 16
+
+
 # The end
 
 
@@ -742,6 +853,31 @@ def test_rolling_restart(pool):
     assert len(pids) == 6
     assert all(isinstance(result, int) for result in results), results
     assert process.stats()['lost'] == process.stats()['repeated'] == 0
+
+
+def test_rolling_restart_again_before_it_is_over(folder, tmp_path):
+    """The second one finds workers that the first one has replaced; their number stays."""
+    flag = tmp_path / 'flag'
+
+    class Waiting:
+        def __init__(self):
+            Path(f'{flag}.{os.getpid()}').touch()
+            wait_until(lambda: not flag.exists(), TIMEOUT)
+
+    class WaitingMessageHandler(PoolMessageHandler):
+        handler = Waiting
+
+    with running(Pool, handler=WaitingMessageHandler) as process:
+        before = workers_of(process)
+        flag.touch()
+        process.reload()
+        [first] = wait_until(
+            lambda: {int(path.suffix[1:]) for path in tmp_path.glob('flag.*')} - before, TIMEOUT
+        )
+        process.reload()
+        flag.unlink()
+        wait_for_workers(process, before | {first})
+        assert len(list(tmp_path.glob('flag.*'))) == 5
 
 
 @pytest.mark.parametrize('type_', ['wait_for', 'async_wait_for'])
@@ -996,6 +1132,64 @@ def test_stopped_worker_of_another_machine(pool, tmp_path):
     assert worker.exitcode == RECYCLED
 
 
+def test_large_message_for_a_worker_of_another_machine(pool):
+    """It does not know the limit of the pool, and takes what the broker has let in."""
+    wide = {'max_message_size': 50_000_000}
+    process = pool(
+        factory=type('Wide', (Pool,), wide),
+        workers=1,
+        worker_address='127.0.0.1',
+        worker_auth='worker:secret',
+    )
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.start()
+    try:
+        worker.wait_ready()
+        with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+            socket.linger = 0
+            socket.connect(process.bound_address)
+            for _worker in range(2):
+                socket.send(b'["size","' + b'x' * 40_000_000 + b'"]')
+                assert socket.poll(TIMEOUT * 1000)
+                assert json.loads(socket.recv()) == [200, 40_000_000]
+        assert [each['calls'] for each in process.stats()['workers']] == [1, 1]
+    finally:
+        worker.stop()
+
+
+def test_worker_out_of_descriptors(pool, monkeypatch):
+    """It goes on to say that it lives."""
+
+    def fail():
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    monkeypatch.setattr(worker_module, 'read_memory', fail)
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.beat_interval = 0.05
+    worker.start()
+    try:
+        worker.wait_ready()
+        stop = time.monotonic() + 1  # three heartbeats, and some looks of the broker
+        while time.monotonic() < stop:
+            assert worker.pid in workers_of(process)
+    finally:
+        worker.stop()
+
+
+def test_worker_that_is_told_to_leave_before_it_is_connected(pool):
+    class Early(PoolWorker):
+        def setup(self):
+            os.kill(os.getpid(), signal.SIGHUP)
+            super().setup()
+
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = Early(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.start()
+    worker.join(TIMEOUT)
+    assert worker.exitcode == RECYCLED
+
+
 def test_worker_stays_when_its_broker_is_killed(pool, tmp_path):
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
@@ -1141,6 +1335,30 @@ def test_gate(monkeypatch):
     with pytest.raises(zmq.ZMQError):
         gate.send_frames([b'1', b'2'])
     gate._handle_events(None, 0)
+
+
+def test_turns_of_a_busy_broker(monkeypatch):
+    """However many sockets wake it, it looks after all of them once in a turn of the loop."""
+    callbacks = []
+    broker = broker_module.PoolBroker('127.0.0.1', 'ipc://@nowhere')
+    broker.loop = SimpleNamespace(add_callback=callbacks.append)
+    gate = broker_module._Gate.__new__(broker_module._Gate)
+    gate.socket, gate._wake = SimpleNamespace(closed=False), broker._wake
+    broker._gates = {gate: SimpleNamespace(read=int)}
+    monkeypatch.setattr(broker_module, '_TURN', 0.0)
+    monkeypatch.setattr(broker_module.zmq, 'zmq_poll', lambda polled, wait: [(gate, zmq.POLLIN)])
+    for _turn in range(3):
+        due = callbacks.copy()
+        callbacks.clear()
+        for callback in due:
+            callback()
+        broker._pump()  # as a heartbeat does
+        gate._handle_events(None, 0)
+        assert len(callbacks) == 1
+    monkeypatch.setattr(broker_module.zmq, 'zmq_poll', lambda polled, wait: [])
+    callbacks.pop()()
+    gate._handle_events(None, 0)
+    assert callbacks == []
 
 
 @pytest.mark.parametrize(
@@ -1297,6 +1515,8 @@ def test_worker_without_a_broker():
         (['--auth-file', '/nothing'], 'Credentials file'),
         (['--key', '/nothing.key_secret', '--server-key', 'x' * 40], 'CURVE key'),
         (['--max-calls', '-1'], 'max_calls is -1'),
+        (['--beat-interval', '0'], 'Bad beat_interval 0.0: write 0.01 to 60.0 seconds'),
+        (['--beat-interval', 'nan'], 'beat_interval'),
         (['--concurrency', '0'], 'Bad concurrency 0: write 1 or more'),
         (['nothing.ini'], 'there is no file nothing.ini'),
     ],
@@ -1361,6 +1581,7 @@ def test_declared(folder, tmp_path, ask):
         ({'worker_address': '*:1'}, 'has worker_address, which is for a pool'),
         ({'workers': 'x'}, 'bad workers'),
         ({'workers': '-1'}, 'bad workers'),
+        ({'workers': '2', 'beat_interval': '0'}, r'bad beat_interval .*: write 0.01 to 60'),
         ({'workers': '2', 'factory': 'handlers.Process'}, 'is no ZMQPool: derive from that'),
         ({'workers': '2', 'worker_address': '*:1'}, 'Give worker_auth or worker_curve'),
     ],

@@ -60,6 +60,7 @@ _PEEKED = 256  # bytes at the beginning of a message that hold its type
 _WAIT = 2  # milliseconds for the next message, before the loop has its turn
 _TURN = 0.02  # seconds after which it has it in any case
 _LARGE = 64 * 1024  # bytes of a frame that is not worth copying
+_FRAME_SIZE = 64  # bytes that a frame takes beside its own, about
 _LAST_WORDS = 0.02  # seconds that the last words of a dead worker may take
 _TICK = 0.25  # seconds between two looks for lost workers
 _GONE = frozenset({zmq.EHOSTUNREACH, zmq.EAGAIN})
@@ -68,16 +69,16 @@ _GONE = frozenset({zmq.EHOSTUNREACH, zmq.EAGAIN})
 class _Gate(ZMQStream):
     """Stream that leaves its messages to the broker, which looks after all sockets at once."""
 
-    def __init__(self, socket: Any, loop: Any, take: Callable[..., None], pump: Callable[[], None]):
+    def __init__(self, socket: Any, loop: Any, take: Callable[..., None], wake: Callable[[], None]):
         self._take = take
-        self._pump = pump
+        self._wake = wake
         self._receive_frame = socket.recv
         socket.router_mandatory = True
         super().__init__(socket, loop)
 
     def _handle_events(self, fd: Any, events: int) -> None:
         if not self.closed():
-            self._pump()
+            self._wake()
 
     def read(self) -> None:
         """Take a message; there has to be one."""
@@ -126,7 +127,9 @@ class PoolBroker(ZMQProcess):
     stats_users: Collection[str] = ()
     json_load: int = -1
 
-    _wants_peers = False
+    _wants_peers = True  # until the first worker says what it wants
+    _knows_workers = False
+    _pumps_again = False
 
     def __init__(
         self,
@@ -190,6 +193,7 @@ class PoolBroker(ZMQProcess):
                 self._bind(socket, endpoint)
             else:
                 socket.maxmsgsize = -1  # a reply may be larger than a request
+                socket.sndhwm = socket.rcvhwm = 0  # there are no more calls than slots
                 socket.router_handover = True  # a worker may come back before we know it was away
                 protect(socket, curve, bool(passwords), domain)
                 uri = self._listen(socket, endpoint)
@@ -198,7 +202,7 @@ class PoolBroker(ZMQProcess):
         except BaseException:
             socket.close(0)
             raise
-        gate = _Gate(socket, self.loop, take, self._pump)
+        gate = _Gate(socket, self.loop, take, self._wake)
         self._streams.add(gate)
         self._gates[socket] = gate
         self._polled.append((socket, POLLIN))
@@ -270,6 +274,7 @@ class PoolBroker(ZMQProcess):
             self._check_stats_right(first)
             self._reply(envelope, [encode([200, self._stats()])])
         else:
+            size += sum(map(len, envelope)) + _FRAME_SIZE * (len(envelope) + len(body))
             self._dispatcher.request(envelope, sender, body, size, name, monotonic())
 
     def _peek(self, body: list[Any]) -> bytes:
@@ -335,7 +340,9 @@ class PoolBroker(ZMQProcess):
         if not self._admits(gate, user) or (known is not None and known.where is not gate):
             return
         worker = self._dispatcher.ready(route, info, now, where=gate, user=user)
-        self._wants_peers = self._wants_peers or bool(info['peers'])
+        wants_peers = bool(info['peers'])
+        self._wants_peers = wants_peers or (self._wants_peers and self._knows_workers)
+        self._knows_workers = True
         gate.send_frames([route, b'', Word.WELCOME])
         if gate is self._local and route not in self._watches:
             self._watch(worker)
@@ -385,8 +392,19 @@ class PoolBroker(ZMQProcess):
             for socket, _events in ready:
                 gates[socket].read()
             if monotonic() > deadline:
-                self.loop.add_callback(self._pump)
+                # Once for each turn of the loop, which would else take longer from turn to turn.
+                if not self._pumps_again:
+                    self._pumps_again = True
+                    self.loop.add_callback(self._pump_again)
                 break
+
+    def _pump_again(self) -> None:
+        self._pumps_again = False
+        self._pump()
+
+    def _wake(self) -> None:
+        if not self._pumps_again:
+            self._pump()
 
     def _tick(self) -> None:
         self._pump()  # heartbeats may wait

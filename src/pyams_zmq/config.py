@@ -39,6 +39,7 @@ from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.message import check_concurrency, check_retries, check_timeout
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
+from pyams_zmq.worker import check_interval
 
 __docformat__ = 'restructuredtext'
 
@@ -330,10 +331,17 @@ def _read_limit(kind: type, value: Any) -> Any:
     return number
 
 
+def _read_interval(value: Any) -> float:
+    number = float(value)
+    check_interval(number)
+    return number
+
+
 _NUMBERS: dict[str, Callable[[Any], Any]] = {
     **{name: partial(_read_limit, kind) for name, kind in (_LIMITS | _POOL_LIMITS).items()},
     'workers': partial(_read_limit, int),
     'concurrency': lambda value: check_concurrency(int(value)),
+    'beat_interval': _read_interval,
     'timeout': lambda value: check_timeout(float(value)),
     'retries': lambda value: check_retries(int(value)),
     'send_deadline': asbool,

@@ -46,8 +46,9 @@ MAX_WORKERS = 1000
 MAX_SLOTS = 1000
 """Calls that a worker may have in hand, at most"""
 
+MIN_INTERVAL = 0.01
 MAX_INTERVAL = 60.0
-"""Seconds between the heartbeats of a worker, at most"""
+"""Seconds between the heartbeats of a worker, at least and at most"""
 
 _PEEK = re.compile(rb'\s*\[\s*"([\w.]{1,100})"', re.ASCII).match
 _ERROR = re.compile(rb'\s*\[\s*[45]\d\d\s*[],]').match
@@ -97,7 +98,7 @@ class Call:
 
     :ivar key: number of the call, in the 8 bytes that begin its header
     :ivar header: first frame for the worker: key, user and address of the peer
-    :ivar size: bytes of the body
+    :ivar size: bytes that it takes, with its envelope
     """
 
     __slots__ = (
@@ -139,8 +140,10 @@ class Worker:
 
     :ivar route: what the socket of the broker calls it
     :ivar is_open: it takes further calls
+    :ivar is_cut_off: it could not be reached, and has to announce itself again
     :ivar is_watched: somebody else notices its end, so that its heartbeats do not matter
     :ivar calls: what it has in hand, by key
+    :ivar foreign: keys of what it has in hand of a former broker, or of a former time with this one
     """
 
     def __init__(
@@ -161,6 +164,7 @@ class Worker:
         self.replies = 0
         self.is_watched = False
         self.calls: dict[bytes, Call] = {}
+        self.foreign: set[bytes] = set()
         self.update(info)
 
     def update(self, info: Mapping[str, Any]) -> None:
@@ -171,12 +175,18 @@ class Worker:
         self.pid = int(info['pid'])
         self.host = str(info['host'])[:255]
         self.slots = min(max(0, int(info['slots'])), MAX_SLOTS)
-        self.interval = min(max(0.01, float(info['interval'])), MAX_INTERVAL)
+        self.interval = min(max(MIN_INTERVAL, float(info['interval'])), MAX_INTERVAL)
         self.is_open = self.slots > 0
+        self.is_cut_off = False
+
+    @property
+    def in_flight(self) -> int:
+        """Number of calls that it has in hand."""
+        return len(self.calls) + len(self.foreign)
 
     def stats(self, now: float) -> dict[str, Any]:
         """Describe the worker; its age is that of its announcement, its memory is in MiB."""
-        state = 'leaving' if not self.is_open else 'busy' if self.calls else 'idle'
+        state = 'leaving' if not self.is_open else 'busy' if self.in_flight else 'idle'
         return {
             'pid': self.pid,
             'host': self.host,
@@ -184,7 +194,7 @@ class Worker:
             'age': round(now - self.since, 3),
             'memory': self.memory,
             'calls': self.replies,
-            'in_flight': len(self.calls),
+            'in_flight': self.in_flight,
             'slots': self.slots,
         }
 
@@ -246,7 +256,7 @@ class Dispatcher:
         :param envelope: way of the reply
         :param sender: what the worker is told of the sender
         :param body: frames of the message
-        :param size: bytes of the body
+        :param size: bytes that it takes, with its envelope
         :param name: its type, as far as `peek_type` could read it
         :param now: present time in seconds
         """
@@ -275,15 +285,20 @@ class Dispatcher:
     def answer(self, route: bytes, key: bytes, reply: list[Any], now: float) -> None:
         """Take a reply; that to a call which was given up is dropped."""
         worker = self.workers.get(route)
-        call = None if worker is None else worker.calls.pop(key, None)
-        if worker is None or call is None:
+        if worker is None:
+            return
+        call = worker.calls.pop(key, None)
+        if call is None:
+            if key in worker.foreign:
+                worker.foreign.discard(key)
+                self._release(worker)
             return
         worker.replies += 1
         self._release(worker)  # first: it has to be busy, the client may well wait
         self._finish(call, reply, now)
 
     def _release(self, worker: Worker) -> None:
-        if worker.is_open:
+        if worker.is_open and worker.in_flight < worker.slots:
             self._free.append(worker)
             if self._queue:
                 self._feed()
@@ -316,7 +331,8 @@ class Dispatcher:
                 if self._deliver(worker, call):
                     worker.calls[call.key] = call
                     return True
-                worker.is_open = False  # its connection is gone; it announces itself again
+                worker.is_open = False  # its connection is gone
+                worker.is_cut_off = True
         return False
 
     def ready(
@@ -352,8 +368,9 @@ class Dispatcher:
         for call in lost:
             del worker.calls[call.key]
         self._free = deque(each for each in self._free if each is not worker)
+        worker.foreign = in_hand - worker.calls.keys()
         if worker.is_open:
-            self._free.extend([worker] * (worker.slots - len(worker.calls)))
+            self._free.extend([worker] * (worker.slots - worker.in_flight))
         self._repeat(lost, 'was cut off', now)
         return worker
 
@@ -376,7 +393,7 @@ class Dispatcher:
             return False
         worker.heard = now
         worker.memory = memory
-        return True
+        return not worker.is_cut_off
 
     def leave(self, route: bytes) -> None:
         """Give a worker no more calls: it ends when it has finished those that it has."""

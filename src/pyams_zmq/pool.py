@@ -34,7 +34,7 @@ from pyams_zmq.process import ZMQProcess
 from pyams_zmq.supervisor import Child, OwnedSupervisor
 from pyams_zmq.tree import open_pidfd
 from pyams_zmq.words import Word
-from pyams_zmq.worker import PoolWorker
+from pyams_zmq.worker import PoolWorker, check_interval
 
 __docformat__ = 'restructuredtext'
 
@@ -150,10 +150,11 @@ class ZMQPool(ReadyProcess):
     def start(self) -> None:
         """Fork the pool and return at once.
 
-        :raises ValueError: if `concurrency` is no number above 0
+        :raises ValueError: for a `concurrency` or `beat_interval` that cannot be
         :raises ZMQStartError: in a program that gevent has patched
         """
         check_concurrency(self.concurrency)
+        check_interval(self.beat_interval)
         super().start()
 
     def wait_ready(self, timeout: float | None = 10) -> str:

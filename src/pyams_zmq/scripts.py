@@ -30,7 +30,7 @@ from pyams_zmq.config import services_of
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.message import check_concurrency
 from pyams_zmq.supervisor import Supervisor
-from pyams_zmq.worker import PoolWorker
+from pyams_zmq.worker import PoolWorker, check_interval
 
 __docformat__ = 'restructuredtext'
 
@@ -138,9 +138,10 @@ def _make_worker(args: Namespace, handler: Any, registry: Any) -> PoolWorker:
         value = getattr(args, name)
         if value is not None:
             if value < 0:
-                raise ValueError(f'{name} is {value}, write a number above 0')
+                raise ValueError(f'{name} is {value}, write 0 or more')
             setattr(worker, name, value)
     check_concurrency(worker.concurrency)
+    check_interval(worker.beat_interval)
     return worker
 
 

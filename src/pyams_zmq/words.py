@@ -23,7 +23,8 @@ A worker has two DEALER sockets, the broker a ROUTER socket::
     command    owner    empty, STATS
     command    broker   empty, WELCOME          after READY
                         empty, GOODBYE          after BYE: no more calls are under way
-                        empty, UNKNOWN          after BEAT: who are you? Say READY
+                        empty, UNKNOWN          after BEAT: who are you? Say READY, unless you have
+                                                and wait for WELCOME
 
 The key of a call has 8 bytes.
 """

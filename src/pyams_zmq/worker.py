@@ -20,7 +20,7 @@ import socket as network
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from math import ceil
+from math import ceil, inf
 from threading import Event, Thread
 from time import monotonic
 from typing import Any
@@ -32,11 +32,12 @@ from pyams_zmq.auth import Users, parse_users
 from pyams_zmq.binding import limit
 from pyams_zmq.child import RECYCLED
 from pyams_zmq.curve import CurveClient
+from pyams_zmq.dispatch import MAX_INTERVAL, MIN_INTERVAL
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQRefusedError
 from pyams_zmq.frames import MORE, NOBLOCK, POLLIN, send_frame
 from pyams_zmq.message import encode
-from pyams_zmq.process import SIZE_SLACK, ZMQProcess
+from pyams_zmq.process import ZMQProcess
 from pyams_zmq.stream import ReplyStream, ZMQStream
 from pyams_zmq.tree import end_tree, start_no_more
 from pyams_zmq.watchdog import END_GRACE
@@ -51,6 +52,9 @@ RECONNECT = (20, 1000)
 
 GOODBYE_TIMEOUT = 5.0
 """Seconds to wait for the last word of a broker that is there"""
+
+WELCOME_TIMEOUT = 5.0
+"""Seconds after which an announcement that has no answer is made again, if the broker asks"""
 
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
@@ -179,14 +183,17 @@ class PoolWorker(ZMQProcess):
     :raises ValueError: for an address or credentials that cannot be understood
     """
 
+    max_message_size: int = sys.maxsize  # the broker knows better
     beat_interval: float = 0.5
     max_calls: int = 0
     max_memory: float = 0
 
     is_leaving = False
 
+    _has_to_leave = False
     _route: bytes
     _calls = 0
+    _announced = -inf
     _refusal: ZMQRefusedError | None = None
     _beats: 'Heartbeat | None' = None
     _late_check: Any = None
@@ -207,6 +214,15 @@ class PoolWorker(ZMQProcess):
         if len(self._users) > 1 or (self._users and curve is not None):
             raise ValueError('A worker has one user, or keys')
 
+    def start(self) -> None:
+        """Fork the worker and return at once.
+
+        :raises ValueError: for a `concurrency` or `beat_interval` that cannot be
+        :raises ZMQStartError: in a program that gevent has patched
+        """
+        check_interval(self.beat_interval)
+        super().start()
+
     def init_stream(self) -> None:
         """Connect to the broker."""
         self._route = os.urandom(ROUTE_SIZE)
@@ -225,6 +241,8 @@ class PoolWorker(ZMQProcess):
         socket.connect(self.address.uri)
         self._beats = Heartbeat(self)
         self._beats.start()
+        if self._has_to_leave:
+            self.loop.add_callback(self.reload)
 
     def _on_connection(self, frames: list[bytes]) -> None:
         event = parse_monitor_message(frames)['event']
@@ -236,6 +254,7 @@ class PoolWorker(ZMQProcess):
             self._stop_loop()
         elif event == zmq.EVENT_DISCONNECTED:
             self._goodbye.set()  # it is not to come any more
+            self._announced = -inf
         else:
             self.announce()
 
@@ -245,7 +264,8 @@ class PoolWorker(ZMQProcess):
         :param route: its name
         """
         socket = self.context.socket(zmq.DEALER)
-        limit(socket, self, self.max_message_size + SIZE_SLACK)
+        limit(socket, self, -1)
+        socket.sndhwm = socket.rcvhwm = 0  # else a reply which does not fit in would be lost
         socket.routing_id = route
         socket.ipv6 = self.address.is_ipv6
         socket.immediate = 1  # nothing is kept for a broker which is away: it would not know it
@@ -285,19 +305,25 @@ class PoolWorker(ZMQProcess):
             'peers': getattr(handler, 'wants_frames', False),
             'calls': [key.hex() for key in self.rep_stream.keys],
         }
-        self.say(Word.READY, encode(info))
+        if self.say(Word.READY, encode(info)):
+            self._announced = monotonic()
 
     def obey(self, word: bytes, *_rest: bytes) -> None:
         """Do what the broker says."""
         match word:
             case Word.WELCOME:
+                self._announced = -inf
                 if not self._welcome.is_set():
                     self._welcome.set()
                     super()._send_report(self.bound_address, None)
             case Word.GOODBYE:
                 self._goodbye.set()
             case _:  # UNKNOWN
-                self.announce()
+                self._monitor.flush()  # the news of a connection come before what comes in by it
+                # It may have asked several times, before it had our answer, and have sent a call
+                # since, which a second answer would not speak of: that would be lost for it.
+                if monotonic() - self._announced > WELCOME_TIMEOUT:
+                    self.announce()
 
     def _send_report(self, address: str | None, error: Exception | None) -> None:
         if error is not None:  # ready it is when the broker knows it
@@ -315,6 +341,8 @@ class PoolWorker(ZMQProcess):
         """Let a fresh worker take over; that is what SIGHUP does."""
         if self._is_owner():
             super().reload()
+        elif self.loop is None:  # so early that there is nobody to say it to
+            self._has_to_leave = True
         else:
             self.leave('was asked to')
 
@@ -395,8 +423,10 @@ class Heartbeat(Thread):
             socket.linger = 0
             socket.connect(worker.address.uri)
             is_late = False
+            memory = 0
             while not self._end.wait(worker.beat_interval):
-                memory = read_memory()
+                with suppress(OSError):  # a worker out of descriptors still lives
+                    memory = read_memory()
                 was_late, is_late = is_late, worker.rep_stream.is_late
                 if was_late and is_late:
                     worker.loop.add_callback(worker.leave, 'has a method that passed its deadline')
@@ -409,6 +439,17 @@ class Heartbeat(Thread):
         """End the thread."""
         self._end.set()
         self.join()
+
+
+def check_interval(interval: float) -> None:
+    """Check seconds between two heartbeats.
+
+    :raises ValueError: if they are too few, which would keep broker and worker busy, or too many
+    """
+    if not MIN_INTERVAL <= interval <= MAX_INTERVAL:
+        raise ValueError(
+            f'Bad beat_interval {interval!r}: write {MIN_INTERVAL} to {MAX_INTERVAL} seconds'
+        )
 
 
 def read_memory() -> int:
