@@ -445,3 +445,25 @@ def test_repr(process):
     with ZMQClient(process.bound_address, auth='user:secret') as client:
         assert repr(client) == f'<ZMQClient of {process.bound_address}>'
         assert client.address == process.bound_address
+
+
+@pytest.mark.parametrize('interval', [0.02, 0.005])
+def test_timeout_under_signals(interval):
+    """A sampling profiler, for instance, does not put off the time-out of a call."""
+    former = signal.signal(signal.SIGALRM, lambda *args: None)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as silent:
+        port = silent.bind_to_random_port('tcp://127.0.0.1')
+        signal.setitimer(signal.ITIMER_REAL, interval, interval)
+        # It ends in any case: the signals do.
+        threading.Timer(5, signal.setitimer, (signal.ITIMER_REAL, 0)).start()
+        begin = time.monotonic()
+        try:
+            with (
+                ZMQClient(f'127.0.0.1:{port}', timeout=0.3) as client,
+                pytest.raises(ZMQTimeoutError),
+            ):
+                client.call('echo')
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, former)
+        assert time.monotonic() - begin < 3

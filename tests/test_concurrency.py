@@ -14,18 +14,26 @@
 """Messages that are answered at the same time, and methods that take too long."""
 
 import asyncio
+import multiprocessing
 import random
+import threading
+import time
 from contextlib import suppress
+from functools import partialmethod
 from math import inf
 from pathlib import Path
 
 import pytest
+import transaction
 import zmq
+from pyramid.config import Configurator
 from pyramid.request import Request
+from pyramid.threadlocal import manager
 
 from conftest import wait_until
-from handlers import Handler, LoggedProcess, Process
+from handlers import BrokenLogProcess, Handler, Journal, LoggedProcess, Process
 from pyams_zmq.handler import ZMQMessageHandler
+from pyams_zmq.interfaces import IZMQProcessStoppedEvent
 from pyams_zmq.method import methods_of, zmq_method
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.testing import RecordingClient
@@ -85,6 +93,67 @@ class SlowHandler(Handler):
     def asks_with_future(self, args, *, request):
         return asyncio.Future(loop=asyncio.new_event_loop())
 
+    @zmq_method(timeout=0.3)
+    def late_by_far(self, path):
+        return self.wait_for(path)
+
+    @zmq_method(timeout=0.05)
+    def records(self, path, *, request):
+        request.tm.get().join(Journal(request.tm, path))
+        while not Path(f'{path} go').exists():
+            time.sleep(0.001)  # until the test makes it
+        return [200, None]
+
+    part = zmq_method(timeout=0.05)(partialmethod(async_late))
+
+    def spawn_and_join(self, seconds):
+        child = multiprocessing.Process(target=time.sleep, args=(seconds,))
+        child.start()
+        child.join(5)
+        return [200, child.exitcode]
+
+    async def cancel_all(self, args):
+        for task in asyncio.all_tasks():
+            task.cancel()
+        await asyncio.sleep(0)
+
+    def depth(self, args):
+        """Number of requests and registries that this thread has pushed."""
+        return [200, len(manager.stack)]
+
+    def fails_with_request(self, args, *, request):
+        raise SystemExit(3)
+
+    def sent(self, args):
+        return [200, self.process.sent]
+
+
+class BlockingHandler(Handler):
+    """Blocks the loop at a deadline."""
+
+    @zmq_method(timeout=0.5)
+    def late(self, path):
+        return self.wait_for(path)
+
+    async def block_at_deadline(self, path):
+        loop = asyncio.get_running_loop()
+        [deadline] = [timer.when() for timer in loop._scheduled if '_pass_deadline' in repr(timer)]
+
+        def block():
+            Path(path).touch()
+            time.sleep(0.3)  # the test sends its message meanwhile
+
+        # Both `block` and the deadline are due when this has ended: there is no look in between.
+        loop.call_at(deadline - 0.1, time.sleep, 0.2)
+        loop.call_at(deadline - 0.001, block)
+        return [200, None]
+
+
+class BlockingMessageHandler(ZMQMessageHandler):
+    """Serves BlockingHandler."""
+
+    handler = BlockingHandler
+
 
 class SlowMessageHandler(ZMQMessageHandler):
     """Serves SlowHandler."""
@@ -100,6 +169,65 @@ class Concurrent(LoggedProcess):
 
 class One(Process):
     """Answers one message at a time."""
+
+
+class Two(Process):
+    """Answers two messages at a time, in requests with transactions."""
+
+    concurrency = 2
+    sent = 0
+
+    def setup(self):
+        super().setup()
+        configurator = Configurator(registry=self.registry)
+        configurator.add_request_method(
+            lambda request: transaction.TransactionManager(explicit=True), 'tm', reify=True
+        )
+        configurator.commit()
+
+    def init_stream(self):
+        super().init_stream()
+        self.rep_stream.on_send(self.count_sent)
+
+    def count_sent(self, msg, status):
+        self.sent += 1
+
+
+class Noting(Two):
+    """Makes a file when it has ended."""
+
+    def __init__(self, path, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.path = path
+
+    def setup(self):
+        super().setup()
+        self.registry.registerHandler(lambda event: self.path.touch(), (IZMQProcessStoppedEvent,))
+
+
+class NoThreads(Two):
+    """The system has no thread left, once."""
+
+    def setup(self):
+        super().setup()
+        [name] = [
+            name
+            for name in ('_start_joinable_thread', '_start_new_thread')
+            if hasattr(threading, name)
+        ][:1]
+        start = getattr(threading, name)
+
+        def fail(*args, **kwargs):
+            setattr(threading, name, start)
+            raise RuntimeError("can't start new thread")
+
+        setattr(threading, name, fail)
+
+
+class Puller(Process):
+    """Gets messages that nobody waits for."""
+
+    socket_type = zmq.PULL
 
 
 @pytest.fixture
@@ -293,11 +421,11 @@ def test_drain_of_a_late_method(process, occupy, tmp_path):
     assert process.exitcode == 0
 
 
-@pytest.mark.parametrize('concurrency', [0, -1])
+@pytest.mark.parametrize('concurrency', [0, -1, True, None, '8', float('nan')])
 def test_bad_concurrency(concurrency):
     process = Process()
     process.concurrency = concurrency
-    with pytest.raises(ValueError, match=f'^Bad concurrency {concurrency}: write 1 or more$'):
+    with pytest.raises(ValueError, match=f'^Bad concurrency {concurrency!r}: write 1 or more$'):
         process.start()
 
 
@@ -312,7 +440,141 @@ def test_default():
     assert ZMQProcess.concurrency == 1
 
 
-def test_eager_client():
+def test_wake_up_at_a_deadline(start, connect, tmp_path):
+    """To send the 504 of a thread takes the wake-up of a message that has just come in."""
+    process = start(handler=BlockingMessageHandler, factory=Two)
+    other, blocker, dealer = (connect(process) for _ in range(3))
+    for client in (other, blocker, dealer):
+        hears_no_more(client)
+    late, blocked = tmp_path / 'late', tmp_path / 'blocked'
+    dealer.send(call('late', str(late)))
+    wait_until(late.exists)
+    blocker.send(call('block_at_deadline', str(blocked)))
+    assert blocker.receive() == ([b''], [200, None])
+    wait_until(blocked.exists)
+    other.send(call('echo', 'are you there'))
+    assert dealer.receive()[1][0] == 504
+    assert other.receive(timeout=3) == ([b''], [200, 'are you there'])
+    late.unlink()
+
+
+@pytest.mark.parametrize('method', ['late', 'async_late'])
+def test_deadline_with_a_log_that_fails(start, occupy, method):
+    process = start(handler=SlowMessageHandler, factory=BrokenLogProcess)
+    dealer, _path = occupy(process, method)
+    assert dealer.receive(timeout=3)[1][0] == 504
+
+
+def test_no_thread_left(start, ask, tmp_path):
+    """Who got 500, because no thread could start, is not served behind its back later."""
+    process = start(handler=SlowMessageHandler, factory=NoThreads)
+    path = tmp_path / 'x'
+    assert ask(process, ['touch', str(path)])[0] == 500
+    for _ in range(3):
+        assert ask(process, ['echo', 1]) == [200, 1]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_drain_behind_late_methods(start, occupy, connect, when):
+    """Callers which wait behind methods that hang hear 503, whenever the deadline has passed."""
+    process = start(handler=SlowMessageHandler, factory=Two)
+    calls = [occupy(process, 'late_by_far') for _ in range(2)]
+    waiting = connect(process)
+    waiting.send(call('echo'))
+    if when == 'after':
+        process._ask_to_stop()
+    for dealer, _path in calls:
+        assert dealer.receive()[1][0] == 504
+    if when == 'before':
+        process._ask_to_stop()
+    assert waiting.receive(timeout=6)[1][0] == 503
+    for _dealer, path in calls:
+        path.unlink()
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_method_that_never_ends(start, occupy, tmp_path):
+    """Once its caller has an answer, it does not make the end of the process a bad one."""
+    path = tmp_path / 'ended'
+    process = start(path, handler=SlowMessageHandler, factory=Noting)
+    dealer, _path = occupy(process, 'late')
+    assert dealer.receive()[1][0] == 504
+    process.stop()
+    assert process.exitcode == 0
+    assert path.exists()
+
+
+@pytest.mark.parametrize('factory', [One, Two])
+def test_child_of_a_method(start, ask, factory):
+    process = start(handler=SlowMessageHandler, factory=factory)
+    for _ in range(3):
+        assert ask(process, ['spawn_and_join', 0.01], timeout=10) == [200, 0]
+
+
+def test_name_of_a_late_method(start, ask):
+    process = start(handler=SlowMessageHandler, factory=One)
+    assert ask(process, ['part', '/dev/null']) == [504, "'part' has not ended after 0.05 s"]
+
+
+def test_transaction_behind_its_504(start, ask, tmp_path):
+    """Nothing can end a thread: what it does is done."""
+    path = tmp_path / 'journal'
+    process = start(handler=SlowMessageHandler, factory=Two)
+    assert ask(process, ['records', str(path)])[0] == 504
+    Path(f'{path} go').touch()
+    wait_until(lambda: path.exists() and path.read_text())
+    assert path.read_text() == 'commit\n'
+
+
+def test_nothing_is_left_in_threads(start, ask):
+    process = start(handler=SlowMessageHandler, factory=Two)
+    depth = ask(process, ['depth', None])
+    for _ in range(5):
+        assert ask(process, ['fails_with_request', None])[0] == 500
+    assert ask(process, ['depth', None]) == depth
+
+
+def test_all_tasks_are_cancelled(process, occupy, ask):
+    calls = [occupy(process, 'async_wait_for') for _ in range(2)]
+    assert ask(process, ['cancel_all', None])[0] == 500
+    for dealer, path in calls:
+        assert dealer.receive()[1][0] == 500
+        path.unlink()
+    for _ in range(5):
+        assert ask(process, ['async_echo', 1]) == [200, 1]
+
+
+def test_stop_in_a_thread(start, ask):
+    process = start(handler=SlowMessageHandler, factory=Two)
+    assert ask(process, ['stop', None]) == [200, 'stopping']
+    process.join(5)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize('method', ['echo', 'async_echo'])
+def test_on_send(start, ask, method):
+    process = start(handler=SlowMessageHandler, factory=Two)
+    assert ask(process, [method, 1]) == [200, 1]
+    assert ask(process, ['sent', None]) == [200, 1]
+
+
+def test_messages_without_reply_wait_in_the_socket(start, occupy, tmp_path):
+    """Where nobody waits for a reply there is no deadline, and one at a time is handled."""
+    process = start(handler=SlowMessageHandler, factory=Puller)
+    path = tmp_path / 'second'
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push:
+        push.connect(process.bound_address)
+        push.send(call('late', str(tmp_path / 'first'))[1])
+        push.send(call('touch', str(path))[1])
+        wait_until((tmp_path / 'first').exists)
+        assert not path.exists()
+        (tmp_path / 'first').unlink()
+        wait_until(path.exists)
+
+
+def test_eager_client(tmp_path):
     """In a test of an application, methods with a timeout answer as they do in a process."""
     client = RecordingClient(handler=SlowMessageHandler)
     assert client.request(['echo', 1]) == [200, 1]
@@ -321,6 +583,16 @@ def test_eager_client():
         504,
         "'async_late' has not ended after 0.05 s",
     ]
+    path = tmp_path / 'late'
+    assert client.request(['late', str(path)])[0] == 504
+    path.unlink()  # it has not ended before
+
+
+def test_eager_client_of_a_concurrent_process(config):
+    """What a process would refuse is refused here, too."""
+    process = Two('127.0.0.1', AsyncRequestsHandler, registry=config.registry)
+    with pytest.raises(ValueError, match=r'leave concurrency at 1$'):
+        RecordingClient(handler=process)
 
 
 def options(cls):
@@ -359,6 +631,15 @@ class All(Declared):
     repeatable = True
 
 
+class Old:
+    """Is older than these declarations, and means something else by the name."""
+
+    timeout = property(int)
+
+    def echo(self, args):
+        """A message."""
+
+
 class Messages:
     """Has messages of these names."""
 
@@ -382,13 +663,18 @@ def test_declarations():
         'static': (None, True),
         'inner': (None, True),
     }
+    assert options(Old) == {'echo': (None, False)}
     assert options(Messages) == {'timeout': (None, False), 'repeatable': (None, False)}
 
 
-@pytest.mark.parametrize('timeout', [0, -1, True, 'x', float('nan')])
+@pytest.mark.parametrize('timeout', [0, -1, True, 'x', float('nan'), 10**400])
 def test_bad_timeout(timeout):
     with pytest.raises(ValueError, match='^Bad timeout .*: write a number of seconds above 0$'):
         zmq_method(timeout=timeout)
+
+
+@pytest.mark.parametrize('timeout', [-1, True, float('nan'), 10**400])
+def test_bad_timeout_of_a_class(timeout):
     with pytest.raises(ValueError, match='^Bad timeout .*: write a number of seconds above 0$'):
         methods_of(type('Bad', (), {'timeout': timeout})())
 

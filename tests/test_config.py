@@ -77,12 +77,14 @@ def test_settings():
         pyams_zmq__indexer__timeout='2.5',
         pyams_zmq__indexer__drain_timeout='120',
         pyams_zmq__indexer__max_message_size='1000',
+        pyams_zmq__indexer__concurrency='8',
     )
     assert (service.factory, service.start, service.timeout) == (Process, 'external', 2.5)
     process = service.make_process(None)
     assert isinstance(process, Process)
     assert (process.bind_addr, process.handler) == (ADDRESS, MessageHandler)
     assert (process.drain_timeout, process.max_message_size) == (120.0, 1000)
+    assert process.concurrency == 8
     assert len(process.clients) == 2
     assert not process.passwords
 
@@ -121,6 +123,7 @@ def test_several():
         ({'handler': HANDLER, 'address': ADDRESS, 'bind_timeout': 'nan'}, 'bad bind_timeout .*nan'),
         ({'handler': HANDLER, 'address': ADDRESS, 'drain_timeout': 'inf'}, 'bad drain_timeout'),
         ({'handler': HANDLER, 'address': ADDRESS, 'max_message_size': -1}, 'bad max_message_size'),
+        ({'handler': HANDLER, 'address': ADDRESS, 'concurrency': 0}, 'bad concurrency .*1 or more'),
         ({'handler': HANDLER, 'address': ADDRESS, 'auth': 'a:b', 'curve': KEYS}, 'auth and keys'),
         (
             {

@@ -32,7 +32,7 @@ import zmq
 import zmq.auth
 
 from conftest import open_fds, wait_until
-from pyams_zmq import relay, runner
+from pyams_zmq import auth, relay, runner
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.device import (
     FORWARDER,
@@ -139,7 +139,8 @@ class UselessProcess(ProcessProxy):
 def start_failing(factory, peer, native=True):
     """Start a device that fails when messages come in."""
     useless = UselessProcess if factory is ProcessDevice else UselessThread
-    device = make(useless, zmq.PULL, zmq.PUSH, zmq.PULL)
+    device = make(useless, zmq.PULL, zmq.PUSH)
+    device._mon.type = zmq.PULL
     device._is_native = native
     device.start()
     peer(zmq.PULL, device.out_address)
@@ -386,6 +387,17 @@ def test_random_port_of_ipv6(peer):
         wait_until(lambda: device.statistics().in_to_out.frames == 0)
 
 
+def test_option_of_ipv6(peer):
+    """It is no option only of sockets with IPv6 addresses: `*` is both, a name may be either."""
+    device = make(ThreadDevice, STREAMER, bind=['out'], options=[('in', zmq.IPV6, 1)])
+    device.bind_in('*')
+    with device:
+        sink = peer(zmq.PULL, device.out_address)
+        port = device.in_address.rpartition(':')[2]
+        peer(zmq.PUSH, f'tcp://[::1]:{port}', ipv6=True).send(b'x')
+        assert sink.recv() == b'x'
+
+
 def test_random_port_that_is_not_needed():
     device = ThreadDevice()
     port = device.bind_in_to_random_port(LOCAL)
@@ -406,6 +418,8 @@ def test_no_random_port():
         device.bind_in_to_random_port('tcp://192.0.2.1')
     with pytest.raises(ValueError, match='has no port'):
         device.bind_in_to_random_port('ipc:///tmp/x')
+    with pytest.raises(ValueError, match="'tcp://lo' has no number"):
+        device.bind_in_to_random_port('tcp://lo')
     for ports in ((0, 10), (10, 10), (1, 65537)):
         with pytest.raises(ValueError, match='Bad ports'):
             device.bind_in_to_random_port(LOCAL, *ports)
@@ -512,6 +526,15 @@ def test_context_factory_of_a_process(peer):
     device.context_factory = zmq.Context
     with device:
         assert device.statistics().in_to_out.frames == 0
+
+
+def test_context_of_the_owner_in_a_process(context):
+    """Its threads are not there: nothing would come through."""
+    context.socket(zmq.PAIR).close()
+    device = make(ProcessDevice)
+    device.context_factory = lambda: context
+    with pytest.raises(ValueError, match='whose threads are in another process'):
+        device.start()
 
 
 def test_inproc_where_it_is_of_no_use():
@@ -903,10 +926,27 @@ def test_address_in_use(factory):
 def test_bad_option(factory):
     device = factory()
     device.setsockopt_in(zmq.RCVHWM, -5)
-    with pytest.raises(zmq.ZMQError, match='Invalid'):
+    with pytest.raises(zmq.ZMQError, match='Invalid argument: option RCVHWM of the in socket'):
         device.start()
     with pytest.raises(ZMQClosedError):
         device.pause()
+    device = factory()
+    device.setsockopt_out(123_456, 7)
+    with pytest.raises(zmq.ZMQError, match='Invalid argument: option 123456 of the out') as error:
+        device.start()
+    assert error.value.errno == errno.EINVAL
+    with pytest.raises(zmq.ZMQError, match='Invalid argument: type 99 of the out socket'):
+        factory(QUEUE, zmq.PULL, 99).start()
+
+
+def test_errors_that_keep_their_type():
+    foreign = zmq.Context()
+    foreign.set(zmq.MAX_SOCKETS, 2)
+    device = make(ThreadDevice)
+    device.context_factory = lambda: foreign
+    with pytest.raises(zmq.ZMQError, match='Too many open files'):
+        device.start()
+    foreign.term()
 
 
 def test_bad_arguments():
@@ -914,6 +954,11 @@ def test_bad_arguments():
         ThreadDevice(7)
     with pytest.raises(ValueError, match='Bad client address'):
         ThreadDevice(clients='example.org')
+    with pytest.raises(ValueError, match='Bad in_type -1'):
+        ThreadDevice(QUEUE, -1, zmq.PUSH)
+    for mon_type in (-1, zmq.PULL, zmq.SUB):
+        with pytest.raises(ValueError, match=f'Bad mon_type {int(mon_type)}: a monitor sends'):
+            ThreadProxy(zmq.PULL, zmq.PUSH, int(mon_type))
     device = ThreadProxy(zmq.PULL, zmq.PUSH)
     for configure in (device.bind_in, device.connect_out, device.bind_mon, device.connect_mon):
         for address in ('inproc://', None, 'a b', 'http://host:1'):
@@ -949,6 +994,105 @@ def test_failing_device_and_a_command(peer, factory, command, native):
     with pytest.raises(zmq.ZMQError, match=NOT_SUPPORTED):
         disturb()
     wait_until(lambda: device.done)
+
+
+@pytest.mark.parametrize('factory', ALL)
+def test_two_starts_at_once(factory):
+    """One of them is refused; else nobody could stop the device of the other one."""
+    for _ in range(5):
+        device = make(factory)
+        errors = []
+        barrier = threading.Barrier(2)
+
+        def start(device=device, barrier=barrier, errors=errors):
+            barrier.wait()
+            try:
+                device.start()
+            except ZMQStartError as error:
+                errors.append(str(error))
+
+        threads = [threading.Thread(target=start) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == [f'{device} runs already: stop it first, or restart it']
+        device.stop()
+
+
+@pytest.mark.parametrize('module', [auth, runner])
+def test_no_thread(monkeypatch, module):
+    """A device that cannot have its threads says so, and leaves nothing."""
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    device = make(ThreadDevice)
+    monkeypatch.setattr(module, 'Thread', type('Refused', (threading.Thread,), {'start': refuse}))
+    with pytest.raises(RuntimeError, match='new thread'):
+        device.start()
+    monkeypatch.undo()
+    with device:
+        assert not device.done
+
+
+def test_name_of_a_device():
+    device = ThreadProxy(zmq.PULL, zmq.PUSH)
+    device.bind_in('127.0.0.1:5555')
+    device.connect_in('127.0.0.1:5556')
+    device.connect_mon('inproc://mon')
+    assert str(device) == (
+        'ThreadProxy (in tcp://127.0.0.1:5555 tcp://127.0.0.1:5556, out nowhere, mon inproc://mon)'
+    )
+
+
+@pytest.mark.parametrize('command', ['stop', 'statistics'])
+@pytest.mark.parametrize('factory', ALL)
+def test_signal_handler_that_stops_the_device(peer, factory, command):
+    """It interrupts a command, which has the lock that the end of the device needs."""
+    device = make(factory, STREAMER, options=[('out', zmq.LINGER, 0)])
+    start_stuck(device, peer)
+    handled = []
+
+    def stop(num, frame):
+        device.stop()
+        handled.append(num)
+
+    former = signal.signal(signal.SIGUSR1, stop)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    with suppress(ZMQTimeoutError):
+        getattr(device, command)()
+    timer.join()
+    signal.signal(signal.SIGUSR1, former)
+    assert handled == [signal.SIGUSR1]
+    assert device.done
+    device.stop()
+
+
+def test_signal_handler_within_a_command(peer):
+    with make(ThreadDevice) as device:
+        with device._runner._command():  # what a signal handler interrupts
+            assert device.statistics().in_to_out.frames == 0
+            device.stop()
+            assert not device.done
+        assert device.done
+
+
+def test_restart_in_the_foreground(peer):
+    """The first start waits for the end of the device, which a restart is not."""
+    device = make(Device, STREAMER)
+    thread = threading.Thread(target=device.start)
+    thread.start()
+    wait_until(lambda: device.in_address)
+    launcher = device.launcher
+    device.restart()
+    assert device.launcher is not launcher
+    thread.join(0.2)
+    assert thread.is_alive()
+    assert not device.done
+    device.stop()
+    thread.join()
 
 
 @pytest.mark.parametrize('factory', ALL)
@@ -1016,6 +1160,45 @@ def test_process_that_does_not_answer(monkeypatch):
         with pytest.raises(ZMQTimeoutError, match='does not answer'):
             device.statistics()
         os.kill(device.launcher.pid, signal.SIGCONT)
+
+
+def test_process_whose_end_another_fork_hides(monkeypatch):
+    """A fork at the time of the start has the end of the pipe: nobody reads that it is closed."""
+    others = []
+
+    def start(process):
+        other = ForkProcess(target=time.sleep, args=(3600,))
+        other.start()
+        others.append(other)
+        original(process)
+
+    original = runner._DeviceProcess.start
+    monkeypatch.setattr(runner._DeviceProcess, 'start', start)
+    device = make(ProcessDevice)
+    device.start()
+    device.launcher.kill()
+    try:
+        for call in (lambda: device.join(5), device.statistics, device.stop):
+            with pytest.raises(ZMQClosedError, match='exit code -9'):
+                call()
+    finally:
+        for other in others:
+            other.kill()
+            other.join()
+
+
+def test_process_that_waits_for_its_address(monkeypatch):
+    monkeypatch.setattr(runner, 'START_TIMEOUT', 0.2)
+    first = make(ThreadDevice)
+    first.start()
+    device = ProcessDevice()
+    device.bind_timeout = 5
+    device.bind_in(first.in_address)
+    timer = threading.Timer(0.5, first.stop)
+    timer.start()
+    with device:
+        assert device.in_address == first.in_address
+    timer.join()
 
 
 def own_a_device(pipe):

@@ -403,9 +403,9 @@ def test_cancelled_before_it_began():
     async def run():
         process, stream = SimpleNamespace(owed_replies=set()), Stream()
         MessageHandler(process, stream, print)([b'["async_echo",1]'])
-        (task,) = process.owed_replies
+        (task,) = asyncio.all_tasks() - {asyncio.current_task()}
         task.cancel()
-        await asyncio.wait([task])
+        await asyncio.wait(process.owed_replies)
         await asyncio.sleep(0)
         assert not process.owed_replies
         return stream.replies

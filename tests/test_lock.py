@@ -17,7 +17,7 @@ import fcntl
 import multiprocessing
 import os
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -116,18 +116,21 @@ def test_lock_ends_with_its_process(path, make_lock):
 
 
 def test_children_do_not_inherit_it(path, make_lock):
-    """A child which lives on, or which closes what it has inherited, changes nothing."""
+    """A child which lives on, or which uses what it has inherited, changes nothing."""
     lock = make_lock(path)
     lock.acquire()
     reader, writer = FORK.Pipe(duplex=False)
 
-    def close_and_stay():
-        os.close(lock._fd)
+    def use_and_stay():
+        with suppress(OSError):
+            lock.acquire()
+            writer.send('acquired')
+        lock.release()
         writer.send('closed')
         stay_reader.recv()
 
     stay_reader, stay_writer = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=close_and_stay)
+    child = FORK.Process(target=use_and_stay)
     child.start()
     assert reader.recv() == 'closed'
     assert try_lock(path) == errno.EADDRINUSE
@@ -158,7 +161,7 @@ def test_held_by_another_process(path, make_lock):
     with pytest.raises(OSError, match='Address already in use') as caught:
         lock.acquire()
     assert (caught.value.errno, caught.value.filename) == (errno.EADDRINUSE, path)
-    assert caught.value.__suppress_context__
+    assert caught.value.__context__ is None
     lock.release()  # it never had it
     assert try_lock(path) == errno.EADDRINUSE
     end_writer.send('end')
@@ -351,3 +354,11 @@ def test_one_process_twice(path, start, ask):
     assert try_lock(path) == errno.EADDRINUSE
     process.stop()
     assert process.exitcode == 0
+
+
+def test_fork_in_the_middle_of_an_acquire(path, monkeypatch):
+    monkeypatch.setitem(lock_module._own, path, IPCLock(path))  # it has no descriptor yet
+    child = FORK.Process(target=lambda: os._exit(len(lock_module._own)))
+    child.start()
+    child.join()
+    assert child.exitcode == 0

@@ -723,6 +723,14 @@ def test_late_method(pool, tmp_path, type_):
         assert workers_of(process) == pids
 
 
+def test_late_coroutine_has_ended():
+    """By the time that its worker would leave."""
+    worker = PoolWorker('127.0.0.1:1', PoolMessageHandler)
+    worker.rep_stream = SimpleNamespace(is_late=False)
+    worker._leave_if_late()
+    assert not worker.is_leaving
+
+
 def test_late_method_and_no_further_call(pool, tmp_path):
     process = pool(workers=1)
     pids = workers_of(process)
@@ -1453,6 +1461,36 @@ def test_worker_dies_while_it_is_replaced(folder, tmp_path, monkeypatch):
         wait_until(lambda: not workers_of(process), TIMEOUT)
         flag.unlink()
         wait_for_workers(process, {old}, count=1)
+        [new] = workers_of(process)
+        process.reload()  # which begins when this is over
+        wait_for_workers(process, {old, new}, count=1)
+
+
+def test_reload_twice(folder, tmp_path):
+    """A worker that is being replaced is not replaced a second time, by one worker more."""
+    flag, begun = tmp_path / 'flag', tmp_path / 'begun'
+
+    class Waiting:
+        def __init__(self):
+            with begun.open('a') as file:
+                file.write(f'{os.getpid()}\n')
+            wait_until(lambda: not flag.exists(), TIMEOUT)
+
+    class WaitingMessageHandler(PoolMessageHandler):
+        handler = Waiting
+
+    def list_begun():
+        return [int(line) for line in begun.read_text().splitlines()]
+
+    with running(Pool, handler=WaitingMessageHandler, workers=1) as process:
+        flag.touch()
+        process.reload()
+        wait_until(lambda: len(list_begun()) > 1, TIMEOUT)
+        process.reload()
+        flag.unlink()
+        wait_until(lambda: len(list_begun()) > 2, TIMEOUT)
+        third = list_begun()[2]
+        wait_until(lambda: workers_of(process) == {third}, TIMEOUT)
 
 
 def test_arguments(monkeypatch):

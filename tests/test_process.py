@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from multiprocessing.context import ForkProcess
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -93,6 +94,28 @@ def test_registry_of_threads(start, tmp_path):
         'pyams_zmq authenticator: True',
         'pyams_zmq watchdog: True',
     ]
+
+
+def test_reload_after_the_end(start):
+    """There is nobody to signal, or a stranger who has got the pid."""
+    process = start()
+    process.stop()
+    process.reload()
+    assert process.exitcode == 0
+
+
+def test_local_registry(start, tmp_path, monkeypatch):
+    """The one that pyams_utils keeps for a thread is forgotten."""
+    notes = tmp_path / 'notes'
+
+    def note(registry):
+        with notes.open('a') as file:
+            file.write(f'{registry}\n')
+
+    module = SimpleNamespace(set_local_registry=note)
+    monkeypatch.setitem(sys.modules, 'pyams_utils.registry', module)
+    start().stop()
+    assert notes.read_text() == 'None\n' * 3
 
 
 # Addresses

@@ -755,3 +755,52 @@ def test_raw_callbacks_are_logged(raw, net, tmp_path):
     log = tmp_path / 'log'
     wait_until(lambda: 'ValueError: the secret of the handler' in log.read_text())
     assert 'in fail' in log.read_text()
+
+
+@pytest.mark.parametrize('part', ['text', 1, None])
+@in_loop
+async def test_part_that_cannot_be_sent(net, part, caplog):
+    """It is an error where it is given, and leaves no half reply for the next peer."""
+    with net.stream(zmq.REP) as (subject, address):
+
+        def answer(frames):
+            if frames == [b'bad']:
+                subject.send(part, zmq.SNDMORE)
+            subject.send(b'good')
+
+        subject.on_recv(answer)
+        for question, reply in ((b'bad', b'[500,"Internal error"]'), (b'good', b'good')):
+            client = net.connect(zmq.REQ, address)
+            client.send(question)
+            assert await receive(client, 1) == [[reply]]
+    assert 'A callback failed' in caplog.text
+
+
+@in_loop
+async def test_event_while_it_is_not_our_turn(net, caplog):
+    """A REQ socket may not receive then, which is no error of anybody."""
+    with net.stream(zmq.REQ) as (subject, address):
+        heard = []
+        subject.on_recv(heard.append)
+        peer = net.connect(zmq.REP, address)
+        await until(lambda: subject.socket.get(zmq.EVENTS) & zmq.POLLOUT)
+        subject.send(b'question')
+        assert await receive(peer, 1) == [[b'question']]
+        peer.send(b'answer')
+        await until(lambda: heard)
+        peer.close()  # the descriptor tells, though no message can come in
+        await until(lambda: not subject.socket.get(zmq.EVENTS) & zmq.POLLOUT)
+        subject._handle_events(None, 0)
+    assert heard == [[b'answer']]
+    assert not caplog.records
+
+
+@in_loop
+async def test_bad_message_behind_one_that_waits(net, caplog):
+    with net.stream(zmq.PUSH) as (subject, address):
+        for message in (b'one', 'two', b'three'):
+            subject.send(message)
+        client = net.connect(zmq.PULL, address)
+        assert await receive(client, 2) == [[b'one'], [b'three']]
+    assert len(caplog.records) == 1
+    assert 'A message cannot be sent' in caplog.text

@@ -16,12 +16,14 @@
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from contextlib import nullcontext
 from functools import partial
 from math import inf
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
@@ -214,8 +216,7 @@ def lock():
     """Name of a lock that nobody else has; its file goes with the test."""
     name = f'test {uuid4()}'
     yield name
-    path = NameLock(name)
-    Path(lock_module._user_folder(), path._file_name).unlink(missing_ok=True)  # of another run
+    Path(NameLock(name)._path).unlink(missing_ok=True)
 
 
 def read(program, expected):
@@ -446,7 +447,11 @@ def test_run_of_nothing():
     assert [signal.getsignal(num) for num in signal.valid_signals()] == handlers
 
 
-def test_run_fails(fakes):
+@pytest.mark.parametrize('adopts', [True, False])
+def test_run_fails(fakes, monkeypatch, adopts):
+    if not adopts:  # as before Linux 3.4
+        monkeypatch.setattr(supervisor_module, 'subreaper', lambda: nullcontext(False))
+
     class Broken(Supervisor):
         def step(self, now):
             super().step(now)
@@ -455,6 +460,21 @@ def test_run_fails(fakes):
     with pytest.raises(LookupError, match='broken'):
         Broken({'first': fakes.make, 'second': fakes.make}).run()
     assert [process.orders for process in fakes.made] == [['start', 'ask', 'stop']] * 2
+
+
+def test_run_fails_and_leaves_nothing():
+    """Also of what a process has left to it."""
+    orphans = []
+
+    class Broken(Supervisor):
+        def step(self, now):
+            line = ['sh', '-c', 'sleep 60 >/dev/null & echo $!']
+            orphans.append(subprocess.check_output(line, text=True).strip())
+            raise LookupError('this loop is broken')
+
+    with pytest.raises(LookupError, match='broken'):
+        Broken({}).run()
+    assert not Path('/proc', *orphans).exists()
 
 
 def test_run_among_threads(caplog):
@@ -712,13 +732,56 @@ def can_read(program):
 def test_name_lock(lock, monkeypatch):
     own = NameLock(lock)
     assert own.acquire()
-    path = os.path.join(lock_module._user_folder(), own._file_name)
+    path = own._path
     os.utime(path, (0, 0))
     assert own.acquire()
     assert os.stat(path).st_mtime > 0
     own.release()
     own.release()
     assert LOCK_REFRESH < 24 * 3600
+
+
+def test_name_lock_twice_in_a_process(lock, try_name):
+    """The second one is refused: POSIX would end the first one when it is closed."""
+    first, second = NameLock(lock), NameLock(lock)
+    assert first.acquire()
+    assert not second.acquire()
+    second.release()
+    assert not try_name(lock)
+    first.release()
+    assert try_name(lock)
+    assert second.acquire()
+    second.release()
+
+
+def test_name_lock_in_a_fork(lock, try_name):
+    """A child has no locks, and cannot take that of its parent away."""
+    own = NameLock(lock)
+    assert own.acquire()
+
+    def use_it():
+        assert not own.acquire()
+        own.release()
+
+    child = ForkProcess(target=use_it)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert not try_name(lock)
+    own.release()
+
+
+@pytest.fixture
+def try_name():
+    """Tell if another process gets a name."""
+
+    def try_it(name):
+        child = ForkProcess(target=lambda: sys.exit(int(NameLock(name).acquire())))
+        child.start()
+        child.join()
+        return bool(child.exitcode)
+
+    return try_it
 
 
 @pytest.mark.parametrize('kind', ['open', 'link', 'stranger'])

@@ -231,6 +231,7 @@ class Authenticator(ThreadAuthenticator):
     """
 
     thread: Any
+    pipe: Any
 
     def __init__(
         self, context: Any, policy: AccessPolicy, enter: Callable[[], None] = lambda: None
@@ -251,7 +252,12 @@ class Authenticator(ThreadAuthenticator):
         self.pipe.linger = 1
         self.pipe.bind(self.pipe_endpoint)
         self.thread = Thread(target=self._run, name='pyams_zmq authenticator', daemon=True)
-        self.thread.start()
+        try:
+            self.thread.start()
+        except RuntimeError:  # no more threads; a stop would wait for this one
+            self.pipe.close()
+            self.pipe = None
+            raise
 
     def _run(self) -> None:
         self._enter()

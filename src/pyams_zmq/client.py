@@ -35,7 +35,7 @@ from pyams_zmq.message import (
     payload_of,
 )
 from pyams_zmq.outbox import Letter, Outbox, postman
-from pyams_zmq.socket import ZMQSocket, is_patched, make_inproc_address, open_socket, wait_for
+from pyams_zmq.socket import ZMQSocket, make_inproc_address, open_socket, wait_for
 
 __docformat__ = 'restructuredtext'
 
@@ -69,9 +69,9 @@ class Connection:
     def __init__(self, target: Target):
         self._pid = os.getpid()
         self._used = -RECENT
-        self._is_patched = is_patched()
         self._link = Link(target.endpoint)
         self._socket = open_socket(*target, self.socket_type)
+        self._alone = [self._socket]
         self._prepare_socket()
         self._monitor: Any = self._socket.context.socket(zmq.PAIR, socket_class=ZMQSocket)
         address = make_inproc_address()
@@ -81,7 +81,6 @@ class Connection:
 
     def _prepare_socket(self) -> None:
         keep_connected(self._socket)
-        self._socket.rcvtimeo = round(FAST * 1000)
 
     def exchange(self, data: bytes, timeout: float) -> bytes:
         """Send a request, wait for the reply.
@@ -96,13 +95,8 @@ class Connection:
             send_frame(self._socket, data, NOBLOCK)
         except zmq.Again:  # a refused handshake has taken away the room for the only message
             raise self._link.describe_refusal() from None
-        # To wait in `recv` is the shortest way; but no other greenlet of gevent would run.
-        if timeout >= FAST and not self._is_patched:
-            frames = receive(self._socket, 0)
-        else:
-            wait_for([self._socket], zmq.POLLIN, min(timeout, FAST))
-            frames = receive(self._socket)
-        while frames is None:
+        wait_for(self._alone, POLLIN, min(timeout, FAST))
+        while (frames := receive(self._socket)) is None:
             left = deadline - monotonic()
             if left <= 0:
                 self._read_monitor()
@@ -110,7 +104,6 @@ class Connection:
             ready = wait_for([self._socket, self._monitor], zmq.POLLIN, left)
             if self._socket not in ready and self._read_monitor():
                 raise self._link.describe_loss()
-            frames = receive(self._socket)
         self._used = monotonic()
         return frames[-1]
 

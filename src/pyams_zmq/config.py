@@ -36,7 +36,7 @@ from pyams_zmq.client import ZMQClient
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.interfaces import IZMQService
-from pyams_zmq.message import check_retries, check_timeout
+from pyams_zmq.message import check_concurrency, check_retries, check_timeout
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.worker import check_interval
@@ -331,24 +331,11 @@ def _read_limit(kind: type, value: Any) -> Any:
     return number
 
 
-def _read_concurrency(value: Any) -> int:
-    number = int(value)
-    if number < 1:
-        raise ValueError(f'{value!r} is not 1 or more')
-    return number
-
-
-def _read_interval(value: Any) -> float:
-    number = float(value)
-    check_interval(number)
-    return number
-
-
 _NUMBERS: dict[str, Callable[[Any], Any]] = {
     **{name: partial(_read_limit, kind) for name, kind in (_LIMITS | _POOL_LIMITS).items()},
     'workers': partial(_read_limit, int),
-    'concurrency': _read_concurrency,
-    'beat_interval': _read_interval,
+    'concurrency': lambda value: check_concurrency(int(value)),
+    'beat_interval': lambda value: check_interval(float(value)),
     'timeout': lambda value: check_timeout(float(value)),
     'retries': lambda value: check_retries(int(value)),
     'send_deadline': asbool,

@@ -12,10 +12,12 @@
 
 """PyAMS_zmq.device module: devices that forward between two sockets, in the background."""
 
+import os
 import random
 import socket as tcp
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from threading import RLock
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -126,6 +128,9 @@ class _Side:
             listener.listen()
             # As libzmq does; else the port is not free for a restart while old connections linger.
             listener.setsockopt(tcp.SOL_SOCKET, tcp.SO_REUSEADDR, 1)
+        except tcp.gaierror:
+            listener.close()
+            raise ValueError(f'{address!r} has no number of this machine, and no *') from None
         except OSError as error:
             listener.close()
             raise ZMQBindError(error.errno or 0, error.strerror, endpoint.uri) from None
@@ -181,14 +186,18 @@ class Device:
     :param auth: users that may connect, see :func:`pyams_zmq.auth.parse_users`
     :param clients: addresses that may connect, see :func:`pyams_zmq.auth.parse_clients`
     :param curve: keys of the device and its clients (RFC 26/CURVEZMQ)
-    :raises ValueError: for an unknown device, or for rules that cannot be understood
+    :raises ValueError: for an unknown device, an `in` socket without a type, or rules that cannot
+        be understood
     """
 
     native: bool = True
     """Use the loop of libzmq where it does the job; else always that of Python"""
 
     context_factory: Callable[[], Any] | None = None
-    """Gives a context, which its maker terminates; None for one that the device makes and ends"""
+    """Gives a context, which its maker terminates; None for one that the device makes and ends
+
+    A device in a process calls it there, for a new context, which the device ends.
+    """
 
     bind_timeout: float = 2.0
     max_message_size: int = 32 * 1024 * 1024
@@ -218,7 +227,10 @@ class Device:
         types = _TYPES[zmq.DeviceType(device_type)]
         self._in = _Side('in', types[0] if in_type is None else in_type)
         self._out = _Side('out', types[1] if out_type is None else out_type)
+        if self._in.type < 0:
+            raise ValueError(f'Bad in_type {in_type}: name a type, only out_type may be -1')
         self._mon: _Side | None = None
+        self._lock = RLock()  # of start and stop
         self._auth = auth
         self.users = parse_users(auth)
         self.clients = parse_clients(clients)
@@ -256,8 +268,8 @@ class Device:
         :param max_port: port above the highest one
         :param max_tries: number of ports to try
         :return: the port
-        :raises ValueError: for an address that has no port or cannot be understood, or for ports
-            that are none
+        :raises ValueError: for an address that has no port, has a name instead of a number, or
+            cannot be understood, or for ports that are none
         :raises ZMQBindError: no port is free, or the host is none of this machine
         """
         return self._in.bind_to_random_port(addr, _ports(min_port, max_port, max_tries))
@@ -317,8 +329,14 @@ class Device:
         self._launch()
         try:
             self.join()
+            while self._was_restarted():
+                self.join()
         finally:
             self._end()
+
+    def _was_restarted(self) -> bool:
+        with self._lock:
+            return self._runner is not None and bool(self._runner.is_alive)
 
     def stop(self) -> None:
         """End the device; what it has taken is sent, for a second.
@@ -338,12 +356,15 @@ class Device:
     def restart(self) -> None:
         """End the device, if it runs, and start it again with the addresses that it had.
 
+        The addresses are bound when this returns; it does not wait for the end.
+
         :raises ValueError: users or keys cannot be read; a device that runs goes on
-        :raises Exception: see :meth:`start`
+        :raises Exception: see :meth:`BackgroundDevice.start`
         """
         self._read_access()
-        self._end()
-        self.start()
+        with self._lock:
+            self._end()
+            self._launch()
 
     def reload(self) -> None:
         """Read users and keys again, from the file or folder that was given.
@@ -393,9 +414,10 @@ class Device:
         :param timeout: seconds; None waits without end
         :raises Exception: the error by which the device has ended
         """
-        if self._runner is not None:
-            self._runner.join(timeout)
-            self._runner.check()
+        runner = self._runner
+        if runner is not None:
+            runner.join(timeout)
+            runner.check()
 
     @property
     def done(self) -> bool:
@@ -423,23 +445,32 @@ class Device:
             self._end()
 
     def _launch(self) -> None:
-        if self._runner is not None and self._runner.is_alive:
-            raise ZMQStartError(f'{self} runs already')
-        self._read_access()  # else a user who was removed before a SIGHUP would come back
+        with self._lock:
+            if self._runner is not None and self._runner.is_alive:
+                raise ZMQStartError(f'{self} runs already: stop it first, or restart it')
+            self._read_access()  # else a user who was removed before a SIGHUP would come back
+            self._check()
+            try:
+                self._runner = self._make_runner()
+            except BaseException:
+                self._runner = None
+                raise
+            finally:
+                self._release_bindings()
+            for side in self._sides:
+                for binding, address in zip(
+                    side.bindings, self._runner.addresses[side.name], strict=True
+                ):
+                    binding.address = address
+
+    def _check(self) -> None:
         if self._has_inproc and not self._reaches_inproc:
-            raise ValueError('Nobody reaches an inproc:// address in another process')
+            raise ValueError(
+                f'Nobody reaches the inproc:// address of {self} in another process: use '
+                'a device in a thread, or tcp:// or ipc://'
+            )
         if not self._owns_context and (self.users or self.clients or self.curve):
             raise ValueError('Access rules need a context of their own, and no inproc:// address')
-        self._runner = None
-        try:
-            self._runner = self._make_runner()
-        finally:
-            self._release_bindings()
-        for side in self._sides:
-            for binding, address in zip(
-                side.bindings, self._runner.addresses[side.name], strict=True
-            ):
-                binding.address = address
 
     def _make_runner(self) -> Any:
         return ThreadRunner(self)
@@ -452,9 +483,10 @@ class Device:
         return self._runner
 
     def _end(self) -> None:
-        self._release_bindings()
-        if self._runner is not None:
-            self._runner.stop()
+        with self._lock:
+            self._release_bindings()
+            if self._runner is not None:
+                self._runner.stop()
 
     def _release_bindings(self) -> None:
         for side in self._sides:
@@ -510,7 +542,8 @@ class Device:
         return Relay(sockets[0], sockets[1], monitor, self._prefixes)
 
     def __str__(self) -> str:
-        return f'{type(self).__name__} of {" and ".join(side.name for side in self._sides)}'
+        sides = (f'{side.name} {" ".join(side.addresses) or "nowhere"}' for side in self._sides)
+        return f'{type(self).__name__} ({", ".join(sides)})'
 
 
 class BackgroundDevice(Device):
@@ -521,9 +554,10 @@ class BackgroundDevice(Device):
 
         :raises ZMQBindError: an address cannot be bound
         :raises ZMQStartError: it runs already, or gevent has patched the program
-        :raises ZMQTimeoutError: a process is not ready after 10 seconds
+        :raises ZMQTimeoutError: a process is not ready after 10 seconds, and `bind_timeout` for
+            each address
         :raises ValueError: users or keys cannot be read; access rules in a context that others
-            use, too; an `inproc://` address for a process
+            use, too; an `inproc://` address, or a context of the owner, for a process
         :raises zmq.ZMQError: libzmq does not take the type or an option of a socket
         """
         self._launch()
@@ -538,8 +572,23 @@ class _InProcess(BackgroundDevice):
     def _owns_context(self) -> bool:
         return True
 
+    def _make_context(self) -> Any:
+        context = super()._make_context()
+        threads = _count_threads()
+        context.socket(zmq.PAIR, socket_class=zmq.Socket).close()  # the first one starts them
+        if _count_threads() == threads:
+            raise ValueError(
+                f'context_factory of {self} gave a context whose threads are in another process: '
+                'let it make a new one, as zmq.Context does'
+            )
+        return context
+
     def _make_runner(self) -> Any:
         return ProcessRunner(self)
+
+
+def _count_threads() -> int:
+    return len(os.listdir('/proc/self/task'))
 
 
 class ThreadDevice(BackgroundDevice):
@@ -559,10 +608,13 @@ class Proxy(Device):
     :param out_type: type of the `out` socket
     :param mon_type: type of the `mon` socket
     :param access: `auth`, `clients` and `curve`, see :class:`Device`
+    :raises ValueError: for a monitor that cannot send, or as a :class:`Device` does
     """
 
     def __init__(self, in_type: int, out_type: int, mon_type: int = zmq.PUB, **access: Any):
         super().__init__(QUEUE, in_type, out_type, **access)
+        if mon_type in (-1, *CANNOT_SEND):
+            raise ValueError(f'Bad mon_type {mon_type}: a monitor sends, as PUB and PUSH do')
         # An XPUB socket would collect the subscriptions, which nobody reads here.
         is_publisher = mon_type in (zmq.PUB, zmq.XPUB)
         self._monitor = self._mon = _Side('mon', zmq.PUB if is_publisher else mon_type)

@@ -32,17 +32,14 @@ send_frame = zmq.backend.Socket.send
 """Send bytes, with flags: ``send_frame(socket, data, NOBLOCK)``"""
 
 
-def receive(socket: Any, flags: int = NOBLOCK) -> list[bytes] | None:
-    """Receive a message, if there is one.
-
-    :param flags: 0 to wait for the `RCVTIMEO` of the socket
-    """
+def receive(socket: Any) -> list[bytes] | None:
+    """Receive a message, if there is one."""
     try:
-        frame = socket.recv(flags, False)
+        frame = socket.recv(NOBLOCK, False)
     except zmq.Again:
         return None
     frames = [frame.bytes]
     while frame.more:
-        frame = socket.recv(flags, False)
+        frame = socket.recv(NOBLOCK, False)
         frames.append(frame.bytes)
     return frames

@@ -14,13 +14,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from functools import cached_property, partial
 from math import inf
 from typing import Any
-from uuid import uuid4
 
 import zmq
 from zope.interface import implementer
@@ -28,10 +25,10 @@ from zope.interface import implementer
 from pyams_zmq.auth import ANONYMOUS, Peer
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.interfaces import IZMQMessageHandler
-from pyams_zmq.message import DRAINING, DRAINING_REPLY, decode_request, encode
+from pyams_zmq.late import LateReply, MethodThreads, call_in_thread, call_plain, error_reply
+from pyams_zmq.message import DRAINING, decode_request, encode
 from pyams_zmq.method import Method, methods_of, zmq_method
 from pyams_zmq.request import call_with_request
-from pyams_zmq.stream import Reply
 
 __all__ = ['ZMQMessageHandler', 'zmq_method']
 
@@ -103,7 +100,9 @@ class ZMQMessageHandler:
                     'which needs a thread of its own where messages are answered at the same time: '
                     'make it a plain method, or leave concurrency at 1'
                 )
-            if not method.is_async and (self._concurrency > 1 or method.timeout is not None):
+            # Where nobody waits for a reply, there is no deadline either.
+            has_deadline = method.timeout is not None and hasattr(stream, 'detach')
+            if not method.is_async and (self._concurrency > 1 or has_deadline):
                 self._methods[name] = method._replace(in_thread=True)
         # Replies that are still owed; the process waits for them before it stops.
         self._owed: set[asyncio.Future[Any]] = getattr(process, 'owed_replies', set())
@@ -120,28 +119,25 @@ class ZMQMessageHandler:
             if call is None:
                 result = method.call(*frames)
             elif method.in_thread:
-                loop = asyncio.get_running_loop()
-                future = loop.run_in_executor(self._threads, _call_in_thread, call)
-                _LateReply(self, method).wait_for(future)
+                future = self._threads.run(partial(call_in_thread, call))
+                LateReply(self.rep_stream, method, self._owed).wait_for(future)
                 return
             else:
                 result = call()
             if type(result) not in _RESULTS and isinstance(result, Awaitable):
-                _LateReply(self, method).wait_for_result(result)
+                LateReply(self.rep_stream, method, self._owed).wait_for_result(result)
                 return
             reply = encode(result)
         except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
-            reply = _error_reply(error)
+            reply = error_reply(error)
         try:
             self._send(reply)
         except Exception:
             LOGGER.exception('A reply could not be sent')
 
     @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(
-            self._concurrency, 'pyams_zmq', getattr(self.process, '_enter_thread', None)
-        )
+    def _threads(self) -> MethodThreads:
+        return MethodThreads(getattr(self.process, '_enter_thread', lambda: None))
 
     def _prepare(self, frames: list[Any]) -> tuple[Method, Callable[[], Any] | None]:
         """Find the method for a message, and put its arguments into the frames.
@@ -177,7 +173,7 @@ class ZMQMessageHandler:
             call = partial(call, peer=peer)
         if method.wants_request:
             if method.in_thread:
-                call = partial(_call_plain, call)
+                call = partial(call_plain, call)
             call = partial(call_with_request, self.process.registry, call)
         return method, call
 
@@ -194,113 +190,3 @@ class ZMQMessageHandler:
         if authenticator is not None and not authenticator.policy.admits(peer.user):
             raise ZMQMessageError(401, 'Your access was withdrawn')
         return peer
-
-
-class _LateReply:
-    """The reply to a message whose method runs beside the loop, or is awaited in it.
-
-    :param handler: message handler that has called it
-    :param method: the method
-    """
-
-    def __init__(self, handler: ZMQMessageHandler, method: Method):
-        detach = getattr(handler.rep_stream, 'detach', None)
-        self._reply = Reply(handler.rep_stream.send) if detach is None else detach()
-        self._owed = handler._owed
-        self._method = method
-        self._timer: asyncio.TimerHandle | None = None
-        if method.timeout is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(method.timeout, self._pass_deadline)
-
-    def wait_for_result(self, result: Awaitable[Any]) -> None:
-        """Wait for what a method has returned."""
-        self.wait_for(asyncio.ensure_future(self._await_reply(result)))
-
-    def wait_for(self, future: 'asyncio.Future[Any]') -> None:
-        """Wait for the reply, or for what is to be awaited for it."""
-        self._future = future
-        self._owed.add(future)
-        future.add_done_callback(self._finish)
-
-    def _pass_deadline(self) -> None:
-        name = getattr(self._method.call, '__name__', '')
-        text = f'{name!r} has not ended after {self._method.timeout} s'
-        LOGGER.warning('%s', text)
-        _send(self._reply, encode([504, text]))
-        self._owed.discard(self._future)
-        self._cancel()
-
-    def _cancel(self) -> None:
-        if isinstance(self._future, asyncio.Task):  # nothing can end a thread
-            self._future.cancel()
-
-    def _finish(self, future: 'asyncio.Future[Any]') -> None:
-        self._owed.discard(future)
-        # A task that is cancelled before its first step has not even run the handler.
-        result = DRAINING_REPLY if future.cancelled() else future.result()
-        if not isinstance(result, bytes):
-            self.wait_for_result(result)
-            if self._reply.is_sent:
-                self._cancel()
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        _send(self._reply, result)
-        self._reply.end()
-
-    async def _await_reply(self, result: Awaitable[Any]) -> bytes:
-        try:
-            return encode(await result)
-        except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
-            if self._reply.is_sent and isinstance(error, asyncio.CancelledError):
-                return b''  # which was the deadline
-            return _error_reply(error)
-
-
-def _send(target: Any, reply: bytes) -> None:
-    try:
-        target.send(reply)
-    except Exception:
-        LOGGER.exception('A reply could not be sent')
-
-
-def _call_in_thread(call: Callable[[], Any]) -> Any:
-    """Call a method; return the reply, or what is to be awaited for it."""
-    try:
-        result = call()
-        return result if isinstance(result, Awaitable) else encode(result)
-    except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
-        return _error_reply(error)
-
-
-def _call_plain(call: Callable[..., Any], **options: Any) -> Any:
-    """Call a method whose request belongs to this thread."""
-    result = call(**options)
-    if isinstance(result, Awaitable):
-        if isinstance(result, Coroutine):
-            result.close()
-        raise TypeError(f'{call} takes a request, and cannot be awaited: make it an `async def`')
-    return result
-
-
-def _error_reply(error: BaseException) -> bytes:
-    """Turn an exception into an answer; nothing it holds can prevent that."""
-    try:
-        if isinstance(error, ZMQMessageError):
-            LOGGER.debug('Message refused: %s', error)
-            return encode([error.status, error.text])
-    except Exception as nested:  # noqa: BLE001 - a text which is no JSON: the handler's mistake
-        error = nested
-    error_id = uuid4().hex[:12]
-    try:
-        LOGGER.error('Message handler failed, error id %s', error_id, exc_info=error)
-    except BaseException as nested:  # noqa: BLE001 - the traceback itself could not be printed
-        with suppress(BaseException):
-            LOGGER.error(
-                'Message handler failed, error id %s, with an unprintable %s (%s)',
-                error_id,
-                type(error).__name__,
-                type(nested).__name__,
-            )
-    return encode([500, f'Internal error, see the log of the service under id {error_id}'])

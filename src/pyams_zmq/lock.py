@@ -26,8 +26,19 @@ __docformat__ = 'restructuredtext'
 
 # Locks of this process, by the real path of their file: a record lock ends when its process closes
 # any descriptor of the file, so nobody here may open it once more.
-_own: dict[str, 'IPCLock'] = {}
-os.register_at_fork(after_in_child=_own.clear)
+_own: dict[str, 'IPCLock | NameLock'] = {}
+
+
+def _forget() -> None:
+    # A child has no record locks; the descriptors would make it believe that it had.
+    for lock in _own.values():
+        fd, lock._fd = lock._fd, None
+        if fd is not None:
+            os.close(fd)
+    _own.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 _PREFIX = 'pool-'
@@ -68,16 +79,13 @@ class IPCLock:
 
     def _lock(self) -> None:
         while self._fd is None:
-            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _same_file(fd, self._lock_path):  # else its former holder removed it just now
-                    self._fd = fd
-            except (BlockingIOError, PermissionError):
-                raise self._in_use() from None
-            finally:
-                if self._fd is None:
-                    os.close(fd)
+            fd = _lock_file(self._lock_path)
+            if fd is None:
+                raise self._in_use()
+            if _same_file(fd, self._lock_path):
+                self._fd = fd
+            else:  # its former holder has removed it just now
+                os.close(fd)
 
     def _look_for_others(self) -> None:
         if _is_served(self.path):  # by a program which knows nothing of our locks
@@ -114,34 +122,49 @@ class NameLock:
     """
 
     def __init__(self, name: str):
-        _user_folder()
-        self._file_name = f'{hashlib.sha256(name.encode()).hexdigest()}.lock'
+        file_name = f'{hashlib.sha256(name.encode()).hexdigest()}.lock'
+        self._path = os.path.join(_user_folder(), file_name)
         self._fd: int | None = None
 
     def acquire(self) -> bool:
-        """Try to take the name; touch its file, if this process has it already.
+        """Try to take the name; touch its file, if this lock has it already.
 
         :raises OSError: what the file system says
-        :return: true if this process has it
+        :return: true if this lock has it; false if another process has it, or another lock of
+            this one
         """
         if self._fd is not None:
             os.utime(self._fd)
             return True
-        path = os.path.join(_user_folder(), self._file_name)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            os.close(fd)
+        if _own.setdefault(self._path, self) is not self:
             return False
-        self._fd = fd
-        return True
+        try:
+            _user_folder()
+            self._fd = _lock_file(self._path, os.O_NOFOLLOW)
+        finally:
+            if self._fd is None:
+                del _own[self._path]
+        return self._fd is not None
 
     def release(self) -> None:
         """Give the name back; twice does no harm."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)  # the file stays: who removes it takes it from one who has just opened it
+            del _own[self._path]
+
+
+def _lock_file(path: str, flags: int = 0) -> int | None:
+    """Open a file, and lock it; give its descriptor, or None if another process has the lock."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        return None
+    return fd
 
 
 class PrivateFolder:

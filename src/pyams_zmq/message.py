@@ -19,6 +19,7 @@ refused, in both directions.
 """
 
 import json
+import sys
 from math import isfinite
 from time import time
 from typing import Any
@@ -122,9 +123,24 @@ def check_timeout(timeout: Any) -> float:
 
     :raises ValueError: if it is none, or not above 0
     """
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, (int, float))
+        or not timeout > 0
+        or (isinstance(timeout, int) and timeout > sys.maxsize)
+    ):
         raise ValueError(f'Bad timeout {timeout!r}: write a number of seconds above 0')
     return timeout
+
+
+def check_concurrency(concurrency: Any) -> int:
+    """Check a number of messages at a time.
+
+    :raises ValueError: if it is none, or below 1
+    """
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        raise ValueError(f'Bad concurrency {concurrency!r}: write 1 or more')
+    return concurrency
 
 
 def check_retries(retries: Any) -> int:

@@ -23,6 +23,7 @@ from pyams_zmq.message import check_timeout
 __docformat__ = 'restructuredtext'
 
 _WRAPPED = (staticmethod, classmethod, partialmethod, singledispatchmethod)
+_LONGEST = 1e8  # seconds: some years, which loops can still count
 _T = TypeVar('_T')
 
 
@@ -55,6 +56,7 @@ class Method(NamedTuple):
     """A method of a message handler."""
 
     call: Callable[..., Any]
+    name: str = ''
     least: int = 0
     """Frames of a message that it takes at least"""
     most: float = inf
@@ -88,9 +90,9 @@ def methods_of(handler: Any) -> dict[str, Method]:
         ):
             call = getattr(handler, name)
             if isinstance(attribute, singledispatchmethod):
-                methods[name] = Method(call)  # each of its functions has a signature
+                methods[name] = Method(call, name)  # each of its functions has a signature
             elif callable(call):
-                methods[name] = _inspect(call)
+                methods[name] = _inspect(call, name)
             else:
                 continue
             options = getattr(attribute, 'zmq_options', getattr(call, 'zmq_options', (None, None)))
@@ -98,12 +100,12 @@ def methods_of(handler: Any) -> dict[str, Method]:
     return _complete(type(handler), methods)
 
 
-def _inspect(call: Callable[..., Any]) -> Method:
+def _inspect(call: Callable[..., Any], name: str) -> Method:
     """Read the signature of a method."""
     try:
         parameters = signature(call).parameters.values()
     except ValueError:  # some builtins have none
-        return Method(call)
+        return Method(call, name)
     positional = [
         item
         for item in parameters
@@ -113,14 +115,15 @@ def _inspect(call: Callable[..., Any]) -> Method:
     varies = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
     keywords = {item.name for item in parameters if item.kind is Parameter.KEYWORD_ONLY}
     most = inf if varies else len(positional)
-    return Method(
-        call, least, most, 'peer' in keywords, 'request' in keywords, iscoroutinefunction(call)
-    )
+    is_async = iscoroutinefunction(call)
+    return Method(call, name, least, most, 'peer' in keywords, 'request' in keywords, is_async)
 
 
 def _complete(cls: type, methods: dict[str, Method]) -> dict[str, Method]:
     """Fill in what the class says of all its methods; a method of that name is no declaration."""
-    timeout: Any = None if 'timeout' in methods else getattr(cls, 'timeout', None)
+    timeout: Any = getattr(cls, 'timeout', None)
+    if not timeout or not isinstance(timeout, (int, float)):
+        timeout = None  # something else of that name, in a class which is older than ours
     repeatable: Any = False if 'repeatable' in methods else getattr(cls, 'repeatable', False)
     if timeout is not None:
         check_timeout(timeout)
@@ -136,6 +139,6 @@ def _complete(cls: type, methods: dict[str, Method]) -> dict[str, Method]:
         limit = timeout if method.timeout is None else method.timeout
         again = name in repeatable if method.repeatable is None else method.repeatable
         methods[name] = method._replace(
-            timeout=None if limit in (None, inf) else limit, repeatable=again
+            timeout=None if limit is None or limit > _LONGEST else limit, repeatable=again
         )
     return methods

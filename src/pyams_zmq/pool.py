@@ -29,8 +29,8 @@ from pyams_zmq.child import ReadyProcess, StopOrder
 from pyams_zmq.curve import CurveServer
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
 from pyams_zmq.lock import PrivateFolder
-from pyams_zmq.message import decode_reply
-from pyams_zmq.process import ZMQProcess, check_concurrency
+from pyams_zmq.message import check_concurrency, decode_reply
+from pyams_zmq.process import ZMQProcess
 from pyams_zmq.supervisor import Child, OwnedSupervisor
 from pyams_zmq.tree import open_pidfd
 from pyams_zmq.words import Word
@@ -347,8 +347,7 @@ class _PoolSupervisor(OwnedSupervisor):
 
     def _replace(self) -> None:
         if self._replacement is None:
-            # A second reload, in the middle of the first one, has listed workers that are gone now.
-            while self._to_replace and self._to_replace[0] not in self._children:
+            while self._to_replace and self._to_replace[0].retired:  # since a second SIGHUP
                 self._to_replace.popleft()
             if self._to_replace and self._has_been_ready:
                 old = self._to_replace.popleft()

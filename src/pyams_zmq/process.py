@@ -42,6 +42,7 @@ from pyams_zmq.interfaces import (
     ZMQProcessStoppedEvent,
 )
 from pyams_zmq.lock import IPCLock
+from pyams_zmq.message import check_concurrency
 from pyams_zmq.stream import ReplyStream, ZMQStream
 from pyams_zmq.tree import become_subreaper, end_tree, start_no_more, wait_for_tree
 from pyams_zmq.watchdog import END_GRACE, Watchdog
@@ -408,14 +409,25 @@ class ZMQProcess(ReadyProcess):
         self._drain_task = asyncio.ensure_future(self._drain())
 
     async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.drain_timeout - TERM_GRACE
+        streams = [stream for stream in self._streams if isinstance(stream, ReplyStream)]
         received = self._count_received()
         for _turn in range(REFUSAL_TURNS):
             while self.owed_replies:
                 await asyncio.wait(self.owed_replies)
+            for stream in streams:
+                stream.refuse()
             await asyncio.sleep(REFUSAL_TURN)
             former, received = received, self._count_received()
             if received == former and not any(stream.readable() for stream in self._streams):
                 break
+        while (  # noqa: ASYNC110 - a stop is rare, an event would cost each message something
+            late := sum(stream.in_hand for stream in streams)
+        ) and loop.time() < deadline:
+            await asyncio.sleep(REFUSAL_TURN)
+        if late:
+            LOGGER.warning('%s ends %s methods that have passed their deadline', self.name, late)
         self._stop_loop()
 
     def _count_received(self) -> int:
@@ -456,15 +468,6 @@ def process_exit_func(process: Any = None) -> None:
     """
     if process is not None:
         process.stop()
-
-
-def check_concurrency(concurrency: int) -> None:
-    """Check a number of messages that are answered at a time.
-
-    :raises ValueError: if it is below 1
-    """
-    if concurrency < 1:
-        raise ValueError(f'Bad concurrency {concurrency!r}: write 1 or more')
 
 
 def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:

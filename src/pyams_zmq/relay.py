@@ -75,7 +75,8 @@ class Statistics(NamedTuple):
     :ivar in_to_out: what came in on the `in` socket
     :ivar out_to_in: what came in on the `out` socket
     :ivar unroutable: messages that were dropped: their peer cannot be reached or takes nothing, or
-        the other socket is one that cannot send
+        the other socket is one that cannot send; what a ROUTER socket drops is counted with
+        `ROUTER_MANDATORY` only
     :ivar unmonitored: messages that the monitor did not take; what a PUB socket drops is not
         counted
     """
@@ -87,7 +88,7 @@ class Statistics(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Numbers of :class:`Statistics` which can be added up; of the messages, -1 is unknown."""
+    """Numbers of :class:`Statistics` which can be added up; libzmq counts no messages."""
 
     in_frames: int = 0
     in_bytes: int = 0
@@ -266,7 +267,8 @@ def _send(socket: Any, frames: list[bytes]) -> bool:
             socket.send(frame, _NOW_MORE)
         socket.send(frames[-1], _NOW)
     except zmq.ZMQError as error:
-        # Only a first frame can fail so: libzmq finds the peer, and room for a message, with it.
+        # All or nothing: libzmq finds the peer, and room for a message, with the first frame. When
+        # the peer leaves between two frames (EAGAIN), it forgets the message so far.
         if error.errno not in _UNDELIVERED:
             raise
         return False

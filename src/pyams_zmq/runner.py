@@ -13,6 +13,7 @@
 """PyAMS_zmq.runner module: the thread, and the process, in which a device runs."""
 
 import atexit
+import errno
 import logging
 import os
 import signal
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import ceil, inf
 from multiprocessing.connection import Pipe, wait
-from threading import RLock, Thread
+from threading import RLock, Thread, get_ident
 from time import monotonic
 from typing import Any
 from weakref import WeakSet
@@ -55,7 +56,7 @@ COMMAND_TIMEOUT = 2.0
 """Seconds that a device gets to answer its owner"""
 
 START_TIMEOUT = 10.0
-"""Seconds that a device gets to bind its addresses"""
+"""Seconds that a process gets to start, besides those in which it waits for its addresses"""
 
 STOP_TIMEOUT = 1.0
 """Seconds after which a device that waits for a peer is stopped the hard way"""
@@ -90,6 +91,8 @@ class ThreadRunner:
         self._asked = self._answered = 0
         self._holds = self._held = 0
         self._is_paused = self._says_no_more = self._is_released = False
+        self._commanders: set[int] = set()
+        self._stop_is_due = False
         self._sockets: list[Any] = []
         self._locks: dict[str, IPCLock] = {}
         self._authenticator: Authenticator | None = None
@@ -98,11 +101,11 @@ class ThreadRunner:
         self._steering = self._context.socket(zmq.PAIR, socket_class=zmq.Socket)
         try:
             self._open()
+            self.launcher = Thread(target=self._run, name=f'pyams_zmq {device}', daemon=True)
+            self.launcher.start()
         except BaseException:
             self._close()
             raise
-        self.launcher = Thread(target=self._run, name=f'pyams_zmq {device}', daemon=True)
-        self.launcher.start()
         _runners.add(self)
 
     # In the thread of the owner
@@ -163,6 +166,11 @@ class ThreadRunner:
         """End the thread."""
         if not self.is_alive:
             return
+        if get_ident() in self._commanders:
+            # A signal handler has interrupted a command, which uses the socket, and has the lock,
+            # for which the thread would wait at its end: the command stops the device.
+            self._stop_is_due = True
+            return
         with suppress(_Ended), self._command():
             try:
                 self._hold(STOP_TIMEOUT)
@@ -177,13 +185,22 @@ class ThreadRunner:
 
     @contextmanager
     def _command(self) -> Iterator[None]:
-        with self._lock:
-            if self._says_no_more or self._is_released:
-                raise _Ended
-            try:
+        me = get_ident()
+        is_first = me not in self._commanders
+        self._commanders.add(me)
+        try:
+            with self._lock:
+                if self._says_no_more or self._is_released:
+                    raise _Ended
                 yield
-            except zmq.ContextTerminated:
-                raise _Ended from None
+        except zmq.ContextTerminated:
+            raise _Ended from None
+        finally:
+            if is_first:
+                self._commanders.discard(me)
+                if self._stop_is_due:
+                    self._stop_is_due = False
+                    self.stop()
 
     def _raise_end(self) -> None:
         self.launcher.join()
@@ -208,9 +225,10 @@ class ThreadRunner:
         deadline = monotonic() + timeout
         while self._answered < self._asked or self._held < self._holds:
             left = max(0, ceil((deadline - monotonic()) * 1000))
-            if not self._steering.poll(left):
+            if self._steering.poll(left):
+                self._take_answer(self._steering.recv_multipart())
+            elif not left:  # else a signal handler may have taken the answers meanwhile
                 raise ZMQTimeoutError(f'{self._device} waits for a peer that takes nothing')
-            self._take_answer(self._steering.recv_multipart())
 
     def _take_answer(self, frames: list[bytes]) -> None:
         if frames == [_ENDED]:
@@ -245,7 +263,8 @@ class ThreadRunner:
         sockets: list[Any] = []
         for side in self._device._sides:
             is_single = side.type < 0
-            socket = sockets[0] if is_single else self._make_socket(side.type)
+            with _naming(f'type {side.type} of the {side.name} socket'):
+                socket = sockets[0] if is_single else self._make_socket(side.type)
             sockets.append(socket)
             if not is_single:
                 limit(socket, self._device, self._device.max_message_size)
@@ -253,9 +272,11 @@ class ThreadRunner:
         return sockets
 
     def _configure(self, socket: Any, side: Any) -> None:
+        if any(address.startswith('tcp://[') for address in side.addresses):
+            socket.ipv6 = True
         for option, value in side.options:
-            socket.setsockopt(option, value)
-        socket.ipv6 = any(address.startswith('tcp://[') for address in side.addresses)
+            with _naming(f'option {_name(option)} of the {side.name} socket'):
+                socket.setsockopt(option, value)
         if side.bindings and self._has_context:
             protect(socket, self._device.curve, bool(self._device.users))
         self.addresses[side.name] = [self._bind(socket, binding) for binding in side.bindings]
@@ -316,6 +337,23 @@ class ThreadRunner:
         self._close()
         self._on_end()
 
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Say in an error what libzmq does not take; not its value, which may be a password."""
+    try:
+        yield
+    except zmq.ZMQError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise zmq.ZMQError(error.errno, f'{error.strerror}: {what}') from None
+
+
+def _name(option: int) -> str:
+    return zmq.SocketOption(option).name if option in _OPTIONS else str(option)
+
+
+_OPTIONS = frozenset(map(int, zmq.SocketOption))
 
 _runners: WeakSet[ThreadRunner] = WeakSet()
 
@@ -458,6 +496,11 @@ def _ignore(num: int, frame: Any) -> None:
     pass
 
 
+def _start_timeout(device: Any) -> float:
+    bindings = sum(len(side.bindings) for side in device._sides)
+    return START_TIMEOUT + bindings * float(device.bind_timeout)
+
+
 class ProcessRunner:
     """A device that runs in a child; the child has a :class:`ThreadRunner`.
 
@@ -474,7 +517,7 @@ class ProcessRunner:
         self.launcher = _DeviceProcess(device)
         self.launcher.start()
         try:
-            self.addresses: dict[str, list[str]] = self._hear(START_TIMEOUT)[1]
+            self.addresses: dict[str, list[str]] = self._hear(_start_timeout(device))[1]
             self.check()
         except BaseException:
             self.launcher.stop()
@@ -547,11 +590,14 @@ class ProcessRunner:
 
     def _hear(self, timeout: float) -> tuple[str, Any]:
         """Give the next word of the process; the last one is `ended`."""
-        if not self.launcher.pipe.poll(timeout):
-            raise ZMQTimeoutError(f'{self._device} does not answer')
         try:
+            self._wait(timeout)
             word, value = self.launcher.pipe.recv()
+        except ZMQTimeoutError:
+            raise
         except (EOFError, OSError):
+            if self._has_ended:  # a signal handler has stopped it in the meantime
+                return 'ended', None
             wait_for_exit(self.launcher, 1)
             text = f'{self._device} ended with exit code {self.launcher.exitcode}'
             word, value = 'ended', (ZMQClosedError(text), self._counts)
@@ -560,3 +606,12 @@ class ProcessRunner:
             self.error, self._counts = value
             self.launcher.pipe.close()
         return word, value
+
+    def _wait(self, timeout: float) -> None:
+        pipe = self.launcher.pipe
+        if pipe.poll(timeout):
+            return
+        if self.is_alive:
+            raise ZMQTimeoutError(f'{self._device} does not answer')
+        if not pipe.poll(0):  # another fork of the owner has the other end of the pipe, too
+            raise EOFError

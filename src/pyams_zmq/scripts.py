@@ -28,7 +28,7 @@ from pyramid.threadlocal import manager
 
 from pyams_zmq.config import services_of
 from pyams_zmq.curve import CurveClient
-from pyams_zmq.process import check_concurrency
+from pyams_zmq.message import check_concurrency
 from pyams_zmq.supervisor import Supervisor
 from pyams_zmq.worker import PoolWorker, check_interval
 

@@ -238,15 +238,10 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
     return [503, TIMEOUT] if frames is None else decode_reply(frames[-1])
 
 
-def is_patched() -> bool:
-    """Tell if gevent has replaced what waits."""
-    return not isinstance(select.poll, BuiltinFunctionType)
-
-
 def wait_for(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
     """Wait until a socket has one of the events; return those which have."""
     timeout = max(0, min(timeout, _LONGEST_WAIT))
-    if not is_patched():
+    if isinstance(select.poll, BuiltinFunctionType):
         ready = zmq.zmq_poll([(socket, flags) for socket in sockets], ceil(timeout * 1000))
         return [socket for socket, _events in ready]
     # This program is patched by gevent: its own poll lets other greenlets run, libzmq's would

@@ -14,6 +14,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
@@ -222,6 +223,11 @@ class ZMQStream(BaseZMQStream):
             msg = self._receive()
         except zmq.Again:
             return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EFSM:
+                raise
+            self.socket.get(EVENTS)  # it is not the turn of a REQ, and nothing was looked at
+            return False
         self.received += 1
         if msg is None or self._recv_callback is None:
             return True
@@ -256,7 +262,7 @@ class ZMQStream(BaseZMQStream):
             status = self._transmit(msg, **kwargs)
         except zmq.Again:  # the peer has left since the events were read
             return
-        except zmq.ZMQError as error:
+        except Exception as error:  # noqa: BLE001 - whatever cannot be sent must not stay in front
             LOGGER.error('A message cannot be sent: %s', error)
             status = error
         self._send_queue.get()
@@ -341,9 +347,17 @@ class ReplyStream(ZMQStream):
         self.in_hand += 1
         return Reply(partial(self._reply_to, envelope), self._end_reply)
 
+    def refuse(self) -> None:
+        """Take messages though late methods have all places: from now on they are refused."""
+        self.concurrency = sys.maxsize
+        self._rebuild_io_state()
+
     def _reply_to(self, envelope: list[Any], data: bytes) -> None:
         if not self.closed():
             self._route_reply(envelope, data)
+            if self._send_callback is not None:
+                self.io_loop.add_callback(self._run_callback, self._send_callback, [data], None)
+            self._rebuild_io_state()
 
     def _end_reply(self) -> None:
         self.in_hand -= 1
@@ -401,7 +415,8 @@ class ReplyStream(ZMQStream):
         if self.envelope is None and not self.closed():
             raise zmq.ZMQError(zmq.EFSM, 'There is no message to reply to')
         if flags & zmq.SNDMORE and self.envelope is not None:
-            self.envelope.extend(msg)
+            # Here a part that is no bytes is an error; later it would leave half a message.
+            self.envelope.extend([bytes(memoryview(part)) for part in msg])
         else:
             super().send_multipart(msg, flags, *args, **kwargs)
 

@@ -40,6 +40,7 @@ from pyams_zmq.message import (
 )
 from pyams_zmq.outbox import describe_reply
 from pyams_zmq.process import ZMQProcess
+from pyams_zmq.stream import Reply
 
 __docformat__ = 'restructuredtext'
 
@@ -203,8 +204,12 @@ class RecordingClient:
 class _Catcher:
     """A stream that keeps the reply."""
 
-    def __init__(self) -> None:
+    def __init__(self, concurrency: int) -> None:
+        self.concurrency = concurrency
         self.replies: list[bytes] = []
+
+    def detach(self) -> Reply:
+        return Reply(self.send)
 
     def send(self, reply: bytes) -> None:
         self.replies.append(reply)
@@ -213,7 +218,7 @@ class _Catcher:
 def _serve(handler: Any) -> Callable[[bytes], bytes]:
     """Make a function that answers as the process of a message handler would."""
     process = handler if isinstance(handler, ZMQProcess) else ZMQProcess(LOCAL, handler)
-    stream = _Catcher()
+    stream = _Catcher(process.concurrency)
     answer = process.handler(process, stream, process.stop)
 
     async def reply_to(data: bytes) -> bytes:

@@ -169,9 +169,7 @@ class Watchdog(Thread):
         timeouts = [max(0, due - monotonic()) for due in timeouts]
         if pidfd is None:
             timeouts.append(POLL_INTERVAL)
-        pulse = self._pulse
-        if pulse is not None:
-            pulse.beat()
+        if self._beat():
             timeouts.append(PULSE_INTERVAL)
         fds = [fd for fd in (self._wake_read, self._control, pidfd) if fd is not None]
         readable = poll(fds, min(timeouts))
@@ -181,6 +179,12 @@ class Watchdog(Thread):
         if self._control in readable:
             self._read_control()
         return pidfd in readable
+
+    def _beat(self) -> bool:
+        with self._lock:  # a beat after the rest would promise others
+            if self._pulse is not None:
+                self._pulse.beat()
+            return self._pulse is not None
 
     def _read_control(self) -> None:
         try:

@@ -59,6 +59,7 @@ WELCOME_TIMEOUT = 5.0
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
 _MISSED_BEATS = 3
+_CANCEL_GRACE = 0.02  # seconds for the end of a coroutine; meanwhile calls are given back
 _WAIT = 1  # milliseconds for the next call, before the loop has its turn
 _MIB = 1024 * 1024
 
@@ -141,9 +142,10 @@ class WorkerStream(ReplyStream):
             self.process.obey(*body)
             return None
         key = header[:KEY_SIZE]
-        if self.in_hand >= self.concurrency:  # what is late has the place of this call
-            self.process.leave('has a method that passed its deadline')
-        if self.process.is_leaving or self.process.draining:
+        is_full = self.in_hand >= self.concurrency  # what is late has the place of this call
+        if is_full:
+            self.process.check_late()
+        if is_full or self.process.is_leaving or self.process.draining:
             self.process.say(Word.RETURN, key)
             return None
         self.keys.add(key)
@@ -194,6 +196,7 @@ class PoolWorker(ZMQProcess):
     _announced = -inf
     _refusal: ZMQRefusedError | None = None
     _beats: 'Heartbeat | None' = None
+    _late_check: Any = None
 
     def __init__(
         self,
@@ -350,6 +353,16 @@ class PoolWorker(ZMQProcess):
             self._say_bye()  # before a reply which is about to be sent
             self._leave_task = asyncio.ensure_future(self._leave())
 
+    def check_late(self) -> None:
+        """Leave, if what is late does not end now: a coroutine, which is cancelled, does."""
+        if self._late_check is None:
+            self._late_check = self.loop.call_later(_CANCEL_GRACE, self._leave_if_late)
+
+    def _leave_if_late(self) -> None:
+        self._late_check = None
+        if self.rep_stream.is_late:
+            self.leave('has a method that passed its deadline')
+
     def _say_bye(self) -> None:
         self.is_leaving = True
         self._goodbye.clear()
@@ -379,7 +392,7 @@ class PoolWorker(ZMQProcess):
         super().run()
         if self._refusal is not None:
             raise self._refusal
-        if self.rep_stream.is_late:  # Python would wait for its thread, which nothing ends
+        if self.rep_stream.is_late:  # its thread goes on, and may wait for children
             start_no_more()
             end_tree(END_GRACE)
             os._exit(RECYCLED)
@@ -429,15 +442,17 @@ class Heartbeat(Thread):
         self.join()
 
 
-def check_interval(interval: float) -> None:
+def check_interval(interval: float) -> float:
     """Check seconds between two heartbeats.
 
+    :return: them
     :raises ValueError: if they are too few, which would keep broker and worker busy, or too many
     """
     if not MIN_INTERVAL <= interval <= MAX_INTERVAL:
         raise ValueError(
             f'Bad beat_interval {interval!r}: write {MIN_INTERVAL} to {MAX_INTERVAL} seconds'
         )
+    return interval
 
 
 def read_memory() -> int:
