@@ -880,6 +880,18 @@ def test_rolling_restart_again_before_it_is_over(folder, tmp_path):
         assert len(list(tmp_path.glob('flag.*'))) == 5
 
 
+def test_worker_is_stopped_before_it_says_anything(pool):
+    """It is replaced, and the rolling restart goes on."""
+    process = pool()
+    before = workers_of(process)
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+    known = set(children.read_text().split())
+    process.reload()
+    [new] = wait_until(lambda: set(children.read_text().split()) - known, TIMEOUT)
+    os.kill(int(new), signal.SIGSTOP)
+    assert int(new) not in wait_for_workers(process, before)
+
+
 @pytest.mark.parametrize('type_', ['wait_for', 'async_wait_for'])
 def test_rolling_restart_waits_for_a_long_call(pool, tmp_path, type_):
     process = pool(factory=type('Quick', (Pool,), {'drain_timeout': 0.2}))

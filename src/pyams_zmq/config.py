@@ -331,17 +331,11 @@ def _read_limit(kind: type, value: Any) -> Any:
     return number
 
 
-def _read_interval(value: Any) -> float:
-    number = float(value)
-    check_interval(number)
-    return number
-
-
 _NUMBERS: dict[str, Callable[[Any], Any]] = {
     **{name: partial(_read_limit, kind) for name, kind in (_LIMITS | _POOL_LIMITS).items()},
     'workers': partial(_read_limit, int),
     'concurrency': lambda value: check_concurrency(int(value)),
-    'beat_interval': _read_interval,
+    'beat_interval': lambda value: check_interval(float(value)),
     'timeout': lambda value: check_timeout(float(value)),
     'retries': lambda value: check_retries(int(value)),
     'send_deadline': asbool,

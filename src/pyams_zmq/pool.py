@@ -241,6 +241,7 @@ class _PoolSupervisor(OwnedSupervisor):
     """Runs the broker and the workers of a pool."""
 
     _replaces_all = True
+    _all_beat = True
 
     def __init__(self, pool: ZMQPool, pidfd: int | None, folder: PrivateFolder):
         local_address = f'ipc://{os.path.join(folder.path, "broker")}'

@@ -101,6 +101,7 @@ class Supervisor:
     hang_timeout: float = HANG_TIMEOUT
 
     _replaces_all = False  # also those that have stopped themselves
+    _all_beat = False  # all processes beat as soon as they run: one that never does hangs, too
 
     def __init__(
         self,
@@ -288,6 +289,8 @@ class Supervisor:
             process = child.factory()
             if self.hang_timeout:
                 pulse = process._pulse = child.resources.enter_context(closing(Pulse()))
+                if self._all_beat:
+                    pulse.beat()
             process.start()
         except Exception:
             LOGGER.exception('%s cannot be started', child.name)

@@ -441,15 +441,17 @@ class Heartbeat(Thread):
         self.join()
 
 
-def check_interval(interval: float) -> None:
+def check_interval(interval: float) -> float:
     """Check seconds between two heartbeats.
 
+    :return: them
     :raises ValueError: if they are too few, which would keep broker and worker busy, or too many
     """
     if not MIN_INTERVAL <= interval <= MAX_INTERVAL:
         raise ValueError(
             f'Bad beat_interval {interval!r}: write {MIN_INTERVAL} to {MAX_INTERVAL} seconds'
         )
+    return interval
 
 
 def read_memory() -> int:
