@@ -309,6 +309,18 @@ def test_give_back(bench):
     assert bench.replies == []
 
 
+def test_given_back_by_a_worker_that_stays(bench):
+    """It cannot take the call yet, and will be able to: its place is not lost."""
+    bench.ready(b'A')
+    bench.request(b'1')
+    for _ in range(3):
+        bench.dispatcher.give_back(b'A', bench.last.key)
+    assert bench.sent == [(b'A', b'1')] * 4
+    bench.dispatcher.answer(b'A', bench.last.key, [b'[200,1]'], bench.now)
+    bench.request(b'2')
+    assert bench.sent[-1] == (b'A', b'2')
+
+
 def test_expire(bench):
     bench.ready(b'A')
     watched = bench.ready(b'B')

@@ -405,11 +405,12 @@ class Dispatcher:
         """Take a call back that a worker has not begun; it is the next one."""
         worker = self.workers.get(route)
         call = None if worker is None else worker.calls.pop(key, None)
-        if call is not None:
+        if worker is not None and call is not None:
             self._put_back(call)
-            self._feed()
             if self.is_draining:
                 self._refuse_queue()
+            self._release(worker)  # unless it leaves, it takes a call as soon as it can
+            self._feed()
 
     def lose(self, route: bytes, now: float, reason: str = 'died') -> None:
         """Note that a worker is dead, or might as well be.
