@@ -17,6 +17,8 @@ import os
 import time
 from pathlib import Path
 
+from pyramid.config import Configurator
+
 from handlers import Handler, MessageHandler
 from pyams_zmq.handler import ZMQMessageHandler, zmq_method
 from pyams_zmq.pool import ZMQPool
@@ -101,3 +103,8 @@ class Pool(ZMQPool):
     def __init__(self, bind_addr='127.0.0.1', handler=PoolMessageHandler, *args, **kwargs):
         kwargs.setdefault('workers', 2)
         super().__init__(bind_addr, handler, *args, **kwargs)
+
+
+def make_app(global_config, **settings):
+    """Make an application that has nothing but its registry."""
+    return Configurator(settings=settings).make_wsgi_app()

@@ -30,6 +30,7 @@ import zmq.auth
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from pyramid.registry import Registry
+from pyramid.threadlocal import manager
 from tornado.ioloop import IOLoop
 
 from app.program import Program, is_running, wait_for_end, wait_until
@@ -1509,6 +1510,41 @@ def test_arguments(monkeypatch):
     assert [(each.max_calls, each.max_memory, each.concurrency) for each in made] == [
         (5, 1.5, 2)
     ] * 3
+
+
+def test_handler_that_is_not_there(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr('sys.argv', ['python'])
+    path = tmp_path / 'app.ini'
+    path.write_text('[app:main]\nuse = call:pool_handlers:make_app\n', encoding='utf-8')
+    depth = len(manager.stack)
+    try:
+        with pytest.raises(SystemExit):
+            main(['worker', '127.0.0.1:1', 'no.such.Handler', str(path)])
+    finally:
+        del manager.stack[depth:]
+    assert 'no.such.Handler' in capsys.readouterr().err
+
+
+def test_broker_is_away():
+    """A worker says nothing then, and announces itself once it is back."""
+    worker = PoolWorker('127.0.0.1:1', PoolMessageHandler)
+    worker._message_handler = None
+    worker.rep_stream = SimpleNamespace(keys=set())
+    said = []
+    worker.say = lambda *frames: bool(said.append(frames))
+    worker.announce()
+    assert said
+    assert worker._announced < 0
+
+
+def test_late_method_is_looked_after_once():
+    worker = PoolWorker('127.0.0.1:1', PoolMessageHandler)
+    timers = []
+    worker.loop = SimpleNamespace(call_later=lambda *args: timers.append(args) or args)
+    for _ in range(2):
+        worker.check_late()
+    assert len(timers) == 1
+    worker.loop = None
 
 
 def test_worker_without_a_broker():

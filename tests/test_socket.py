@@ -1221,3 +1221,12 @@ def test_refusal_of_a_socket_that_was_let_in(start, monkeypatch):
         start(address, auth='admin:changed')
         client.send_json(ECHO)
         assert zmq_response(client, timeout=30)[0] == 401
+
+
+def test_no_room(down):
+    """Who does not want to wait hears it."""
+    with zmq_socket(down, zmq.DEALER) as socket:
+        while socket.poll(0, zmq.POLLOUT):
+            socket.send(b'x', zmq.NOBLOCK)
+        with pytest.raises(zmq.Again):
+            socket.send(b'x', zmq.NOBLOCK)

@@ -646,7 +646,8 @@ async def test_reply_of_no_type_at_all(net, caplog):
 async def test_context_that_was_terminated(net):
     with net.stream(zmq.PULL, print) as (subject, _address):
         await asyncio.to_thread(net.context.term)
-        await until(subject.closed)
+        await until(lambda: subject.socket is None)  # `closed` would close it
+        assert subject.closed()
         with pytest.raises(OSError, match='Stream is closed'):
             subject.flush()
 
@@ -804,3 +805,32 @@ async def test_bad_message_behind_one_that_waits(net, caplog):
         assert await receive(client, 2) == [[b'one'], [b'three']]
     assert len(caplog.records) == 1
     assert 'A message cannot be sent' in caplog.text
+
+
+@in_loop
+async def test_flush_of_a_stream_that_its_callback_closes(net):
+    with net.stream(zmq.PULL) as (subject, address):
+        client = net.connect(zmq.PUSH, address)
+        for _ in range(2):
+            client.send(b'message')
+        await until(subject.readable)
+        subject.on_recv(lambda _frames: subject.close())
+        assert subject.flush() == 1
+        assert subject.closed()
+
+
+@in_loop
+async def test_detach(net):
+    with net.stream(zmq.REP) as (subject, address):
+        with pytest.raises(zmq.ZMQError, match='There is no message to reply to') as raised:
+            subject.detach()
+        assert raised.value.errno == zmq.EFSM
+        replies = []
+        subject.on_recv(lambda _frames: replies.append(subject.detach()))
+        client = net.connect(zmq.REQ, address)
+        client.send(b'question')
+        await until(lambda: replies)
+        subject.close()
+        replies[0].send(b'too late')
+        replies[0].end()
+        assert subject.in_hand == 0

@@ -120,9 +120,12 @@ def _work(parser: ArgumentParser, args: Namespace) -> int:
         registry = _load(args.config_uri, {})
     try:
         handler = DottedNameResolver().resolve(args.handler)
-        make = partial(_make_worker, args, handler, registry)
-        make()  # for its errors
     except (ValueError, ImportError, AttributeError) as error:
+        parser.error(f'there is no handler {args.handler!r}: {error}')
+    make = partial(_make_worker, args, handler, registry)
+    try:
+        make()  # for its errors
+    except ValueError as error:
         parser.error(str(error))
     return Supervisor(
         {f'worker {n}': make for n in range(1, args.workers + 1)}, registry=registry
