@@ -1230,3 +1230,10 @@ def test_no_room(down):
             socket.send(b'x', zmq.NOBLOCK)
         with pytest.raises(zmq.Again):
             socket.send(b'x', zmq.NOBLOCK)
+
+
+def test_socket_that_does_not_send(down):
+    with zmq_socket(down, zmq.PULL) as socket:
+        with pytest.raises(zmq.ZMQError) as raised:
+            socket.send(b'x')
+        assert raised.value.errno == zmq.ENOTSUP

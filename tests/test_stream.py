@@ -834,3 +834,17 @@ async def test_detach(net):
         replies[0].send(b'too late')
         replies[0].end()
         assert subject.in_hand == 0
+
+
+@in_loop
+async def test_other_error_of_a_socket(net):
+    """It is for the loop, whose handler tells of it."""
+
+    def fail():
+        raise zmq.ZMQError(zmq.EFAULT)
+
+    with net.stream(zmq.PULL, print, socket_class=RacingSocket) as (subject, _address):
+        subject.socket.hook_of_recv = fail
+        with pytest.raises(zmq.ZMQError, match='Bad address'):
+            subject._handle_events(None, 0)
+        subject.socket.hook_of_recv = None

@@ -166,13 +166,13 @@ class ZMQStream(BaseZMQStream):
                     more = self._handle_recv() and (self.received > many or self._may_go_on())
                 if more and monotonic() > deadline:
                     break
-        except zmq.ContextTerminated:  # now its sockets do not even tell their FD
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.ETERM, zmq.ENOTSOCK):
+                raise
+            # Its context was terminated, or somebody has closed it: it does not even tell its FD.
             self._loop.remove_reader(self._fd)
             self.socket.close(0)
             self.socket = None
-        except zmq.ZMQError:
-            if not self.closed():  # elsewhere than here
-                raise
         finally:
             self._in_turn = False
             if more and not self.closed():
