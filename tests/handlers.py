@@ -291,13 +291,13 @@ class CountingHandler(Handler):
 
     def count(self, seconds):
         self.calls += 1
-        time.sleep(seconds)  # it takes what it is told
+        time.sleep(seconds)  # to take time is what this method is for
         return [200, self.calls]
 
     def slow_at_first(self, seconds):
         self.calls += 1
         if self.calls == 1:
-            time.sleep(seconds)  # as above
+            time.sleep(seconds)  # to take time is what this method is for
         return [200, self.calls]
 
     def status(self, status):

@@ -37,7 +37,7 @@ class PoolHandler(Handler):
         own = Path(f'{path}.{os.getpid()}')
         own.touch()
         while Path(path).exists():
-            time.sleep(0.001)  # there is nothing to wait for
+            time.sleep(0.001)  # until the test removes it, which no event announces
         return [200, os.getpid()]
 
     @zmq_method(repeatable=True)

@@ -665,6 +665,13 @@ sys.stdin.readline()
 """
 
 
+def check_nothing_is_left(pids, folder):
+    """Wait for the end of processes; the folders of their pools are gone with them."""
+    for pid in pids:
+        wait_for_end(pid, 10)
+    assert list(folder.glob('pyams_zmq-*/pool-*')) == []
+
+
 @pytest.mark.parametrize('num', [signal.SIGKILL, None], ids=['killed', 'ends'])
 def test_owner_ends(tmp_path, num):
     program = Program(tmp_path, '-c', OWNER, TMPDIR=str(tmp_path))
@@ -674,9 +681,7 @@ def test_owner_ends(tmp_path, num):
             program.write(None)
         else:
             program.send_signal(num)
-        for pid in pids:
-            wait_for_end(pid, 10)
-        assert list(tmp_path.glob('pyams_zmq-*/pool-*')) == []
+        check_nothing_is_left(pids, tmp_path)
     finally:
         program.end()
 
@@ -826,9 +831,7 @@ def test_interrupt_of_all(tmp_path):
     try:
         pids = program.read(TIMEOUT)
         program.send_signal_to_all(signal.SIGINT)
-        for pid in pids:
-            wait_for_end(pid, 10)
-        assert list(tmp_path.glob('pyams_zmq-*/pool-*')) == []
+        check_nothing_is_left(pids, tmp_path)
     finally:
         program.end()
 

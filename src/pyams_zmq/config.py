@@ -38,7 +38,7 @@ from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.message import check_concurrency, check_retries, check_timeout
 from pyams_zmq.pool import ZMQPool
-from pyams_zmq.process import ZMQProcess
+from pyams_zmq.process import LIMITS, ZMQProcess
 from pyams_zmq.worker import check_interval
 
 __docformat__ = 'restructuredtext'
@@ -54,22 +54,7 @@ EARLY, LATE = -100, 100
 _NAME = re.compile(r'[A-Za-z0-9_-]+', re.ASCII)
 
 # Class attributes of a process that a setting may change; the values say their type.
-_LIMITS = {
-    name: type(getattr(ZMQProcess, name))
-    for name in (
-        'concurrency',
-        'max_message_size',
-        'drain_timeout',
-        'orphan_timeout',
-        'bind_timeout',
-        'handshake_timeout',
-        'heartbeat_interval',
-        'heartbeat_timeout',
-        'receive_hwm',
-        'send_hwm',
-        'backlog',
-    )
-}
+_LIMITS = {name: type(getattr(ZMQProcess, name)) for name in ('concurrency', *LIMITS)}
 # The same of a pool.
 _POOL_LIMITS = {
     name: type(getattr(ZMQPool, name))

@@ -30,7 +30,7 @@ from pyams_zmq.curve import CurveServer
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
 from pyams_zmq.lock import PrivateFolder
 from pyams_zmq.message import check_concurrency, decode_reply
-from pyams_zmq.process import ZMQProcess
+from pyams_zmq.process import LIMITS, ZMQProcess
 from pyams_zmq.supervisor import Child, OwnedSupervisor
 from pyams_zmq.tree import open_pidfd
 from pyams_zmq.words import Word
@@ -48,19 +48,7 @@ WORKER_GRACE = 2.0
 
 BROKER = 'broker'
 
-_LIMITS = (
-    'max_message_size',
-    'drain_timeout',
-    'orphan_timeout',
-    'bind_timeout',
-    'handshake_timeout',
-    'heartbeat_interval',
-    'heartbeat_timeout',
-    'receive_hwm',
-    'send_hwm',
-    'backlog',
-    'loop_factory',
-)
+_LIMITS = (*LIMITS, 'loop_factory')
 _BROKER_LIMITS = ('queue_limit', 'queue_size', 'stats_users', 'json_load')
 _WORKER_LIMITS = ('concurrency', 'beat_interval', 'max_calls', 'max_memory')
 

@@ -58,6 +58,20 @@ SWITCH_INTERVAL = 0.001
 """Seconds after which a method that computes lets the loop, and other methods, have the
 interpreter; Python has 0.005, and an answer takes three of them"""
 
+LIMITS = (
+    'max_message_size',
+    'drain_timeout',
+    'orphan_timeout',
+    'bind_timeout',
+    'handshake_timeout',
+    'heartbeat_interval',
+    'heartbeat_timeout',
+    'receive_hwm',
+    'send_hwm',
+    'backlog',
+)
+"""Class attributes of a process that a setting may change"""
+
 REFUSAL_TURNS = 10
 REFUSAL_TURN = 0.02
 """A stopping process refuses the messages that are on their way, until none comes in during a turn
