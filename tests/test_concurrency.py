@@ -162,9 +162,13 @@ class SlowMessageHandler(ZMQMessageHandler):
 
 
 class Concurrent(LoggedProcess):
-    """Answers four messages at a time."""
+    """Answers four messages at a time, and makes a file when it is asked to stop."""
 
     concurrency = 4
+
+    def exit(self, *args):
+        super().exit(*args)
+        self.log_path.with_name('draining').touch()
 
 
 class One(Process):
@@ -396,13 +400,14 @@ def test_request_in_a_task(start, ask, tmp_path):
     process.join()
 
 
-def test_drain(process, occupy, connect):
+def test_drain(process, occupy, connect, tmp_path):
     """Calls in hand end, those which wait are refused."""
     calls = [occupy(process, method) for method in ('wait_for', 'async_wait_for') * 2]
     waiting = connect(process)
     waiting.send(call('echo'))
     assert not waiting.socket.poll(100)
     process._ask_to_stop()
+    wait_until((tmp_path / 'draining').exists)
     for dealer, path in calls:
         path.unlink()
         assert dealer.receive() == ([b''], [200, str(path)])
