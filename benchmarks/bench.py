@@ -244,7 +244,7 @@ def describe_machine():
         'python': '.'.join(map(str, sys.version_info[:3])),
         'pyzmq': zmq.__version__,
         'libzmq': zmq.zmq_version(),
-        'processors': os.cpu_count(),
+        'processors': len(os.sched_getaffinity(0)),  # `taskset` leaves fewer
         'pyams_zmq': importlib.metadata.version('pyams_zmq'),
     }
 

@@ -86,6 +86,18 @@ class BareClient(Served):
         return partial(call, open_socket(address, zmq.REQ))
 
 
+class OnUvloop(BareClient):
+    """A process that runs on uvloop."""
+
+    def make(self):
+        """Make the process."""
+        import uvloop  # noqa: PLC0415 - not every system has it
+
+        process = super().make()
+        process.loop_factory = uvloop.new_event_loop
+        return process
+
+
 class Concurrent(BareClient):
     """A process with `concurrency`, and a coroutine as handler."""
 
@@ -137,6 +149,10 @@ class Client(Served):
         """Keep a client."""
         client = ZMQClient(address, timeout=TIMEOUT)
         return lambda args: client.request([KIND, args])
+
+
+class ClientOnUvloop(Client, OnUvloop):
+    """The same, and the process runs on uvloop."""
 
 
 class RequestClient(Served):
