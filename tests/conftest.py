@@ -13,10 +13,12 @@
 """Fixtures: real processes on free ports, and nothing left behind."""
 
 import gc
+import json
 import multiprocessing
 import os
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 from pyramid.testing import setUp, tearDown
@@ -42,6 +44,19 @@ def wait_until(condition, timeout=5):
 def open_fds():
     """Descriptors of this process, without the one that lists them."""
     return len(os.listdir('/proc/self/fd'))
+
+
+def check_attempts(server, send_deadline):
+    """Check what a silent ROUTER got of a call with two retries and a time-out of 0.3 seconds."""
+    deadlines = []
+    for _ in range(3):
+        assert server.poll(5000)
+        name, args, *options = json.loads(server.recv_multipart()[-1])
+        assert (name, args) == ('who', 1)
+        assert bool(options) == send_deadline
+        deadlines += [option['deadline'] for option in options]
+    assert not server.poll(500)  # longer than an attempt
+    assert all(later - former > 0.25 for former, later in pairwise(deadlines))
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ import uvloop
 import zmq
 
 from aio_loops import LOOPS, Runner
-from conftest import open_fds, wait_until
+from conftest import check_attempts, open_fds, wait_until
 from handlers import CountingMessageHandler, Process
 from pyams_zmq.aio import AsyncZMQClient, SocketEvent, ZmqEventLoop
 from pyams_zmq.aio.loop import get_context
@@ -279,6 +279,22 @@ def test_retries(run, start, address):
             assert await call == 1
 
     run(main())
+
+
+@pytest.mark.parametrize('send_deadline', [False, True])
+def test_each_attempt_has_its_deadline(run, send_deadline):
+    async def main():
+        async with AsyncZMQClient(
+            f'127.0.0.1:{port}', timeout=0.3, retries=2, send_deadline=send_deadline
+        ) as client:
+            with pytest.raises(ZMQTimeoutError):
+                await client.call('who', 1)
+
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.linger = 0
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+        run(main())
+        check_attempts(server, send_deadline)
 
 
 def test_service_does_not_start_what_nobody_waits_for(run, process):

@@ -23,7 +23,7 @@ from multiprocessing.context import ForkProcess
 import pytest
 import zmq
 
-from conftest import open_fds, wait_until
+from conftest import check_attempts, open_fds, wait_until
 from handlers import CountingMessageHandler
 from pyams_zmq import socket as socket_module
 from pyams_zmq.client import MAX_IDLE, Connection, ZMQClient
@@ -251,6 +251,28 @@ def test_retries_are_not_the_default(client):
 def test_retry_runs_again(process):
     with ZMQClient(process.bound_address, timeout=0.5, retries=5) as client:
         assert client.call('slow_at_first', 0.6) >= 2
+
+
+@pytest.mark.parametrize('send_deadline', [False, True])
+def test_each_attempt_has_its_deadline(send_deadline):
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.linger = 0
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+        with (
+            ZMQClient(
+                f'127.0.0.1:{port}', timeout=0.3, retries=2, send_deadline=send_deadline
+            ) as client,
+            pytest.raises(ZMQTimeoutError),
+        ):
+            client.call('who', 1)
+        check_attempts(server, send_deadline)
+
+
+def test_refusal_is_no_reason_to_retry(start):
+    process = start(auth='user:password')
+    client = ZMQClient(process.bound_address, auth='user:wrong', retries=10**6)
+    with client, pytest.raises(ZMQRefusedError):
+        client.call('echo')
 
 
 def test_an_answer_is_no_reason_to_retry(process):

@@ -13,15 +13,12 @@
 
 """What the events of a monitor tell of a connection."""
 
-import json
-import time
-
 import pytest
 import zmq
 
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError, ZMQUnreachableError
-from pyams_zmq.link import MAX_HANGUPS, RETRIED, Attempts, Link
+from pyams_zmq.link import MAX_HANGUPS, RETRIED, Link
 
 ENDPOINT = Endpoint.parse('10.1.1.1:5555', bind=False)
 
@@ -71,25 +68,3 @@ def test_silence(link):
     assert isinstance(error, ZMQTimeoutError)
     assert str(error) == 'tcp://10.1.1.1:5555 has not replied within 0.5 s'
     assert isinstance(link.describe_loss(), RETRIED)
-
-
-@pytest.mark.parametrize('retries', [0, 2])
-def test_attempts(retries):
-    attempts = Attempts(['who', 1], timeout=3, retries=retries, send_deadline=False)
-    data = attempts.encode()
-    assert data == b'["who",1]'
-    for _ in range(retries):
-        assert attempts.may_repeat(ZMQTimeoutError())
-        assert attempts.encode() is data
-    assert not attempts.may_repeat(ZMQTimeoutError())
-
-
-def test_what_is_not_repeated():
-    attempts = Attempts(['who', 1], timeout=3, retries=1, send_deadline=False)
-    assert not attempts.may_repeat(ZMQRefusedError())
-
-
-def test_deadline_of_each_attempt():
-    attempts = Attempts(['who', 1], timeout=3, retries=1, send_deadline=True)
-    deadlines = [json.loads(attempts.encode())[2]['deadline'] for _ in range(2)]
-    assert deadlines[0] < deadlines[1] < time.time() + 3

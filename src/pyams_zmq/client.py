@@ -26,16 +26,17 @@ from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRefusedError
 from pyams_zmq.frames import EVENTS, NOBLOCK, POLLIN, receive, send_frame
-from pyams_zmq.link import LINK_EVENTS, Attempts, Link, Target, as_os_error, keep_connected
+from pyams_zmq.link import LINK_EVENTS, RETRIED, Link, Target, as_os_error, keep_connected
 from pyams_zmq.message import (
     check_retries,
     check_timeout,
     decode_reply,
     encode_message,
+    encode_request,
     payload_of,
 )
 from pyams_zmq.outbox import Letter, Outbox, postman
-from pyams_zmq.socket import ZMQSocket, make_inproc_address, open_socket, wait_for
+from pyams_zmq.socket import ZMQSocket, make_inproc_address, open_socket, poll, wait_for
 
 __docformat__ = 'restructuredtext'
 
@@ -71,7 +72,7 @@ class Connection:
         self._used = -RECENT
         self._link = Link(target.endpoint)
         self._socket = open_socket(*target, self.socket_type)
-        self._alone = [self._socket]
+        self._alone = [(self._socket, POLLIN)]
         self._prepare_socket()
         self._monitor: Any = self._socket.context.socket(zmq.PAIR, socket_class=ZMQSocket)
         address = make_inproc_address()
@@ -95,7 +96,7 @@ class Connection:
             send_frame(self._socket, data, NOBLOCK)
         except zmq.Again:  # a refused handshake has taken away the room for the only message
             raise self._link.describe_refusal() from None
-        wait_for(self._alone, POLLIN, min(timeout, FAST))
+        poll(self._alone, min(timeout, FAST))
         while (frames := receive(self._socket)) is None:
             left = deadline - monotonic()
             if left <= 0:
@@ -267,24 +268,23 @@ class ZMQClient:
         :return: the decoded reply
         :raises: what `call` does, except ZMQRemoteError
         """
-        attempts = Attempts(
-            message,
-            timeout=self.timeout if timeout is None else timeout,
-            retries=self.retries if retries is None else retries,
-            send_deadline=self.send_deadline,
-        )
+        timeout = check_timeout(self.timeout if timeout is None else timeout)
+        retries = check_retries(self.retries if retries is None else retries)
+        data = encode_request(message, timeout if self.send_deadline else None)
         while True:
-            data = attempts.encode()
             connection = self._acquire()
             try:
-                reply = connection.exchange(data, attempts.timeout)
+                reply = connection.exchange(data, timeout)
             except BaseException as error:
                 connection.close()
-                if not attempts.may_repeat(error):
+                if not (retries and isinstance(error, RETRIED)):
                     raise
             else:
                 self._release(connection)
                 return decode_reply(reply)
+            retries -= 1
+            if self.send_deadline:
+                data = encode_request(message, timeout)
 
     def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - as above
         """Send a message now; see :func:`~pyams_zmq.transaction.send_on_commit` for later.
@@ -325,13 +325,16 @@ class ZMQClient:
             raise ZMQClosedError(f'The client of {self.address} was closed')
 
     def _acquire(self) -> Connection:
-        self._check_open()
-        with suppress(IndexError):
-            while True:
+        if self._is_closed:
+            self._check_open()
+        while True:
+            try:
                 connection = self._idle.pop()
-                if connection.is_alive():
-                    return connection
-                connection.close()  # a new one is there sooner than this one has reconnected
+            except IndexError:
+                break
+            if connection.is_alive():
+                return connection
+            connection.close()  # a new one is there sooner than this one has reconnected
         with as_os_error():
             return Connection(self._target)
 

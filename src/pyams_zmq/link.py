@@ -10,7 +10,7 @@
 # FOR A PARTICULAR PURPOSE.
 #
 
-"""PyAMS_zmq.link module: what a client connects to, how its connection is, and if it tries again.
+"""PyAMS_zmq.link module: what a client connects to, and how its connection is.
 
 No I/O: the clients of threads and of asyncio connect, read the events of the monitor and send, each
 in its own way.
@@ -27,7 +27,6 @@ from pyams_zmq.auth import Users, parse_users
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError, ZMQUnreachableError
-from pyams_zmq.message import check_retries, check_timeout, encode_request
 
 __docformat__ = 'restructuredtext'
 
@@ -93,39 +92,6 @@ class Target(NamedTuple):
         :raises ValueError: for an address or credentials that cannot be understood
         """
         return cls(Endpoint.parse(address, bind=False), parse_user(auth, curve), curve)
-
-
-class Attempts:
-    """The attempts of one call.
-
-    :param message: what to send
-    :param timeout: seconds of each attempt
-    :param retries: further attempts after the first one
-    :param send_deadline: tell the service until when somebody waits
-    :raises ValueError: for a bad time-out, or bad retries
-    """
-
-    def __init__(self, message: Any, *, timeout: float, retries: int, send_deadline: bool):
-        self.timeout = check_timeout(timeout)
-        self._left = check_retries(retries)
-        self._message = message
-        self._send_deadline = send_deadline
-        self._data = b''
-
-    def encode(self) -> bytes:
-        """Write the request for the next attempt.
-
-        :raises: what `encode_request` does
-        """
-        if self._send_deadline or not self._data:
-            deadline = self.timeout if self._send_deadline else None
-            self._data = encode_request(self._message, deadline)
-        return self._data
-
-    def may_repeat(self, error: BaseException) -> bool:
-        """Tell if there is another attempt after one that has failed."""
-        self._left -= 1
-        return self._left >= 0 and isinstance(error, RETRIED)
 
 
 class Link:

@@ -240,18 +240,29 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
 
 def wait_for(sockets: Sequence[Any], flags: int, timeout: float) -> list[Any]:
     """Wait until a socket has one of the events; return those which have."""
+    return [socket for socket, _events in poll([(socket, flags) for socket in sockets], timeout)]
+
+
+def poll(items: list[tuple[Any, int]], timeout: float) -> list[tuple[Any, int]]:
+    """Do what `zmq.zmq_poll` does, and let other greenlets of gevent run.
+
+    :param items: sockets, each with the events to wait for
+    :param timeout: seconds
+    :return: the sockets that have events, with them
+    """
     timeout = max(0, min(timeout, _LONGEST_WAIT))
     if isinstance(select.poll, BuiltinFunctionType):
-        ready = zmq.zmq_poll([(socket, flags) for socket in sockets], ceil(timeout * 1000))
-        return [socket for socket, _events in ready]
+        return zmq.zmq_poll(items, ceil(timeout * 1000))
     # This program is patched by gevent: its own poll lets other greenlets run, libzmq's would
     # not. The FD of a socket is edge-triggered, so look at EVENTS before each wait.
     deadline = monotonic() + timeout
     poller = select.poll()
-    for socket in sockets:
+    for socket, _flags in items:
         poller.register(socket.fd, select.POLLIN)
     while True:
-        ready = [socket for socket in sockets if socket.get(EVENTS) & flags]
+        ready = [
+            (socket, events) for socket, flags in items if (events := socket.get(EVENTS) & flags)
+        ]
         left = deadline - monotonic()
         if ready or left <= 0:
             return ready

@@ -32,14 +32,19 @@ from pyams_zmq.exceptions import ZMQBaseError, ZMQClosedError, ZMQRefusedError
 from pyams_zmq.link import (
     LINK_EVENTS,
     RETRIED,
-    Attempts,
     Link,
     Target,
     as_os_error,
     configure,
     keep_connected,
 )
-from pyams_zmq.message import check_retries, check_timeout, decode_reply, payload_of
+from pyams_zmq.message import (
+    check_retries,
+    check_timeout,
+    decode_reply,
+    encode_request,
+    payload_of,
+)
 
 __docformat__ = 'restructuredtext'
 
@@ -249,19 +254,18 @@ class AsyncZMQClient:
 
         :raises: what `call` does, except ZMQRemoteError
         """
-        attempts = Attempts(
-            message,
-            timeout=self.timeout if timeout is None else timeout,
-            retries=self.retries if retries is None else retries,
-            send_deadline=self.send_deadline,
-        )
+        timeout = check_timeout(self.timeout if timeout is None else timeout)
+        retries = check_retries(self.retries if retries is None else retries)
+        data = encode_request(message, timeout if self.send_deadline else None)
         while True:
-            data = attempts.encode()
             try:
-                return decode_reply(await self._connect().exchange(data, attempts.timeout))
-            except RETRIED as error:
-                if not attempts.may_repeat(error):
+                return decode_reply(await self._connect().exchange(data, timeout))
+            except RETRIED:
+                if not retries:
                     raise
+            retries -= 1
+            if self.send_deadline:
+                data = encode_request(message, timeout)
 
     def _connect(self) -> Connection:
         if self._is_closed:
