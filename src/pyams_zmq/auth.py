@@ -30,6 +30,8 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils import z85
 
+from pyams_zmq.frames import MORE, NOBLOCK, POLLIN, receive, send_frame
+
 __docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -279,11 +281,15 @@ class Authenticator(ThreadAuthenticator):
                 super(ThreadAuthenticator, self).start()
 
     def _serve(self, pipe: Any) -> None:
-        poller = zmq.Poller()
-        poller.register(pipe, zmq.POLLIN)
-        poller.register(self.zap_socket, zmq.POLLIN)
-        while pipe not in dict(poller.poll()):
-            self.zap_socket.send_multipart(self.answer(self.zap_socket.recv_multipart()))
+        socket: Any = self.zap_socket
+        sockets = [(pipe, POLLIN), (socket, POLLIN)]
+        while pipe not in dict(zmq.zmq_poll(sockets)):
+            msg = receive(socket)
+            if msg is not None:
+                *frames, last = self.answer(msg)
+                for frame in frames:
+                    send_frame(socket, frame, MORE)
+                send_frame(socket, last, NOBLOCK)
 
     def answer(self, msg: list[bytes]) -> list[bytes]:
         """Turn a request of libzmq into the reply; anything unforeseen is a no."""
