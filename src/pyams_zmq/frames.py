@@ -24,7 +24,7 @@ import zmq
 
 __docformat__ = 'restructuredtext'
 
-EVENTS, TYPE = zmq.EVENTS, zmq.TYPE  # as they are: pyzmq would look up the numbers
+EVENTS = zmq.EVENTS  # as it is: pyzmq would look up the number
 POLLIN, POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 

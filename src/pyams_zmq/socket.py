@@ -38,7 +38,7 @@ from pyams_zmq.auth import Users
 from pyams_zmq.curve import CurveClient
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQClosedError
-from pyams_zmq.frames import EVENTS, NOBLOCK, TYPE, receive
+from pyams_zmq.frames import EVENTS, NOBLOCK, receive
 from pyams_zmq.link import HANDSHAKE_EVENTS, MAX_HANGUPS, REFUSED, configure, parse_user
 from pyams_zmq.message import check_size, decode_reply
 
@@ -84,7 +84,7 @@ class ZMQSocket(zmq.Socket[bytes]):
         check_size(data)
         # There is room for the only message of a REQ, unless the handshake was refused already:
         # that takes the room away, and to wait for it would take for ever.
-        nowait = NOBLOCK if self.get(TYPE) == zmq.REQ else 0
+        nowait = NOBLOCK if self.type == zmq.REQ else 0
         try:
             return super().send(data, flags | nowait, *args, **kwargs)
         except zmq.Again:
@@ -220,12 +220,12 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
         deadline = monotonic() + timeout
         is_known = getattr(socket, 'has_replies', False)
         delay = LATE_PROBE_DELAY if is_known else PROBE_DELAY
-        wait_for([socket], flags, min(timeout, delay))
+        poll([(socket, flags)], min(timeout, delay))
         frames = receive(socket)
         if frames is None and timeout > delay:
             if _is_refused(socket, flags, deadline):
                 return [401, REFUSED]
-            wait_for([socket], flags, deadline - monotonic())
+            poll([(socket, flags)], deadline - monotonic())
             frames = receive(socket)
         if frames is not None and not is_known and isinstance(socket, ZMQSocket):
             socket.has_replies = True
