@@ -50,8 +50,9 @@ def open_monitor(sock: Any, events: int | None) -> tuple[Any, str]:
 
 def close_monitor(sock: Any) -> None:
     """Let a socket tell nobody any more."""
-    with suppress(zmq.ZMQError):  # the socket or its context may have ended already
-        sock.monitor(None, 0)
+    if not sock.closed:  # at the end of the program, pyzmq cannot even raise its error
+        with suppress(zmq.ZMQError):  # its context may have ended already
+            sock.monitor(None, 0)
 
 
 class MonitorProtocol(asyncio.BaseProtocol):
