@@ -27,7 +27,7 @@ from contenders import AIOZMQ, ENVIRONMENTS, OURS, PEERS, VERSION_2
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / '.bench'
 REQUIREMENTS = {
-    OURS: ['-e', f'{ROOT}', 'uvloop; sys_platform == "linux"'],
+    OURS: ['-e', f'{ROOT}', 'uvloop; platform_python_implementation == "CPython"'],
     PEERS: ['zerorpc', 'rpyc', 'Pyro5'],
     AIOZMQ: ['aiozmq[rpc]'],
     VERSION_2: ['pyams_zmq==2.0.0'],

@@ -29,6 +29,7 @@ from aio_loops import LOOPS, Runner
 from conftest import check_attempts, open_fds, wait_until
 from handlers import CountingMessageHandler, Process
 from pyams_zmq.aio import AsyncZMQClient, SocketEvent, ZmqEventLoop
+from pyams_zmq.aio.client import Connection
 from pyams_zmq.aio.loop import get_context
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import (
@@ -285,7 +286,7 @@ def test_retries(run, start, address):
 def test_each_attempt_has_its_deadline(run, send_deadline):
     async def main():
         async with AsyncZMQClient(
-            f'127.0.0.1:{port}', timeout=0.3, retries=2, send_deadline=send_deadline
+            f'127.0.0.1:{port}', timeout=0.6, retries=1, send_deadline=send_deadline
         ) as client:
             with pytest.raises(ZMQTimeoutError):
                 await client.call('who', 1)
@@ -350,6 +351,22 @@ def test_back_pressure(run):
 
 
 # Access
+
+
+def test_refusal_is_no_reason_to_retry(run, start, monkeypatch):
+    attempts, exchange = [], Connection.exchange
+    monkeypatch.setattr(
+        Connection, 'exchange', lambda *args: attempts.append(args) or exchange(*args)
+    )
+    service = start(auth='user:password')
+
+    async def main():
+        async with AsyncZMQClient(service.bound_address, auth='user:wrong', retries=9) as client:
+            with pytest.raises(ZMQRefusedError):
+                await client.call('echo')
+
+    run(main())
+    assert len(attempts) == 1
 
 
 @pytest.mark.parametrize('auth', [None, 'user:wrong', 'other:password'])

@@ -35,6 +35,7 @@ from pyams_zmq.auth import (
     parse_users,
 )
 from pyams_zmq.exceptions import ZMQStartError
+from pyams_zmq.frames import send_frame
 from pyams_zmq.socket import zmq_response, zmq_socket
 
 ALLOWED = Verdict(b'200', b'OK', 'user')
@@ -396,6 +397,27 @@ def test_authenticator():
     assert policy.seen == [('127.0.0.1', b'NULL', []), ('127.0.0.1', b'NULL', [])] or all(
         seen == ('::ffff:127.0.0.1', b'NULL', []) for seen in policy.seen
     )
+
+
+@pytest.mark.parametrize('frame', [0, 5])
+def test_reply_that_cannot_be_sent(monkeypatch, frame):
+    """Its peer is not let in, the next one is."""
+    frames = iter(range(100))
+
+    def fail_once(*args):
+        if next(frames) == frame:
+            raise zmq.ZMQError(zmq.EHOSTUNREACH)
+        return send_frame(*args)
+
+    monkeypatch.setattr('pyams_zmq.auth.send_frame', fail_once)
+    with serve(Policy(ALLOWED)) as endpoint:
+        with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+            socket.linger = 0
+            with socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED) as monitor:
+                socket.connect(endpoint)
+                assert not monitor.poll(300)
+                socket.disable_monitor()
+        assert handshake(endpoint) == 'allowed'
 
 
 def test_authenticator_with_plain():

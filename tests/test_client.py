@@ -260,7 +260,7 @@ def test_each_attempt_has_its_deadline(send_deadline):
         port = server.bind_to_random_port('tcp://127.0.0.1')
         with (
             ZMQClient(
-                f'127.0.0.1:{port}', timeout=0.3, retries=2, send_deadline=send_deadline
+                f'127.0.0.1:{port}', timeout=0.6, retries=1, send_deadline=send_deadline
             ) as client,
             pytest.raises(ZMQTimeoutError),
         ):
@@ -268,11 +268,16 @@ def test_each_attempt_has_its_deadline(send_deadline):
         check_attempts(server, send_deadline)
 
 
-def test_refusal_is_no_reason_to_retry(start):
+def test_refusal_is_no_reason_to_retry(start, monkeypatch):
+    attempts, exchange = [], Connection.exchange
+    monkeypatch.setattr(
+        Connection, 'exchange', lambda *args: attempts.append(args) or exchange(*args)
+    )
     process = start(auth='user:password')
-    client = ZMQClient(process.bound_address, auth='user:wrong', retries=10**6)
+    client = ZMQClient(process.bound_address, auth='user:wrong', retries=9)
     with client, pytest.raises(ZMQRefusedError):
         client.call('echo')
+    assert len(attempts) == 1
 
 
 def test_an_answer_is_no_reason_to_retry(process):

@@ -270,7 +270,8 @@ class ZMQClient:
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_retries(self.retries if retries is None else retries)
-        data = encode_request(message, timeout if self.send_deadline else None)
+        deadline = timeout if self.send_deadline else None
+        data = encode_request(message, deadline)
         while True:
             connection = self._acquire()
             try:
@@ -283,8 +284,8 @@ class ZMQClient:
                 self._release(connection)
                 return decode_reply(reply)
             retries -= 1
-            if self.send_deadline:
-                data = encode_request(message, timeout)
+            if deadline is not None:
+                data = encode_request(message, deadline)
 
     def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - as above
         """Send a message now; see :func:`~pyams_zmq.transaction.send_on_commit` for later.

@@ -256,7 +256,8 @@ class AsyncZMQClient:
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_retries(self.retries if retries is None else retries)
-        data = encode_request(message, timeout if self.send_deadline else None)
+        deadline = timeout if self.send_deadline else None
+        data = encode_request(message, deadline)
         while True:
             try:
                 return decode_reply(await self._connect().exchange(data, timeout))
@@ -264,8 +265,8 @@ class AsyncZMQClient:
                 if not retries:
                     raise
             retries -= 1
-            if self.send_deadline:
-                data = encode_request(message, timeout)
+            if deadline is not None:
+                data = encode_request(message, deadline)
 
     def _connect(self) -> Connection:
         if self._is_closed:
