@@ -35,7 +35,7 @@ from pyams_zmq.auth import (
     parse_users,
 )
 from pyams_zmq.exceptions import ZMQStartError
-from pyams_zmq.frames import send_frame
+from pyams_zmq.frames import receive, send_frame
 from pyams_zmq.socket import zmq_response, zmq_socket
 
 ALLOWED = Verdict(b'200', b'OK', 'user')
@@ -418,6 +418,19 @@ def test_reply_that_cannot_be_sent(monkeypatch, frame):
                 assert not monitor.poll(300)
                 socket.disable_monitor()
         assert handshake(endpoint) == 'allowed'
+
+
+def test_wake_up_for_nothing(monkeypatch):
+    wake_ups = []
+
+    def find_nothing_at_first(socket):
+        wake_ups.append(socket)
+        return None if len(wake_ups) == 1 else receive(socket)
+
+    monkeypatch.setattr('pyams_zmq.auth.receive', find_nothing_at_first)
+    with serve(Policy()) as endpoint:
+        assert handshake(endpoint) == 'allowed'
+    assert len(wake_ups) > 1
 
 
 def test_authenticator_with_plain():

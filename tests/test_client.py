@@ -26,7 +26,7 @@ import zmq
 from conftest import check_attempts, open_fds, wait_until
 from handlers import CountingMessageHandler
 from pyams_zmq import socket as socket_module
-from pyams_zmq.client import MAX_IDLE, Connection, ZMQClient
+from pyams_zmq.client import MAX_IDLE, Channel, Connection, ZMQClient
 from pyams_zmq.exceptions import (
     ZMQBaseError,
     ZMQClosedError,
@@ -350,6 +350,14 @@ def test_refused(start, auth):
             assert 'wrong' not in str(error.value) + repr(client)
     with ZMQClient(process.bound_address, auth='user:password') as client:
         assert client.call('echo', 1) == 1
+
+
+def test_channel_without_a_connection(address):
+    """It takes no message that it would have to keep."""
+    channel = Channel(Target.parse(address, None, None))
+    assert not channel.send([b'', b'["echo",1]'])
+    assert not channel.is_connected
+    channel.close()
 
 
 def test_refused_before_it_is_sent(start, monkeypatch):
