@@ -326,8 +326,7 @@ class ZMQClient:
             raise ZMQClosedError(f'The client of {self.address} was closed')
 
     def _acquire(self) -> Connection:
-        if self._is_closed:
-            self._check_open()
+        self._check_open()
         while True:
             try:
                 connection = self._idle.pop()
