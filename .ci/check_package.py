@@ -1,14 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
+# SPDX-License-Identifier: ZPL-2.1
 """Check the distributions in a directory: ``check_package.py dist``.
 
 The wheel must hold every file of ``src/pyams_zmq``, the sdist every file of the checkout. Then the

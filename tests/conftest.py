@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """Fixtures: real processes on free ports, and nothing left behind."""
 
 import gc
@@ -31,6 +20,16 @@ def pytest_collection_finish():
     """Keep what is there from each collection of garbage, of which there is one for each test."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Escape what UTF-8 cannot encode, a lone surrogate in a log line: pytest-xdist would abort."""
+    report = yield
+    report.sections = [
+        (title, text.encode(errors='backslashreplace').decode()) for title, text in report.sections
+    ]
+    return report
 
 
 def wait_until(condition, timeout=5):

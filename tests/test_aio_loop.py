@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """Connections, the loop and the policy of pyams_zmq.aio."""
 
 import asyncio
@@ -467,13 +456,13 @@ def test_names():
 
 @pytest.mark.parametrize('has_policies', [True, False])
 def test_import(has_policies):
-    """It neither warns nor needs policies, and it takes neither the client nor the server."""
+    """It neither warns nor needs policies, and it does not load the server."""
     program = f"""
 import asyncio, sys
 if not {has_policies}:
     del asyncio.DefaultEventLoopPolicy
 import pyams_zmq.aio
-for name in ('client', 'socket', 'process', 'stream', 'handler', 'outbox'):
+for name in ('process', 'handler', 'pool', 'device', 'supervisor', 'config'):
     assert f'pyams_zmq.{{name}}' not in sys.modules, name
 pyams_zmq.aio.ZmqEventLoop().close()
 """

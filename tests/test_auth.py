@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """Who may connect: the parsers, the policy, and the policy at work on real sockets."""
 
 import logging
@@ -35,8 +24,8 @@ from pyams_zmq.auth import (
     parse_users,
 )
 from pyams_zmq.exceptions import ZMQStartError
-from pyams_zmq.frames import receive, send_frame
 from pyams_zmq.socket import zmq_response, zmq_socket
+from pyams_zmq.wire.frames import receive, send_frame
 
 ALLOWED = Verdict(b'200', b'OK', 'user')
 SECRET = 'pa:ss wörd'

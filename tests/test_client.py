@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """ZMQClient: what became of each call, whatever happens to the service."""
 
 import gc
@@ -25,8 +14,9 @@ import zmq
 
 from conftest import check_attempts, open_fds, wait_until
 from handlers import CountingMessageHandler
-from pyams_zmq import socket as socket_module
 from pyams_zmq.client import MAX_IDLE, Channel, Connection, ZMQClient
+from pyams_zmq.client import socket as socket_module
+from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.exceptions import (
     ZMQBaseError,
     ZMQClosedError,
@@ -37,8 +27,7 @@ from pyams_zmq.exceptions import (
     ZMQTimeoutError,
     ZMQUnreachableError,
 )
-from pyams_zmq.link import Target
-from pyams_zmq.message import decode_reply, encode_request
+from pyams_zmq.wire.message import decode_reply, encode_request
 
 AT_ONCE = 2.0
 """Seconds that stand for at once on a loaded machine, and for no time-out of ten seconds"""
@@ -354,7 +343,7 @@ def test_refused(start, auth):
 
 def test_channel_without_a_connection(address):
     """It takes no message that it would have to keep."""
-    channel = Channel(Target.parse(address, None, None))
+    channel = Channel(ServiceAddress.parse(address, None, None))
     assert not channel.send([b'', b'["echo",1]'])
     assert not channel.is_connected
     channel.close()
@@ -365,7 +354,7 @@ def test_refused_before_it_is_sent(start, monkeypatch):
     # Nobody looks at its monitor in time: there is no room for a message any more. Now and then
     # libzmq leaves the room, and connects once more; then it takes another connection.
     while True:
-        connection = Connection(Target.parse(process.bound_address, None, None))
+        connection = Connection(ServiceAddress.parse(process.bound_address, None, None))
         deadline = time.monotonic() + 0.5
         while connection._socket.get(zmq.EVENTS) & zmq.POLLOUT and time.monotonic() < deadline:
             pass

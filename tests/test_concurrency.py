@@ -1,16 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-
+# SPDX-License-Identifier: ZPL-2.1
 """Messages that are answered at the same time, and methods that take too long."""
 
 import asyncio
@@ -33,8 +21,8 @@ from pyramid.threadlocal import manager
 from conftest import wait_until
 from handlers import BrokenLogProcess, Handler, Journal, LoggedProcess, Process
 from pyams_zmq.handler import ZMQMessageHandler
+from pyams_zmq.handler.methods import methods_of, zmq_method
 from pyams_zmq.interfaces import IZMQProcessStoppedEvent
-from pyams_zmq.method import methods_of, zmq_method
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.testing import RecordingClient
 from test_malformed import MESSAGES, call, check, connect

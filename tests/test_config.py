@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """Declared services: directive, settings, clients of requests."""
 
 import sys
@@ -25,13 +14,12 @@ from pyramid.response import Response
 from pyramid.scripting import prepare
 
 from handlers import Handler, Journal, MessageHandler, Process
-from pyams_zmq import startup
-from pyams_zmq.config import services_of
+from pyams_zmq.config import services_of, startup
+from pyams_zmq.config.startup import is_server
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRemoteError
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.startup import is_server
 
 SECRET = 'JTKVSB%%)wK0E.X)V>+}o?pNmC{O&4W4b!Ni{Lh6'  # the example of zmq_curve(7)
 PUBLIC = zmq.curve_public(SECRET.encode()).decode()

@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """Devices: they forward, are steered, keep others out, and end when they should."""
 
 import errno
@@ -32,7 +21,7 @@ import zmq
 import zmq.auth
 
 from conftest import open_fds, wait_until
-from pyams_zmq import auth, relay, runner
+from pyams_zmq import auth
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.device import (
     FORWARDER,
@@ -49,9 +38,11 @@ from pyams_zmq.device import (
     ThreadMonitoredQueue,
     ThreadProxy,
     monitored_queue,
+    runner,
 )
+from pyams_zmq.device import proxy as relay
+from pyams_zmq.device.proxy import Traffic
 from pyams_zmq.exceptions import ZMQBindError, ZMQClosedError, ZMQStartError, ZMQTimeoutError
-from pyams_zmq.relay import Traffic
 
 LOCAL = 'tcp://127.0.0.1'
 ALL = [ThreadDevice, ProcessDevice]
@@ -642,7 +633,7 @@ def test_monitored_queue_of_ones_own(context, peer):
 
 def test_what_is_wrong_with_a_socket_is_raised(context):
     with context.socket(zmq.PUSH) as source, context.socket(zmq.PUSH) as target:
-        way = relay._Way(source, target, None, None)
+        way = relay.Direction(source, target, None, None)
         with pytest.raises(zmq.ZMQError, match=NOT_SUPPORTED):
             way.forward()
 

@@ -1,23 +1,12 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """Which worker gets which call, decided without a socket."""
 
 import pytest
 
-from pyams_zmq import dispatch
-from pyams_zmq.dispatch import Dispatcher, peek_type
-from pyams_zmq.histogram import Histogram
-from pyams_zmq.message import DRAINING_REPLY, decode_reply
+from pyams_zmq.pool import scheduler as dispatch
+from pyams_zmq.pool.histogram import Histogram
+from pyams_zmq.pool.scheduler import Scheduler, peek_type
+from pyams_zmq.wire.message import DRAINING_REPLY, decode_reply
 
 
 class Bench:
@@ -25,7 +14,7 @@ class Bench:
 
     def __init__(self, **options):
         options = {'queue_limit': 10, 'queue_size': 1000, **options}
-        self.dispatcher = Dispatcher(self.deliver, self.reply, **options)
+        self.dispatcher = Scheduler(self.deliver, self.reply, **options)
         self.sent = []
         self.replies = []
         self.gone = set()

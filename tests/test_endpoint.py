@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """One parser for all forms of an address."""
 
 import pytest
@@ -17,7 +6,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyams_zmq.endpoint import Endpoint, port_of
+from pyams_zmq.wire.endpoint import Endpoint, port_of
 
 LONGEST_PATH = '/' + 'x' * (zmq.IPC_PATH_MAX_LEN - 1)
 

@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """From a message to a method, and from its result to a reply; without a socket."""
 
 import abc
@@ -431,7 +420,7 @@ def test_process_without_attributes():
 def test_method_is_inspected_once(monkeypatch):
     handler = MessageHandler(None, Stream(), print)
     handler([b'["echo",1]'])
-    monkeypatch.setattr('pyams_zmq.method.signature', None)
+    monkeypatch.setattr('pyams_zmq.handler.methods.signature', None)
     handler([b'["echo",2]'])
     assert handler.rep_stream.replies == [[200, 1], [200, 2]]
 

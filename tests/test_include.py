@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """What ``config.include('pyams_zmq')`` does to an application, and what it does not."""
 
 import pytest
@@ -19,8 +8,8 @@ from pyramid.interfaces import ITranslationDirectories
 from pyramid.request import Request
 
 import pyams_zmq
+from pyams_zmq.client.socket import TIMEOUT
 from pyams_zmq.include import include_package
-from pyams_zmq.socket import TIMEOUT
 
 BESIDE = [
     ['pyams_zmq'],

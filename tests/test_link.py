@@ -1,24 +1,12 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-
+# SPDX-License-Identifier: ZPL-2.1
 """What the events of a monitor tell of a connection."""
 
 import pytest
 import zmq
 
+from pyams_zmq.client.connection import MAX_HANGUPS, RETRIED, ConnectionState
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError, ZMQUnreachableError
-from pyams_zmq.link import MAX_HANGUPS, RETRIED, Link
 
 ENDPOINT = Endpoint.parse('10.1.1.1:5555', bind=False)
 
@@ -26,7 +14,7 @@ ENDPOINT = Endpoint.parse('10.1.1.1:5555', bind=False)
 @pytest.fixture
 def link():
     """A link that was never connected."""
-    return Link(ENDPOINT)
+    return ConnectionState(ENDPOINT)
 
 
 def test_life(link):

@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """One live process per ipc path, whoever removes what at the wrong moment."""
 
 import errno
@@ -23,9 +12,9 @@ import pytest
 
 from conftest import open_fds
 from handlers import Process
-from pyams_zmq import lock as lock_module
 from pyams_zmq.exceptions import ZMQBindError
-from pyams_zmq.lock import IPCLock
+from pyams_zmq.process import lock as lock_module
+from pyams_zmq.process.lock import IPCLock
 
 FORK = multiprocessing.get_context('fork')
 

@@ -1,16 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-
+# SPDX-License-Identifier: ZPL-2.1
 """A process and its owner: who ends whom, when, and what both leave."""
 
 import asyncio
@@ -34,10 +22,10 @@ from app.handler import Process, in_hand
 from app.program import Program, is_running, reserved_port, wait_for_end, wait_until
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessStartedEvent
-from pyams_zmq.message import DRAINING
 from pyams_zmq.process import process_exit_func
+from pyams_zmq.process.watchdog import has_ended
 from pyams_zmq.socket import zmq_response, zmq_socket
-from pyams_zmq.watchdog import has_ended
+from pyams_zmq.wire.message import DRAINING
 
 ORPHAN_LIMIT = 2.0
 """Seconds after which the child of a killed owner has to be gone"""

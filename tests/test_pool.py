@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """A pool, with real clients, workers and signals."""
 
 import errno
@@ -36,10 +25,7 @@ from tornado.ioloop import IOLoop
 from app.program import Program, is_running, wait_for_end, wait_until
 from handlers import FuzzMessageHandler, MessageHandler
 from pool_handlers import FailingMessageHandler, Pool, PoolMessageHandler
-from pyams_zmq import broker as broker_module
-from pyams_zmq import lock as lock_module
-from pyams_zmq import worker as worker_module
-from pyams_zmq.child import RECYCLED
+from pyams_zmq.cli import main
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.config import services_of
 from pyams_zmq.curve import CurveClient, CurveServer
@@ -53,12 +39,15 @@ from pyams_zmq.exceptions import (
 )
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, IZMQProcessStartedEvent
 from pyams_zmq.pool import ZMQPool
+from pyams_zmq.pool import broker as broker_module
+from pyams_zmq.pool import worker as worker_module
+from pyams_zmq.pool.worker import ForwardedFrame, PoolWorker, WorkerStream
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.pulse import HANG_TIMEOUT
-from pyams_zmq.scripts import main
+from pyams_zmq.process import lock as lock_module
+from pyams_zmq.process.base import RECYCLED
+from pyams_zmq.process.heartbeat import HANG_TIMEOUT
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess
 from pyams_zmq.testing import running
-from pyams_zmq.worker import ForwardedFrame, PoolWorker, WorkerStream
 
 TIMEOUT = 20
 """Seconds to wait for what has to happen, however busy the machine is"""
@@ -1027,7 +1016,7 @@ def test_given_up(folder, tmp_path, monkeypatch):
 
 CALLS = """
 import os
-from pyams_zmq.scripts import main
+from pyams_zmq.cli import main
 import sys
 sys.argv[0] = 'worker.py'
 sys.exit(main(sys.argv[1:]))
@@ -1294,10 +1283,10 @@ def rogue_of(pool, route):
         [b''],
         [b'', b'nonsense'],
         [b'', b'stats'],
-        [b'', b'ready', b'nonsense'],
-        [b'', b'ready', b'{}'],
-        [b'', b'beat', b'nonsense'],
-        [b'', b'return', b'12345678'],
+        [b'', b'READY', b'nonsense'],
+        [b'', b'READY', b'{}'],
+        [b'', b'HEARTBEAT', b'nonsense'],
+        [b'', b'REJECT', b'12345678'],
         [b'12345678'],
         [b'12345678', b'[200,1]'],
         [b'12345678', b'[200,1]', b'more'],
@@ -1308,9 +1297,11 @@ def test_nonsense_of_a_worker(pool, ask, frames):
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
     with rogue_of(process, b'rogue') as rogue:
         rogue.send_multipart(frames)
-        rogue.send_multipart([b'', b'beat', b'1'])  # an answer to which shows that it was heard
+        rogue.send_multipart(
+            [b'', b'HEARTBEAT', b'1']
+        )  # an answer to which shows that it was heard
         assert rogue.poll(TIMEOUT * 1000)
-        assert rogue.recv_multipart() == [b'', b'unknown']
+        assert rogue.recv_multipart() == [b'', b'UNKNOWN']
     assert ask(process, ['echo', 1]) == [200, 1]
     assert len(workers_of(process)) == 1
 
@@ -1321,7 +1312,7 @@ def test_worker_that_takes_the_name_of_another(pool, ask, monkeypatch):
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
     info = {'pid': 1, 'host': 'x', 'slots': 9, 'interval': 60, 'methods': [], 'repeatable': []}
     with rogue_of(process, b'n' * 16) as rogue:
-        rogue.send_multipart([b'', b'ready', json.dumps({**info, 'calls': []}).encode()])
+        rogue.send_multipart([b'', b'READY', json.dumps({**info, 'calls': []}).encode()])
         assert ask(process, ['echo', 1]) == [200, 1]
         [worker] = process.stats()['workers']
         assert worker['slots'] == 1

@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """A process that hangs, told from one that works."""
 
 import os
@@ -22,8 +11,14 @@ import pytest
 
 from app.program import wait_until
 from handlers import Process
-from pyams_zmq import pulse as pulse_module
-from pyams_zmq.pulse import HANG_TIMEOUT, LOOK_INTERVAL, PULSE_INTERVAL, HangDetector, Pulse
+from pyams_zmq.process import heartbeat as pulse_module
+from pyams_zmq.process.heartbeat import (
+    HANG_TIMEOUT,
+    HEARTBEAT_INTERVAL,
+    LOOK_INTERVAL,
+    HeartbeatCounter,
+    LivenessCheck,
+)
 from pyams_zmq.supervisor import SupervisorProcess
 
 TIMEOUT = 20
@@ -33,8 +28,8 @@ class Patient:
     """Looks at the pulse of a process that does not exist."""
 
     def __init__(self, timeout=HANG_TIMEOUT):
-        self.pulse = Pulse()
-        self.detector = HangDetector(self.pulse, 1, timeout)
+        self.pulse = HeartbeatCounter()
+        self.detector = LivenessCheck(self.pulse, 1, timeout)
         self.now = 1000.0
 
     def look(self, seconds=LOOK_INTERVAL):
@@ -65,7 +60,7 @@ def patient(work):
 def test_beats(patient):
     for _ in range(100):
         patient.pulse.beat()
-        assert not any(patient.look() for _ in range(round(PULSE_INTERVAL / LOOK_INTERVAL)))
+        assert not any(patient.look() for _ in range(round(HEARTBEAT_INTERVAL / LOOK_INTERVAL)))
 
 
 def test_hang(patient):
@@ -78,7 +73,7 @@ def test_goes_on(patient):
     for _ in range(4):
         assert not patient.look()
     patient.pulse.beat()
-    assert patient.time_to_hang() > HANG_TIMEOUT - PULSE_INTERVAL
+    assert patient.time_to_hang() > HANG_TIMEOUT - HEARTBEAT_INTERVAL
 
 
 def test_before_the_first_beat_and_at_rest(patient):

@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """A handler that asks for a request gets one, and its transaction ends as the method does."""
 
 import asyncio
@@ -20,8 +9,8 @@ from pyramid.threadlocal import get_current_registry, get_current_request
 from pyramid_tm import is_tm_active
 
 from handlers import Handler, Journal, MessageHandler
+from pyams_zmq.client.transaction import is_under_way
 from pyams_zmq.exceptions import ZMQMessageError
-from pyams_zmq.transaction import is_under_way
 
 
 class RequestHandler(Handler):

@@ -1,16 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-
+# SPDX-License-Identifier: ZPL-2.1
 """The command line: `pyams_zmq serve`, as a console script and by `python -m pyams_zmq`."""
 
 import importlib
@@ -21,7 +9,7 @@ import sys
 import pytest
 
 from app.program import Program, wait_until
-from pyams_zmq.scripts import main
+from pyams_zmq.cli import main
 
 TIMEOUT = 20
 """Seconds to wait for what has to happen, however busy the machine is"""
@@ -59,7 +47,7 @@ format = from the ini file: %(levelname)s %(message)s
 
 CONSOLE_SCRIPT = """
 import sys
-from pyams_zmq.scripts import main
+from pyams_zmq.cli import main
 
 sys.argv[0] = '/usr/local/bin/pyams_zmq'
 sys.exit(main())

@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """The helpers of the clients: what they return, when, and what they leave behind."""
 
 import ctypes
@@ -37,18 +26,18 @@ from zmq.utils.monitor import recv_monitor_message
 
 from conftest import open_fds, wait_until
 from handlers import Process
-from pyams_zmq import message as message_module
-from pyams_zmq import socket as socket_module
 from pyams_zmq.auth import ZAP_DOMAIN, AccessPolicy, Authenticator, Verdict, parse_users
-from pyams_zmq.exceptions import ZMQClosedError, ZMQMessageError, ZMQReplyError
-from pyams_zmq.message import MAX_MESSAGE_SIZE
-from pyams_zmq.socket import (
+from pyams_zmq.client import socket as socket_module
+from pyams_zmq.client.socket import (
     PROBE_DELAY,
     TIMEOUT,
     ZMQSocket,
     zmq_response,
     zmq_socket,
 )
+from pyams_zmq.exceptions import ZMQClosedError, ZMQMessageError, ZMQReplyError
+from pyams_zmq.message import MAX_MESSAGE_SIZE
+from pyams_zmq.wire import message as message_module
 
 FORK = multiprocessing.get_context('fork')
 ECHO = ['echo', {'path': '/this/is/my/path', 'format': 'JPEG'}]

@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """A ZMQStream that replies at once, loses no wake-up and cannot be wedged."""
 
 import asyncio
@@ -23,7 +12,7 @@ from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
 from conftest import wait_until
 from handlers import RawProcess
-from pyams_zmq.stream import FEW, ReplyStream, ZMQStream
+from pyams_zmq.process.stream import FEW, ReplyStream, ZMQStream
 
 BURST = 200
 

@@ -1,16 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-
+# SPDX-License-Identifier: ZPL-2.1
 """Children of a supervisor: when they are started, and when they are not any more."""
 
 import logging
@@ -35,14 +23,14 @@ from zope.interface.verify import verifyObject
 from app.handler import in_hand
 from app.program import Program, is_running, wait_for_end, wait_until
 from handlers import ExitingSetup, Process
-from pyams_zmq import lock as lock_module
 from pyams_zmq import supervisor as supervisor_module
-from pyams_zmq.child import RECYCLED
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent
-from pyams_zmq.lock import NameLock
+from pyams_zmq.process import lock as lock_module
+from pyams_zmq.process.base import RECYCLED
+from pyams_zmq.process.descendants import POLL_INTERVAL
+from pyams_zmq.process.lock import NameLock
 from pyams_zmq.supervisor import LOCK_REFRESH, Supervisor, SupervisorProcess
-from pyams_zmq.tree import POLL_INTERVAL
 
 ORPHAN_LIMIT = 2.0
 """Seconds after which everything has to be gone whose owner was killed"""

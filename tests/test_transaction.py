@@ -1,16 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-
+# SPDX-License-Identifier: ZPL-2.1
 """Messages that are sent on commit: all of them, in their order, or none."""
 
 import errno
@@ -35,19 +23,19 @@ from zope.interface.verify import verifyObject
 
 from conftest import open_fds, wait_until
 from handlers import Handler, MessageHandler
-from pyams_zmq import link as link_module
-from pyams_zmq import outbox as outbox_module
 from pyams_zmq.client import ZMQClient
+from pyams_zmq.client import connection as link_module
+from pyams_zmq.client import sender as outbox_module
+from pyams_zmq.client.sender import Outbox, SenderThread, sender_thread
+from pyams_zmq.client.socket import open_pair, zmq_response, zmq_socket
+from pyams_zmq.client.transaction import MessageDataManager, is_under_way, send_on_commit
 from pyams_zmq.exceptions import (
     ZMQClosedError,
     ZMQMessageError,
     ZMQRefusedError,
     ZMQUnreachableError,
 )
-from pyams_zmq.message import DRAINING_REPLY, MAX_MESSAGE_SIZE
-from pyams_zmq.outbox import Outbox, Postman, postman
-from pyams_zmq.socket import open_pair, zmq_response, zmq_socket
-from pyams_zmq.transaction import MessageDataManager, is_under_way, send_on_commit
+from pyams_zmq.wire.message import DRAINING_REPLY, MAX_MESSAGE_SIZE
 
 LOGGER_NAME = 'PyAMS (zmq)'
 
@@ -179,7 +167,7 @@ def test_nothing_is_connected_without_commit():
     with ZMQClient('127.0.0.1:1') as client:
         send_on_commit(client, 'note', 1)
         transaction.abort()
-    assert client._outbox not in postman._outboxes
+    assert client._outbox not in sender_thread._outboxes
 
 
 def test_other_manager(client):
@@ -723,7 +711,7 @@ def test_fork_while_the_lock_is_held(client):
 
     client.send('note', 'before')
     assert notes(client) == ['before']
-    with postman._changed:
+    with sender_thread._changed:
         assert in_fork(commit) == 0
     assert notes(client) == ['before', 'child']
 
@@ -755,10 +743,10 @@ def test_flush_waits_no_longer_than_it_may(client, errors, tmp_path, monkeypatch
     path = tmp_path / 'busy'
     client.send('wait_for', str(path))
     wait_until(path.exists)
-    postman.flush()
+    sender_thread.flush()
     start = time.monotonic()
     monkeypatch.setattr(outbox_module, 'FLUSH', 5)
-    postman.flush()  # multiprocessing calls it, too
+    sender_thread.flush()  # multiprocessing calls it, too
     assert time.monotonic() - start < 1
     path.unlink()
     assert errors() == [
@@ -848,7 +836,7 @@ def test_a_connection_that_takes_nothing():
             pass
 
     outbox = Outbox('tcp://127.0.0.1:1', Full)
-    outbox.add(outbox_module.Letter('note', b'', 1))
+    outbox.add(outbox_module.QueuedMessage('note', b'', 1))
     assert outbox.step(time.monotonic()) == []
     assert 0 < outbox.wakes_at() - time.monotonic() <= outbox_module.RETRY
     assert len(outbox) == 1
@@ -861,11 +849,11 @@ def test_an_unknown_error_does_not_stop_the_others(process, client, errors):
         raise LookupError('why')
 
     other = Outbox('tcp://127.0.0.1:1', fail)
-    postman.post(other, outbox_module.Letter('note', b'', 1))
+    sender_thread.post(other, outbox_module.QueuedMessage('note', b'', 1))
     client.send('note', 1)
     assert notes(client) == [1]
     with pytest.raises(LookupError):
-        postman.prepare(other, 5)
+        sender_thread.prepare(other, 5)
     assert errors() == ["Message 'note' to tcp://127.0.0.1:1: why"]
 
 
@@ -944,4 +932,4 @@ def test_client_of_pyams_utils(client):
 
 
 def test_close_without_messages():
-    Postman().close(Outbox('tcp://127.0.0.1:1', None))
+    SenderThread().close(Outbox('tcp://127.0.0.1:1', None))

@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """What a process has started ends with it, in whatever way it ends."""
 
 import ctypes
@@ -27,14 +16,13 @@ import pytest
 
 from app.handler import COMMANDS, Process, in_hand
 from app.program import Program, is_running, wait_for_end, wait_until
-from pyams_zmq import tree
-from pyams_zmq.child import _stop_owned
 from pyams_zmq.exceptions import ZMQStartError
-from pyams_zmq.supervisor import Supervisor, SupervisorProcess
-from pyams_zmq.tree import (
+from pyams_zmq.process import descendants as tree
+from pyams_zmq.process.base import _stop_owned
+from pyams_zmq.process.descendants import (
+    OrphanCleanup,
+    ProcessInfo,
     Reaper,
-    Relative,
-    Sweep,
     become_subreaper,
     children,
     descendants,
@@ -43,6 +31,7 @@ from pyams_zmq.tree import (
     subreaper,
     wait_for_tree,
 )
+from pyams_zmq.supervisor import Supervisor, SupervisorProcess
 
 FORK = multiprocessing.get_context('fork')
 
@@ -233,7 +222,9 @@ def test_supervisor_is_killed(run, start_programs, address):
 
 def test_owner_is_killed_before_all_is_swept(run, start_programs, ask, address):
     owner, _supervisor = run(
-        address, 'supervisor', before='from pyams_zmq import tree; tree.SWEEP_GRACE = 60'
+        address,
+        'supervisor',
+        before='from pyams_zmq.process import descendants; descendants.CLEANUP_GRACE = 60',
     )
     programs = start_programs(address)
     _status, pid = ask(address, ['pid', None])
@@ -345,7 +336,7 @@ def test_fork_of_the_owner_does_not_stop_its_processes(start, ask):
 def supervise(notes, address, monkeypatch):
     """Run processes under a supervisor, which is not patient."""
     monkeypatch.setattr(Supervisor, 'min_delay', 0.01)
-    monkeypatch.setattr(tree, 'SWEEP_GRACE', 0.2)
+    monkeypatch.setattr(tree, 'CLEANUP_GRACE', 0.2)
     monkeypatch.setattr(Process, 'before', notes)
     supervisors = []
 
@@ -395,7 +386,7 @@ def test_process_is_killed_while_the_supervisor_stops(supervise, start_programs,
 def test_supervisor_fails(supervise, start_programs, address, ask, monkeypatch):
     """It leaves nothing behind, either."""
 
-    class FailingSweep(Sweep):
+    class FailingSweep(OrphanCleanup):
         first = True
 
         def step(self, now):
@@ -404,7 +395,7 @@ def test_supervisor_fails(supervise, start_programs, address, ask, monkeypatch):
                 raise LookupError('this loop is broken')
             return super().step(now)
 
-    monkeypatch.setattr('pyams_zmq.supervisor.Sweep', FailingSweep)
+    monkeypatch.setattr('pyams_zmq.supervisor.OrphanCleanup', FailingSweep)
     supervisor = supervise()
     programs = start_programs(address)
     _status, pid = ask(address, ['pid', None])
@@ -461,7 +452,7 @@ def in_a_fork(function):
 def adopt(command='sleep 60'):
     """Start a program whose parent ends; give what we know of it."""
     pid = subprocess.check_output(['sh', '-c', f'{command} >&- & echo $!'])
-    relative = Relative.look(int(pid))
+    relative = ProcessInfo.look(int(pid))
     assert relative.parent == os.getpid()
     return relative
 
@@ -471,18 +462,20 @@ def test_sweep():
     own = FORK.Process(target=time.sleep, args=(60,))
     own.start()
     kept = adopt()
-    sweep = Sweep({kept}, 1000.0)
+    sweep = OrphanCleanup({kept}, 1000.0)
     assert sweep.step(1000.0) is None
     meek, deaf = adopt(), adopt('trap "" TERM; sh -c "sleep 60 & wait"')
     with subprocess.Popen(['sleep', '60']) as program:
-        assert sweep.step(1000.0) == tree.SWEEP_INTERVAL
+        assert sweep.step(1000.0) == tree.CLEANUP_INTERVAL
         wait_for_end(meek.pid, TIMEOUT)
-        assert sweep.step(1000.9) == tree.SWEEP_INTERVAL
+        assert sweep.step(1000.9) == tree.CLEANUP_INTERVAL
         assert not psutil.pid_exists(meek.pid)  # no zombie
         assert is_running(deaf.pid)
-        assert sweep.step(1001.0) == tree.SWEEP_INTERVAL
+        assert sweep.step(1001.0) == tree.CLEANUP_INTERVAL
         wait_until(lambda: sweep.step(1001.1) is None, TIMEOUT)
-        assert set(children()) == {Relative.look(pid) for pid in (own.pid, kept.pid, program.pid)}
+        assert set(children()) == {
+            ProcessInfo.look(pid) for pid in (own.pid, kept.pid, program.pid)
+        }
         assert all(is_running(each.pid) for each in children())
         program.kill()
     own.kill()
@@ -493,11 +486,11 @@ def test_sweep():
 def test_sweep_in_vain():
     """What hangs in the system does not hold up the others for ever."""
     orphan = adopt()
-    sweep = Sweep(set(), 1000.0)
-    assert sweep.step(1000.0) == tree.SWEEP_INTERVAL
+    sweep = OrphanCleanup(set(), 1000.0)
+    assert sweep.step(1000.0) == tree.CLEANUP_INTERVAL
     wait_for_end(orphan.pid, TIMEOUT)
     adopt()
-    assert sweep.step(1000.0 + 2 * tree.SWEEP_GRACE) is None
+    assert sweep.step(1000.0 + 2 * tree.CLEANUP_GRACE) is None
 
 
 @in_a_fork
@@ -515,7 +508,7 @@ def test_reaper():
     for turn in range(1, 4):
         assert psutil.pid_exists(orphan.pid) == (turn < 3)
         reaper.step(now + turn * tree.REAP_INTERVAL)
-    assert reaper._awaited == {Relative.look(program.pid)}
+    assert reaper._awaited == {ProcessInfo.look(program.pid)}
     assert program.wait() == 0
     for turn in range(4, 6):
         reaper.step(now + turn * tree.REAP_INTERVAL)
@@ -525,7 +518,7 @@ def test_reaper():
 
 @in_a_fork
 def test_reap_what_the_system_has_reaped():
-    tree._reap(Relative.look(os.getppid()))
+    tree._reap(ProcessInfo.look(os.getppid()))
 
 
 @in_a_fork
@@ -572,7 +565,7 @@ def test_servants_of_multiprocessing():
     end_tree(10)
     assert time.monotonic() - started < 5
     assert len([each for each in children() if not each.has_ended]) == 2
-    assert tree._strangers(children()) == set()
+    assert tree._adopted(children()) == set()
 
 
 @in_a_fork
@@ -582,7 +575,7 @@ def test_look_of_a_strange_name():
         [sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as program:
         program.stdout.readline()
-        relative = Relative.look(program.pid)
+        relative = ProcessInfo.look(program.pid)
         assert (relative.name, relative.parent) == (') S 1 (\ufffd', os.getpid())
         program.kill()
 
@@ -596,20 +589,20 @@ def test_main_thread_has_ended():
     )
     with subprocess.Popen([sys.executable, '-c', code]) as program:
         wait_until(lambda: psutil.Process(program.pid).status() == 'zombie', TIMEOUT)
-        assert not Relative.look(program.pid).has_ended
+        assert not ProcessInfo.look(program.pid).has_ended
         end_tree(1)
-        assert Relative.look(program.pid).has_ended
+        assert ProcessInfo.look(program.pid).has_ended
 
 
 def test_look_at_nothing():
-    assert Relative.look(2**30) is None
+    assert ProcessInfo.look(2**30) is None
 
 
 @pytest.mark.usefixtures('pidfd')
 def test_signal_to_a_later_process_of_that_pid():
     with subprocess.Popen(['sleep', '60']) as program:
-        relative = Relative.look(program.pid)
-        Relative(relative.pid, relative.started - 1, 1, 'sleep', False).send(signal.SIGKILL)
+        relative = ProcessInfo.look(program.pid)
+        ProcessInfo(relative.pid, relative.started - 1, 1, 'sleep', False).send(signal.SIGKILL)
         assert program.poll() is None
         relative.send(signal.SIGKILL)
         assert program.wait() == -signal.SIGKILL

@@ -1,15 +1,4 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
+# SPDX-License-Identifier: ZPL-2.1
 """Processes that end when they should: what waits for them, and what ends them."""
 
 import ctypes
@@ -26,8 +15,8 @@ import pytest
 
 from conftest import open_fds, wait_until
 from handlers import Handler, MessageHandler, Process
-from pyams_zmq.tree import end_tree, open_pidfd, poll, wait_for_tree
-from pyams_zmq.watchdog import Watchdog, wait_for_exit
+from pyams_zmq.process.descendants import end_tree, open_pidfd, poll, wait_for_tree
+from pyams_zmq.process.watchdog import Watchdog, wait_for_exit
 
 FORK = multiprocessing.get_context('fork')
 NO_FD = 999_999

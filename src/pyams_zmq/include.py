@@ -1,16 +1,5 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-"""PyAMS_zmq.include module: what ``config.include('pyams_zmq')`` does."""
+# SPDX-License-Identifier: ZPL-2.1
+"""What ``config.include('pyams_zmq')`` does."""
 
 import sys
 from pathlib import Path
@@ -18,7 +7,6 @@ from typing import Any
 
 from pyramid.events import ApplicationCreated
 
-from pyams_zmq.clients import Clients, request_zmq
 from pyams_zmq.config import (
     EARLY,
     LATE,
@@ -26,9 +14,8 @@ from pyams_zmq.config import (
     check_settings,
     declare_from_settings,
 )
-from pyams_zmq.startup import start_services
-
-__docformat__ = 'restructuredtext'
+from pyams_zmq.config.request_client import Clients, request_zmq
+from pyams_zmq.config.startup import start_services
 
 
 def include_package(config: Any) -> None:
@@ -47,7 +34,7 @@ def include_package(config: Any) -> None:
 
     def monitor() -> None:
         if 'pyams_utils' in sys.modules:  # else nobody has included it
-            from pyams_zmq.monitor import register_monitor  # noqa: PLC0415 - it imports cornice
+            from pyams_zmq.monitor.health import register_monitor  # noqa: PLC0415 - it imports cornice
 
             register_monitor(config)
 

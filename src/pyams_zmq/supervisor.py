@@ -1,16 +1,5 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-"""PyAMS_zmq.supervisor module: processes that are started again when they crash."""
+# SPDX-License-Identifier: ZPL-2.1
+"""Processes that are started again when they crash."""
 
 import logging
 import os
@@ -24,20 +13,33 @@ from typing import Any
 
 from pyramid.threadlocal import get_current_registry
 
-from pyams_zmq.child import RECYCLED, SIGNALS, STOP_SIGNALS, OwnedProcess, ReadyProcess, StopOrder
 from pyams_zmq.interfaces import ZMQProcessGivenUpEvent
-from pyams_zmq.lock import NameLock
-from pyams_zmq.pulse import (
-    HANG_TIMEOUT,
-    LOOK_INTERVAL,
-    PULSE_INTERVAL,
-    HangDetector,
-    Pulse,
+from pyams_zmq.process.base import (
+    RECYCLED,
+    SIGNALS,
+    STOP_SIGNALS,
+    OwnedProcess,
+    ReadyProcess,
+    StopOrder,
 )
-from pyams_zmq.tree import POLL_INTERVAL, Relative, Sweep, children, open_pidfd, poll, subreaper
-from pyams_zmq.watchdog import has_ended
-
-__docformat__ = 'restructuredtext'
+from pyams_zmq.process.descendants import (
+    POLL_INTERVAL,
+    OrphanCleanup,
+    ProcessInfo,
+    children,
+    open_pidfd,
+    poll,
+    subreaper,
+)
+from pyams_zmq.process.heartbeat import (
+    HANG_TIMEOUT,
+    HEARTBEAT_INTERVAL,
+    LOOK_INTERVAL,
+    HeartbeatCounter,
+    LivenessCheck,
+)
+from pyams_zmq.process.lock import NameLock
+from pyams_zmq.process.watchdog import has_ended
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -57,7 +59,7 @@ class Child:
         self.name = name
         self.factory = factory
         self.process: ReadyProcess | None = None
-        self.hang: HangDetector | None = None
+        self.hang: LivenessCheck | None = None
         self.running = False
         self.given_up = False
         self.retired = False
@@ -117,8 +119,8 @@ class Supervisor:
         self._exit_code: int | None = None
         self._hung_up = False
         self._adopts = False
-        self._keep: set[Relative] = set()
-        self._sweep: Sweep | None = None
+        self._keep: set[ProcessInfo] = set()
+        self._sweep: OrphanCleanup | None = None
 
     @property
     def processes(self) -> dict[str, ReadyProcess]:
@@ -152,7 +154,7 @@ class Supervisor:
             if child.running and has_ended(child.process):
                 self._bury(child, now)
         self._kill_hanging(now)
-        timeouts = self._step_sweep(now)
+        timeouts = self._step_cleanup(now)
         if self._stopping:
             timeouts += self._step_stop(now)
         elif not timeouts:  # else what is to start would meet what the last one has left behind
@@ -221,11 +223,11 @@ class Supervisor:
         for child in self._children:
             self._release(child)
         if self._adopts:
-            sweep = Sweep(self._keep, time.monotonic())
+            sweep = OrphanCleanup(self._keep, time.monotonic())
             while (timeout := sweep.step(time.monotonic())) is not None:
                 poll([], timeout)
 
-    def _step_sweep(self, now: float) -> list[float]:
+    def _step_cleanup(self, now: float) -> list[float]:
         timeout = None if self._sweep is None else self._sweep.step(now)
         if timeout is None:
             self._sweep = None
@@ -284,13 +286,14 @@ class Supervisor:
     def _start(self, child: Child, now: float) -> None:
         child.due = None
         child.started = now
-        pulse = None
+        heartbeat = None
         try:
             process = child.factory()
             if self.hang_timeout:
-                pulse = process._pulse = child.resources.enter_context(closing(Pulse()))
+                heartbeat = child.resources.enter_context(closing(HeartbeatCounter()))
+                process._heartbeat = heartbeat
                 if self._all_beat:
-                    pulse.beat()
+                    heartbeat.beat()
             process.start()
         except Exception:
             LOGGER.exception('%s cannot be started', child.name)
@@ -299,15 +302,15 @@ class Supervisor:
             return
         child.process = process
         child.running = True
-        if pulse is not None:
-            child.hang = HangDetector(pulse, process.pid, self.hang_timeout)
+        if heartbeat is not None:
+            child.hang = LivenessCheck(heartbeat, process.pid, self.hang_timeout)
         child.pidfd = child.resources.enter_context(open_pidfd(process.pid))
         LOGGER.info('%s is process %s', child.name, process.pid)
 
     def _bury(self, child: Child, now: float) -> None:
         self._release(child)
         if self._adopts:
-            self._sweep = Sweep(self._keep, now)
+            self._sweep = OrphanCleanup(self._keep, now)
         code = None if child.process is None else child.process.exitcode
         if self._stopping or child.retired or (code == 0 and not self._replaces_all):
             LOGGER.info('%s has ended with exit code %s', child.name, code)
@@ -452,7 +455,7 @@ class OwnedSupervisor(Supervisor):
         self._owner = process._parent_pid
         self._owner_pidfd = pidfd
         self._control = process._control.fileno()
-        self._pulse = process._pulse
+        self._heartbeat = process._heartbeat
         self._lock = lock
         self._names = tuple(factories)
         self._stands_by = False
@@ -461,9 +464,9 @@ class OwnedSupervisor(Supervisor):
         """Do whatever is due, if this process has the lock."""
         self._heed_owner()
         timeouts = [POLL_INTERVAL] if self._owner_pidfd is None else []
-        if self._pulse is not None:
-            self._pulse.beat()
-            timeouts.append(PULSE_INTERVAL)
+        if self._heartbeat is not None:
+            self._heartbeat.beat()
+            timeouts.append(HEARTBEAT_INTERVAL)
         if self._lock is None:
             timeout = super().step(now)
         elif self._stopping or self._acquire(self._lock):
@@ -502,7 +505,8 @@ class OwnedSupervisor(Supervisor):
         # the addresses: at our end the processes have their `orphan_timeout`.
         LOGGER.warning('The owner of this process (pid %s) died, stopping', self._owner)
         now = time.monotonic()
-        Sweep(self._keep, now, 0.0).step(now)  # nobody else would end orphans: kill them now
+        # Nothing else would end the orphans: kill them now.
+        OrphanCleanup(self._keep, now, 0.0).step(now)
         self._abandon()
         os._exit(1)
 

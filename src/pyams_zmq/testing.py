@@ -1,17 +1,5 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-
-"""PyAMS_zmq.testing module: test without the service, or with a real one for the test."""
+# SPDX-License-Identifier: ZPL-2.1
+"""Test without the service, or with a real one for the test."""
 
 import asyncio
 import logging
@@ -24,12 +12,15 @@ from typing import Any, NamedTuple
 from pyramid.threadlocal import manager
 from zope.interface import implementer
 
-from pyams_zmq.child import ReadyProcess
 from pyams_zmq.client import PREPARE_TIMEOUT
-from pyams_zmq.endpoint import Endpoint
+from pyams_zmq.client.sender import describe_reply
 from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.interfaces import IZMQClientFactory
-from pyams_zmq.message import (
+from pyams_zmq.process import ZMQProcess
+from pyams_zmq.process.base import ReadyProcess
+from pyams_zmq.process.stream import Reply
+from pyams_zmq.wire.endpoint import Endpoint
+from pyams_zmq.wire.message import (
     check_retries,
     check_timeout,
     decode_reply,
@@ -38,11 +29,6 @@ from pyams_zmq.message import (
     encode_request,
     payload_of,
 )
-from pyams_zmq.outbox import describe_reply
-from pyams_zmq.process import ZMQProcess
-from pyams_zmq.stream import Reply
-
-__docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 

@@ -1,24 +1,11 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-"""PyAMS_zmq.aio.address module: the endpoints of a socket, as they were given and as they are."""
+# SPDX-License-Identifier: ZPL-2.1
+"""The endpoints of a socket, as they were given and as they are."""
 
 from collections.abc import Generator
 from ipaddress import ip_address
 from typing import Any
 
 import zmq
-
-__docformat__ = 'restructuredtext'
 
 
 class AwaitableEndpoint(str):

@@ -1,20 +1,7 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-"""PyAMS_zmq.aio.buffer module: messages that wait for the socket, and when there are too many."""
+# SPDX-License-Identifier: ZPL-2.1
+"""Messages that wait for the socket, and when there are too many."""
 
 from collections import deque
-
-__docformat__ = 'restructuredtext'
 
 HIGH_WATER = 64 * 1024
 """Bytes in the write buffer above which writing is paused, unless limits are set"""

@@ -1,16 +1,5 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-"""PyAMS_zmq.aio.client module: calls a service from a coroutine; many calls share a connection."""
+# SPDX-License-Identifier: ZPL-2.1
+"""Calls a service from a coroutine; many calls share a connection."""
 
 import asyncio
 import os
@@ -27,26 +16,24 @@ from pyams_zmq.aio.loop import get_context
 from pyams_zmq.aio.protocol import SocketEvent, ZmqProtocol
 from pyams_zmq.aio.transport import ZmqTransport
 from pyams_zmq.auth import Users
-from pyams_zmq.curve import CurveClient
-from pyams_zmq.exceptions import ZMQBaseError, ZMQClosedError, ZMQRefusedError
-from pyams_zmq.link import (
-    LINK_EVENTS,
+from pyams_zmq.auth.curve import CurveClient
+from pyams_zmq.client.connection import (
+    CONNECTION_EVENTS,
     RETRIED,
-    Link,
-    Target,
+    ConnectionState,
+    ServiceAddress,
     as_os_error,
     configure,
     keep_connected,
 )
-from pyams_zmq.message import (
+from pyams_zmq.exceptions import ZMQBaseError, ZMQClosedError, ZMQRefusedError
+from pyams_zmq.wire.message import (
     check_retries,
     check_timeout,
     decode_reply,
     encode_request,
     payload_of,
 )
-
-__docformat__ = 'restructuredtext'
 
 SEND_HWM = 24
 """Requests that wait in a socket, at most; further ones wait where their deadline can end them.
@@ -70,12 +57,12 @@ class Connection(ZmqProtocol):
     :raises OSError: EMFILE, when the process has no descriptor left
     """
 
-    def __init__(self, loop: Any, target: Target):
+    def __init__(self, loop: Any, target: ServiceAddress):
         self.loop = loop
         self.pid = os.getpid()
         self.is_lost = False
         self.closes = False
-        self._link = Link(target.endpoint)
+        self._link = ConnectionState(target.endpoint)
         self._number = 0
         self._may_write = True
         self._looked = 0.0
@@ -91,7 +78,7 @@ class Connection(ZmqProtocol):
                 self._socket.rcvhwm = 0  # as many as calls wait for: libzmq would drop the others
                 self._transport = ZmqTransport(loop, self._socket, self)
                 self._transport.start()
-                self._transport.enable_monitor(LINK_EVENTS)
+                self._transport.enable_monitor(CONNECTION_EVENTS)
                 self._socket.connect(target.endpoint.uri)
             except BaseException:
                 self._socket.close(0)
@@ -216,7 +203,7 @@ class AsyncZMQClient:
         retries: int = 0,
         send_deadline: bool = False,
     ):
-        self._target = Target.parse(address, auth, curve)
+        self._target = ServiceAddress.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
         self.retries = check_retries(retries)
         self.send_deadline = send_deadline

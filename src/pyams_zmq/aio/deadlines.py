@@ -1,23 +1,10 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-"""PyAMS_zmq.aio.deadlines module: when the calls of a connection end, with one timer for all."""
+# SPDX-License-Identifier: ZPL-2.1
+"""When the calls of a connection end, with one timer for all."""
 
 from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any
-
-__docformat__ = 'restructuredtext'
 
 SLACK = 100
 """Deadlines of calls that have ended which are kept beside as many as there are calls"""

@@ -1,16 +1,5 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-"""PyAMS_zmq.aio.loop module: makes transports, on any running loop or on one with a context."""
+# SPDX-License-Identifier: ZPL-2.1
+"""Makes transports, on any running loop or on one with a context."""
 
 import asyncio
 import threading
@@ -24,9 +13,7 @@ import zmq.eventloop.future
 
 from pyams_zmq.aio.address import check_numeric
 from pyams_zmq.aio.transport import ZmqTransport
-from pyams_zmq.link import as_os_error
-
-__docformat__ = 'restructuredtext'
+from pyams_zmq.client.connection import as_os_error
 
 LINGER = 1000
 """Milliseconds that messages wait for their peer after the end of a socket that was made here"""

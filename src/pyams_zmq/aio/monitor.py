@@ -1,16 +1,5 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-"""PyAMS_zmq.aio.monitor module: what happens to the connections of a socket."""
+# SPDX-License-Identifier: ZPL-2.1
+"""What happens to the connections of a socket."""
 
 import asyncio
 import struct
@@ -22,8 +11,6 @@ from typing import Any
 import zmq
 
 from pyams_zmq.aio.protocol import SocketEvent
-
-__docformat__ = 'restructuredtext'
 
 _numbers = count()
 

@@ -1,23 +1,10 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-"""PyAMS_zmq.aio.protocol module: what a transport calls."""
+# SPDX-License-Identifier: ZPL-2.1
+"""What a transport calls."""
 
 import asyncio
 from typing import NamedTuple
 
 import zmq
-
-__docformat__ = 'restructuredtext'
 
 
 class SocketEvent(NamedTuple):

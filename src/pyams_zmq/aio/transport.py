@@ -1,16 +1,5 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-"""PyAMS_zmq.aio.transport module: a ØMQ socket as a transport, on any loop with `add_reader`."""
+# SPDX-License-Identifier: ZPL-2.1
+"""A ØMQ socket as a transport, on any loop with `add_reader`."""
 
 import logging
 import warnings
@@ -22,8 +11,6 @@ import zmq
 from pyams_zmq.aio.address import Addresses, AwaitableEndpoint, check_numeric, check_str
 from pyams_zmq.aio.monitor import MonitorProtocol, close_monitor, open_monitor
 from pyams_zmq.aio.turns import Turns
-
-__docformat__ = 'restructuredtext'
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 

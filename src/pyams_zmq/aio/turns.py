@@ -1,16 +1,5 @@
-#
-# Copyright (c) 2015-2026 Thierry Florac <tflorac AT ulthar.net>
-# All Rights Reserved.
-#
-# This software is subject to the provisions of the Zope Public License,
-# Version 2.1 (ZPL).  A copy of the ZPL should accompany this distribution.
-# THIS SOFTWARE IS PROVIDED "AS IS" AND ANY AND ALL EXPRESS OR IMPLIED
-# WARRANTIES ARE DISCLAIMED, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED
-# WARRANTIES OF TITLE, MERCHANTABILITY, AGAINST INFRINGEMENT, AND FITNESS
-# FOR A PARTICULAR PURPOSE.
-#
-
-"""PyAMS_zmq.aio.turns module: what a transport does with its socket when it is its turn.
+# SPDX-License-Identifier: ZPL-2.1
+"""What a transport does with its socket when it is its turn.
 
 The descriptor of a socket is edge-triggered: it says that something has happened since anybody
 looked, not what there is. Whatever is done with the socket looks, even a `send` or an option that
@@ -30,10 +19,8 @@ from typing import Any
 import zmq
 
 from pyams_zmq.aio.buffer import Message, WriteBuffer
-from pyams_zmq.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT
-from pyams_zmq.link import as_os_error, make_os_error
-
-__docformat__ = 'restructuredtext'
+from pyams_zmq.client.connection import as_os_error, make_os_error
+from pyams_zmq.wire.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT
 
 TURN = 0.005
 """Seconds after which other callbacks of the loop have their turn, though messages wait"""

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The keys of CURVE (RFC 26/CURVEZMQ).
+
+A key is written as its 40 characters of Z85 (RFC 32), or as the path of a file which
+:func:`zmq.auth.create_certificates` has made: `NAME.key` holds the public key, `NAME.key_secret`
+both. No text of this module, error or repr, holds a secret key.
+"""
+
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import zmq
+from zmq.auth import load_certificate
+from zmq.utils import z85
+
+Key = str | bytes | os.PathLike[str]
+
+_KEY_LENGTH = 40
+_SUFFIXES = ('.key', '.key_secret')
+
+
+class CurveServer:
+    """Keys of a server, and of the clients that it lets in.
+
+    :param key: secret key of the server, its text or the path of a `.key_secret` file
+    :param clients: public keys of the clients: a folder of `.key` files, or a sequence of keys;
+        whoever has none of them is refused
+    :raises ValueError: for a key that cannot be read, or when there is no client
+    """
+
+    def __init__(self, key: Key, clients: Key | Iterable[Key]):
+        self.public, self._secret = _load_pair(key)
+        self._source = clients if isinstance(clients, (str, os.PathLike)) else tuple(clients)
+        self.clients: frozenset[str] = frozenset()
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the keys of the clients again, whose folder may have changed.
+
+        :raises ValueError: for a key that cannot be read, or when there is none; then the keys
+            stay what they were
+        """
+        source: Any = self._source
+        if isinstance(source, (str, os.PathLike)):
+            name = '' if _is_key(source) else f' {os.fspath(source)!r}'
+            try:
+                names = os.listdir(source)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, 'strerror', None) or 'that is no name'
+                raise ValueError(f'Folder of CURVE keys{name}: {reason}') from None
+            source = [Path(source, name) for name in sorted(names) if name.endswith('.key')]
+        keys = frozenset(_load_public(key).decode() for key in source)
+        if not keys:
+            raise ValueError('CURVE needs the public key of at least one client')
+        self.clients = keys
+
+    def apply(self, socket: Any) -> None:
+        """Make a socket the server of its connections."""
+        socket.curve_server = True
+        socket.curve_publickey = self.public
+        socket.curve_secretkey = self._secret
+
+
+class CurveClient:
+    """Keys of a client, and of the server that it trusts.
+
+    :param server: public key of the server, its text or the path of a `.key` file
+    :param key: secret key of the client, its text or the path of a `.key_secret` file
+    :raises ValueError: for a key that cannot be read
+    """
+
+    def __init__(self, server: Key, key: Key):
+        self.server = _load_public(server)
+        self.public, self._secret = _load_pair(key)
+
+    def apply(self, socket: Any) -> None:
+        """Make a socket a client."""
+        socket.curve_serverkey = self.server
+        socket.curve_publickey = self.public
+        socket.curve_secretkey = self._secret
+
+
+def _load_public(key: Key) -> bytes:
+    if _is_path(key):
+        return _load_file(key)[0]
+    return _check_text(key)
+
+
+def _load_pair(key: Key) -> tuple[bytes, bytes]:
+    if _is_path(key):
+        public, secret = _load_file(key)
+        if secret is None:
+            raise ValueError(f'CURVE key {os.fspath(key)!r}: it holds no secret key')
+    else:
+        secret = _check_text(key)
+        public = zmq.curve_public(secret)
+    return public, secret
+
+
+def _is_path(key: Key) -> bool:
+    return isinstance(key, os.PathLike) or (
+        isinstance(key, str) and key.endswith(_SUFFIXES) and not _is_key(key)
+    )
+
+
+def _is_key(text: Any) -> bool:
+    try:
+        return bool(_check_text(text))
+    except ValueError:
+        return False
+
+
+def _load_file(key: Any) -> tuple[bytes, bytes | None]:
+    path = os.fspath(key)
+    try:
+        public, secret = load_certificate(path)
+        return _check_text(public), None if secret is None else _check_text(secret)
+    except OSError as error:
+        raise ValueError(f'CURVE key {path!r}: {error.strerror or "no such file"}') from None
+    except (ValueError, IndexError):
+        raise ValueError(f'CURVE key {path!r}: it holds no key') from None
+
+
+def _check_text(key: Any) -> bytes:
+    try:
+        text: bytes = key.encode('ascii') if isinstance(key, str) else bytes(key)
+        if len(text) == _KEY_LENGTH:
+            z85.decode(text)
+            return text
+    except (ValueError, KeyError, TypeError, struct.error):
+        pass
+    raise ValueError(
+        f'A CURVE key is {_KEY_LENGTH} characters of Z85, or the path of a {_SUFFIXES} file'
+    )

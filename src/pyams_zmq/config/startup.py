@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""An application which serves starts its services."""
+
+import os
+import sys
+from functools import partial
+from typing import Any
+
+from pyams_zmq.config import PREFIX, Service, check_services, services_of
+from pyams_zmq.exceptions import ZMQStartError
+from pyams_zmq.interfaces import IZMQClientFactory
+from pyams_zmq.supervisor import SupervisorProcess
+from pyams_zmq.wire.endpoint import Endpoint
+
+STOP_SLACK = 10.0
+"""Seconds that a supervisor has beside the `drain_timeout` of its process"""
+
+
+def is_server() -> bool:
+    """Tell if this program serves requests, and does not just load the application.
+
+    Scripts load it with `pyramid.paster.bootstrap`, or belong to Pyramid (`pshell`, `proutes`,
+    `prequest`), or to PyAMS (`pyams_...`).
+    """
+    program = os.path.basename(sys.argv[0])
+    if program.startswith('pyams_'):
+        return False
+    frame = sys._getframe()
+    while frame is not None:
+        # With "python -m" it is "__main__", and its real name is here.
+        spec = frame.f_globals.get('__spec__')
+        module = frame.f_globals.get('__name__', '') if spec is None else spec.name
+        if module.startswith('pyramid.scripts.') and module != 'pyramid.scripts.pserve':
+            return False
+        if module == 'pyramid.paster' and frame.f_code.co_name == 'bootstrap':
+            return False
+        frame = frame.f_back  # type: ignore[assignment] # None ends the loop
+    return True
+
+
+def start_services(event: Any) -> None:
+    """Start the services whose `start` is `'auto'`; a subscriber to ApplicationCreated.
+
+    :raises ConfigurationError: for settings of a service that nobody has declared
+    :raises ZMQStartError: in a program that gevent has patched
+    """
+    registry = event.app.registry
+    check_services(registry)
+    if not is_server() or registry.queryUtility(IZMQClientFactory) is not None:
+        return
+    for name, service in services_of(registry).items():
+        if service.start == 'auto':
+            try:
+                _make_supervisor(registry, service).start()
+            except ZMQStartError as error:
+                raise ZMQStartError(
+                    f'{error}; for the ØMQ process {name!r}: set {PREFIX}{name}.start = external, '
+                    f'and run "pyams_zmq serve INI {name}"'
+                ) from None
+
+
+def _make_supervisor(registry: Any, service: Service) -> SupervisorProcess:
+    supervisor = SupervisorProcess(
+        {service.name: partial(service.make_process, registry)},
+        registry=registry,
+        lock=_make_lock(registry, service),
+    )
+    usual = getattr(service.factory, 'drain_timeout', 0.0)
+    drain = service.limits.get('drain_timeout', usual)
+    supervisor.drain_timeout = max(supervisor.drain_timeout, drain + STOP_SLACK)
+    return supervisor
+
+
+def _make_lock(registry: Any, service: Service) -> str:
+    """Name what the workers of one application compete for; another one's bind has to fail."""
+    endpoint = Endpoint.parse(service.address, bind=True)
+    address = endpoint.uri if endpoint.path is None else os.path.abspath(endpoint.path)
+    return f'{registry.__name__} {service.name} {address}'

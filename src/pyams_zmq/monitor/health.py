@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The declared services in the REST monitor of pyams_utils."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pyams_utils.interfaces.monitor import MONITOR_API_ROUTE, IMonitorExtension
+from pyams_utils.monitor import MonitorExtensionStatusProperties
+from pyramid.interfaces import IRoutesMapper
+from zope.interface import implementer
+
+from pyams_zmq.config import services_of
+from pyams_zmq.exceptions import ZMQBaseError
+
+TIMEOUT = 1.0
+"""Seconds that a service gets to answer"""
+
+
+@implementer(IMonitorExtension)
+class ServiceMonitor:
+    """Tells which of the declared services can be reached."""
+
+    def get_status(self, request: Any) -> Iterator[Any]:
+        """Give the status of each service: UP, or DOWN and why."""
+        for name in sorted(services_of(request.registry)):
+            status, message = 'UP', None
+            try:
+                request.registry.zmq_clients.get(name).prepare(timeout=TIMEOUT)
+            except ZMQBaseError as error:
+                status, message = 'DOWN', str(error)
+            yield MonitorExtensionStatusProperties(f'pyams_zmq: {name}', status, message)
+
+
+def register_monitor(config: Any) -> None:
+    """Add the services to the monitor, if the application has one."""
+    mapper = config.registry.queryUtility(IRoutesMapper)
+    if mapper is not None and mapper.get_route(MONITOR_API_ROUTE) is not None:
+        config.registry.registerUtility(ServiceMonitor(), IMonitorExtension, name='pyams_zmq')

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""One parser for all forms of an address."""
+
+import os
+import re
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from typing import Any
+
+import zmq
+
+FORMS = (
+    "'host:port', ('host', port), 'host' or '*:port' (to bind), '[::1]:port', "
+    "'tcp://host:port', 'ipc:///path' or 'ipc://@name'"
+)
+
+# A host is `*`, a name (of a host, or of an interface), or an IPv6 address in brackets.
+_HOST_PORT = re.compile(
+    r'(?P<host>\*|[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\])'
+    r'(?::(?P<port>[0-9]{1,5}|\*))?',
+    re.ASCII,
+)
+_MAX_PORT = 65535
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a socket is bound or connected to; see `zmq_tcp(7)` and `zmq_ipc(7)`.
+
+    :ivar protocol: `'tcp'` or `'ipc'`
+    :ivar host: host, interface or `*` of tcp, path or `@name` of ipc
+    :ivar port: port of tcp, 0 for any free one; None for ipc
+    """
+
+    protocol: str
+    host: str
+    port: int | None = None
+
+    @classmethod
+    def parse(cls, address: Any, *, bind: bool, protocol: str = 'tcp') -> 'Endpoint':
+        """Read an address.
+
+        :param address: a URI, `'host:port'`, `(host, port)`, or `'host'` for any free port
+        :param bind: true for an address to bind, where host may be `*` or an interface and the
+            port may be missing, 0 or `*`; a peer that we connect to needs both
+        :param protocol: protocol of an address which is no URI
+        :raises ValueError: for anything else; its text quotes the address
+        """
+        try:
+            return cls._parse(address, bind, protocol)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'Bad ØMQ address {address!r}: {error}; write {FORMS}') from None
+
+    @classmethod
+    def _parse(cls, address: Any, bind: bool, protocol: str) -> 'Endpoint':
+        if isinstance(address, (tuple, list)):
+            host, port = address
+            return cls._parse_tcp(_join(host, port), bind)
+        if not isinstance(address, str):
+            raise TypeError('it is no text')
+        scheme, separator, rest = address.partition('://')
+        if not separator:
+            scheme, rest = protocol, address
+        if scheme == 'ipc':
+            return cls('ipc', _check_path(rest))
+        if scheme != 'tcp':
+            raise ValueError(f'the protocol {scheme!r} is not known')
+        return cls._parse_tcp(rest, bind)
+
+    @classmethod
+    def _parse_tcp(cls, text: str, bind: bool) -> 'Endpoint':
+        match = _HOST_PORT.fullmatch(text)
+        if match is None:
+            raise ValueError('it is no host and port')
+        host, port_text = match['host'], match['port']
+        if host.startswith('['):
+            IPv6Address(host[1:-1])
+        port = 0 if port_text in (None, '*') else int(port_text)
+        if port > _MAX_PORT:
+            raise ValueError(f'the port is not in 1..{_MAX_PORT}')
+        if not bind and host == '*':
+            raise ValueError("a peer to connect to has a name, '*' is for binding")
+        if not bind and port == 0:
+            raise ValueError('a peer to connect to has a port')
+        if bind and host == 'localhost':
+            host = '127.0.0.1'  # libzmq binds numeric addresses and interfaces, no host names
+        return cls('tcp', host, port)
+
+    @property
+    def is_ipv6(self) -> bool:
+        """True when the socket needs `zmq.IPV6`."""
+        return self.protocol == 'tcp' and self.host.startswith('[')
+
+    @property
+    def path(self) -> str | None:
+        """Path of the file of an ipc endpoint, None for tcp and for abstract names."""
+        return self.host if self.protocol == 'ipc' and not self.host.startswith('@') else None
+
+    @property
+    def uri(self) -> str:
+        """The endpoint as libzmq wants it."""
+        return f'{self.protocol}://{self.host}' + ('' if self.port is None else f':{self.port}')
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+def port_of(uri: str) -> int | None:
+    """Port of a URI that libzmq returned, None for ipc."""
+    return int(uri.rpartition(':')[2]) if uri.startswith('tcp:') else None
+
+
+def is_local(uri: str) -> bool:
+    """Tell if only this machine reaches a URI that libzmq returned."""
+    if not uri.startswith('tcp:'):
+        return True
+    host = uri.removeprefix('tcp://').rpartition(':')[0].strip('[]')
+    return ip_address(host.partition('%')[0]).is_loopback
+
+
+def _join(host: Any, port: Any) -> str:
+    if not isinstance(host, str):
+        raise TypeError('its host is no text')
+    if isinstance(port, bool) or not isinstance(port, (int, str)):
+        raise TypeError('its port is no number')
+    return f'[{host}]:{port}' if ':' in host and not host.startswith('[') else f'{host}:{port}'
+
+
+def _check_path(path: str) -> str:
+    if path in ('', '@'):
+        raise ValueError('its path is empty')
+    if '\0' in path:
+        raise ValueError('its path contains a NUL')
+    if len(os.fsencode(path)) > zmq.IPC_PATH_MAX_LEN:
+        raise ValueError(f'its path is longer than {zmq.IPC_PATH_MAX_LEN} bytes')
+    return path
