@@ -5,9 +5,9 @@ import doctest
 import subprocess
 from pathlib import Path
 
-import pytest
 from sybil import Sybil
 from sybil.parsers.rest import CodeBlockParser, DocTestParser, PythonCodeBlockParser, SkipParser
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parent
 
@@ -28,12 +28,17 @@ def give_a_module(namespace):
     namespace['__name__'] = __name__
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Run the examples of a page in their order, in one process of pytest-xdist."""
-    for item in items:
-        if item.path.suffix == '.rst':
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+class Scheduling(LoadScopeScheduling):
+    """Distribution of pytest-xdist: the examples of a page in their order, other tests anyhow."""
+
+    def _split_scope(self, nodeid):
+        path = nodeid.partition('::')[0]
+        return path if path.endswith('.rst') else nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Give pytest-xdist its distribution."""
+    return Scheduling(config, log)
 
 
 pytest_collect_file = Sybil(

@@ -1297,9 +1297,7 @@ def test_nonsense_of_a_worker(pool, ask, frames):
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
     with rogue_of(process, b'rogue') as rogue:
         rogue.send_multipart(frames)
-        rogue.send_multipart(
-            [b'', b'HEARTBEAT', b'1']
-        )  # an answer to which shows that it was heard
+        rogue.send_multipart([b'', b'HEARTBEAT', b'1'])  # its answer shows that all was read
         assert rogue.poll(TIMEOUT * 1000)
         assert rogue.recv_multipart() == [b'', b'UNKNOWN']
     assert ask(process, ['echo', 1]) == [200, 1]
