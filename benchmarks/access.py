@@ -22,8 +22,6 @@ from time import monotonic, perf_counter, sleep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
 
-from handlers import Process
-from pyams_zmq.socket import zmq_response, zmq_socket
 from test_access import (
     ADDRESSES,
     CREDENTIALS,
@@ -35,6 +33,9 @@ from test_access import (
     make_keys,
     server_options,
 )
+
+from handlers import Process
+from pyams_zmq.socket import zmq_response, zmq_socket
 
 ROW = '{:<34} {:<9} {:>5} {:>9} {:>8} {:>6}\n'
 write = sys.stdout.write

@@ -19,8 +19,9 @@ import zmq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
 
-from handlers import LoggedProcess
 from test_malformed import MESSAGES, Dealer, call
+
+from handlers import LoggedProcess
 
 CLIENTS = 4
 ROW = '{:<13} {:<38} {:>7} {:>9}  {}'

@@ -21,11 +21,12 @@ import zmq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
 
+from test_pool import kill_workers
+
 from handlers import Process
 from pool_handlers import Pool
 from pyams_zmq.message import decode_request, encode
 from pyams_zmq.testing import running
-from test_pool import kill_workers
 
 write = sys.stdout.write
 

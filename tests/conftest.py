@@ -2,16 +2,15 @@
 """Fixtures: real processes on free ports, and nothing left behind."""
 
 import gc
-import json
 import multiprocessing
-import os
+import tempfile
 import threading
-import time
-from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from pyramid.testing import setUp, tearDown
 
+from checks import wait_until
 from handlers import Process
 from pyams_zmq.socket import zmq_response, zmq_socket
 
@@ -30,32 +29,6 @@ def pytest_runtest_makereport():
         (title, text.encode(errors='backslashreplace').decode()) for title, text in report.sections
     ]
     return report
-
-
-def wait_until(condition, timeout=5):
-    """Wait for a condition which no event announces; fail after *timeout* seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, 'it did not happen in time'
-        time.sleep(0.01)  # a poll with a deadline, there is nothing to wait for
-
-
-def open_fds():
-    """Descriptors of this process, without the one that lists them."""
-    return len(os.listdir('/proc/self/fd'))
-
-
-def check_attempts(server, send_deadline):
-    """Check what a silent ROUTER got of a call with one retry and a time-out of 0.6 seconds."""
-    deadlines = []
-    for _ in range(2):
-        assert server.poll(5000)
-        name, args, *options = json.loads(server.recv_multipart()[-1])
-        assert (name, args) == ('who', 1)
-        assert bool(options) == send_deadline
-        deadlines += [option['deadline'] for option in options]
-    assert not server.poll(100)  # a further attempt would have been before the end of the call
-    assert all(later - former > 0.5 for former, later in pairwise(deadlines))
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +51,13 @@ def _nothing_is_left():
             ]
         )
     )
+
+
+@pytest.fixture
+def tmp_path():
+    """A folder whose path leaves room for that of an ipc socket, which has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix='t-', ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import zmq.eventloop.future
 
 import pyams_zmq.aio
 from aio_loops import LOOPS, Recorder, Runner, address_of, context, end, make, os_error, run, until
-from conftest import open_fds, wait_until
+from checks import open_fds, wait_until
 from pyams_zmq.aio import ZmqEventLoop, ZmqEventLoopPolicy, ZmqTransport, create_zmq_connection
 
 __all__ = ['context', 'run']

@@ -14,7 +14,7 @@ import zmq
 import zmq.auth
 from tornado.ioloop import IOLoop
 
-from conftest import wait_until
+from checks import wait_until
 from handlers import Process
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import ZMQStartError

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 import pytest
 import zmq
 
-from conftest import wait_until
+from checks import wait_until
+from messages import Dealer, call
 from pyams_zmq.wire.endpoint import port_of
-from test_malformed import Dealer, call
 
 
 def greeting(mechanism=b'NULL', version=b'\x03\x00', as_server=b'\0'):

@@ -19,7 +19,7 @@ import zmq
 from pyramid.registry import Registry
 from pyramid.threadlocal import get_current_registry
 
-from conftest import open_fds, wait_until
+from checks import open_fds, wait_until
 from handlers import ExitingSetup, FailingSetup, Handler, MessageHandler, Process
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError, ZMQTimeoutError
 from pyams_zmq.process import ZMQProcess, process_exit_func

@@ -14,9 +14,9 @@ import psutil
 import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from conftest import wait_until
+from checks import wait_until
 
-EXAMPLE = Path(__file__).parent.parent / 'examples' / 'media_converter'
+EXAMPLE = Path(__file__).parents[2] / 'examples' / 'media_converter'
 
 sys.path.insert(0, str(EXAMPLE))
 clips = import_module('clips')

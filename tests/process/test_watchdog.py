@@ -13,7 +13,7 @@ from math import inf
 
 import pytest
 
-from conftest import open_fds, wait_until
+from checks import open_fds, wait_until
 from handlers import Handler, MessageHandler, Process
 from pyams_zmq.process.descendants import end_tree, open_pidfd, poll, wait_for_tree
 from pyams_zmq.process.watchdog import Watchdog, wait_for_exit

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import wait_until
+from checks import wait_until
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / 'benchmarks'
+BENCHMARKS = Path(__file__).resolve().parents[2] / 'benchmarks'
 
 
 @pytest.fixture(autouse=True)

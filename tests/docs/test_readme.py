@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from urllib.request import urlopen
 
-README = Path(__file__).parent.parent / 'README.rst'
+README = Path(__file__).parents[2] / 'README.rst'
 
 
 def test_first_example(tmp_path):

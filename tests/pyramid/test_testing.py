@@ -32,7 +32,7 @@ from pyams_zmq.process import ZMQProcess
 from pyams_zmq.testing import RecordingClient, Sent, running
 from pyams_zmq.transaction import send_on_commit
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class TaskHandler(Handler):
@@ -152,7 +152,9 @@ def test_fixture(tmp_path):
         env={
             **os.environ,
             'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1',  # where it is installed it is there already
-            'PYTHONPATH': os.pathsep.join([str(ROOT / 'tests'), *filter(None, sys.path)]),
+            'PYTHONPATH': os.pathsep.join(
+                [str(ROOT / 'tests' / 'support'), *filter(None, sys.path)]
+            ),
         },
         capture_output=True,
         text=True,

@@ -24,7 +24,7 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from conftest import open_fds, wait_until
+from checks import open_fds, wait_until
 from handlers import Process
 from pyams_zmq.auth import ZAP_DOMAIN, AccessPolicy, Authenticator, Verdict, parse_users
 from pyams_zmq.client import socket as socket_module

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aio_loops import Recorder, address_of, context, end, make, os_error, plain, run, until
-from conftest import open_fds, wait_until
+from checks import open_fds, wait_until
 from pyams_zmq.aio import SocketEvent
 from pyams_zmq.aio.address import check_numeric
 from pyams_zmq.aio.turns import GUARD, MOST

@@ -14,7 +14,7 @@ import uvloop
 import zmq
 
 from aio_loops import LOOPS, Runner
-from conftest import check_attempts, open_fds, wait_until
+from checks import check_attempts, open_fds, wait_until
 from handlers import CountingMessageHandler, Process
 from pyams_zmq.aio import AsyncZMQClient, SocketEvent, ZmqEventLoop
 from pyams_zmq.aio.client import Connection

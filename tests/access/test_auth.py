@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zmq.utils.monitor import recv_monitor_message
 
-from conftest import wait_until
+from checks import wait_until
 from handlers import BrokenLog, Process
 from pyams_zmq.auth import (
     ZAP_DOMAIN,

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from conftest import open_fds
+from checks import open_fds
 from handlers import Process
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process import lock as lock_module

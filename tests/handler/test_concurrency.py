@@ -18,16 +18,14 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.threadlocal import manager
 
-from conftest import wait_until
+from checks import wait_until
 from handlers import BrokenLogProcess, Handler, Journal, LoggedProcess, Process
+from messages import MESSAGES, call, check
 from pyams_zmq.handler import ZMQMessageHandler
 from pyams_zmq.handler.methods import methods_of, zmq_method
 from pyams_zmq.interfaces import IZMQProcessStoppedEvent
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.testing import RecordingClient
-from test_malformed import MESSAGES, call, check, connect
-
-__all__ = ['connect']  # a fixture
 
 
 class SlowHandler(Handler):

@@ -20,7 +20,7 @@ import pytest
 import zmq
 import zmq.auth
 
-from conftest import open_fds, wait_until
+from checks import open_fds, wait_until
 from pyams_zmq import auth
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.device import (

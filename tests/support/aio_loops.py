@@ -10,7 +10,7 @@ import uvloop
 import zmq
 from tornado.ioloop import IOLoop
 
-from conftest import open_fds, wait_until
+from checks import open_fds, wait_until
 from pyams_zmq.aio import ZmqEventLoop, ZmqProtocol, create_zmq_connection
 
 LOOPS = ['asyncio', 'uvloop', 'tornado', 'zmq']

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyams_zmq
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SPEC = Path(os.environ.get('PYAMS_ZMQ_SPEC', ROOT.parent / 'shared' / 'spec'))
 
 # What pyams_utils 2.8 and later want of everybody, right after cornice.

@@ -10,7 +10,7 @@ import pytest
 import zmq
 from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
-from conftest import wait_until
+from checks import wait_until
 from handlers import RawProcess
 from pyams_zmq.process.stream import FEW, ReplyStream, ZMQStream
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from handlers import FuzzMessageHandler
-from test_malformed import ERROR, Dealer, call
+from messages import ERROR, Dealer, call
 
 TEXTS = st.text(st.characters(codec='utf-8'), max_size=20)
 VALUES = st.recursive(

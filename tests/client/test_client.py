@@ -12,7 +12,7 @@ from multiprocessing.context import ForkProcess
 import pytest
 import zmq
 
-from conftest import check_attempts, open_fds, wait_until
+from checks import check_attempts, open_fds, wait_until
 from handlers import CountingMessageHandler
 from pyams_zmq.client import MAX_IDLE, Channel, Connection, ZMQClient
 from pyams_zmq.client import socket as socket_module

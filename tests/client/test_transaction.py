@@ -21,7 +21,7 @@ from pyams_utils.transaction import TransactionClient, transactional
 from transaction.interfaces import IDataManagerSavepoint, ISavepointDataManager
 from zope.interface.verify import verifyObject
 
-from conftest import open_fds, wait_until
+from checks import open_fds, wait_until
 from handlers import Handler, MessageHandler
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.client import connection as link_module

@@ -270,7 +270,7 @@ def test_client(start, tmp_path):
 
 
 def test_documentation(start):
-    text = (Path(__file__).parent.parent / 'docs' / 'howto' / 'loops.rst').read_text('utf-8')
+    text = (Path(__file__).parents[2] / 'docs' / 'howto' / 'loops.rst').read_text('utf-8')
     [block] = re.findall(
         r'\.\. skip: next\n\n\.\. code-block:: python\n(.*?)\n(?=\S)', text, re.DOTALL
     )
