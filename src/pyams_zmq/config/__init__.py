@@ -25,7 +25,7 @@ from pyams_zmq.client import ZMQClient
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.pool.broker import check_workers
-from pyams_zmq.pool.worker import check_interval
+from pyams_zmq.pool.protocol import check_interval
 from pyams_zmq.process import LIMITS, ZMQProcess
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import check_concurrency, check_retries, check_timeout
