@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,9 @@ from pyramid.threadlocal import get_current_registry
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
+from pyams_zmq.pool import protocol
 from pyams_zmq.pool.broker import PoolBroker
-from pyams_zmq.pool.protocol import Command, check_interval
+from pyams_zmq.pool.protocol import check_interval
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process import LIMITS, ZMQProcess
 from pyams_zmq.process.base import ReadyProcess, StopOrder
@@ -142,10 +143,10 @@ class ZMQPool(ReadyProcess):
         :raises ZMQStartError: the pool ended, or was not started; an exception of a child that can
             be pickled, for instance a ZMQBindError, is raised itself
         """
-        addresses = super().wait_ready(timeout).split('\n')
-        self.bound_address, self._local_address = addresses[:2]
-        self.bound_worker_address = addresses[2] if len(addresses) > 2 else None  # noqa: PLR2004
-        return self.bound_address
+        address = super().wait_ready(timeout)
+        _clients, self._local_address, *remote = self.bound_addresses
+        self.bound_worker_address = remote[0] if remote else None
+        return address
 
     def reload(self) -> None:
         """Read users and keys again, and replace the workers one by one; no call is lost."""
@@ -163,7 +164,7 @@ class ZMQPool(ReadyProcess):
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
             socket.connect(str(self._local_address))
-            socket.send_multipart([b'', Command.STATS])
+            socket.send_multipart([b'', protocol.STATS])
             if not socket.poll(int(timeout * 1000)):
                 raise ZMQTimeoutError(f'The broker of {self.name} did not reply in {timeout} s')
             stats: dict[str, Any] = decode_reply(socket.recv())
@@ -228,7 +229,7 @@ class _PoolSupervisor(OwnedSupervisor):
         super().__init__(pool, factories, pidfd)
         self._pool = pool
         self._folder = folder
-        self._addresses: str | None = None
+        self._addresses: Sequence[str] | None = None
         self._has_been_ready = False
         self._to_replace: deque[Child] = deque()
         self._replacement: tuple[Child, Child] | None = None
@@ -259,7 +260,7 @@ class _PoolSupervisor(OwnedSupervisor):
         if not child.running or child.ready or process is None:
             return
         try:
-            address = process.wait_ready(0)
+            process.wait_ready(0)
         except ZMQTimeoutError:
             return
         except Exception as error:  # noqa: BLE001 - whatever has ended the child
@@ -269,15 +270,15 @@ class _PoolSupervisor(OwnedSupervisor):
         child.ready = True
         child.short_lives = 0
         if child.name == BROKER:
-            self._remember(address)
+            self._remember(process.bound_addresses)
         if not self._has_been_ready and all(each.ready for each in self._children):
             self._has_been_ready = True
             self._pool._send_report(self._addresses, None)
 
-    def _remember(self, addresses: str) -> None:
+    def _remember(self, addresses: Sequence[str]) -> None:
         # The next broker has to serve the same ports.
         self._addresses = addresses
-        self._pool.bind_addr, _local, *remote = addresses.split('\n')
+        self._pool.bind_addr, _local, *remote = addresses
         if remote:
             self._pool.worker_address = remote[0]
 

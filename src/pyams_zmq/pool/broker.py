@@ -22,7 +22,8 @@ from pyams_zmq.auth import AccessPolicy, Users, parse_users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler import ZMQMessageHandler
-from pyams_zmq.pool.protocol import ROUTE_SIZE, SEPARATOR, Command
+from pyams_zmq.pool import protocol
+from pyams_zmq.pool.protocol import ROUTE_SIZE, SEPARATOR
 from pyams_zmq.pool.scheduler import Call, Scheduler, WorkerState
 from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS, SIZE_SLACK, TERM_GRACE, ZMQProcess
 from pyams_zmq.process.descendants import open_pidfd
@@ -205,8 +206,8 @@ class PoolBroker(ZMQProcess):
         self._polled.append((socket, POLLIN))
         return stream
 
-    def _send_report(self, address: str | None, error: Exception | None) -> None:
-        super()._send_report(None if address is None else '\n'.join(self._addresses), error)
+    def _send_report(self, addresses: Any, error: Exception | None) -> None:
+        super()._send_report(None if addresses is None else self._addresses, error)
 
     # Access
 
@@ -321,18 +322,18 @@ class PoolBroker(ZMQProcess):
     ) -> None:
         now = monotonic()
         match command, rest:
-            case Command.HEARTBEAT, [memory]:
+            case protocol.HEARTBEAT, [memory]:
                 route = route[:ROUTE_SIZE]
                 if not self._scheduler.handle_heartbeat(route, int(memory), now):
-                    stream.send_frames([route, b'', Command.UNKNOWN])
-            case Command.READY, [info]:
+                    stream.send_frames([route, b'', protocol.UNKNOWN])
+            case protocol.READY, [info]:
                 self._register(stream, first['User-Id'], route, decode_reply(info), now)
-            case Command.DISCONNECT, []:
+            case protocol.DISCONNECT, []:
                 self._scheduler.handle_disconnect(route)
-                stream.send_frames([route, b'', Command.DISCONNECT_OK])
-            case Command.REJECT, [key]:
+                stream.send_frames([route, b'', protocol.DISCONNECT_OK])
+            case protocol.REJECT, [key]:
                 self._scheduler.handle_reject(route, key)
-            case Command.STATS, [] if stream is self._local_stream:
+            case protocol.STATS, [] if stream is self._local_stream:
                 stream.send_frames([route, encode(self._stats())])
             case _:
                 LOGGER.warning('A worker sent the unknown command %r', bytes(command)[:16])
@@ -347,7 +348,7 @@ class PoolBroker(ZMQProcess):
         needs_peers = bool(info['peers'])
         self._forwards_peers = needs_peers or (self._forwards_peers and self._has_seen_workers)
         self._has_seen_workers = True
-        stream.send_frames([route, b'', Command.READY_OK])
+        stream.send_frames([route, b'', protocol.READY_OK])
         if stream is self._local_stream and route not in self._watches:
             self._watch(worker)
         LOGGER.info('Worker %s of %s is ready', worker.pid, worker.host)

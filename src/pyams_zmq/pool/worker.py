@@ -20,12 +20,12 @@ from zmq.utils.monitor import parse_monitor_message
 from pyams_zmq.auth import Users, parse_users
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.exceptions import ZMQRefusedError
+from pyams_zmq.pool import protocol
 from pyams_zmq.pool.protocol import (
     KEY_SIZE,
     MISSED_HEARTBEATS,
     ROUTE_SIZE,
     SEPARATOR,
-    Command,
     check_interval,
 )
 from pyams_zmq.process import ZMQProcess
@@ -141,7 +141,7 @@ class WorkerStream(ReplyStream):
         if is_full:
             self.process.check_overdue()
         if is_full or self.process.is_leaving or self.process.draining:
-            self.process.send_command(Command.REJECT, key)
+            self.process.send_command(protocol.REJECT, key)
             return None
         self.pending.add(key)
         self.envelope = [key]
@@ -300,18 +300,18 @@ class PoolWorker(ZMQProcess):
             'peers': getattr(handler, 'wants_frames', False),
             'calls': [key.hex() for key in self.rep_stream.pending],
         }
-        if self.send_command(Command.READY, encode(info)):
+        if self.send_command(protocol.READY, encode(info)):
             self._ready_sent = monotonic()
 
     def handle_command(self, command: bytes, *_rest: bytes) -> None:
         """Handle a command of the broker."""
         match command:
-            case Command.READY_OK:
+            case protocol.READY_OK:
                 self._ready_sent = -inf
                 if not self._is_registered.is_set():
                     self._is_registered.set()
-                    super()._send_report(self.bound_address, None)
-            case Command.DISCONNECT_OK:
+                    super()._send_report([self.bound_address], None)
+            case protocol.DISCONNECT_OK:
                 self._is_disconnected.set()
             case _:  # UNKNOWN
                 self._monitor.flush()  # handle a new connection before what arrives through it
@@ -320,9 +320,9 @@ class PoolWorker(ZMQProcess):
                 if monotonic() - self._ready_sent > READY_TIMEOUT:
                     self.send_ready()
 
-    def _send_report(self, address: str | None, error: Exception | None) -> None:
+    def _send_report(self, addresses: Any, error: Exception | None) -> None:
         if error is not None:  # this worker is ready on READY_OK, not before
-            super()._send_report(address, error)
+            super()._send_report(addresses, error)
 
     def count_reply(self) -> None:
         """Count a reply that is about to be sent; leave with the last one of `max_calls`."""
@@ -364,7 +364,7 @@ class PoolWorker(ZMQProcess):
     def _send_disconnect(self) -> None:
         self.is_leaving = True
         self._is_disconnected.clear()
-        if not self.send_command(Command.DISCONNECT):
+        if not self.send_command(protocol.DISCONNECT):
             self._is_disconnected.set()
 
     async def _drain(self) -> None:
@@ -430,7 +430,7 @@ class HeartbeatThread(Thread):
                 if had_overdue and has_overdue:
                     worker.loop.add_callback(worker.leave, OVERDUE)
                 with suppress(zmq.Again):
-                    socket.send_multipart([b'', Command.HEARTBEAT, b'%d' % memory], zmq.NOBLOCK)
+                    socket.send_multipart([b'', protocol.HEARTBEAT, b'%d' % memory], zmq.NOBLOCK)
                 if 0 < worker.max_memory < memory:
                     worker.loop.add_callback(worker.leave, f'uses {memory:.1f} MiB')
 
