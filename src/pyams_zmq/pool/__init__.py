@@ -1,29 +1,33 @@
 # SPDX-License-Identifier: ZPL-2.1
 """A pool: several worker processes behind one address."""
 
+import asyncio
 import logging
 import os
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import zmq
 from pyramid.threadlocal import get_current_registry
 
-from pyams_zmq.auth import Users
+from pyams_zmq.auth import AccessAttributes, Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
 from pyams_zmq.pool import protocol
-from pyams_zmq.pool.broker import PoolBroker
+from pyams_zmq.pool.broker import PoolBroker, make_worker_access
 from pyams_zmq.pool.protocol import check_interval
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process import LIMITS, ZMQProcess
 from pyams_zmq.process.base import ReadyProcess, StopOrder
 from pyams_zmq.process.descendants import open_pidfd
 from pyams_zmq.process.lock import PrivateFolder
+from pyams_zmq.process.server_socket import SocketLimits
 from pyams_zmq.supervisor import Child, OwnedSupervisor
+from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import check_concurrency, decode_reply
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -36,12 +40,12 @@ WORKER_GRACE = 2.0
 
 BROKER = 'broker'
 
-_LIMITS = (*LIMITS, 'loop_factory')
+_LIMITS = (*LIMITS, 'loop_factory')  # of broker and workers
 _BROKER_LIMITS = ('queue_limit', 'queue_size', 'stats_users', 'json_load')
 _WORKER_LIMITS = ('concurrency', 'beat_interval', 'max_calls', 'max_memory')
 
 
-class ZMQPool(ReadyProcess):
+class ZMQPool(AccessAttributes, SocketLimits, ReadyProcess):
     """Serves a message handler in several processes behind one address.
 
     It has the arguments, the limits, and the methods `start`, `wait_ready`, `reload` and `stop` of
@@ -62,17 +66,7 @@ class ZMQPool(ReadyProcess):
     """
 
     concurrency: int = ZMQProcess.concurrency
-    max_message_size: int = ZMQProcess.max_message_size
-    orphan_timeout: float = ZMQProcess.orphan_timeout
-    bind_timeout: float = ZMQProcess.bind_timeout
-    handshake_timeout: float = ZMQProcess.handshake_timeout
-    heartbeat_interval: float = ZMQProcess.heartbeat_interval
-    heartbeat_timeout: float = ZMQProcess.heartbeat_timeout
-    receive_hwm: int = ZMQProcess.receive_hwm
-    send_hwm: int = ZMQProcess.send_hwm
-    backlog: int = ZMQProcess.backlog
-    curve: CurveServer | None = None
-    loop_factory: Any = staticmethod(ZMQProcess.loop_factory)
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
 
     queue_limit: int = PoolBroker.queue_limit
     queue_size: int = PoolBroker.queue_size
@@ -104,21 +98,13 @@ class ZMQPool(ReadyProcess):
         super().__init__(get_current_registry() if registry is None else registry)
         if workers < 1:
             raise ValueError(f'Bad workers {workers!r}: write 1 or more')
+        Endpoint.parse(bind_addr, bind=True)
         self.bind_addr = bind_addr
         self.handler = handler
         self.workers = workers
-        if curve is not None:
-            self.curve = curve
-        self._options: dict[str, Any] = {
-            'auth': auth,
-            'clients': clients,
-            'curve': self.curve,
-            'worker_auth': worker_auth,
-            'worker_curve': worker_curve,
-        }
+        self.set_access(auth, clients, curve)
         self.worker_address = worker_address
-        broker = self.make_broker('')  # raises the errors
-        self.passwords, self.clients = broker.passwords, broker.clients
+        self.worker_access = make_worker_access(worker_address, worker_auth, worker_curve)
 
     # In the parent
 
@@ -184,7 +170,12 @@ class ZMQPool(ReadyProcess):
         :param local_address: ipc address of the workers on this machine
         """
         broker = PoolBroker(
-            self.bind_addr, local_address, worker_address=self.worker_address, **self._options
+            self.registry,
+            self.bind_addr,
+            self.access,
+            local_address,
+            self.worker_address,
+            self.worker_access,
         )
         for name in _LIMITS + _BROKER_LIMITS:
             setattr(broker, name, getattr(self, name))
@@ -314,6 +305,9 @@ class _PoolSupervisor(OwnedSupervisor):
 
     def reload(self) -> None:
         """Let the broker read users and keys again, and replace the workers."""
+        for access in (self._pool.access, self._pool.worker_access):
+            with suppress(ValueError):  # the broker, which does the same, logs it
+                access.reload()  # a new broker, after the death of this one, inherits it
         for child in self._children:
             if child.name == BROKER and child.running and child.process is not None:
                 child.process.reload()
