@@ -17,11 +17,11 @@ from tornado.ioloop import IOLoop
 
 from pyams_zmq.auth import AccessAttributes, Authenticator, Users
 from pyams_zmq.auth.curve import CurveServer
-from pyams_zmq.process.base import SIGNALS, STOP_SIGNALS, ReadyProcess
+from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.process.descendants import become_subreaper, end_tree, start_no_more, wait_for_tree
 from pyams_zmq.process.server_socket import LINGER, SOCKET_LIMITS, ServerSockets, SocketLimits
 from pyams_zmq.process.stream import ZMQStream
-from pyams_zmq.process.watchdog import END_GRACE, Watchdog
+from pyams_zmq.process.watchdog import END_GRACE, SIGNALS, STOP_SIGNALS
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -48,7 +48,6 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     :raises ValueError: for credentials or addresses that cannot be parsed
     """
 
-    orphan_timeout: float = 0.5
     loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
 
     context: Any = None
@@ -56,7 +55,6 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     auth_thread: Authenticator | None = None
     draining: bool = False
 
-    _watchdog: Watchdog | None = None
     _sockets: Any = None
     _started = False
     _stopping = False
@@ -97,7 +95,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
 
     def _report_ready(self) -> None:
         """Report to the owner that the process is ready."""
-        self._send_report(self.bound_address, None)
+        self._send_report([self.bound_address], None)
 
     def _reload(self) -> None:
         """Read again what can change while the process runs."""
@@ -142,15 +140,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             after_in_parent=self._unmask_signals,
             after_in_child=self._enter_grandchild,
         )
-        self._watchdog = Watchdog(
-            self._parent_pid,
-            self.orphan_timeout,
-            self._control.fileno(),
-            lambda: self.drain_timeout,
-            self._enter_thread,
-            self._heartbeat,
-        )
-        self._watchdog.start()
+        self._start_watchdog()
         for num in STOP_SIGNALS:
             signal.signal(num, self.exit)
         signal.signal(signal.SIGHUP, self._on_hangup)
