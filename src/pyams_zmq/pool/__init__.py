@@ -3,7 +3,6 @@
 
 import logging
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
@@ -20,9 +19,9 @@ from pyams_zmq.pool.protocol import Command
 from pyams_zmq.pool.worker import PoolWorker, check_interval
 from pyams_zmq.process import LIMITS, ZMQProcess
 from pyams_zmq.process.base import ReadyProcess, StopOrder
-from pyams_zmq.process.descendants import open_pidfd
 from pyams_zmq.process.lock import PrivateFolder
-from pyams_zmq.supervisor import Child, OwnedSupervisor
+from pyams_zmq.supervisor.policy import SupervisedProcess
+from pyams_zmq.supervisor.process import OwnedSupervisor, SupervisingProcess
 from pyams_zmq.wire.message import check_concurrency, decode_reply
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -40,7 +39,7 @@ _BROKER_LIMITS = ('queue_limit', 'queue_size', 'stats_users', 'json_load')
 _WORKER_LIMITS = ('concurrency', 'beat_interval', 'max_calls', 'max_memory')
 
 
-class ZMQPool(ReadyProcess):
+class ZMQPool(SupervisingProcess, ReadyProcess):
     """Serves a message handler in several processes, behind one address.
 
     It takes what a :class:`~pyams_zmq.process.ZMQProcess` takes, and has the same limits as class
@@ -199,17 +198,9 @@ class ZMQPool(ReadyProcess):
             setattr(worker, name, getattr(self, name))
         return worker
 
-    def run(self) -> None:
-        """Run broker and workers; runs in the child."""
-        self._cut_off()
-        try:
-            with open_pidfd(self._parent_pid) as pidfd, PrivateFolder() as folder:
-                code = _PoolSupervisor(self, pidfd, folder).run()
-        except Exception as error:
-            LOGGER.exception('%s failed', self.name)
-            self._send_report(None, error)
-            code = 1
-        sys.exit(code)
+    def _supervise(self) -> int:
+        with PrivateFolder() as folder:
+            return _PoolSupervisor(self, folder).run()
 
 
 class _PoolSupervisor(OwnedSupervisor):
@@ -218,20 +209,20 @@ class _PoolSupervisor(OwnedSupervisor):
     _replaces_all = True
     _all_beat = True
 
-    def __init__(self, pool: ZMQPool, pidfd: int | None, folder: PrivateFolder):
+    def __init__(self, pool: ZMQPool, folder: PrivateFolder):
         local_address = f'ipc://{os.path.join(folder.path, "broker")}'
         factories: dict[str, Callable[[], ReadyProcess]] = {
             BROKER: partial(pool.make_broker, local_address)
         }
         for number in range(1, pool.workers + 1):
             factories[f'worker {number}'] = partial(pool.make_worker, local_address)
-        super().__init__(pool, factories, pidfd)
+        super().__init__(pool, factories)
         self._pool = pool
         self._folder = folder
         self._addresses: Sequence[str] | None = None
         self._has_been_ready = False
-        self._to_replace: deque[Child] = deque()
-        self._replacement: tuple[Child, Child] | None = None
+        self._to_replace: deque[SupervisedProcess] = deque()
+        self._replacement: tuple[SupervisedProcess, SupervisedProcess] | None = None
 
     def step(self, now: float) -> float | None:
         """Do whatever is due, learn who is ready, replace workers."""
@@ -254,7 +245,7 @@ class _PoolSupervisor(OwnedSupervisor):
 
     # Who is ready
 
-    def _look_for_report(self, child: Child) -> None:
+    def _look_for_report(self, child: SupervisedProcess) -> None:
         process = child.process
         if not child.running or child.ready or process is None:
             return
@@ -286,24 +277,24 @@ class _PoolSupervisor(OwnedSupervisor):
         self._exit_code = 1
         self.stop()
 
-    def _bury(self, child: Child, now: float) -> None:
+    def _handle_end(self, child: SupervisedProcess, now: float) -> None:
         self._look_for_report(child)
-        super()._bury(child, now)
+        super()._handle_end(child, now)
         if child.retired:
             self._children.remove(child)
 
-    def _start_again(self, child: Child, now: float, code: int | None) -> None:
+    def _restart_later(self, child: SupervisedProcess, now: float, code: int | None) -> None:
         if child.ready:  # it worked: a crash now and then is no reason to wait longer
             child.due = now + self.min_delay
             LOGGER.error('%s ended with exit code %s, it is started again', child.name, code)
         else:
-            super()._start_again(child, now, code)
+            super()._restart_later(child, now, code)
 
-    def _start(self, child: Child, now: float) -> None:
+    def _start(self, child: SupervisedProcess, now: float) -> None:
         child.ready = False
         super()._start(child, now)
 
-    def _give_up(self, child: Child, code: int | None) -> None:
+    def _give_up(self, child: SupervisedProcess, code: int | None) -> None:
         super()._give_up(child, code)
         workers = [each for each in self._children if each.name != BROKER]
         if child.name == BROKER or all(worker.given_up for worker in workers):
@@ -326,7 +317,7 @@ class _PoolSupervisor(OwnedSupervisor):
                 self._to_replace.popleft()
             if self._to_replace and self._has_been_ready:
                 old = self._to_replace.popleft()
-                new = Child(old.name, old.factory)
+                new = SupervisedProcess(old.name, old.factory)
                 self._children.append(new)
                 self._replacement = old, new
                 LOGGER.info('%s is replaced', old.name)
@@ -349,7 +340,7 @@ class _PoolSupervisor(OwnedSupervisor):
 
     # The end
 
-    def _next_to_stop(self) -> list[Child]:
+    def _next_to_stop(self) -> list[SupervisedProcess]:
         running = super()._next_to_stop()
         brokers = [child for child in running if child.name == BROKER]
         return brokers or running
@@ -361,5 +352,5 @@ class _PoolSupervisor(OwnedSupervisor):
             yield order, WORKER_GRACE
         yield from orders
 
-    def _abandon(self) -> None:
+    def _on_owner_death(self) -> None:
         self._folder.remove()
