@@ -184,6 +184,7 @@ class PoolWorker(ZMQProcess):
 
     is_leaving = False
 
+    _has_been_ready = False
     _leaves_at_start = False
     _route: bytes
     _replies = 0
@@ -216,7 +217,6 @@ class PoolWorker(ZMQProcess):
     def init_stream(self) -> None:
         """Connect to the broker."""
         self._route = os.urandom(ROUTE_SIZE)
-        self._is_registered = asyncio.Event()
         self._is_disconnected = asyncio.Event()
         socket = self.make_socket(self._route)
         monitor = socket.get_monitor_socket(_CONNECTION_EVENTS)
@@ -299,8 +299,8 @@ class PoolWorker(ZMQProcess):
         match command:
             case protocol.READY_OK:
                 self._ready_sent = -inf
-                if not self._is_registered.is_set():
-                    self._is_registered.set()
+                if not self._has_been_ready:
+                    self._has_been_ready = True
                     super()._report_ready()
             case protocol.DISCONNECT_OK:
                 self._is_disconnected.set()
