@@ -21,16 +21,6 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport():
-    """Escape what UTF-8 cannot encode, a lone surrogate in a log line: pytest-xdist would abort."""
-    report = yield
-    report.sections = [
-        (title, text.encode(errors='backslashreplace').decode()) for title, text in report.sections
-    ]
-    return report
-
-
 @pytest.fixture(autouse=True)
 def _nothing_is_left():
     """Fail a test that leaves a child or a thread."""
