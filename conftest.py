@@ -3,6 +3,7 @@
 
 import doctest
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def check_commands(example):
 def set_module_name(namespace):
     """Set the module of a page's code: Pyramid looks for the module of its caller."""
     namespace['__name__'] = __name__
+
+
+def pytest_configure():
+    """Restore SIGINT, which `nohup` and background shells ignore: children would inherit that."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Scheduling(LoadScopeScheduling):

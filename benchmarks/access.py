@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Access control, measured with real sockets.
 
-The verdict on each combination of mechanism, address and credentials (those of
-`tests/test_access.py`), and how soon a refused client knows; a good client during a flood of bad
-handshakes; how soon half-open peers are gone; what the answer 401 costs those who are let in.
+It measures the verdict on each combination of mechanism, address and credentials (the ones of
+`tests/access/test_access.py`) and the time until a refused client gets it; the latency of an
+authorized client during a flood of bad handshakes; the time until half-open peers are disconnected;
+and what the detection of refusals costs an authorized client.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from pathlib import Path
 from statistics import median, quantiles
 from time import monotonic, perf_counter, sleep
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
+sys.path.extend(
+    str(Path(__file__).resolve().parents[1] / 'tests' / folder) for folder in ('support', 'access')
+)
 
 from test_access import (
     ADDRESSES,

@@ -10,6 +10,9 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests/support'))
 
 from app.program import WebServer
 from life import folder_for_run, owner_of, report, wait_until

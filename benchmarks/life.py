@@ -15,7 +15,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / 'tests'))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests/support'))
 
 from app.handler import Process, in_hand
 from app.program import Program, WebServer, is_running, wait_until

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Every class of malformed message against one process: sent, answered, with which status.
 
-The messages and the answers they must get are those of `tests/test_malformed.py`. The kinds are
+The messages and the answers they must get are those of `tests/support/messages.py`. The kinds are
 sent in a random order by several clients at once; memory and descriptors of the process are
 compared with those after a first round.
 """
@@ -17,11 +17,10 @@ from time import perf_counter
 
 import zmq
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
-
-from test_malformed import MESSAGES, Dealer, call
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests/support'))
 
 from handlers import LoggedProcess
+from messages import MESSAGES, Dealer, call
 
 CLIENTS = 4
 ROW = '{:<13} {:<38} {:>7} {:>9}  {}'

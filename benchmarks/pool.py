@@ -19,7 +19,9 @@ from time import perf_counter
 
 import zmq
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
+sys.path.extend(
+    str(Path(__file__).resolve().parents[1] / 'tests' / folder) for folder in ('support', 'pool')
+)
 
 from test_pool import kill_workers
 

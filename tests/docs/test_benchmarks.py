@@ -49,6 +49,17 @@ def make_run(**rates):
 # The programs
 
 
+def test_all_modules_can_be_imported():
+    """No test runs some of the programs, which use modules of the tests and of the package."""
+    names = ','.join(path.stem for path in BENCHMARKS.glob('*.py'))
+    code = f"""
+import sys
+sys.path[0] = {str(BENCHMARKS)!r}
+import {names}
+"""
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, timeout=60)
+
+
 def test_contenders_of_this_environment_are_measured(run, tmp_path):
     from contenders import CONTENDERS, OURS
 
