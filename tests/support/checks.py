@@ -21,7 +21,7 @@ def open_fds():
 
 
 def check_attempts(server, send_deadline):
-    """Check the two attempts of a call (a retry, a time-out of 0.6 s) at a ROUTER without replies."""
+    """Check what a ROUTER without replies receives of a call: two attempts within 0.6 s each."""
     deadlines = []
     for _ in range(2):
         assert server.poll(5000)
