@@ -23,7 +23,7 @@ clips = import_module('clips')
 converter = import_module('converter')
 sys.path.remove(str(EXAMPLE))
 
-PATIENCE = 30
+PATIENCE = 60
 
 
 @pytest.fixture(scope='session')

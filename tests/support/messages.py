@@ -191,7 +191,7 @@ class Dealer:
     def send(self, frames):
         self.socket.send_multipart(frames)
 
-    def receive(self, timeout=10):
+    def receive(self, timeout=30):
         """Receive a reply; return its envelope and its value."""
         assert self.socket.poll(timeout * 1000), 'no reply'
         *envelope, reply = self.socket.recv_multipart()
