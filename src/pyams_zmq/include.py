@@ -2,7 +2,6 @@
 """What ``config.include('pyams_zmq')`` does."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from pyramid.events import ApplicationCreated
@@ -23,9 +22,7 @@ def include_package(config: Any) -> None:
     if getattr(config.registry, 'zmq_clients', None) is not None:
         return
     config.registry.zmq_clients = Clients(config.registry)
-    # As a path: pytest loads a package that has a plugin for it in its own way, and then Pyramid
-    # cannot look for 'pyams_zmq:locales' (pkg_resources does not know that loader).
-    config.add_translation_dirs(str(Path(__file__).parent / 'locales'))
+    config.add_translation_dirs('pyams_zmq:locales')
     config.add_directive('add_zmq_process', add_zmq_process)
     config.add_request_method(request_zmq, 'zmq')
     config.add_subscriber(start_services, ApplicationCreated)

@@ -2,15 +2,8 @@
 """What applications test with: real processes, and clients that only record."""
 
 import asyncio
-import configparser
 import inspect
 import logging
-import os
-import subprocess
-import sys
-import textwrap
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 import transaction
@@ -31,8 +24,6 @@ from pyams_zmq.message import MAX_MESSAGE_SIZE
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.testing import RecordingClient, Sent, running
 from pyams_zmq.transaction import send_on_commit
-
-ROOT = Path(__file__).parents[2]
 
 
 class TaskHandler(Handler):
@@ -119,60 +110,6 @@ def test_it_cannot_start():
     with pytest.raises(LookupError, match='no such tool: ffmpeg'), running(process):
         pass
     assert process.exitcode == 1
-
-
-def test_fixture(tmp_path):
-    config = configparser.ConfigParser()
-    config.read(ROOT / 'setup.cfg', encoding='utf-8')
-    name, module = config['options.entry_points']['pytest11'].strip().split(' = ')
-    assert name == 'pyams_zmq'
-    assert import_module(module).zmq_running
-    test = """
-    import pytest
-    from handlers import Process
-    from pyams_zmq.client import ZMQClient
-
-    processes = []
-
-    def test_two(zmq_running):
-        processes[:] = zmq_running(Process), zmq_running(Process)
-        for process in processes:
-            with ZMQClient(process.bound_address) as client:
-                assert client.call('pid') == process.pid
-
-    def test_they_have_ended():
-        assert [process.exitcode for process in processes] == [0, 0]
-    """
-    (tmp_path / 'test_it.py').write_text(textwrap.dedent(test), encoding='utf-8')
-    result = subprocess.run(
-        [
-            *(sys.executable, '-m', 'pytest', '-p', module, '-p', 'no:cacheprovider', '-q'),
-            *('-c', os.devnull, '--rootdir', tmp_path, tmp_path),
-        ],
-        env={
-            **os.environ,
-            'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1',  # where it is installed it is there already
-            'PYTHONPATH': os.pathsep.join(
-                [str(ROOT / 'tests' / 'support'), *filter(None, sys.path)]
-            ),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert '2 passed' in result.stdout, result.stdout + result.stderr
-
-
-def test_the_plugin_imports_little():
-    program = """
-    import sys
-    import pyams_zmq.pytest_plugin
-    assert not {'zmq', 'tornado', 'pyams_zmq.process'}.intersection(sys.modules)
-    """
-    subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(program)], check=True, timeout=30
-    )
 
 
 # Clients
