@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""An application which serves starts its services."""
+"""Starts the services of an application when it serves requests."""
 
 import os
 import sys
 from functools import partial
 from typing import Any
 
-from pyams_zmq.config import PREFIX, Service, check_services, services_of
+from pyams_zmq.config.service import Service, services_of
+from pyams_zmq.config.settings import PREFIX, check_services
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.supervisor import SupervisorProcess
@@ -17,17 +18,17 @@ STOP_SLACK = 10.0
 
 
 def is_server() -> bool:
-    """Tell if this program serves requests, and does not just load the application.
+    """Return True if this program serves requests, and does not only load the application.
 
-    Scripts load it with `pyramid.paster.bootstrap`, or belong to Pyramid (`pshell`, `proutes`,
-    `prequest`), or to PyAMS (`pyams_...`).
+    Programs that only load it use `pyramid.paster.bootstrap`, or are scripts of Pyramid (`pshell`,
+    `proutes`, `prequest`) or of PyAMS (`pyams_...`).
     """
     program = os.path.basename(sys.argv[0])
     if program.startswith('pyams_'):
         return False
     frame = sys._getframe()
     while frame is not None:
-        # With "python -m" it is "__main__", and its real name is here.
+        # With "python -m" the name of a module is "__main__"; its spec has the real name.
         spec = frame.f_globals.get('__spec__')
         module = frame.f_globals.get('__name__', '') if spec is None else spec.name
         if module.startswith('pyramid.scripts.') and module != 'pyramid.scripts.pserve':
@@ -41,7 +42,7 @@ def is_server() -> bool:
 def start_services(event: Any) -> None:
     """Start the services whose `start` is `'auto'`; a subscriber to ApplicationCreated.
 
-    :raises ConfigurationError: for settings of a service that nobody has declared
+    :raises ConfigurationError: for settings of a service that is not declared
     :raises ZMQStartError: in a program that gevent has patched
     """
     registry = event.app.registry
@@ -72,7 +73,10 @@ def _make_supervisor(registry: Any, service: Service) -> SupervisorProcess:
 
 
 def _make_lock(registry: Any, service: Service) -> str:
-    """Name what the workers of one application compete for; another one's bind has to fail."""
+    """Return the name of the lock that the workers of one application share.
+
+    Another application has another lock: its bind has to fail.
+    """
     endpoint = Endpoint.parse(service.address, bind=True)
     address = endpoint.uri if endpoint.path is None else os.path.abspath(endpoint.path)
     return f'{registry.__name__} {service.name} {address}'
