@@ -20,7 +20,7 @@ from pyams_zmq.config.service import POOL_OPTIONS, Service
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.pool.broker import check_workers
-from pyams_zmq.pool.scheduler import MAX_INTERVAL, MIN_INTERVAL
+from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL
 from pyams_zmq.process import LIMITS
 from pyams_zmq.wire.endpoint import Endpoint
 
