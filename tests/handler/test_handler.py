@@ -244,9 +244,7 @@ def test_no_frames():
 
 @pytest.mark.parametrize('frames', [[b'x' * 101], [b'x'] * 101, [b'x' * 100, b'x']])
 def test_too_large(frames):
-    assert handle(frames, max_message_size=100) == [
-        [413, 'Message of 101 bytes, the service takes 100']
-    ]
+    assert handle(frames, max_message_size=100) == [[413, 'Message is 101 bytes; the limit is 100']]
 
 
 def test_largest():

@@ -111,7 +111,7 @@ def test_default_limit(start, connect):
         ([b''], [200, text])
     ]
     ((_envelope, (status, text)),) = dealer.ask([b'', b'x' * (limit + 1)])
-    assert (status, text) == (413, f'Message of {limit + 1} bytes, the service takes {limit}')
+    assert (status, text) == (413, f'Message is {limit + 1} bytes; the limit is {limit}')
 
 
 def test_far_larger_than_the_limit(process, connect):
