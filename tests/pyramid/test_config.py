@@ -221,7 +221,7 @@ def test_settings_override_code_that_comes_later(way):
     config.make_wsgi_app()
 
 
-def test_settings_of_nobody():
+def test_settings_of_an_undeclared_service():
     config = make_config(pyams_zmq__indexer__address=ADDRESS)
     with pytest.raises(ConfigurationError, match=r"'indexer' has no handler: set pyams_zmq\.index"):
         config.make_wsgi_app()
@@ -299,7 +299,7 @@ def test_keys_in_settings(tmp_path, start):
     ],
 )
 def test_address_of_clients(address, target):
-    """Server and client cannot differ about it."""
+    """Clients connect to the address that the process binds."""
     service = service_of(('indexer', {'handler': HANDLER, 'address': address}))
     assert service.client_address == target
     with service.make_client() as client:
@@ -359,7 +359,7 @@ def test_monitor(start, tmp_path):
         settings={
             'pyams_zmq.indexer.address': f'ipc://{tmp_path}/zmq.sock',
             'pyams_zmq.indexer.start': 'never',
-            'pyams_zmq.converter.address': f'ipc://{tmp_path}/nobody',
+            'pyams_zmq.converter.address': f'ipc://{tmp_path}/down',
             'pyams_zmq.converter.start': 'never',
         }
     )
@@ -452,7 +452,7 @@ def tested(request):
 
 
 def test_send_where_there_is_no_transaction(tested):
-    """As in a callback after the response; an exception view has one, which is aborted."""
+    """A finished callback has none; an exception view has one, which is aborted."""
 
     def fail(request):
         request.zmq('indexer').send('lost', 1)
@@ -526,7 +526,7 @@ def test_include_testing_late(tmp_path):
         real.call('echo')
 
 
-# Who starts
+# Start
 
 
 @pytest.mark.parametrize(
@@ -553,7 +553,7 @@ def test_supervisor_waits_for_its_process(options, drain):
 
 
 def test_lock(tmp_path, monkeypatch):
-    """Workers of one application have the same; other applications and folders have not."""
+    """Workers of one application share a lock; other applications and folders have another one."""
     locks = set()
     for folder in (tmp_path, tmp_path / 'other'):
         folder.mkdir(exist_ok=True)

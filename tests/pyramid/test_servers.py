@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The process beside an application in the real servers: pserve and gunicorn."""
+"""The process of an application in real servers: pserve and gunicorn."""
 
 import os
 import signal
@@ -14,10 +14,10 @@ from app.program import WebServer, is_running, wait_for_end, wait_until
 from pyams_zmq.socket import zmq_response
 
 ORPHAN_LIMIT = 2.0
-"""Seconds after which the child of a killed owner has to be gone"""
+"""Seconds within which the child of a killed owner has to end"""
 
 EXIT_LIMIT = 5.0
-"""Seconds in which an idle server has to end; gunicorn and hupper take more than one themselves"""
+"""Seconds within which an idle server has to end; gunicorn and hupper need more than one"""
 
 SERVERS = pytest.mark.parametrize(
     'command',
@@ -35,7 +35,7 @@ SIGNALS = pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT], ids=la
 
 @pytest.fixture
 def serve(tmp_path):
-    """Start servers, `serve('pserve', '--reload')`; at the end kill whatever is left of them."""
+    """Start servers, `serve('pserve', '--reload')`; at the end kill those that still run."""
     started = []
 
     def start(name, *args, **settings):
@@ -54,19 +54,19 @@ def serve(tmp_path):
 
 
 def owner_of(server, child):
-    """Pid of the process that started the child."""
+    """Return the pid of the process that started a child."""
     pid = psutil.Process(child).ppid()
     assert pid in server.running()
     return pid
 
 
 def address_of(server):
-    """Address of the ØMQ process."""
+    """Return the address of the ØMQ process."""
     return f'ipc://{server.folder}/zmq.sock'
 
 
 def nothing_is_left(server):
-    """Tell if no process of a server runs and its ØMQ process left no file."""
+    """Return True if no process of a server runs, and its ØMQ process has left no file."""
     left = {path.name for path in server.folder.iterdir()}
     return not server.running() and not left & {'zmq.sock', 'zmq.sock.lock'}
 
@@ -102,7 +102,7 @@ def test_server_ends(serve, command, num):
     ids=['pserve-SIGINT', 'gunicorn-SIGTERM', 'preload-SIGINT', 'preload-SIGTERM'],
 )
 def test_all_get_the_signal(serve, command, num):
-    """Ctrl-C in a terminal does this, and the end of a systemd service."""
+    """Ctrl-C in a terminal does this, and the stop of a systemd service."""
     server = serve(*command)
     [child] = server.children()
     with in_hand(address_of(server), 'work', 0.3) as socket:
@@ -143,7 +143,7 @@ def test_gunicorn_replaces_its_worker_while_the_child_works(serve):
 def test_workers_share_the_child_of_the_master(serve):
     server = serve('gunicorn', '--preload', '--workers', '2')
     [child] = server.children()
-    for num in (signal.SIGKILL, signal.SIGTERM):  # the latter runs the atexit hooks of the worker
+    for num in (signal.SIGKILL, signal.SIGTERM):  # SIGTERM runs the atexit hooks of the worker
         victim = server.workers()[0]
         os.kill(victim, num)
         wait_for_end(victim, 5)
@@ -154,12 +154,12 @@ def test_workers_share_the_child_of_the_master(serve):
 
 
 def reload(server):
-    """Make `pserve --reload` restart its worker, return seconds until it serves again."""
+    """Make `pserve --reload` restart its worker; return the seconds until it serves again."""
     [child] = server.children()
     worker = owner_of(server, child)
     start = 0
     while is_running(worker):
-        # pserve looks once a second, and at its first look it only learns how the file is.
+        # pserve checks the file once a second; the first check only reads its time.
         if time.monotonic() > start + 1.5:
             start = time.monotonic()
             (server.folder / 'watched').touch()
@@ -174,7 +174,7 @@ def reload(server):
 def check_reloads(serve, count):
     start = time.monotonic()
     server = serve('pserve', '--reload')
-    # Of these seconds two are pserve's own: one until it looks, one until it starts the worker.
+    # pserve needs two of these seconds: one until it checks, one until it starts the worker.
     limit = max(3, 2 + 1.5 * (time.monotonic() - start))
     times = [reload(server) for _ in range(count - 1)]
     with in_hand(address_of(server), 'work'):

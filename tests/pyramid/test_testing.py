@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What applications test with: real processes, and clients that only record."""
+"""Tools for the tests of applications: real processes, and clients that record messages."""
 
 import asyncio
 import inspect
@@ -27,7 +27,7 @@ from pyams_zmq.transaction import send_on_commit
 
 
 class TaskHandler(Handler):
-    """Goes on after its reply."""
+    """Replies with the result of a task."""
 
     async def reply_in_a_task(self, args):
         return [200, await asyncio.create_task(asyncio.sleep(0, args))]
@@ -40,27 +40,27 @@ class TaskMessageHandler(MessageHandler):
 
 
 def make_process(bind_addr, handler):
-    """Make a process, as a function of an application does."""
+    """Return a process, as a function of an application does."""
     return Process(bind_addr, handler)
 
 
 @pytest.fixture
 def client():
-    """Client which records."""
+    """Client that records messages."""
     with RecordingClient('converter') as client:
         yield client
 
 
 @pytest.fixture
 def eager():
-    """Client whose messages are handled at once."""
+    """Client whose handler replies in this process."""
     with RecordingClient('converter', handler=MessageHandler) as client:
         yield client
 
 
 @pytest.fixture
 def errors(caplog):
-    """Texts of the errors that were logged."""
+    """Return the logged errors."""
     caplog.set_level(logging.ERROR, 'PyAMS (zmq)')
     return lambda: [record.getMessage() for record in caplog.records]
 
@@ -93,7 +93,7 @@ def test_running_at_an_address(tmp_path):
         assert process.bound_address == f'ipc://{tmp_path}/zmq.sock'
 
 
-def test_it_stops_after_a_failure():
+def test_it_stops_after_an_exception():
     with pytest.raises(LookupError), running(Process) as process:
         raise LookupError
     assert process.exitcode == 0
@@ -188,7 +188,7 @@ def test_replies(errors):
     with pytest.raises(ZMQUnreachableError, match='down'):
         client.call('down')
     assert not errors()
-    # Whoever sends does not see the reply.
+    # `send` ignores the reply; errors are logged.
     for name in replies:
         client.send(name, [1, 2])
     assert errors() == [

@@ -85,7 +85,7 @@ class ZMQMessageHandler:
             if method.is_async and method.wants_request and self._concurrency > 1:
                 raise ValueError(
                     f'{type(self.rep_handler).__name__}.{name} is `async def` and takes a request, '
-                    'which needs a thread of its own where messages are handled concurrently: '
+                    'which needs its own thread where messages are handled concurrently: '
                     'make it a plain method, or leave concurrency at 1'
                 )
             # A stream without replies has no deadlines either.

@@ -12,7 +12,7 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 
 
 def error_reply(error: BaseException) -> bytes:
-    """Return the encoded reply for an exception; it never raises, whatever the exception contains.
+    """Return the encoded reply for an exception; it never raises.
 
     The peer gets the text of a :class:`~pyams_zmq.exceptions.ZMQMessageError`. Any other exception
     is logged under an error id, and the peer gets the id only.
