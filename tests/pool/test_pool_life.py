@@ -91,6 +91,18 @@ def test_bad_options(options, text):
         Pool(**options)
 
 
+def test_access_attributes(pool, tmp_path):
+    """They are those of a process: None without users or clients, and as given otherwise."""
+    assert (Pool().passwords, Pool().clients) == (None, None)
+    users = tmp_path / 'users'
+    users.write_text('alice:a')
+    process = pool(auth=users, clients='127.0.0.1 10.0.0.0/8')
+    for _reload in range(2):
+        assert process.passwords == {'alice': 'a'}
+        assert process.clients == ['127.0.0.1', '10.0.0.0/8']
+        process.reload()
+
+
 def test_address_in_use(pool, folder):
     process = pool()
     second = Pool(process.bound_address)

@@ -10,7 +10,7 @@ import zmq
 from tornado.ioloop import IOLoop
 
 from pool_checks import TIMEOUT, workers_of
-from pool_handlers import PoolMessageHandler
+from pool_handlers import Pool, PoolMessageHandler
 from pyams_zmq.pool import broker as broker_module
 from pyams_zmq.pool import worker as worker_module
 from pyams_zmq.pool.worker import ForwardedFrame, PoolWorker, WorkerStream
@@ -83,7 +83,7 @@ def test_error_of_a_send(monkeypatch):
 def test_turns_of_a_busy_broker(monkeypatch):
     """It polls its sockets once in a turn of the loop, however many events arrive."""
     callbacks = []
-    broker = broker_module.PoolBroker('127.0.0.1', 'ipc://@nowhere')
+    broker = Pool().make_broker('ipc://@nowhere')
     broker.loop = SimpleNamespace(add_callback=callbacks.append)
     stream = broker_module._RouterStream.__new__(broker_module._RouterStream)
     stream.socket, stream._on_events = SimpleNamespace(closed=False), broker._on_events

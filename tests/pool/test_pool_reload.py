@@ -151,3 +151,19 @@ def test_reload_twice(folder, tmp_path):
         wait_until(lambda: len(list_begun()) > 2, TIMEOUT)
         third = list_begun()[2]
         wait_until(lambda: workers_of(process) == {third}, TIMEOUT)
+
+
+def test_new_broker_after_a_reload(pool, ask, tmp_path):
+    """A broker that replaces a dead one has the users of the last reload."""
+    users = tmp_path / 'users'
+    users.write_text('alice:a\nbob:b\n')
+    process = pool(auth=users, workers=1)
+    before = workers_of(process)
+    users.write_text('alice:a\n')
+    process.reload()
+    wait_for_workers(process, before, count=1)
+    users.write_text('nonsense')  # the next reload keeps the users
+    process.reload()
+    os.kill(process.stats()['pid'], signal.SIGKILL)
+    wait_until(lambda: ask(process, ['echo', 1], auth='alice:a') == [200, 1], TIMEOUT)
+    assert ask(process, ['echo', 1], auth='bob:b')[0] == 401

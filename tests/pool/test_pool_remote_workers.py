@@ -345,5 +345,5 @@ def test_bad_handler(capsys, monkeypatch):
 
 def test_two_mechanisms(keys):
     curve = CurveClient(keys / 'broker.key', keys / 'stranger.key_secret')
-    with pytest.raises(ValueError, match='one user or keys'):
+    with pytest.raises(ValueError, match='one user'):
         PoolWorker('127.0.0.1:1', PoolMessageHandler, 'a:b', curve=curve)

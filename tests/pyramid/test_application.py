@@ -12,7 +12,7 @@ import pytest
 
 from app.program import Program, WebServer, is_running, wait_for_end, wait_until
 
-PATIENCE = 20
+PATIENCE = 30
 """Seconds to wait for an event that takes one second, also on a loaded machine"""
 
 SERVERS = pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def serve(tmp_path):
         server.wait_for_service()
         if '--workers' in args:
             count = int(args[args.index('--workers') + 1])
-            wait_until(lambda: len(server.workers()) == count, 10)
+            wait_until(lambda: len(server.workers()) == count, PATIENCE)
         return server
 
     yield start

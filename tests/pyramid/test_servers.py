@@ -13,11 +13,8 @@ from app.handler import in_hand
 from app.program import WebServer, is_running, wait_for_end, wait_until
 from pyams_zmq.socket import zmq_response
 
-ORPHAN_LIMIT = 2.0
-"""Seconds within which the child of a killed owner has to end"""
-
-EXIT_LIMIT = 5.0
-"""Seconds within which an idle server has to end; gunicorn and hupper need more than one"""
+PATIENCE = 30
+"""Seconds to wait for an event, also on a busy machine; `benchmarks/life.py` measures the times"""
 
 SERVERS = pytest.mark.parametrize(
     'command',
@@ -45,7 +42,7 @@ def serve(tmp_path):
         server.wait_for_service()
         if '--workers' in args:
             count = int(args[args.index('--workers') + 1])
-            wait_until(lambda: len(server.workers()) == count, 10)
+            wait_until(lambda: len(server.workers()) == count, PATIENCE)
         return server
 
     yield start
@@ -76,7 +73,7 @@ def test_owner_is_killed(serve, command):
     server = serve(*command)
     [child] = server.children()
     os.kill(owner_of(server, child), signal.SIGKILL)
-    wait_for_end(child, ORPHAN_LIMIT)
+    wait_for_end(child, PATIENCE)
 
 
 @SERVERS
@@ -85,9 +82,9 @@ def test_server_ends(serve, command, num):
     server = serve(*command)
     [child] = server.children()
     server.send_signal(num)
-    server.wait(EXIT_LIMIT)
-    wait_for_end(child, ORPHAN_LIMIT)
-    wait_until(lambda: nothing_is_left(server), ORPHAN_LIMIT)
+    server.wait(PATIENCE)
+    wait_for_end(child, PATIENCE)
+    wait_until(lambda: nothing_is_left(server), PATIENCE)
     assert 'Exception ignored' not in server.log.read_text()
 
 
@@ -108,9 +105,9 @@ def test_all_get_the_signal(serve, command, num):
     with in_hand(address_of(server), 'work', 0.3) as socket:
         server.send_signal_to_all(num)
         assert zmq_response(socket) == [200, 0.3]
-    server.wait(EXIT_LIMIT)
-    wait_for_end(child, ORPHAN_LIMIT)
-    wait_until(lambda: nothing_is_left(server), ORPHAN_LIMIT)
+    server.wait(PATIENCE)
+    wait_for_end(child, PATIENCE)
+    wait_until(lambda: nothing_is_left(server), PATIENCE)
 
 
 def test_wait_ready(serve):
@@ -136,7 +133,7 @@ def test_gunicorn_replaces_its_worker_while_the_child_works(serve):
     [child] = server.children()
     with in_hand(address_of(server), 'work'):
         os.kill(owner_of(server, child), signal.SIGKILL)
-        wait_for_end(child, ORPHAN_LIMIT)
+        wait_for_end(child, PATIENCE)
         assert server.wait_for_service()['reply'] == [200, *server.children()]
 
 
@@ -146,8 +143,8 @@ def test_workers_share_the_child_of_the_master(serve):
     for num in (signal.SIGKILL, signal.SIGTERM):  # SIGTERM runs the atexit hooks of the worker
         victim = server.workers()[0]
         os.kill(victim, num)
-        wait_for_end(victim, 5)
-        wait_until(lambda: len(server.workers()) == 2, 10)
+        wait_for_end(victim, PATIENCE)
+        wait_until(lambda: len(server.workers()) == 2, PATIENCE)
         assert server.wait_for_service()['reply'] == [200, child]
         assert server.children() == [child]
     assert 'Exception ignored' not in server.log.read_text()
@@ -166,7 +163,7 @@ def reload(server):
         time.sleep(0.01)  # a poll, which the time limit of the test ends
     answer = server.wait_for_service(but=[child])
     seconds = time.monotonic() - start
-    wait_for_end(child, ORPHAN_LIMIT)
+    wait_for_end(child, PATIENCE)
     assert server.children() == [answer['process']]
     return seconds
 

@@ -19,7 +19,7 @@ from pyams_zmq.auth.curve import CurveClient, CurveServer
 from pyams_zmq.config.service import POOL_OPTIONS, Service
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.pool import ZMQPool
-from pyams_zmq.pool.broker import check_workers
+from pyams_zmq.pool.broker import make_worker_access
 from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL
 from pyams_zmq.process import LIMITS
 from pyams_zmq.wire.endpoint import Endpoint
@@ -231,4 +231,4 @@ def _check_pool(name: str, values: dict[str, Any]) -> None:
             f'ØMQ process {name!r} has workers, but {factory!r} is not a subclass of ZMQPool'
         )
     with _named(name, 'worker_address'):
-        check_workers(*(values.get(key) for key in POOL_OPTIONS[1:]))
+        make_worker_access(*(values.get(key) for key in POOL_OPTIONS[1:]))

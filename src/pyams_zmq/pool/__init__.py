@@ -1,28 +1,33 @@
 # SPDX-License-Identifier: ZPL-2.1
 """A pool: several worker processes behind one address."""
 
+import asyncio
 import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import zmq
 from pyramid.threadlocal import get_current_registry
 
-from pyams_zmq.auth import Users
+from pyams_zmq.auth import AccessAttributes, Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
-from pyams_zmq.pool.broker import PoolBroker
-from pyams_zmq.pool.protocol import Command, check_interval
+from pyams_zmq.pool import protocol
+from pyams_zmq.pool.broker import PoolBroker, make_worker_access
+from pyams_zmq.pool.protocol import check_interval
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process import LIMITS, ZMQProcess
 from pyams_zmq.process.base import ReadyProcess, StopOrder
 from pyams_zmq.process.descendants import open_pidfd
 from pyams_zmq.process.lock import PrivateFolder
+from pyams_zmq.process.server_socket import SocketLimits
 from pyams_zmq.supervisor import Child, OwnedSupervisor
+from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import check_concurrency, decode_reply
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -35,12 +40,12 @@ WORKER_GRACE = 2.0
 
 BROKER = 'broker'
 
-_LIMITS = (*LIMITS, 'loop_factory')
+_LIMITS = (*LIMITS, 'loop_factory')  # of broker and workers
 _BROKER_LIMITS = ('queue_limit', 'queue_size', 'stats_users', 'json_load')
 _WORKER_LIMITS = ('concurrency', 'beat_interval', 'max_calls', 'max_memory')
 
 
-class ZMQPool(ReadyProcess):
+class ZMQPool(AccessAttributes, SocketLimits, ReadyProcess):
     """Serves a message handler in several processes behind one address.
 
     It has the arguments, the limits, and the methods `start`, `wait_ready`, `reload` and `stop` of
@@ -61,17 +66,7 @@ class ZMQPool(ReadyProcess):
     """
 
     concurrency: int = ZMQProcess.concurrency
-    max_message_size: int = ZMQProcess.max_message_size
-    orphan_timeout: float = ZMQProcess.orphan_timeout
-    bind_timeout: float = ZMQProcess.bind_timeout
-    handshake_timeout: float = ZMQProcess.handshake_timeout
-    heartbeat_interval: float = ZMQProcess.heartbeat_interval
-    heartbeat_timeout: float = ZMQProcess.heartbeat_timeout
-    receive_hwm: int = ZMQProcess.receive_hwm
-    send_hwm: int = ZMQProcess.send_hwm
-    backlog: int = ZMQProcess.backlog
-    curve: CurveServer | None = None
-    loop_factory: Any = ZMQProcess.__dict__['loop_factory']
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
 
     queue_limit: int = PoolBroker.queue_limit
     queue_size: int = PoolBroker.queue_size
@@ -103,21 +98,13 @@ class ZMQPool(ReadyProcess):
         super().__init__(get_current_registry() if registry is None else registry)
         if workers < 1:
             raise ValueError(f'Bad workers {workers!r}: write 1 or more')
+        Endpoint.parse(bind_addr, bind=True)
         self.bind_addr = bind_addr
         self.handler = handler
         self.workers = workers
-        if curve is not None:
-            self.curve = curve
-        self._options: dict[str, Any] = {
-            'auth': auth,
-            'clients': clients,
-            'curve': self.curve,
-            'worker_auth': worker_auth,
-            'worker_curve': worker_curve,
-        }
+        self.set_access(auth, clients, curve)
         self.worker_address = worker_address
-        broker = self.make_broker('')  # raises the errors
-        self.passwords, self.clients = broker.passwords, broker.clients
+        self.worker_access = make_worker_access(worker_address, worker_auth, worker_curve)
 
     # In the parent
 
@@ -142,10 +129,10 @@ class ZMQPool(ReadyProcess):
         :raises ZMQStartError: the pool ended, or was not started; an exception of a child that can
             be pickled, for instance a ZMQBindError, is raised itself
         """
-        addresses = super().wait_ready(timeout).split('\n')
-        self.bound_address, self._local_address = addresses[:2]
-        self.bound_worker_address = addresses[2] if len(addresses) > 2 else None  # noqa: PLR2004
-        return self.bound_address
+        address = super().wait_ready(timeout)
+        _clients, self._local_address, *remote = self.bound_addresses
+        self.bound_worker_address = remote[0] if remote else None
+        return address
 
     def reload(self) -> None:
         """Read users and keys again, and replace the workers one by one; no call is lost."""
@@ -163,7 +150,7 @@ class ZMQPool(ReadyProcess):
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
             socket.connect(str(self._local_address))
-            socket.send_multipart([b'', Command.STATS])
+            socket.send_multipart([b'', protocol.STATS])
             if not socket.poll(int(timeout * 1000)):
                 raise ZMQTimeoutError(f'The broker of {self.name} did not reply in {timeout} s')
             stats: dict[str, Any] = decode_reply(socket.recv())
@@ -183,7 +170,12 @@ class ZMQPool(ReadyProcess):
         :param local_address: ipc address of the workers on this machine
         """
         broker = PoolBroker(
-            self.bind_addr, local_address, worker_address=self.worker_address, **self._options
+            self.registry,
+            self.bind_addr,
+            self.access,
+            local_address,
+            self.worker_address,
+            self.worker_access,
         )
         for name in _LIMITS + _BROKER_LIMITS:
             setattr(broker, name, getattr(self, name))
@@ -228,7 +220,7 @@ class _PoolSupervisor(OwnedSupervisor):
         super().__init__(pool, factories, pidfd)
         self._pool = pool
         self._folder = folder
-        self._addresses: str | None = None
+        self._addresses: Sequence[str] | None = None
         self._has_been_ready = False
         self._to_replace: deque[Child] = deque()
         self._replacement: tuple[Child, Child] | None = None
@@ -259,7 +251,7 @@ class _PoolSupervisor(OwnedSupervisor):
         if not child.running or child.ready or process is None:
             return
         try:
-            address = process.wait_ready(0)
+            process.wait_ready(0)
         except ZMQTimeoutError:
             return
         except Exception as error:  # noqa: BLE001 - whatever has ended the child
@@ -269,15 +261,15 @@ class _PoolSupervisor(OwnedSupervisor):
         child.ready = True
         child.short_lives = 0
         if child.name == BROKER:
-            self._remember(address)
+            self._remember(process.bound_addresses)
         if not self._has_been_ready and all(each.ready for each in self._children):
             self._has_been_ready = True
             self._pool._send_report(self._addresses, None)
 
-    def _remember(self, addresses: str) -> None:
+    def _remember(self, addresses: Sequence[str]) -> None:
         # The next broker has to serve the same ports.
         self._addresses = addresses
-        self._pool.bind_addr, _local, *remote = addresses.split('\n')
+        self._pool.bind_addr, _local, *remote = addresses
         if remote:
             self._pool.worker_address = remote[0]
 
@@ -313,6 +305,9 @@ class _PoolSupervisor(OwnedSupervisor):
 
     def reload(self) -> None:
         """Let the broker read users and keys again, and replace the workers."""
+        for access in (self._pool.access, self._pool.worker_access):
+            with suppress(ValueError):  # the broker, which does the same, logs it
+                access.reload()  # a new broker, after the death of this one, inherits it
         for child in self._children:
             if child.name == BROKER and child.running and child.process is not None:
                 child.process.reload()

@@ -7,26 +7,25 @@ Clients use it as any other process. Its workers use :mod:`pyams_zmq.pool.protoc
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 from time import monotonic
-from types import MappingProxyType
 from typing import Any
 
 import zmq
-from pyramid.registry import Registry
 from tornado.ioloop import IOLoop
 
-from pyams_zmq.auth import AccessPolicy, Users, parse_users
+from pyams_zmq.auth import ZAP_DOMAIN, Access, Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQMessageError
-from pyams_zmq.handler import ZMQMessageHandler
-from pyams_zmq.pool.protocol import ROUTE_SIZE, SEPARATOR, Command
+from pyams_zmq.pool import protocol
+from pyams_zmq.pool.protocol import ROUTE_SIZE, SEPARATOR
 from pyams_zmq.pool.scheduler import Call, Scheduler, WorkerState
-from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS, SIZE_SLACK, TERM_GRACE, ZMQProcess
+from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS
 from pyams_zmq.process.descendants import open_pidfd
-from pyams_zmq.process.server_socket import limit, protect, warn_of_exposure
+from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
+from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, parse_ip
 from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, send_frame
@@ -52,15 +51,20 @@ _UNREACHABLE = frozenset({zmq.EHOSTUNREACH, zmq.EAGAIN})
 
 
 class _RouterStream(ZMQStream):
-    """Stream of a ROUTER socket from which the broker reads, because it polls all its sockets."""
+    """Stream of a ROUTER socket from which the broker reads, because it polls all its sockets.
+
+    :ivar access: access rules of its peers
+    """
 
     def __init__(
         self,
         socket: Any,
         loop: Any,
+        access: Access,
         on_message: Callable[..., None],
         on_events: Callable[[], None],
     ):
+        self.access = access
         self._on_message = on_message
         self._on_events = on_events
         self._receive_frame = socket.recv
@@ -98,18 +102,15 @@ class _RouterStream(ZMQStream):
         return True
 
 
-class PoolBroker(ZMQProcess):
+class PoolBroker(ServiceProcess):
     """Sends each message of a client to a free worker of the pool, and the reply to the client.
 
+    :param registry: registry of the application
     :param bind_addr: address to bind for clients
+    :param access: access rules for clients
     :param local_address: ipc address to bind for the workers of this pool, in a private folder
-    :param auth: users that may connect, as for a ZMQProcess
-    :param clients: addresses that may connect, as for a ZMQProcess
-    :param curve: keys, as for a ZMQProcess
-    :param worker_address: address to bind for workers of other machines
-    :param worker_auth: users that may connect as workers
-    :param worker_curve: keys of the workers of other machines
-    :raises ValueError: as for a ZMQProcess; and for a *worker_address* without credentials
+    :param worker_address: address to bind for workers of other machines, or None
+    :param worker_access: access rules for them, see :func:`make_worker_access`
     """
 
     queue_limit: int = 1000
@@ -117,127 +118,83 @@ class PoolBroker(ZMQProcess):
     stats_users: Collection[str] = ()
     json_load: int = -1
 
+    auth_thread: Any = None  # an Authenticator
+
     _forwards_peers = True  # until the first worker states whether it needs them
     _has_seen_workers = False
     _pump_is_scheduled = False
 
     def __init__(
         self,
+        registry: Any,
         bind_addr: Any,
+        access: Access,
         local_address: str,
-        auth: Users = None,
-        clients: str | Iterable[str] | None = None,
-        *,
-        curve: CurveServer | None = None,
-        worker_address: Any = None,
-        worker_auth: Users = None,
-        worker_curve: CurveServer | None = None,
+        worker_address: Any,
+        worker_access: Access,
     ):
-        # The subscribers of the application prepare what handlers need; the broker has none.
-        registry = Registry('pyams_zmq broker')
-        super().__init__(bind_addr, ZMQMessageHandler, auth, clients, registry, curve=curve)
-        self.worker_passwords = check_workers(worker_address, worker_auth, worker_curve)
+        super().__init__(registry)
+        self.bind_addr = bind_addr
+        self.access = access
         self.local_address = local_address
         self.worker_address = worker_address
-        self.worker_curve = worker_curve
-        self._worker_auth = worker_auth
-        self._addresses: list[str] = []
+        self.worker_access = worker_access
         self._by_socket: dict[Any, _RouterStream] = {}
         self._polled: list[tuple[Any, int]] = []
         self._watches: dict[bytes, ExitStack] = {}
 
     def init_stream(self) -> None:
-        """Bind the sockets of clients and workers."""
+        """Bind the sockets for clients and workers."""
         self._scheduler = Scheduler(
             self._send_request,
             self._send_reply,
             queue_limit=self.queue_limit,
             queue_size=self.queue_size,
         )
-        self._access: Any = self.auth_thread
-        self._set_worker_policies()
-        self._client_stream = self._open(self.bind_addr, self._handle_request)
-        self.rep_stream = self._client_stream
-        self._local_stream = self._open(
-            self.local_address, self._handle_worker_message, LOCAL_DOMAIN
+        self._client_stream = self._open(
+            self.bind_addr, self._handle_request, self.access, ZAP_DOMAIN
         )
+        self._local_stream = self._open_for_workers(self.local_address, Access(), LOCAL_DOMAIN)
         if self.worker_address is not None:
-            self._open(
-                self.worker_address,
-                self._handle_worker_message,
-                WORKER_DOMAIN,
-                self.worker_passwords,
-                self.worker_curve,
-            )
+            self._open_for_workers(self.worker_address, self.worker_access, WORKER_DOMAIN)
+        self.bound_address = self._sockets.uris[0]
         self._check_workers()
 
+    def _open_for_workers(self, address: Any, access: Access, domain: bytes) -> _RouterStream:
+        self.auth_thread.policies[domain] = access
+        return self._open(address, self._handle_worker_message, access, domain)
+
     def _open(
-        self,
-        address: Any,
-        on_message: Callable[..., None],
-        domain: bytes | None = None,
-        passwords: Mapping[str, str] = MappingProxyType({}),
-        curve: CurveServer | None = None,
+        self, address: Any, on_message: Callable[..., None], access: Access, domain: bytes
     ) -> _RouterStream:
         endpoint = Endpoint.parse(address, bind=True)
-        socket = self.context.socket(zmq.ROUTER)
-        try:
-            limit(socket, self, self.max_message_size + SIZE_SLACK)
+        with closed_on_error(self.context.socket(zmq.ROUTER)) as socket:
+            self.apply_limits(socket, self.max_message_size + SIZE_SLACK)
             socket.ipv6 = endpoint.is_ipv6
-            if domain is None:
-                self._bind(socket, endpoint)
-            else:
+            if access is not self.access:
                 socket.maxmsgsize = -1  # a reply may be larger than a request
                 socket.sndhwm = socket.rcvhwm = 0  # the slots of the workers limit them
-                socket.router_handover = (
-                    True  # a worker may connect again before libzmq notices its lost connection
-                )
-                protect(socket, curve, bool(passwords), domain)
-                uri = self._listen(socket, endpoint)
-                warn_of_exposure(self.name, uri, curve, bool(passwords))
-            self._addresses.append(socket.last_endpoint.decode())
-        except BaseException:
-            socket.close(0)
-            raise
-        stream = _RouterStream(socket, self.loop, on_message, self._on_events)
+                # A worker may connect again before libzmq notices that its connection is lost.
+                socket.router_handover = True
+            self._sockets.bind(socket, endpoint.uri, access, path=endpoint.path, domain=domain)
+        stream = _RouterStream(socket, self.loop, access, on_message, self._on_events)
         self._streams.add(stream)
         self._by_socket[socket] = stream
         self._polled.append((socket, POLLIN))
         return stream
 
-    def _send_report(self, address: str | None, error: Exception | None) -> None:
-        super()._send_report(None if address is None else '\n'.join(self._addresses), error)
+    def _report_ready(self) -> None:
+        self._send_report(self._sockets.uris, None)
 
-    # Access
-
-    def _set_worker_policies(self) -> None:
-        keys = () if self.worker_curve is None else self.worker_curve.clients
-        policies = self._access.policies
-        policies[LOCAL_DOMAIN] = AccessPolicy({}, ())  # its folder is private
-        policies[WORKER_DOMAIN] = self._worker_policy = AccessPolicy(
-            self.worker_passwords, (), keys
-        )
-
-    def reload(self) -> None:
-        """Read the users and keys of clients and workers again."""
-        super().reload()
-        if self._is_owner() or self.worker_address is None:
-            return
-        try:
-            self.worker_passwords = parse_users(self._worker_auth)
-            if self.worker_curve is not None:
-                self.worker_curve.reload()
-        except ValueError as error:
-            LOGGER.error('%s keeps the users and keys of workers: %s', self.name, error)
-            return
-        self._set_worker_policies()
-        for worker in list(self._scheduler.workers.values()):
-            if not self._admits(worker.stream, worker.user):
-                self._remove(worker.route, 'lost its access')
-        self._pump()
-
-    def _admits(self, stream: _RouterStream, user: str) -> bool:
-        return stream is self._local_stream or self._worker_policy.admits(user)
+    def _reload(self) -> None:
+        super()._reload()
+        if self.worker_address is not None and self.worker_access.try_reload(
+            f'{self.name} (workers)'
+        ):
+            for worker in list(self._scheduler.workers.values()):
+                if not worker.stream.access.admits(worker.user):
+                    self._remove(worker.route, 'lost its access')
+            self._pump()
 
     # Clients
 
@@ -262,7 +219,7 @@ class PoolBroker(ZMQProcess):
         sender = b''
         if self._forwards_peers or self.has_credentials:
             user = first['User-Id']
-            if not self._access.policy.admits(user):
+            if not self.access.admits(user):
                 raise ZMQMessageError(401, 'Your access was withdrawn')
             if self._forwards_peers:
                 sender = user.encode() + SEPARATOR + first['Peer-Address'].encode()
@@ -292,7 +249,7 @@ class PoolBroker(ZMQProcess):
     def _stats(self) -> dict[str, Any]:
         return {
             'pid': os.getpid(),
-            'addresses': self._addresses,
+            'addresses': self._sockets.uris,
             **self._scheduler.stats(monotonic()),
         }
 
@@ -321,18 +278,18 @@ class PoolBroker(ZMQProcess):
     ) -> None:
         now = monotonic()
         match command, rest:
-            case Command.HEARTBEAT, [memory]:
+            case protocol.HEARTBEAT, [memory]:
                 route = route[:ROUTE_SIZE]
                 if not self._scheduler.handle_heartbeat(route, int(memory), now):
-                    stream.send_frames([route, b'', Command.UNKNOWN])
-            case Command.READY, [info]:
+                    stream.send_frames([route, b'', protocol.UNKNOWN])
+            case protocol.READY, [info]:
                 self._register(stream, first['User-Id'], route, decode_reply(info), now)
-            case Command.DISCONNECT, []:
+            case protocol.DISCONNECT, []:
                 self._scheduler.handle_disconnect(route)
-                stream.send_frames([route, b'', Command.DISCONNECT_OK])
-            case Command.REJECT, [key]:
+                stream.send_frames([route, b'', protocol.DISCONNECT_OK])
+            case protocol.REJECT, [key]:
                 self._scheduler.handle_reject(route, key)
-            case Command.STATS, [] if stream is self._local_stream:
+            case protocol.STATS, [] if stream is self._local_stream:
                 stream.send_frames([route, encode(self._stats())])
             case _:
                 LOGGER.warning('A worker sent the unknown command %r', bytes(command)[:16])
@@ -341,13 +298,13 @@ class PoolBroker(ZMQProcess):
         self, stream: _RouterStream, user: str, route: bytes, info: Any, now: float
     ) -> None:
         known = self._scheduler.workers.get(route)
-        if not self._admits(stream, user) or (known is not None and known.stream is not stream):
+        if not stream.access.admits(user) or (known is not None and known.stream is not stream):
             return
         worker = self._scheduler.handle_ready(route, info, now, stream=stream, user=user)
         needs_peers = bool(info['peers'])
         self._forwards_peers = needs_peers or (self._forwards_peers and self._has_seen_workers)
         self._has_seen_workers = True
-        stream.send_frames([route, b'', Command.READY_OK])
+        stream.send_frames([route, b'', protocol.READY_OK])
         if stream is self._local_stream and route not in self._watches:
             self._watch(worker)
         LOGGER.info('Worker %s of %s is ready', worker.pid, worker.host)
@@ -430,7 +387,6 @@ class PoolBroker(ZMQProcess):
             if not self._scheduler.in_flight:
                 turns = turns + 1 if received != self._count_received() else REFUSAL_TURNS
         self._scheduler.abort(monotonic())
-        self._stop_loop()
 
     def _teardown(self) -> None:
         for route in list(self._watches):
@@ -439,24 +395,24 @@ class PoolBroker(ZMQProcess):
         self._by_socket.clear()
 
 
-def check_workers(address: Any, auth: Users, curve: CurveServer | None) -> dict[str, str]:
-    """Check that workers of other machines must authenticate.
+def make_worker_access(address: Any, auth: Users, curve: CurveServer | None) -> Access:
+    """Return the access rules for workers of other machines, which must authenticate.
 
     :param address: address to bind for them, or None
-    :return: passwords by user name
-    :raises ValueError: an *address* without credentials, or credentials without *address*
+    :param auth: users that may connect as workers
+    :param curve: keys of the server and the workers
+    :raises ValueError: an *address* without credentials, credentials without *address*, or both
+        kinds of credentials
     """
-    users = parse_users(auth)
+    access = Access(auth, curve=curve)
     if address is None:
-        if users or curve is not None:
+        if access.has_credentials:
             raise ValueError('worker_auth and worker_curve need a worker_address')
     else:
         Endpoint.parse(address, bind=True)
-        if not users and curve is None:
+        if not access.has_credentials:
             raise ValueError(
                 f'worker_address {address!r} needs worker_auth or worker_curve: without them, any '
                 'program that reaches it would get the messages of all clients'
             )
-        if users and curve is not None:
-            raise ValueError('Give worker_auth or worker_curve: a socket has one mechanism')
-    return users
+    return access

@@ -66,17 +66,15 @@ MAX_INTERVAL = 60.0
 """Limits of the seconds between two heartbeats of a worker"""
 
 
-class Command:
-    """Names of the commands: the second frame, after an empty one."""
-
-    READY = b'READY'
-    READY_OK = b'READY_OK'
-    HEARTBEAT = b'HEARTBEAT'
-    UNKNOWN = b'UNKNOWN'
-    DISCONNECT = b'DISCONNECT'
-    DISCONNECT_OK = b'DISCONNECT_OK'
-    REJECT = b'REJECT'
-    STATS = b'STATS'
+# Commands: the second frame, after an empty one.
+READY = b'READY'
+READY_OK = b'READY_OK'
+HEARTBEAT = b'HEARTBEAT'
+UNKNOWN = b'UNKNOWN'
+DISCONNECT = b'DISCONNECT'
+DISCONNECT_OK = b'DISCONNECT_OK'
+REJECT = b'REJECT'
+STATS = b'STATS'
 
 
 def check_interval(interval: float) -> float:

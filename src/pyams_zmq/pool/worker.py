@@ -17,24 +17,23 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from pyams_zmq.auth import Users, parse_users
+from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
+from pyams_zmq.client.connection import ServiceAddress, configure
 from pyams_zmq.exceptions import ZMQRefusedError
+from pyams_zmq.pool import protocol
 from pyams_zmq.pool.protocol import (
     KEY_SIZE,
     MISSED_HEARTBEATS,
     ROUTE_SIZE,
     SEPARATOR,
-    Command,
     check_interval,
 )
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import RECYCLED
 from pyams_zmq.process.descendants import end_tree, start_no_more
-from pyams_zmq.process.server_socket import limit
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE
-from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, send_frame
 from pyams_zmq.wire.message import encode
 
@@ -141,7 +140,7 @@ class WorkerStream(ReplyStream):
         if is_full:
             self.process.check_overdue()
         if is_full or self.process.is_leaving or self.process.draining:
-            self.process.send_command(Command.REJECT, key)
+            self.process.send_command(protocol.REJECT, key)
             return None
         self.pending.add(key)
         self.envelope = [key]
@@ -203,11 +202,7 @@ class PoolWorker(ZMQProcess):
         curve: CurveClient | None = None,
     ):
         super().__init__(address, handler, registry=registry)
-        self.address = Endpoint.parse(address, bind=False)
-        self._users = parse_users(auth)
-        self._keys = curve
-        if len(self._users) > 1 or (self._users and curve is not None):
-            raise ValueError('Give one user or keys: a worker has one identity')
+        self._broker = ServiceAddress.parse(address, auth, curve)
 
     def start(self) -> None:
         """Fork the worker and return at once.
@@ -232,8 +227,8 @@ class PoolWorker(ZMQProcess):
         self._streams.update([self.rep_stream, self._monitor])
         self._message_handler = self.handler(self, self.rep_stream, self.stop)
         self.rep_stream.on_recv(self._message_handler)
-        self.bound_address = self.address.uri
-        socket.connect(self.address.uri)
+        self.bound_address = self._broker.endpoint.uri
+        socket.connect(self.bound_address)
         self._heartbeats = HeartbeatThread(self)
         self._heartbeats.start()
         if self._leaves_at_start:
@@ -243,8 +238,8 @@ class PoolWorker(ZMQProcess):
         event = parse_monitor_message(frames)['event']
         if event & _REFUSED:  # libzmq does not connect again after it
             self._refusal = ZMQRefusedError(
-                f'The broker at {self.address} refuses this worker: compare its user or keys with '
-                'worker_auth and worker_curve of the pool'
+                f'The broker at {self._broker.endpoint} refuses this worker: compare its user or '
+                'keys with worker_auth and worker_curve of the pool'
             )
             self._stop_loop()
         elif event == zmq.EVENT_DISCONNECTED:
@@ -259,19 +254,15 @@ class PoolWorker(ZMQProcess):
         :param route: routing id of the socket
         """
         socket = self.context.socket(zmq.DEALER)
-        limit(socket, self, -1)
+        configure(socket, *self._broker)
+        self.apply_limits(socket, -1)
         socket.sndhwm = socket.rcvhwm = 0  # a reply above a limit would be lost
         socket.routing_id = route
-        socket.ipv6 = self.address.is_ipv6
         socket.immediate = 1  # the next broker would not know a queued message
         socket.reconnect_ivl, socket.reconnect_ivl_max = RECONNECT
         # libzmq sends these and replies to them in its own threads, even while Python computes.
         socket.heartbeat_ivl = ceil(self.beat_interval * 1000)
         socket.heartbeat_timeout = ceil(self.beat_interval * 1000 * MISSED_HEARTBEATS)
-        for user, password in self._users.items():
-            socket.plain_username, socket.plain_password = user.encode(), password.encode()
-        if self._keys is not None:
-            self._keys.apply(socket)
         return socket
 
     # Messages to the broker, and from it
@@ -300,18 +291,18 @@ class PoolWorker(ZMQProcess):
             'peers': getattr(handler, 'wants_frames', False),
             'calls': [key.hex() for key in self.rep_stream.pending],
         }
-        if self.send_command(Command.READY, encode(info)):
+        if self.send_command(protocol.READY, encode(info)):
             self._ready_sent = monotonic()
 
     def handle_command(self, command: bytes, *_rest: bytes) -> None:
         """Handle a command of the broker."""
         match command:
-            case Command.READY_OK:
+            case protocol.READY_OK:
                 self._ready_sent = -inf
                 if not self._is_registered.is_set():
                     self._is_registered.set()
-                    super()._send_report(self.bound_address, None)
-            case Command.DISCONNECT_OK:
+                    super()._report_ready()
+            case protocol.DISCONNECT_OK:
                 self._is_disconnected.set()
             case _:  # UNKNOWN
                 self._monitor.flush()  # handle a new connection before what arrives through it
@@ -320,9 +311,8 @@ class PoolWorker(ZMQProcess):
                 if monotonic() - self._ready_sent > READY_TIMEOUT:
                     self.send_ready()
 
-    def _send_report(self, address: str | None, error: Exception | None) -> None:
-        if error is not None:  # this worker is ready on READY_OK, not before
-            super()._send_report(address, error)
+    def _report_ready(self) -> None:
+        """Do nothing: this worker is ready on READY_OK, not before."""
 
     def count_reply(self) -> None:
         """Count a reply that is about to be sent; leave with the last one of `max_calls`."""
@@ -332,11 +322,9 @@ class PoolWorker(ZMQProcess):
 
     # The end
 
-    def reload(self) -> None:
+    def _reload(self) -> None:
         """Leave when SIGHUP arrives, so that a new worker takes over."""
-        if self._is_owner():
-            super().reload()
-        elif self.loop is None:  # before `init_stream`
+        if self.loop is None:  # before `init_stream`
             self._leaves_at_start = True
         else:
             self.leave('was asked to leave')
@@ -364,7 +352,7 @@ class PoolWorker(ZMQProcess):
     def _send_disconnect(self) -> None:
         self.is_leaving = True
         self._is_disconnected.clear()
-        if not self.send_command(Command.DISCONNECT):
+        if not self.send_command(protocol.DISCONNECT):
             self._is_disconnected.set()
 
     async def _drain(self) -> None:
@@ -420,7 +408,7 @@ class HeartbeatThread(Thread):
         worker._enter_thread()
         with worker.make_socket(worker._route + b'\1') as socket:
             socket.linger = 0
-            socket.connect(worker.address.uri)
+            socket.connect(worker.bound_address)
             has_overdue = False
             memory = 0.0
             while not self._end.wait(worker.beat_interval):
@@ -430,7 +418,7 @@ class HeartbeatThread(Thread):
                 if had_overdue and has_overdue:
                     worker.loop.add_callback(worker.leave, OVERDUE)
                 with suppress(zmq.Again):
-                    socket.send_multipart([b'', Command.HEARTBEAT, b'%d' % memory], zmq.NOBLOCK)
+                    socket.send_multipart([b'', protocol.HEARTBEAT, b'%d' % memory], zmq.NOBLOCK)
                 if 0 < worker.max_memory < memory:
                     worker.loop.add_callback(worker.leave, f'uses {memory:.1f} MiB')
 

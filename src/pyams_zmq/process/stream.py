@@ -302,7 +302,7 @@ class ReplyStream(ZMQStream):
         """Return functions that reply to the current message later.
 
         :return: a function that sends the reply, to be called once, and one to be called when the
-            message needs its place of the `concurrency` no more
+            message no longer counts for the `concurrency`
         :raises zmq.ZMQError: EFSM, if no message is owed a reply
         """
         envelope, self.envelope = self.envelope, None
