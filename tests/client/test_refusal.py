@@ -373,7 +373,7 @@ def test_no_monitor_can_be_opened(just_replied, monkeypatch, error, result):
     silent = threading.Event()
     with replying(reply) as address:
         just_replied(address)
-        monkeypatch.setattr(ZMQSocket, 'watch', fail)
+        monkeypatch.setattr(ZMQSocket, '_open_monitor', fail)
         if result is ZMQClosedError:
             with pytest.raises(ZMQClosedError):
                 ask_raw(address)

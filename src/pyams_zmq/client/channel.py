@@ -34,7 +34,7 @@ class Channel:
         self._socket = open_socket(service, self.socket_type)
         keep_connected(self._socket)
         self._prepare_socket()
-        self._monitor = self._socket.watch(service.endpoint)
+        self._monitor = self._socket._open_monitor(service.endpoint)
         self._state = self._monitor.state
         self.sockets: list[Any] = [self._socket, self._monitor.socket]
         """Sockets to wait for"""

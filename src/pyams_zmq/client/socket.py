@@ -91,7 +91,7 @@ class ZMQSocket(zmq.Socket[bytes]):
     _service: Any = None
     _monitor: ConnectionMonitor | None = None
 
-    def watch(self, endpoint: Endpoint) -> ConnectionMonitor:
+    def _open_monitor(self, endpoint: Endpoint) -> ConnectionMonitor:
         """Open a monitor, which is closed together with the socket."""
         self._monitor = ConnectionMonitor(self, endpoint)
         return self._monitor
@@ -201,7 +201,7 @@ def zmq_socket(
     socket.set(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_IVL)
     socket._service = key = (uri, curve, *service.users.items())
     if socket_type != zmq.REQ or monotonic() - _replies.get(key, -inf) > RECENT:
-        socket.watch(service.endpoint)
+        socket._open_monitor(service.endpoint)
     socket.connect(uri)
     return socket
 
@@ -257,7 +257,7 @@ def _wait_for_refusal(socket: Any, flags: int, deadline: float) -> bool:
     monitor = socket._monitor
     if monitor is None:
         try:
-            monitor = socket.watch(Endpoint.parse(socket._service[0], bind=False))
+            monitor = socket._open_monitor(Endpoint.parse(socket._service[0], bind=False))
         except zmq.ZMQError as error:
             if error.errno == errno.EMFILE:
                 return False  # the reply comes in without a monitor, too
