@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""One parser for all forms of an address."""
+"""Addresses: their forms, and the parser."""
 
 import pytest
 import zmq
@@ -202,7 +202,7 @@ def test_libzmq_binds_it(address):
         assert bound.port == port_of(socket.last_endpoint.decode())
 
 
-# Texts made of what addresses are made of, so that many of them are good.
+# Strings made of parts of addresses, so that many are valid.
 PIECES = [
     'tcp',
     'ipc',
