@@ -161,7 +161,7 @@ class Connection(ZmqProtocol):
     def event_received(self, event: SocketEvent) -> None:
         """Learn how the connection is."""
         try:
-            is_lost = self._link.note(event.event)
+            is_lost = self._link.handle_event(event.event)
         except ZMQRefusedError:
             self._fail(self._link.describe_refusal)
             return
