@@ -20,7 +20,7 @@ from aio_loops import Recorder, address_of, context, end, make, os_error, plain,
 from checks import open_fds, wait_until
 from pyams_zmq.aio import SocketEvent
 from pyams_zmq.aio.address import check_numeric
-from pyams_zmq.aio.turns import GUARD, MOST
+from pyams_zmq.aio.pump import GUARD, MOST
 
 __all__ = ['context', 'run']
 
@@ -332,7 +332,7 @@ def test_abort_after_close(run):
 def test_close_while_paused(run, context):
     async def main():
         transport, protocol = await make(zmq.PULL)
-        fd = transport._fd
+        fd = transport._pump._fd
         peer = plain(context, zmq.PUSH, address_of(transport))
         transport.pause_reading()
         transport.pause_reading()

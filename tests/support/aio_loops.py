@@ -13,7 +13,7 @@ from tornado.ioloop import IOLoop
 from checks import open_fds, wait_until
 from pyams_zmq.aio import ZmqEventLoop, ZmqProtocol, create_zmq_connection
 
-LOOPS = ['asyncio', 'uvloop', 'tornado', 'zmq']
+LOOPS = ['asyncio', 'uvloop']
 FACTORIES = {
     'asyncio': asyncio.SelectorEventLoop,
     'uvloop': uvloop.new_event_loop,

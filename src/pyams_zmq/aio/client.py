@@ -136,7 +136,7 @@ class Connection(ZmqProtocol):
         now = monotonic()
         if now > self._looked + FRESH:
             self._looked = now
-            self._transport.look_at_events()
+            self._transport.read_monitor()
 
     def _fail(self, make_error: Callable[[], ZMQBaseError]) -> None:
         self.is_lost = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What happens to the connections of a socket."""
+"""Events of the connections of a socket."""
 
 import asyncio
 import struct
@@ -16,16 +16,16 @@ _numbers = count()
 
 
 def open_monitor(sock: Any, events: int | None) -> tuple[Any, str]:
-    """Let a socket tell of its connections; return the PAIR socket that gets it, and its endpoint.
+    """Start a monitor; return the PAIR socket that receives its events, and its endpoint.
 
-    :param sock: `zmq.Socket`
+    :param sock: `zmq.Socket` to monitor
     :param events: flags of `zmq.Event`, or None for all
-    :raises zmq.ZMQError: if there cannot be a monitor; then none is left
+    :raises zmq.ZMQError: if the monitor cannot be started
     """
     endpoint = f'inproc://pyams_zmq.aio.monitor-{next(_numbers)}'
     pair: Any = sock.context.socket(zmq.PAIR, socket_class=zmq.Socket)
     try:
-        pair.rcvhwm = 0  # events that wait for a reader would stop the I/O thread
+        pair.rcvhwm = 0  # a full queue would block the I/O thread
         sock.monitor(endpoint, zmq.EVENT_ALL if events is None else events)
         pair.connect(endpoint)
     except BaseException:
@@ -36,19 +36,22 @@ def open_monitor(sock: Any, events: int | None) -> tuple[Any, str]:
 
 
 def close_monitor(sock: Any) -> None:
-    """Let a socket tell nobody any more."""
-    if not sock.closed:  # at the end of the program, pyzmq cannot even raise its error
-        with suppress(zmq.ZMQError):  # its context may have ended already
+    """Stop the monitor of a socket."""
+    if not sock.closed:  # when the program ends, pyzmq can no longer raise its error
+        with suppress(zmq.ZMQError):  # the context may have ended already
             sock.monitor(None, 0)
 
 
 class MonitorProtocol(asyncio.BaseProtocol):
-    """Protocol of the transport of a monitor: gives its events to the monitored one's protocol."""
+    """Protocol of the socket that receives the events of a monitor.
 
-    def __init__(self, tell: Callable[..., None]):
-        self._tell = tell
+    :param handle_event: called with each :class:`.SocketEvent`
+    """
+
+    def __init__(self, handle_event: Callable[[SocketEvent], None]):
+        self._handle_event = handle_event
 
     def msg_received(self, data: tuple[bytes, bytes]) -> None:
-        """Take an event, as `zmq_socket_monitor(3)` has it."""
+        """Decode an event in the format of `zmq_socket_monitor(3)`."""
         event, value = struct.unpack('=Hi', data[0])
-        self._tell('event_received', SocketEvent(zmq.Event(event), value, data[1].decode()))
+        self._handle_event(SocketEvent(zmq.Event(event), value, data[1].decode()))
