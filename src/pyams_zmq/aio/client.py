@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Calls a service from a coroutine; many calls share a connection."""
+"""Client of a service for coroutines, whose calls share a connection."""
 
 import asyncio
 import os
@@ -36,24 +36,26 @@ from pyams_zmq.wire.message import (
 )
 
 SEND_HWM = 24
-"""Requests that wait in a socket, at most; further ones wait where their deadline can end them.
+"""Most requests that wait in a socket; further ones wait in the client, until their deadline.
 
-With 10, 256 calls under way take a tenth more processor time: more often the socket is full, and
-wakes the loop when it has room again.
+With 10 instead, 256 calls under way take a tenth more processor time: the socket is full more
+often, and each time it has room again it wakes the loop.
 """
 
 FRESH = 0.001
-"""Seconds for which it is known how a connection is"""
+"""Seconds for which the state of a connection is not checked again"""
 
 
 class Connection(ZmqProtocol):
-    """A DEALER socket for all calls of a client, until it is lost.
+    """A DEALER socket for all calls of a client, until its connection is lost.
 
-    Each request has a number in its envelope (RFC 28/REQREP), which comes back with the reply: a
-    late one finds nobody. Requests wait here while there is no connection, or it takes no more.
+    Each request has a number in its envelope (RFC 28/REQREP), which comes back with the reply. A
+    reply whose call has ended is dropped. Requests wait here until the service is connected and
+    the socket takes them.
 
     :param loop: event loop
-    :param target: what to connect to
+    :param target: address and credentials of the service
+    :ivar is_lost: true when no further call is possible
     :raises OSError: EMFILE, when the process has no descriptor left
     """
 
@@ -61,11 +63,11 @@ class Connection(ZmqProtocol):
         self.loop = loop
         self.pid = os.getpid()
         self.is_lost = False
-        self.closes = False
-        self._link = ConnectionState(target.endpoint)
+        self._is_closing = False
+        self._state = ConnectionState(target.endpoint)
         self._number = 0
         self._may_write = True
-        self._looked = 0.0
+        self._checked = 0.0
         self._calls: dict[bytes, asyncio.Future[bytes]] = {}
         self._deadlines = Deadlines(loop, self._calls, self._expire)
         self._unsent: OrderedDict[bytes, bytes] = OrderedDict()
@@ -75,7 +77,7 @@ class Connection(ZmqProtocol):
                 configure(self._socket, *target)
                 keep_connected(self._socket)
                 self._socket.sndhwm = SEND_HWM
-                self._socket.rcvhwm = 0  # as many as calls wait for: libzmq would drop the others
+                self._socket.rcvhwm = 0  # a full queue would make a ROUTER drop replies
                 self._transport = ZmqTransport(loop, self._socket, self)
                 self._transport.start()
                 self._transport.enable_monitor(CONNECTION_EVENTS)
@@ -85,12 +87,12 @@ class Connection(ZmqProtocol):
                 raise
 
     async def exchange(self, data: bytes, timeout: float) -> bytes:
-        """Send a request, wait for the reply; to cancel this lets the others go on.
+        """Send a request and wait for the reply; cancelling it does not affect other calls.
 
-        :param timeout: seconds, for connecting, sending and waiting together
-        :raises ZMQTimeoutError: there is a service, and it has not replied in time
-        :raises ZMQUnreachableError: there is none, or the connection to it was lost
-        :raises ZMQRefusedError: it does not let us in
+        :param timeout: seconds for connecting, sending and waiting together
+        :raises ZMQTimeoutError: if the service is connected and has not replied in time
+        :raises ZMQUnreachableError: if no service is connected, or the connection was lost
+        :raises ZMQRefusedError: if the service refuses the connection
         """
         self._number += 1
         number = b'%d' % self._number
@@ -104,38 +106,38 @@ class Connection(ZmqProtocol):
         finally:
             self._calls.pop(number, None)
             self._unsent.pop(number, None)
-            self._leave()
+            self._close_if_unused()
 
     def _expire(self, number: bytes, timeout: float) -> None:
         reply = self._calls[number]
         if not reply.done():
-            reply.set_exception(self._link.describe_silence(timeout))
+            reply.set_exception(self._state.describe_silence(timeout))
 
     def _send(self) -> None:
-        while self._unsent and self._may_write and self._link.is_connected:
+        while self._unsent and self._may_write and self._state.is_connected:
             number, data = self._unsent.popitem(last=False)
             self._transport.write((number, b'', data))
 
     def close(self) -> None:
         """Close the connection when the last call has ended."""
-        self.closes = True
-        self._leave()
+        self._is_closing = True
+        self._close_if_unused()
 
     def abort(self) -> None:
         """Close the connection now."""
         self._deadlines.clear()
         self._transport.abort()
 
-    def _leave(self) -> None:
-        if self.closes and (not self._calls or self.loop.is_closed()):
+    def _close_if_unused(self) -> None:
+        if self._is_closing and (not self._calls or self.loop.is_closed()):
             self.abort()
 
-    def look(self) -> None:
-        """Learn what has happened since the loop looked; see `is_lost` then."""
-        # Many calls begin in one turn of the loop: the first one learns it for the others.
+    def update_state(self) -> None:
+        """Handle the events that the loop has not handled yet; they may set `is_lost`."""
+        # If many calls begin in one iteration of the loop, only the first one does this.
         now = monotonic()
-        if now > self._looked + FRESH:
-            self._looked = now
+        if now > self._checked + FRESH:
+            self._checked = now
             self._transport.read_monitor()
 
     def _fail(self, make_error: Callable[[], ZMQBaseError]) -> None:
@@ -145,51 +147,51 @@ class Connection(ZmqProtocol):
             if not reply.done():
                 reply.set_exception(make_error())
 
-    # What the transport calls
+    # Called by the transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Learn that somebody has ended the socket, or its context."""
+        """Fail the calls, because other code has closed the socket or terminated its context."""
         if not self.is_lost:
-            self._fail(lambda: ZMQClosedError(f'The connection was ended: {exc}'))
+            self._fail(lambda: ZMQClosedError(f'The socket or its context was closed: {exc}'))
 
     def msg_received(self, data: tuple[bytes, ...]) -> None:
-        """Give a reply to the call that waits for it, if there still is one."""
+        """Pass a reply to its call, unless that has ended."""
         reply = self._calls.get(data[0])
         if reply is not None and not reply.done():
             reply.set_result(data[-1])
 
     def event_received(self, event: SocketEvent) -> None:
-        """Learn how the connection is."""
+        """Update the state of the connection; fail the calls when it is refused or lost."""
         try:
-            is_lost = self._link.note(event.event)
+            is_lost = self._state.note(event.event)
         except ZMQRefusedError:
-            self._fail(self._link.describe_refusal)
+            self._fail(self._state.describe_refusal)
             return
         if is_lost:
-            # What came in before it was lost is there, and not received yet.
-            with suppress(zmq.ZMQError):  # there is no more, or the socket was ended, too
+            # Replies that arrived before the loss may still be in the socket.
+            with suppress(zmq.ZMQError):  # EAGAIN after the last one, or the socket is closed
                 while True:
                     self.msg_received(tuple(self._socket.recv_multipart(zmq.NOBLOCK)))
-            self._fail(self._link.describe_loss)
+            self._fail(self._state.describe_loss)
         else:
             self._send()
 
     def pause_writing(self) -> None:
-        """Keep requests here, where a deadline can still end them."""
+        """Keep further requests here, where their deadline can end them."""
         self._may_write = False
 
     def resume_writing(self) -> None:
-        """Send what has waited."""
+        """Send the requests that have waited."""
         self._may_write = True
         self._send()
 
 
 class AsyncZMQClient:
-    """Client of a service, for many calls at once from coroutines of one loop at a time.
+    """Client of a service for coroutines: many calls at once, in one event loop at a time.
 
-    It keeps one connection, which it renews when it was lost, in another loop and after a fork.
-    Use it as an asynchronous context manager, or close it. Its arguments, and what its calls raise,
-    are those of :class:`~pyams_zmq.client.ZMQClient`. While the name of a host in the address is
+    It keeps one connection, and opens a new one after a loss, after a fork, and in another loop.
+    Use it as an asynchronous context manager, or close it. The arguments, and the errors of the
+    calls, are those of :class:`~pyams_zmq.client.ZMQClient`. While a host name in the address is
     looked up, other sockets of the context wait.
     """
 
@@ -224,22 +226,22 @@ class AsyncZMQClient:
         timeout: float | None = None,
         retries: int | None = None,
     ) -> Any:
-        """Call a method of the service, and wait for its result.
+        """Call a method of the service and wait for its result.
 
-        The arguments, the result and the errors are those of :meth:`.ZMQClient.call`; these two
-        are more:
+        The arguments, the result and the errors are those of :meth:`.ZMQClient.call`, and in
+        addition:
 
-        :raises ZMQClosedError: if the ØMQ context of the loop was terminated, too
-        :raises RuntimeError: if it was used in another loop, which is not closed yet
+        :raises ZMQClosedError: also if the ØMQ context of the loop was terminated
+        :raises RuntimeError: if the client was used in another loop that is not closed yet
         """
         return payload_of(await self.request([type, args], timeout=timeout, retries=retries))
 
     async def request(
         self, message: Any, *, timeout: float | None = None, retries: int | None = None
     ) -> Any:
-        """Send a message, and wait for the reply of whatever form; see :meth:`.ZMQClient.request`.
+        """Send a message and wait for the reply, see :meth:`.ZMQClient.request`.
 
-        :raises: what `call` does, except ZMQRemoteError
+        :raises: the errors of `call`, except ZMQRemoteError
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_retries(self.retries if retries is None else retries)
@@ -261,20 +263,22 @@ class AsyncZMQClient:
         loop = asyncio.get_running_loop()
         connection = self._connection
         if connection is not None and connection.pid != os.getpid():
-            self._inherited.append(connection)  # kept: nobody may touch it here
+            self._inherited.append(connection)  # must not be used or collected here
         elif connection is not None and connection.loop is not loop:
             if not connection.loop.is_closed():
-                raise RuntimeError(f'{self!r} is used by another loop, which is not closed yet')
+                raise RuntimeError(
+                    f'{self!r} is used in another loop; close that first, or make a client for each'
+                )
             connection.abort()
         elif connection is not None:
-            connection.look()
+            connection.update_state()
             if not connection.is_lost:
                 return connection
         self._connection = Connection(loop, self._target)
         return self._connection
 
     def close(self) -> None:
-        """Close the connection; calls under way end as they would have."""
+        """Close the client; calls under way continue."""
         self._is_closed = True
         connection = self._connection
         if connection is not None and connection.pid == os.getpid():
@@ -282,7 +286,7 @@ class AsyncZMQClient:
             connection.close()
 
     def __del__(self) -> None:
-        # Nobody waits for a call, else that would hold it; perhaps this is another thread.
+        # No call is under way, because it would hold the client. This may be any thread.
         connection = getattr(self, '_connection', None)
         if connection is not None and connection.pid == os.getpid():
             try:

@@ -19,7 +19,7 @@ import zmq
 
 from pyams_zmq.aio.buffer import Message, WriteBuffer
 from pyams_zmq.client.connection import as_os_error, make_os_error
-from pyams_zmq.wire.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT, receive
+from pyams_zmq.wire.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT
 
 TURN = 0.005
 """Seconds after which a turn ends, so that other callbacks of the loop run"""
@@ -36,6 +36,7 @@ GUARD = 0.1
 
 _open_sockets: set[Any] = set()  # keeps each socket alive until its pump has ended
 _SOCKET_ENDED = frozenset((zmq.ETERM, zmq.ENOTSOCK))
+_NO_MESSAGE = frozenset((zmq.EAGAIN, zmq.EFSM))  # EFSM: a REQ or REP socket must send first
 # PUB and PUSH never receive. For REQ and REP, the descriptor often announces room to send.
 _SEND_ONLY = frozenset((zmq.PUB, zmq.PUSH))
 _SELDOM_READABLE = frozenset((*_SEND_ONLY, zmq.REQ, zmq.REP))
@@ -73,6 +74,7 @@ class MessagePump:
         # A REQ socket takes the next request after the reply to the last one: EFSM means "later".
         # A second reply on a REP socket must fail, because it would answer the next request.
         self._send_later = {zmq.EAGAIN, zmq.EFSM} if self.type == zmq.REQ else {zmq.EAGAIN}
+        self._receive_frame = sock.recv
         self._send_frame = _get_send(sock)
         self._get_option = sock.getsockopt
         self._is_in_turn = False
@@ -254,13 +256,15 @@ class MessagePump:
 
     def _receive(self) -> bool:
         """Pass a message to the protocol; return True if there may be another one to receive."""
-        try:
-            frames = receive(self._sock)
+        try:  # not by `receive` of wire.frames, with which an echo takes 8 % more processor time
+            frame = self._receive_frame(NOBLOCK, False)
+            frames = [frame.bytes]
+            while frame.more:
+                frame = self._receive_frame(NOBLOCK, False)
+                frames.append(frame.bytes)
         except zmq.ZMQError as error:
-            if error.errno != zmq.EFSM:  # a REQ or REP socket that must send first
+            if error.errno not in _NO_MESSAGE:
                 raise
-            return False
-        if frames is None:
             return False
         if not self.is_closing:
             try:
