@@ -188,6 +188,23 @@ def test_socket_limit(run):
     run(main())
 
 
+@pytest.mark.parametrize('has_socket', [False, True])
+def test_no_descriptor(run, context, monkeypatch, has_socket):
+    """Our own socket is closed, one of the caller stays open."""
+
+    def fail(_fd):
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    async def main():
+        sock = context.socket(zmq.PULL)
+        with monkeypatch.context() as patched, os_error(errno.EMFILE):
+            patched.setattr('os.dup', fail)
+            await make(zmq.PULL, **({'zmq_sock': sock} if has_socket else {}))
+        assert not sock.closed
+
+    run(main())
+
+
 def test_many_connections(run):
     """Connections with and without monitors leave no descriptor open."""
 

@@ -57,7 +57,7 @@ async def create_zmq_connection(
     :raises TypeError: if an argument has the wrong type
     :raises ValueError: unless exactly one of *bind*, *connect* and *zmq_sock* is given, or if an
         endpoint to connect to has a host name
-    :raises OSError: if an endpoint cannot be bound or connected to
+    :raises OSError: if an endpoint cannot be bound or connected to, or no descriptor is left (EMFILE)
     """
     loop = asyncio.get_running_loop()
     socket_type, addresses = _check(protocol_factory, zmq_type, bind, connect, zmq_sock)
@@ -73,10 +73,10 @@ async def create_zmq_connection(
         transport = ZmqTransport(loop, socket, protocol)
         for address in addresses:
             (transport.connect if bind is None else transport.bind)(address)
+        transport.start()
     except BaseException:
         socket.close(0)
         raise
-    transport.start()
     return transport, protocol
 
 
