@@ -27,6 +27,7 @@ from pyams_zmq.client.connection import (
     keep_connected,
 )
 from pyams_zmq.exceptions import ZMQBaseError, ZMQClosedError, ZMQRefusedError
+from pyams_zmq.wire.frames import receive
 from pyams_zmq.wire.message import (
     check_retries,
     check_timeout,
@@ -54,17 +55,17 @@ class Connection(ZmqProtocol):
     the socket takes them.
 
     :param loop: event loop
-    :param target: address and credentials of the service
+    :param service: address and credentials of the service
     :ivar is_lost: true when no further call is possible
     :raises OSError: EMFILE, when the process has no descriptor left
     """
 
-    def __init__(self, loop: Any, target: ServiceAddress):
+    def __init__(self, loop: Any, service: ServiceAddress):
         self.loop = loop
         self.pid = os.getpid()
         self.is_lost = False
         self._is_closing = False
-        self._state = ConnectionState(target.endpoint)
+        self._state = ConnectionState(service.endpoint)
         self._number = 0
         self._may_write = True
         self._checked = 0.0
@@ -74,14 +75,14 @@ class Connection(ZmqProtocol):
         with as_os_error():
             self._socket = get_context(loop).socket(zmq.DEALER, socket_class=zmq.Socket)
             try:
-                configure(self._socket, *target)
+                configure(self._socket, *service)
                 keep_connected(self._socket)
                 self._socket.sndhwm = SEND_HWM
                 self._socket.rcvhwm = 0  # a full queue would make a ROUTER drop replies
                 self._transport = ZmqTransport(loop, self._socket, self)
                 self._transport.start()
                 self._transport.enable_monitor(CONNECTION_EVENTS)
-                self._socket.connect(target.endpoint.uri)
+                self._socket.connect(service.endpoint.uri)
             except BaseException:
                 self._socket.close(0)
                 raise
@@ -169,9 +170,9 @@ class Connection(ZmqProtocol):
             return
         if is_lost:
             # Replies that arrived before the loss may still be in the socket.
-            with suppress(zmq.ZMQError):  # EAGAIN after the last one, or the socket is closed
-                while True:
-                    self.msg_received(tuple(self._socket.recv_multipart(zmq.NOBLOCK)))
+            with suppress(zmq.ZMQError):  # the socket may be closed, too
+                while (frames := receive(self._socket)) is not None:
+                    self.msg_received(tuple(frames))
             self._fail(self._state.describe_loss)
         else:
             self._send()
@@ -205,7 +206,7 @@ class AsyncZMQClient:
         retries: int = 0,
         send_deadline: bool = False,
     ):
-        self._target = ServiceAddress.parse(address, auth, curve)
+        self._service = ServiceAddress.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
         self.retries = check_retries(retries)
         self.send_deadline = send_deadline
@@ -216,7 +217,7 @@ class AsyncZMQClient:
     @property
     def address(self) -> str:
         """URI of the service."""
-        return self._target.endpoint.uri
+        return self._service.endpoint.uri
 
     async def call(
         self,
@@ -274,7 +275,7 @@ class AsyncZMQClient:
             connection.update_state()
             if not connection.is_lost:
                 return connection
-        self._connection = Connection(loop, self._target)
+        self._connection = Connection(loop, self._service)
         return self._connection
 
     def close(self) -> None:

@@ -57,7 +57,8 @@ async def create_zmq_connection(
     :raises TypeError: if an argument has the wrong type
     :raises ValueError: unless exactly one of *bind*, *connect* and *zmq_sock* is given, or if an
         endpoint to connect to has a host name
-    :raises OSError: if an endpoint cannot be bound or connected to, or no descriptor is left (EMFILE)
+    :raises OSError: if an endpoint cannot be bound or connected to; EMFILE, when the process has no
+        descriptor left
     """
     loop = asyncio.get_running_loop()
     socket_type, addresses = _check(protocol_factory, zmq_type, bind, connect, zmq_sock)
