@@ -24,10 +24,10 @@ from zope.interface.verify import verifyObject
 from checks import open_fds, wait_until
 from handlers import Handler, MessageHandler
 from pyams_zmq.client import ZMQClient
-from pyams_zmq.client import connection as link_module
-from pyams_zmq.client import sender as outbox_module
-from pyams_zmq.client.sender import Outbox, SenderThread, sender_thread
-from pyams_zmq.client.socket import open_pair, zmq_response, zmq_socket
+from pyams_zmq.client import connection as connection_module
+from pyams_zmq.client import sender as sender_module
+from pyams_zmq.client.sender import SenderThread, SendQueue, sender_thread
+from pyams_zmq.client.socket import get_context, zmq_response, zmq_socket
 from pyams_zmq.client.transaction import MessageDataManager, is_under_way, send_on_commit
 from pyams_zmq.exceptions import (
     ZMQClosedError,
@@ -117,12 +117,6 @@ def client(process):
 
 
 @pytest.fixture
-def address(tmp_path):
-    """Address which a service can be restarted at."""
-    return f'ipc://{tmp_path}/zmq.sock'
-
-
-@pytest.fixture
 def errors(caplog):
     """Texts of the errors that were logged."""
     caplog.set_level(logging.ERROR, LOGGER_NAME)
@@ -131,7 +125,7 @@ def errors(caplog):
 
 def notes(client):
     """What the service was told, once all messages have their reply."""
-    wait_until(lambda: not len(client._outbox))
+    wait_until(lambda: not len(client._queue.get()))
     return client.call('all_notes')
 
 
@@ -167,7 +161,7 @@ def test_nothing_is_connected_without_commit():
     with ZMQClient('127.0.0.1:1') as client:
         send_on_commit(client, 'note', 1)
         transaction.abort()
-    assert client._outbox not in sender_thread._outboxes
+    assert client._queue.get() not in sender_thread.get()._queues
 
 
 def test_other_manager(client):
@@ -407,7 +401,7 @@ def test_service_is_killed_between_vote_and_finish(process, errors):
     def kill():
         process.kill()
         process.join()
-        wait_until(lambda: not client._outbox.is_connected)
+        wait_until(lambda: not client._queue.get().is_connected)
 
     with ZMQClient(process.bound_address, timeout=0.2) as client:
         journal = Journal('~~', tpc_vote=kill)
@@ -456,8 +450,8 @@ def test_sent_messages_survive_the_client(process, client):
     with ZMQClient(process.bound_address) as other:
         for number in range(10):
             other.send('slow_note' if not number else 'note', number)
-    assert len(other._outbox)
-    wait_until(lambda: not len(other._outbox))
+    assert len(other._queue.get())
+    wait_until(lambda: not len(other._queue.get()))
     assert notes(client) == list(range(10))
 
 
@@ -522,17 +516,17 @@ def test_no_reply_in_time(process, errors, tmp_path):
         path.unlink()
         # The late replies are nobody's, and trouble nobody.
         client.send('note', 'later')
-        wait_until(lambda: not len(client._outbox))
+        wait_until(lambda: not len(client._queue.get()))
         assert client.call('all_notes', timeout=5) == ['late', 'later']
     assert len(errors()) == 2
 
 
 def test_more_messages_than_replies_are_waited_for(client, errors, monkeypatch):
-    monkeypatch.setattr(outbox_module, 'MAX_REPLIES', 10)
+    monkeypatch.setattr(sender_module, 'MAX_REPLIES', 10)
     for number in range(500):
         send_on_commit(client, 'note', number)
     transaction.commit()
-    wait_until(lambda: not len(client._outbox))
+    wait_until(lambda: not len(client._queue.get()))
     wait_until(lambda: len(client.call('all_notes')) == 500)
     assert all('no reply before 10 others were sent' in error for error in errors())
 
@@ -541,7 +535,7 @@ def test_too_many_messages(client, errors, tmp_path, monkeypatch):
     path = tmp_path / 'busy'
     client.send('wait_for', str(path))
     wait_until(path.exists)
-    monkeypatch.setattr(outbox_module, 'MAX_REPLIES', 2)
+    monkeypatch.setattr(sender_module, 'MAX_REPLIES', 2)
     client.send('note', 1)
     client.send('note', 2)
     wait_until(errors)
@@ -557,13 +551,13 @@ def test_too_many_bytes(client, errors, tmp_path, monkeypatch):
     path = tmp_path / 'busy'
     client.send('wait_for', str(path))
     wait_until(path.exists)
-    monkeypatch.setattr(outbox_module, 'MAX_BYTES', 1000)
+    monkeypatch.setattr(sender_module, 'MAX_BYTES', 1000)
     client.send('note', 'x' * 1000)
     with pytest.raises(ZMQUnreachableError, match=r'takes no messages: \d+ bytes wait for it'):
         client.send('note', 1)
     path.unlink()
-    wait_until(lambda: not len(client._outbox))
-    assert client._outbox.size == 0
+    wait_until(lambda: not len(client._queue.get()))
+    assert client._queue.get().size == 0
     client.send('note', 2)
     assert notes(client) == ['x' * 1000, 2]
     assert not errors()
@@ -576,7 +570,7 @@ def test_service_is_stopped_and_started(start, address, errors, tmp_path):
 
     def send():
         while not done.is_set():
-            wait_until(lambda: len(client._outbox) < 50)  # the service is slower than this
+            wait_until(lambda: len(client._queue.get()) < 50)  # the service is slower than this
             path = tmp_path / str(len(paths))
             client.send('touch', str(path))
             paths.append(path)
@@ -591,7 +585,7 @@ def test_service_is_stopped_and_started(start, address, errors, tmp_path):
             process = start(address)
         done.set()
         sender.result()
-        wait_until(lambda: not len(client._outbox))
+        wait_until(lambda: not len(client._queue.get()))
     assert len(list(filter(Path.exists, paths))) == len(paths)
     assert not errors()
 
@@ -606,10 +600,10 @@ def test_stopping_service_that_does_not_end(errors, monkeypatch):
             envelope = server.recv_multipart()[:-1]
             server.recv_multipart()
             server.send_multipart([*envelope, DRAINING_REPLY])
-            wait_until(lambda: client._outbox._returned)
+            wait_until(lambda: client._queue.get()._returned)
             client.post('note', b'["note", 3]')
             wait_until(lambda: len(errors()) == 3)
-            assert client._outbox.size == 0
+            assert client._queue.get().size == 0
     ends = [
         'not sent, no service within 0.3 s',
         *['no reply within 0.3 s, it may have run or not'] * 2,
@@ -619,13 +613,13 @@ def test_stopping_service_that_does_not_end(errors, monkeypatch):
 
 def test_half_open_connection(process, monkeypatch):
     """As after a loss of power: nobody says that the peer is gone, but no heartbeat comes."""
-    monkeypatch.setattr(link_module, 'HEARTBEAT_IVL', 100)
+    monkeypatch.setattr(connection_module, 'HEARTBEAT_IVL', 100)
     with ZMQClient(process.bound_address) as client:
         client.send('note', 1)
         client.call('echo')
         os.kill(process.pid, signal.SIGSTOP)
         try:
-            wait_until(lambda: not client._outbox.is_connected)
+            wait_until(lambda: not client._queue.get().is_connected)
             with pytest.raises(ZMQUnreachableError):
                 client.prepare(timeout=0.1)
             with pytest.raises(ZMQUnreachableError):
@@ -652,7 +646,7 @@ def test_threads(client):
     assert len(sent) == 160
     for number in range(8):
         assert [count for thread, count in sent if thread == number] == list(range(20))
-    assert [thread.name for thread in threading.enumerate()].count('PyAMS (zmq) outbox') == 1
+    assert [thread.name for thread in threading.enumerate()].count('PyAMS (zmq) sender') == 1
 
 
 def test_threads_wait_side_by_side(address):
@@ -710,7 +704,7 @@ def test_fork_while_the_lock_is_held(client):
 
     client.send('note', 'before')
     assert notes(client) == ['before']
-    with sender_thread._changed:
+    with sender_thread.get()._changed:
         assert in_fork(commit) == 0
     assert notes(client) == ['before', 'child']
 
@@ -738,14 +732,14 @@ def test_end_of_the_program(process, client, end):
 
 
 def test_flush_waits_no_longer_than_it_may(client, errors, tmp_path, monkeypatch):
-    monkeypatch.setattr(outbox_module, 'FLUSH', 0.1)
+    monkeypatch.setattr(sender_module, 'FLUSH', 0.1)
     path = tmp_path / 'busy'
     client.send('wait_for', str(path))
     wait_until(path.exists)
-    sender_thread.flush()
+    sender_thread.get().flush()
     start = time.monotonic()
-    monkeypatch.setattr(outbox_module, 'FLUSH', 30)
-    sender_thread.flush()  # multiprocessing calls it, too
+    monkeypatch.setattr(sender_module, 'FLUSH', 30)
+    sender_thread.get().flush()  # multiprocessing calls it, too
     assert time.monotonic() - start < 10
     path.unlink()
     assert errors() == [
@@ -778,7 +772,7 @@ def test_nothing_is_left_of_a_failure(address):
 
 def test_an_idle_connection_is_closed(client, monkeypatch):
     threads = threading.active_count()
-    monkeypatch.setattr(outbox_module, 'IDLE', 0.1)
+    monkeypatch.setattr(sender_module, 'IDLE', 0.1)
     for number in range(2):
         client.send('note', number)
         wait_until(lambda: threading.active_count() == threads)
@@ -791,11 +785,7 @@ def test_terminated_context(process, errors, tmp_path):
     with ZMQClient(process.bound_address) as client:
         client.send('wait_for', str(path))
         wait_until(path.exists)
-        bell, heard = open_pair()
-        context = bell.context
-        bell.close()
-        heard.close()
-        context.term()
+        get_context().term()
         wait_until(errors)
         path.unlink()
         assert errors() == [f"Message 'wait_for' to {client.address}: {zmq.strerror(zmq.ETERM)}"]
@@ -813,7 +803,7 @@ def test_failing_log(client, caplog):
     logger.addHandler(broken)
     try:
         client.send('status', 404)
-        wait_until(lambda: not len(client._outbox))
+        wait_until(lambda: not len(client._queue.get()))
         client.send('note', 1)
         assert notes(client) == [1]
     finally:
@@ -826,7 +816,7 @@ def test_a_connection_that_takes_nothing():
     class Full:
         sockets = ()
         is_connected = True
-        look = receive = lambda self: None
+        read_events = receive = lambda self: None
 
         def send(self, frames):
             return False
@@ -834,12 +824,12 @@ def test_a_connection_that_takes_nothing():
         def close(self):
             pass
 
-    outbox = Outbox('tcp://127.0.0.1:1', Full)
-    outbox.add(outbox_module.QueuedMessage('note', b'', 1))
-    assert outbox.step(time.monotonic()) == []
-    assert 0 < outbox.wakes_at() - time.monotonic() <= outbox_module.RETRY
-    assert len(outbox) == 1
-    [problem] = outbox.fail(LookupError('why'))
+    queue = SendQueue('tcp://127.0.0.1:1', Full)
+    queue.add(sender_module.QueuedMessage('note', b'', 1))
+    assert queue.step(time.monotonic()) == []
+    assert 0 < queue.wakes_at() - time.monotonic() <= sender_module.RETRY
+    assert len(queue) == 1
+    [problem] = queue.fail(LookupError('why'))
     assert problem == "Message 'note' to tcp://127.0.0.1:1: why"
 
 
@@ -847,12 +837,12 @@ def test_an_unknown_error_does_not_stop_the_others(process, client, errors):
     def fail():
         raise LookupError('why')
 
-    other = Outbox('tcp://127.0.0.1:1', fail)
-    sender_thread.post(other, outbox_module.QueuedMessage('note', b'', 1))
+    other = SendQueue('tcp://127.0.0.1:1', fail)
+    sender_thread.get().post(other, sender_module.QueuedMessage('note', b'', 1))
     client.send('note', 1)
     assert notes(client) == [1]
     with pytest.raises(LookupError):
-        sender_thread.prepare(other, 5)
+        sender_thread.get().prepare(other, 5)
     assert errors() == ["Message 'note' to tcp://127.0.0.1:1: why"]
 
 
@@ -861,7 +851,7 @@ def test_no_descriptor_is_left(client, errors, monkeypatch):
         raise zmq.ZMQError(errno.EMFILE)
 
     with monkeypatch.context() as patch:
-        patch.setattr(outbox_module, 'open_pair', fail)
+        patch.setattr(sender_module, 'open_wakeup_pair', fail)
         with pytest.raises(zmq.ZMQError):
             client.send('note', 1)
         transaction.get().join(MessageDataManager(transaction.manager, client, 'note', b'', 1))
@@ -931,4 +921,4 @@ def test_client_of_pyams_utils(client):
 
 
 def test_close_without_messages():
-    SenderThread().close(Outbox('tcp://127.0.0.1:1', None))
+    SenderThread().close(SendQueue('tcp://127.0.0.1:1', None))

@@ -100,7 +100,7 @@ def test_bad_json(data):
     with pytest.raises(ZMQMessageError, match=r'^400 Bad message, expected') as caught:
         decode_request(b'["echo",' + data + b']')
     assert len(caught.value.text) < 250
-    with pytest.raises(ZMQReplyError, match=r'^The reply is no JSON'):
+    with pytest.raises(ZMQReplyError, match=r'^The reply is not JSON'):
         decode_reply(data)
 
 

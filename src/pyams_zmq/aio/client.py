@@ -164,7 +164,7 @@ class Connection(ZmqProtocol):
     def event_received(self, event: SocketEvent) -> None:
         """Update the state of the connection; fail the calls when it is refused or lost."""
         try:
-            is_lost = self._state.note(event.event)
+            is_lost = self._state.handle_event(event.event)
         except ZMQRefusedError:
             self._fail(self._state.describe_refusal)
             return
