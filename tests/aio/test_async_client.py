@@ -58,6 +58,11 @@ def address(tmp_path):
     return f'ipc://{tmp_path}/zmq.sock'
 
 
+def connection_of(client):
+    """Return the connection of a client, or None."""
+    return next(iter(client._connections.get()), None)
+
+
 def test_calls(run, process):
     async def main():
         async with AsyncZMQClient(process.bound_address) as client:
@@ -100,7 +105,7 @@ def test_many_at_once(run, process, size):
             numbers = range(CALLS // 50 if size > 10 else CALLS)
             replies = await asyncio.gather(*[client.call('echo', [n, text]) for n in numbers])
             assert replies == [[number, text] for number in numbers]
-            assert not client._connection._calls
+            assert not connection_of(client)._calls
 
     run(main())
 
@@ -150,9 +155,9 @@ def test_timeout(run, process):
                 await client.call('count', 0.5, timeout=0.2)
             assert 0.19 <= time.monotonic() - begin < AT_ONCE
             # The late reply is not returned by the next call, which uses the same connection.
-            connection = client._connection
+            connection = connection_of(client)
             assert await client.call('count', 0) == 2
-            assert client._connection is connection
+            assert connection_of(client) is connection
 
     run(main())
 
@@ -163,7 +168,7 @@ def test_no_service(run, address):
             for _ in range(2):
                 with pytest.raises(ZMQUnreachableError, match=r'No service has answered.* 0\.2 s'):
                     await client.call('echo')
-            assert not client._connection._unsent
+            assert not connection_of(client)._unsent
 
     run(main())
 
@@ -213,7 +218,7 @@ def test_reply_before_the_service_ends(run):
     async def main():
         async with AsyncZMQClient(f'127.0.0.1:{port}') as client:
             call = asyncio.ensure_future(client.call('echo'))
-            while not client._connection or client._connection._unsent:
+            while not connection_of(client) or connection_of(client)._unsent:
                 await asyncio.sleep(0)  # takes no time: until the request is sent
             thread.join()
             assert await call == 'last reply'
@@ -232,7 +237,7 @@ def test_reply_in_the_socket_of_a_lost_connection(run):
             call = asyncio.ensure_future(client.call('echo'))
             while not server.poll(0):
                 await asyncio.sleep(0.001)  # a poll, which ends with the test at the latest
-            connection = client._connection
+            connection = connection_of(client)
             connection._transport.pause_reading()
             server.send_multipart([*server.recv_multipart()[:-1], b'[200, "last reply"]'])
             connection._socket.poll(5000)
@@ -264,7 +269,7 @@ def test_terminated_context(process):
             terminated = loop.run_in_executor(None, get_context(loop).term)
             with pytest.raises(ZMQClosedError, match='socket or its context was closed'):
                 await call
-            assert client._connection.is_lost
+            assert connection_of(client).is_lost
             await terminated
             assert await client.call('echo', 1) == 1
 
@@ -320,10 +325,10 @@ def test_cancelled(run, process):
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
-            connection = client._connection
+            connection = connection_of(client)
             assert not connection._calls
             assert await client.call('count', 0) == 2
-            assert client._connection is connection
+            assert connection_of(client) is connection
 
     run(main())
 
@@ -337,7 +342,7 @@ def test_back_pressure(run):
                 asyncio.ensure_future(client.call('echo', 'x' * 1_000_000)) for _ in range(100)
             ]
             await asyncio.wait(calls, timeout=0.5)
-            connection = client._connection
+            connection = connection_of(client)
             assert len(connection._unsent) > 70  # the rest is on its way, or in a short queue
             assert connection._transport.get_write_buffer_size() < 3_000_000
             results = await asyncio.gather(*calls, return_exceptions=True)
@@ -504,7 +509,7 @@ def test_reply_and_deadline_at_once(process):
         async with AsyncZMQClient(process.bound_address) as client:
             call = asyncio.ensure_future(client.call('echo', 1))
             await asyncio.sleep(0)  # takes no time: the call is made
-            connection = client._connection
+            connection = connection_of(client)
             [number] = connection._calls
             connection.msg_received((number, b'', b'[200, 2]'))
             connection._expire(number, 1)

@@ -2,7 +2,6 @@
 """Client of a service for coroutines, whose calls share a connection."""
 
 import asyncio
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +26,7 @@ from pyams_zmq.client.connection import (
     keep_connected,
 )
 from pyams_zmq.exceptions import ZMQBaseError, ZMQClosedError, ZMQRefusedError
+from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import receive
 from pyams_zmq.wire.message import (
     check_retries,
@@ -62,7 +62,6 @@ class Connection(ZmqProtocol):
 
     def __init__(self, loop: Any, service: ServiceAddress):
         self.loop = loop
-        self.pid = os.getpid()
         self.is_lost = False
         self._is_closing = False
         self._state = ConnectionState(service.endpoint)
@@ -211,8 +210,7 @@ class AsyncZMQClient:
         self.retries = check_retries(retries)
         self.send_deadline = send_deadline
         self._is_closed = False
-        self._connection: Connection | None = None
-        self._inherited: list[Connection] = []
+        self._connections: ForkLocal[list[Connection]] = ForkLocal(list)  # at most one
 
     @property
     def address(self) -> str:
@@ -262,34 +260,33 @@ class AsyncZMQClient:
         if self._is_closed:
             raise ZMQClosedError(f'The client of {self.address} was closed')
         loop = asyncio.get_running_loop()
-        connection = self._connection
-        if connection is not None and connection.pid != os.getpid():
-            self._inherited.append(connection)  # must not be used or collected here
-        elif connection is not None and connection.loop is not loop:
-            if not connection.loop.is_closed():
+        connections = self._connections.get()
+        for connection in connections:
+            if connection.loop is loop:
+                connection.update_state()
+                if not connection.is_lost:
+                    return connection
+            elif connection.loop.is_closed():
+                connection.abort()
+            else:
                 raise RuntimeError(
                     f'{self!r} is used in another loop; close that first, or make a client for each'
                 )
-            connection.abort()
-        elif connection is not None:
-            connection.update_state()
-            if not connection.is_lost:
-                return connection
-        self._connection = Connection(loop, self._service)
-        return self._connection
+        connections[:] = [Connection(loop, self._service)]
+        return connections[0]
 
     def close(self) -> None:
         """Close the client; calls under way continue."""
         self._is_closed = True
-        connection = self._connection
-        if connection is not None and connection.pid == os.getpid():
-            self._connection = None
-            connection.close()
+        connections = self._connections.get()
+        while connections:
+            connections.pop().close()
 
     def __del__(self) -> None:
         # No call is under way, because it would hold the client. This may be any thread.
-        connection = getattr(self, '_connection', None)
-        if connection is not None and connection.pid == os.getpid():
+        if not hasattr(self, '_connections'):  # the arguments were not valid
+            return
+        for connection in self._connections.get():
             try:
                 connection.loop.call_soon_threadsafe(connection.close)
             except RuntimeError:  # the loop is closed

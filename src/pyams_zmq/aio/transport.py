@@ -4,15 +4,16 @@
 import asyncio
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import zmq
 
 from pyams_zmq.aio.address import Addresses, AwaitableEndpoint, check_numeric, check_str
-from pyams_zmq.aio.monitor import MonitorProtocol, close_monitor, open_monitor
+from pyams_zmq.aio.protocol import SocketEvent
 from pyams_zmq.aio.pump import MessagePump
+from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -217,18 +218,17 @@ class ZmqTransport(asyncio.BaseTransport):
         """
         self._drop_monitor()
         with self._pump.access():
-            pair, endpoint = open_monitor(self._sock, events)
-            protocol = MonitorProtocol(partial(self._pump.call, 'event_received'))
-            stop = partial(close_monitor, self._sock)
-            monitor = MessagePump(self._loop, pair, protocol, self, stop)
+            socket = open_monitor(self._sock, zmq.EVENT_ALL if events is None else events)
+            protocol = _MonitorProtocol(partial(self._pump.call, 'event_received'))
+            close = partial(close_monitor, self._sock, socket)
+            monitor = MessagePump(self._loop, socket, protocol, self, close)
             try:
                 monitor.start()
             except BaseException:
-                stop()
-                pair.close(0)
+                close()
                 raise
         self._monitor = monitor
-        return AwaitableEndpoint(endpoint)
+        return AwaitableEndpoint(socket.getsockopt(zmq.LAST_ENDPOINT).decode())
 
     def disable_monitor(self) -> AwaitableEndpoint:
         """End what `enable_monitor` has started, if anything.
@@ -326,6 +326,17 @@ class ZmqTransport(asyncio.BaseTransport):
         self._drop_monitor()
         self._addresses.clear()
         self._subscriptions.clear()
+
+
+class _MonitorProtocol(asyncio.BaseProtocol):
+    """Protocol of the socket that receives the events of a monitor."""
+
+    def __init__(self, handle_event: Callable[[SocketEvent], None]):
+        self._handle_event = handle_event
+
+    def msg_received(self, data: tuple[bytes, ...]) -> None:
+        event, value = parse_event(data)
+        self._handle_event(SocketEvent(zmq.Event(event), value, data[1].decode()))
 
 
 def _make_tuple(data: Any) -> tuple[Any, ...]:
