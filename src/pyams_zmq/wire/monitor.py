@@ -2,6 +2,7 @@
 """Monitors of sockets: the events of their connections, see `zmq_socket_monitor(3)`."""
 
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -59,7 +60,7 @@ def receive_event(monitor: Any) -> tuple[int, int]:
     return parse_event(monitor.recv_multipart())
 
 
-def parse_event(frames: list[bytes]) -> tuple[int, int]:
+def parse_event(frames: Sequence[bytes]) -> tuple[int, int]:
     """Return event and value, as numbers, of a message that a monitor has sent."""
     event, value = _parse_event(frames[0])
     return event, value
