@@ -6,7 +6,8 @@ import sys
 from functools import partial
 from typing import Any
 
-from pyams_zmq.config import PREFIX, Service, check_services, services_of
+from pyams_zmq.config.service import Service, services_of
+from pyams_zmq.config.settings import PREFIX, check_services
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.supervisor.process import SupervisingProcess, SupervisorProcess
