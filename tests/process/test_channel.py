@@ -35,7 +35,7 @@ class Worker(OwnedProcess):
         self.commands = SimpleQueue()
 
     def run(self):
-        self._cut_off()
+        self._drop_inherited_state()
         self._start_watchdog(self.commands.put).forward_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._send_report(ADDRESSES, None)
@@ -201,7 +201,7 @@ class Loop(OwnedProcess):
         super().__init__(Registry())
 
     def run(self):
-        self._cut_off()
+        self._drop_inherited_state()
         asyncio.run(self.serve())
 
     async def serve(self):
@@ -232,7 +232,7 @@ class Closed(OwnedProcess):
     """Cannot pass a command on."""
 
     def run(self):
-        self._cut_off()
+        self._drop_inherited_state()
         loop = asyncio.new_event_loop()
         loop.close()
         self._start_watchdog(loop.call_soon_threadsafe)

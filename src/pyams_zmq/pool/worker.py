@@ -24,7 +24,7 @@ from pyams_zmq.pool.protocol import KEY_SIZE, ROUTE_SIZE, SEPARATOR, Command
 from pyams_zmq.pool.scheduler import MAX_INTERVAL, MIN_INTERVAL
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import RECYCLED
-from pyams_zmq.process.descendants import end_tree, start_no_more
+from pyams_zmq.process.descendants import end_descendants, forbid_new_processes
 from pyams_zmq.process.server_socket import limit
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE
@@ -380,8 +380,8 @@ class PoolWorker(ZMQProcess):
         if self._refusal is not None:
             raise self._refusal
         if self.rep_stream.is_late:  # what it has started would be waited for
-            start_no_more()
-            end_tree(END_GRACE)
+            forbid_new_processes()
+            end_descendants(END_GRACE)
         sys.exit(RECYCLED)
 
     def _teardown(self) -> None:
