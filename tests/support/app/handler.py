@@ -182,7 +182,7 @@ class Process(handlers.Process):
 
 @contextmanager
 def in_hand(address, name, seconds=60):
-    """Send a message; return the socket, which waits for the reply, when the handler has started."""
+    """Send a message; when the handler has started, return the socket that waits for the reply."""
     with tempfile.TemporaryDirectory() as folder, zmq_socket(address) as socket:
         path = Path(folder) / 'started'
         socket.send_json([name, [str(path), seconds]])
