@@ -541,7 +541,7 @@ def test_end_without_waiting():
 
 
 @in_a_fork
-def test_start_no_more():
+def test_forbid_new_processes():
     forbid_new_processes()
     for start in (os.fork, partial(subprocess.run, ['true']), partial(os.system, 'true')):
         with pytest.raises(ZMQStartError, match='ends'):
