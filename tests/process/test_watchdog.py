@@ -228,7 +228,7 @@ def test_end_descendants(fork, pipe, caplog):
     quick.join()
     assert not wait_for_descendants(0.05)
     assert slow.is_alive()
-    end_descendants(0.3)
+    end_descendants(3)
     assert [child.exitcode for child in (quick, slow, stubborn)] == [
         0,
         -signal.SIGTERM,
@@ -257,7 +257,7 @@ def test_wait_for_several_descendants(fork):
     children = [fork(sleep) for _ in range(5)]
     start = time.monotonic()
     assert not wait_for_descendants(0.2)
-    end_descendants(1)
+    end_descendants(LIMIT)
     assert 0.2 <= time.monotonic() - start < LIMIT
     assert {child.exitcode for child in children} == {-signal.SIGTERM}
 
