@@ -244,14 +244,17 @@ class Supervisor(RestartLimits):
             self.min_life,
             code,
         )
+        self._notify_given_up(child.process, child.name, code)
+
+    def _notify_given_up(self, process: Any, name: str, code: int | None) -> None:
         registry = self.registry
         if registry is None:
-            registry = getattr(child.process, 'registry', None)
+            registry = getattr(process, 'registry', None)
         try:
             if registry is not None:
-                registry.notify(ZMQProcessGivenUpEvent(child.process, child.name, code))
+                registry.notify(ZMQProcessGivenUpEvent(process, name, code))
         except Exception:
-            LOGGER.exception('A subscriber to the giving up of %s failed', child.name)
+            LOGGER.exception('A subscriber to the giving up of %s failed', name)
 
     def _kill_hanging(self, now: float) -> None:
         for child in self._children:

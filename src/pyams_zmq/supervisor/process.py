@@ -118,7 +118,7 @@ class OwnedSupervisor(Supervisor):
             timeouts.append(HEARTBEAT_INTERVAL)
         if self._lock is None:
             timeout = super().step(now)
-        elif self._stopping or self._acquire(self._lock):
+        elif self._acquire(self._lock) or self._stopping:
             timeout = super().step(now)
             timeouts.append(LOCK_REFRESH)
         else:
