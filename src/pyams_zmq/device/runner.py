@@ -379,7 +379,7 @@ class _DeviceProcess(OwnedProcess):
 
     def run(self) -> None:
         """Run the device, and do what the owner says; runs in the child."""
-        self._cut_off()
+        self._drop_inherited_state()
         self.pipe.close()
         _drop_listeners(self._device._reserved)
         wake, self._wake = os.pipe()

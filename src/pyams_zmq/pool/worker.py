@@ -31,7 +31,7 @@ from pyams_zmq.pool.protocol import (
 )
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import RECYCLED
-from pyams_zmq.process.descendants import end_tree, start_no_more
+from pyams_zmq.process.descendants import end_descendants, forbid_new_processes
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE
 from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, send_frame
@@ -379,8 +379,8 @@ class PoolWorker(ZMQProcess):
         if self._refusal is not None:
             raise self._refusal
         if self.rep_stream.has_overdue:  # do not wait for the programs that it has started
-            start_no_more()
-            end_tree(END_GRACE)
+            forbid_new_processes()
+            end_descendants(END_GRACE)
         sys.exit(RECYCLED)
 
     def _teardown(self) -> None:
