@@ -413,14 +413,14 @@ def test_limits_on_sockets():
     ('server', 'clients', 'text'),
     [
         ('nobody.key_secret', 'clients', 'nobody.key_secret.*no such file'),
-        ('server.key', 'clients', 'server.key.*holds no secret key'),
-        ('rubbish.key', 'clients', 'rubbish.key.*holds no key'),
-        ('binary.key', 'clients', 'binary.key.*holds no key'),
+        ('server.key', 'clients', 'server.key.*does not contain a secret key'),
+        ('rubbish.key', 'clients', 'rubbish.key.*does not contain a key'),
+        ('binary.key', 'clients', 'binary.key.*does not contain a key'),
         ('clients', 'clients', 'CURVE key .*clients'),
         ('server.key_secret', 'nowhere', 'nowhere.*No such file'),
         ('server.key_secret', 'server.key', 'server.key.*Not a directory'),
         ('server.key_secret', 'empty', 'at least one client'),
-        ('server.key_secret', 'spoilt', 'spoilt/rubbish.key.*holds no key'),
+        ('server.key_secret', 'spoilt', 'spoilt/rubbish.key.*does not contain a key'),
     ],
 )
 def test_key_that_cannot_be_read(keys, server, clients, text):

@@ -12,7 +12,7 @@ from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
 from checks import wait_until
 from handlers import RawProcess
-from pyams_zmq.process.stream import FEW, ReplyStream, ZMQStream
+from pyams_zmq.process.stream import CHECKED_MESSAGES, ReplyStream, ZMQStream
 
 BURST = 200
 
@@ -352,7 +352,7 @@ async def test_others_have_their_turn(net, sock_type):
         for _ in range(BURST):
             client.send_multipart([b'', b'x'])
         await until(subject.readable)
-        subject.turn = 0
+        subject.time_slice = 0
         subject.on_recv(take)
         most = 0
         while len(received) < BURST:
@@ -371,7 +371,7 @@ async def test_what_waits_is_handled_in_one_turn(net):
             client.send(b'x')
         await until(subject.readable)
         await asyncio.sleep(0.1)  # in the meantime all are there
-        subject.turn = 10
+        subject.time_slice = 10
         subject.on_recv(received.append)
         await asyncio.sleep(0)
         assert len(received) == BURST
@@ -662,7 +662,10 @@ async def test_stop_on_send(net):
     assert not calls
 
 
-@pytest.mark.parametrize('number', [1, FEW - 1, FEW, FEW + 1, 3 * FEW])
+@pytest.mark.parametrize(
+    'number',
+    [1, CHECKED_MESSAGES - 1, CHECKED_MESSAGES, CHECKED_MESSAGES + 1, 3 * CHECKED_MESSAGES],
+)
 @in_loop
 async def test_messages_after_any_number(net, number):
     """However a turn has learned that there are no more, the next ones wake the stream."""

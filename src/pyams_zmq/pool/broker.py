@@ -26,9 +26,10 @@ from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler import ZMQMessageHandler
 from pyams_zmq.pool.protocol import ROUTE_SIZE, SEPARATOR, Command
 from pyams_zmq.pool.scheduler import Call, Scheduler, Worker, peek_type
-from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS, SIZE_SLACK, TERM_GRACE, ZMQProcess
+from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS, ZMQProcess
 from pyams_zmq.process.descendants import open_pidfd
-from pyams_zmq.process.server_socket import limit, protect, warn_of_exposure
+from pyams_zmq.process.server_socket import SIZE_SLACK, limit, protect, warn_of_exposure
+from pyams_zmq.process.service import TERM_GRACE
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, send_frame

@@ -103,10 +103,10 @@ class WorkerStream(ReplyStream):
         # unless nothing comes in for a moment.
         if self.closed():
             return
-        deadline = monotonic() + self.turn
+        deadline = monotonic() + self.time_slice
         polled = [(self.socket, POLLIN)]
         wait = 0
-        self._in_turn = True
+        self._is_handling = True
         try:
             while self._can_receive() and zmq.zmq_poll(polled, wait):
                 self._handle_recv()
@@ -114,7 +114,7 @@ class WorkerStream(ReplyStream):
                     break
                 wait = 0 if self.in_hand else _WAIT
         finally:
-            self._in_turn = False
+            self._is_handling = False
             self._rebuild_io_state()
 
     def _receive(self) -> list[Any] | None:
