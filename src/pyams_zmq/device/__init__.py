@@ -7,7 +7,7 @@ import zmq
 
 from pyams_zmq.device.base import FORWARDER, QUEUE, STREAMER, BackgroundDevice, Device
 from pyams_zmq.device.process import InProcess
-from pyams_zmq.device.proxy import CANNOT_SEND, PythonLoop
+from pyams_zmq.device.proxy import CANNOT_SEND, PythonLoop, Statistics, Traffic
 from pyams_zmq.device.socket_config import PORTS, SocketConfig
 
 __all__ = [
@@ -21,9 +21,11 @@ __all__ = [
     'ProcessMonitoredQueue',
     'ProcessProxy',
     'Proxy',
+    'Statistics',
     'ThreadDevice',
     'ThreadMonitoredQueue',
     'ThreadProxy',
+    'Traffic',
     'monitored_queue',
 ]
 
