@@ -16,12 +16,11 @@ from pyramid.threadlocal import get_current_registry
 from pyams_zmq.interfaces import ZMQProcessGivenUpEvent
 from pyams_zmq.process.base import (
     RECYCLED,
-    SIGNALS,
-    STOP_SIGNALS,
     OwnedProcess,
     ReadyProcess,
     StopOrder,
 )
+from pyams_zmq.process.channel import STOP
 from pyams_zmq.process.descendants import (
     POLL_INTERVAL,
     OrphanCleanup,
@@ -39,7 +38,7 @@ from pyams_zmq.process.heartbeat import (
     LivenessCheck,
 )
 from pyams_zmq.process.lock import NameLock
-from pyams_zmq.process.watchdog import has_ended
+from pyams_zmq.process.watchdog import SIGNALS, STOP_SIGNALS, has_ended
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -454,7 +453,7 @@ class OwnedSupervisor(Supervisor):
         super().__init__(factories, registry=process.registry)
         self._owner = process._parent_pid
         self._owner_pidfd = pidfd
-        self._control = process._control.fileno()
+        self._control = process._control
         self._heartbeat = process._heartbeat
         self._lock = lock
         self._names = tuple(factories)
@@ -490,17 +489,18 @@ class OwnedSupervisor(Supervisor):
         return self.is_finished and (self._lock is None or self._stopping)
 
     def _descriptors(self) -> list[int]:
-        own = [self._control] if self._owner_pidfd is None else [self._control, self._owner_pidfd]
-        return own + super()._descriptors()
+        own = [self._control.fileno(), self._owner_pidfd]
+        return [fd for fd in own if fd is not None] + super()._descriptors()
 
     def _heed_owner(self) -> None:
         if os.getppid() == self._owner:
-            if not poll([self._control], 0):
-                return
-            with suppress(OSError):
-                if os.read(self._control, 64):
+            with suppress(EOFError):
+                command = self._control.receive()
+                if command is not None and command.name == STOP:
                     self.stop()
-                    return
+                elif command is not None:
+                    self._control.refuse(command)
+                return
         # It has died, or has become another program, which no pidfd tells. The next owner may want
         # the addresses: at our end the processes have their `orphan_timeout`.
         LOGGER.warning('The owner of this process (pid %s) died, stopping', self._owner)

@@ -7,7 +7,7 @@ import pytest
 import zmq
 
 from devices import make_device, start_blocked
-from pyams_zmq.device import STREAMER, ProcessDevice, ThreadDevice, runner
+from pyams_zmq.device import STREAMER, ProcessDevice, ThreadDevice
 from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
 
 
@@ -48,8 +48,8 @@ def test_end_of_a_foreign_context():
 
 @pytest.mark.parametrize('command', ['pause', 'statistics', 'stop'])
 def test_end_of_a_foreign_context_during_a_command(peer, monkeypatch, command):
-    monkeypatch.setattr(runner, 'COMMAND_TIMEOUT', 10)
-    monkeypatch.setattr(runner, 'STOP_TIMEOUT', 10)
+    monkeypatch.setattr('pyams_zmq.device.thread.COMMAND_TIMEOUT', 10)
+    monkeypatch.setattr('pyams_zmq.device.thread.STOP_TIMEOUT', 10)
     foreign = zmq.Context()
     device = make_device(ThreadDevice, STREAMER, options=[('out', zmq.LINGER, 0)])
     device.context_factory = lambda: foreign
@@ -66,7 +66,7 @@ def test_end_of_a_foreign_context_during_a_command(peer, monkeypatch, command):
 
 
 def test_stop_in_a_foreign_context_while_it_waits_for_a_peer(peer, monkeypatch):
-    monkeypatch.setattr(runner, 'STOP_TIMEOUT', 0.1)
+    monkeypatch.setattr('pyams_zmq.device.thread.STOP_TIMEOUT', 0.1)
     foreign = zmq.Context()
     device = make_device(ThreadDevice, STREAMER, options=[('out', zmq.LINGER, 0)])
     device.context_factory = lambda: foreign

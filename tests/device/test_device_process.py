@@ -16,8 +16,9 @@ import zmq
 
 from checks import wait_until
 from devices import ALL, LOCAL, make_device
-from pyams_zmq.device import STREAMER, ProcessDevice, ThreadDevice, process
+from pyams_zmq.device import STREAMER, ProcessDevice, ThreadDevice
 from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError, ZMQTimeoutError
+from pyams_zmq.process.channel import open_channel
 
 
 @pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT])
@@ -55,7 +56,7 @@ def test_process_killed_during_a_command():
 
 
 def test_process_that_does_not_answer(monkeypatch):
-    monkeypatch.setattr(process, 'COMMAND_TIMEOUT', -0.9)
+    monkeypatch.setattr('pyams_zmq.device.process.COMMAND_TIMEOUT', -0.9)
     with make_device(ProcessDevice) as device:
         os.kill(device.launcher.pid, signal.SIGSTOP)
         with pytest.raises(ZMQTimeoutError, match='does not answer'):
@@ -63,18 +64,17 @@ def test_process_that_does_not_answer(monkeypatch):
         os.kill(device.launcher.pid, signal.SIGCONT)
 
 
-def test_process_whose_end_another_fork_hides(monkeypatch):
-    """A fork during the start inherits the end of the pipe, which is not closed then."""
+def test_killed_process_whose_channel_another_fork_holds_open(monkeypatch):
+    """A fork during the start inherits the end of the channel, which is not closed then."""
     others = []
 
-    def start(child):
-        other = ForkProcess(target=time.sleep, args=(3600,))
-        other.start()
-        others.append(other)
-        original(child)
+    def open_and_fork():
+        channel = open_channel()
+        others.append(ForkProcess(target=time.sleep, args=(3600,)))
+        others[-1].start()
+        return channel
 
-    original = process._DeviceProcess.start
-    monkeypatch.setattr(process._DeviceProcess, 'start', start)
+    monkeypatch.setattr('pyams_zmq.process.base.open_channel', open_and_fork)
     device = make_device(ProcessDevice)
     device.start()
     device.launcher.kill()
@@ -89,7 +89,7 @@ def test_process_whose_end_another_fork_hides(monkeypatch):
 
 
 def test_process_that_waits_for_its_address(monkeypatch):
-    monkeypatch.setattr(process, 'START_TIMEOUT', 0.2)
+    monkeypatch.setattr('pyams_zmq.device.process.START_TIMEOUT', 0.2)
     first = make_device(ThreadDevice)
     first.start()
     device = ProcessDevice()

@@ -11,7 +11,7 @@ import zmq
 
 from checks import wait_until
 from devices import ALL, make_device, start_blocked
-from pyams_zmq.device import STREAMER, ProcessDevice, ThreadDevice, runner
+from pyams_zmq.device import STREAMER, ProcessDevice, ThreadDevice
 from pyams_zmq.exceptions import ZMQTimeoutError
 
 
@@ -74,7 +74,7 @@ def test_commands_while_a_peer_does_not_read(peer):
 @pytest.mark.parametrize('factory', ALL)
 def test_late_answers(peer, factory, monkeypatch):
     device = make_device(factory, STREAMER)
-    monkeypatch.setattr(runner, 'COMMAND_TIMEOUT', 0.1)
+    monkeypatch.setattr('pyams_zmq.device.thread.COMMAND_TIMEOUT', 0.1)
     sink = start_blocked(device, peer)
     for command in (device.statistics, device.pause, device.pause):
         with pytest.raises(ZMQTimeoutError, match='does not read'):

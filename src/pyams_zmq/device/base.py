@@ -18,8 +18,8 @@ from pyams_zmq.device.proxy import (
     PythonLoop,
     Statistics,
 )
-from pyams_zmq.device.runner import ThreadRunner
 from pyams_zmq.device.socket_config import INPROC, PORTS, SocketConfig
+from pyams_zmq.device.thread import DeviceThread
 from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError
 
 QUEUE = zmq.QUEUE
@@ -214,7 +214,7 @@ class Device:
 
     def _was_restarted(self) -> bool:
         with self._lock:
-            return self._runner is not None and bool(self._runner.is_alive)
+            return self._runner is not None and bool(self._runner.is_running)
 
     def stop(self) -> None:
         """End the device; what it has received is sent first, for at most a second.
@@ -301,12 +301,12 @@ class Device:
     @property
     def done(self) -> bool:
         """True when the device was started and has ended."""
-        return self._runner is not None and not self._runner.is_alive
+        return self._runner is not None and not self._runner.is_running
 
     @property
     def launcher(self) -> Any:
         """The thread or process of the device, None before its start."""
-        return None if self._runner is None else self._runner.launcher
+        return self._runner
 
     def __enter__(self: _Self) -> _Self:  # noqa: PYI019 - Python 3.10 has no Self
         self._launch()
@@ -325,19 +325,19 @@ class Device:
 
     def _launch(self) -> None:
         with self._lock:
-            if self._runner is not None and self._runner.is_alive:
+            if self._runner is not None and self._runner.is_running:
                 raise ZMQStartError(f'{self} is already running: stop it first, or restart it')
             self._read_access()  # else a user who was removed before a SIGHUP would come back
             self._check()
+            self._runner = None
+            runner = self._make_runner()
             try:
-                self._runner = self._make_runner()
-            except BaseException:
-                self._runner = None
-                raise
+                runner.start()
             finally:
                 self._release_bindings()
+            self._runner = runner
             for config in self._sockets:
-                addresses = self._runner.addresses[config.name]
+                addresses = runner.addresses[config.name]
                 for binding, address in zip(config.bindings, addresses, strict=True):
                     binding.address = address  # which a restart binds again
 
@@ -349,10 +349,10 @@ class Device:
             )
 
     def _make_runner(self) -> Any:
-        return ThreadRunner(self)
+        return DeviceThread(self)
 
     def _get_runner(self) -> Any:
-        if self._runner is None or not self._runner.is_alive:
+        if self._runner is None or not self._runner.is_running:
             if self._runner is not None:
                 self._runner.check()
             raise ZMQClosedError(f'{self} is not running')

@@ -9,8 +9,7 @@ import stat
 import sys
 from contextlib import suppress
 from math import inf
-from multiprocessing.connection import Pipe, wait
-from threading import RLock
+from queue import SimpleQueue
 from typing import Any
 
 import zmq
@@ -18,15 +17,19 @@ from pyramid.threadlocal import get_current_registry
 
 from pyams_zmq.device.base import BackgroundDevice
 from pyams_zmq.device.proxy import Counts
-from pyams_zmq.device.runner import COMMAND_TIMEOUT, Ended, ThreadRunner
-from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
-from pyams_zmq.process.base import SIGNALS, OwnedProcess, make_portable
-from pyams_zmq.process.watchdog import Watchdog, has_ended, wait_for_exit
+from pyams_zmq.device.thread import COMMAND_TIMEOUT, DeviceThread
+from pyams_zmq.exceptions import ZMQClosedError
+from pyams_zmq.process.base import OwnedProcess
+from pyams_zmq.process.channel import Command
+from pyams_zmq.process.watchdog import SIGNALS, has_ended, wait_for_exit
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 START_TIMEOUT = 10.0
 """Seconds in which a process must be ready, in addition to `bind_timeout` for each address"""
+
+_COMMANDS = ('statistics', 'pause', 'resume', 'reload', 'SIGHUP')
+_ENDED = 'ended'
 
 
 class InProcess(BackgroundDevice):
@@ -56,110 +59,127 @@ class InProcess(BackgroundDevice):
         return context
 
     def _make_runner(self) -> Any:
-        return ProcessRunner(self)
+        return DeviceProcess(self)
 
 
 def _count_threads() -> int:
     return len(os.listdir('/proc/self/task'))
 
 
-class _DeviceProcess(OwnedProcess):
-    """Process of a device.
+class DeviceProcess(OwnedProcess):
+    """Process in which a device runs once; it has the methods of a :class:`DeviceThread`.
 
     :param device: configuration
     """
 
     drain_timeout = 5.0
-    orphan_timeout = 0.5
 
     def __init__(self, device: Any):
         super().__init__(get_current_registry())
+        self.name = str(device)
+        self.addresses: dict[str, list[str]] = {}
         self._device = device
-        self.pipe, self._child_pipe = Pipe()
+        self._counts = Counts()
 
-    @property
-    def is_owned(self) -> bool:
-        """True in the process that started this one; false in others which were forked from it."""
-        return self._is_owner()
+    # In the owner
 
     def start(self) -> None:
-        """Fork the child and return at once."""
+        """Start the process, and wait until it is ready; see :meth:`BackgroundDevice.start`."""
+        super().start()
+        bindings = sum(len(config.bindings) for config in self._device._sockets)
         try:
-            super().start()
-        finally:
-            self._child_pipe.close()
+            self.addresses = self._wait_report(START_TIMEOUT + bindings * self._device.bind_timeout)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def is_running(self) -> bool:
+        """True in the owner, until the process has ended."""
+        return self._is_owner() and not has_ended(self)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the process ends."""
+        wait_for_exit(self, inf if timeout is None else timeout)
+
+    def check(self) -> None:
+        """Raise the error by which the device has ended."""
+        if self._is_owner() and has_ended(self):
+            error = self._receive_error()
+            if error is not None:
+                raise error
+
+    def statistics(self) -> Counts:
+        """Return what was forwarded since the start."""
+        if self.is_running:
+            with suppress(ZMQClosedError):
+                self._counts = self._command('statistics')
+        return self._counts
+
+    def pause(self) -> None:
+        """Forward nothing; returns when no message is being forwarded."""
+        self._command('pause')
+
+    def resume(self) -> None:
+        """Forward again."""
+        self._command('resume')
+
+    def reload(self) -> None:
+        """Read users and keys again in the process."""
+        self._command('reload')
+
+    def _command(self, name: str) -> Any:
+        return self._call(name, timeout=COMMAND_TIMEOUT + 1)
+
+    def _receive_error(self) -> Exception | None:
+        result = self._receive_result()
+        if result is None:
+            return ZMQClosedError(f'{self.name} ended with exit code {self.exitcode}')
+        self._counts, error = result
+        return error
+
+    def _describe_end(self) -> Exception:
+        return self._receive_error() or ZMQClosedError(f'{self.name} is not running')
+
+    # In the process
 
     def run(self) -> None:
-        """Run the device, and do what the owner says; runs in the child."""
+        """Run the device until a signal or the owner stops it."""
         self._cut_off()
-        self.pipe.close()
         _drop_listeners(self._device._reserved)
-        wake, self._wake = os.pipe()
-        os.set_blocking(self._wake, False)
-        signal.set_wakeup_fd(self._wake)
-        for num in SIGNALS:
-            signal.signal(num, _ignore)  # the byte which Python writes to the pipe wakes us
-        watchdog = Watchdog(
-            self._parent_pid,
-            self.orphan_timeout,
-            self._control.fileno(),
-            lambda: self.drain_timeout,
-            self._enter_thread,
-        )
-        watchdog.start()
+        commands: SimpleQueue[Command] = SimpleQueue()
+        watchdog = self._start_watchdog(commands.put)
+        watchdog.forward_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        thread = DeviceThread(self._device, lambda: commands.put(Command(_ENDED)))
         try:
-            runner = ThreadRunner(self._device, self._wake_up)
+            thread.start()
         except Exception as error:
-            LOGGER.exception('%s failed', self._device)
-            self._say('ended', (make_portable(error), Counts()))
+            LOGGER.exception('%s failed', self.name)
+            self._send_report({}, error)
             sys.exit(1)
-        self._say('ready', runner.addresses)
-        with suppress(EOFError, OSError):  # the owner is gone
-            self._serve(runner, wake)
+        self._send_report(thread.addresses, None)
+        while (command := commands.get()).name in _COMMANDS:
+            if command.name == 'SIGHUP':
+                self._on_hangup(thread)
+            elif command.name == 'reload':
+                self._control.run(command, lambda: self._reload(thread))
+            else:
+                self._control.run(command, getattr(thread, command.name))
         watchdog.arm(self.drain_timeout)
-        runner.stop()
-        failure = None if runner.error is None else make_portable(runner.error)
-        self._say('ended', (failure, runner.counts))
-        sys.exit(int(failure is not None))
+        thread.stop()
+        self._control.report_result(thread.counts, thread.error)
+        sys.exit(int(thread.error is not None))
 
-    def _wake_up(self) -> None:
-        os.write(self._wake, b'\0')
-
-    def _serve(self, runner: ThreadRunner, wake: int) -> None:
-        while True:
-            ready = wait([self._child_pipe, wake])
-            if wake in ready:
-                if set(os.read(wake, 64)) != {signal.SIGHUP}:
-                    return
-                self._on_hangup(runner)
-            if self._child_pipe in ready:
-                self._obey(runner, *self._child_pipe.recv())
-
-    def _on_hangup(self, runner: ThreadRunner) -> None:
+    def _on_hangup(self, thread: DeviceThread) -> None:
         try:
-            self._reload(runner)
+            self._reload(thread)
         except ValueError as error:
             LOGGER.error('%s keeps its users and keys: %s', self._device, error)
 
-    def _reload(self, runner: ThreadRunner) -> None:
+    def _reload(self, thread: DeviceThread) -> None:
         self._device._read_access()
-        runner.reload()
-
-    def _obey(self, runner: ThreadRunner, number: int, order: str) -> None:
-        try:
-            if order == 'reload':
-                self._reload(runner)
-                result = None
-            else:
-                result = getattr(runner, order)()
-            self._say('done', (number, None, result))
-        except Exception as error:  # noqa: BLE001 - the owner gets it
-            self._say('done', (number, make_portable(error), None))
-
-    def _say(self, word: str, value: Any) -> None:
-        with suppress(OSError):  # the owner is gone
-            self._child_pipe.send((word, value))
+        thread.reload()
 
 
 def _drop_listeners(kept: set[int]) -> None:
@@ -188,128 +208,3 @@ def _drop_listeners(kept: set[int]) -> None:
         for fd, key in sockets:
             if key in listening:
                 os.dup2(null.fileno(), fd)  # closed, its number might be another one's
-
-
-def _ignore(num: int, frame: Any) -> None:
-    pass
-
-
-def _start_timeout(device: Any) -> float:
-    bindings = sum(len(side.bindings) for side in device._sockets)
-    return START_TIMEOUT + bindings * float(device.bind_timeout)
-
-
-class ProcessRunner:
-    """A device that runs in a child; the child has a :class:`ThreadRunner`.
-
-    :param device: configuration
-    """
-
-    def __init__(self, device: Any):
-        self.error: Exception | None = None
-        self._device = device
-        self._lock = RLock()
-        self._counts = Counts()
-        self._number = 0
-        self._has_ended = False
-        self.launcher = _DeviceProcess(device)
-        self.launcher.start()
-        try:
-            self.addresses: dict[str, list[str]] = self._hear(_start_timeout(device))[1]
-            self.check()
-        except BaseException:
-            self.launcher.stop()
-            raise
-
-    @property
-    def is_alive(self) -> bool:
-        """True until the process has ended."""
-        return self.launcher.is_owned and not has_ended(self.launcher)
-
-    def check(self) -> None:
-        """Raise the error of the process."""
-        with self._lock:
-            while self.launcher.is_owned and not (self.is_alive or self._has_ended):
-                self._hear(0)
-        if self.error is not None:
-            raise self.error
-
-    def join(self, timeout: float | None) -> None:
-        """Wait for the end of the process."""
-        wait_for_exit(self.launcher, inf if timeout is None else timeout)
-
-    def statistics(self) -> Counts:
-        """Tell what was forwarded since the start."""
-        if self.is_alive:
-            with suppress(Ended):
-                self._counts = self._ask('statistics')
-        return self._counts
-
-    def pause(self) -> None:
-        """Forward nothing, from the return of this on."""
-        self._tell('pause')
-
-    def resume(self) -> None:
-        """Forward again."""
-        self._tell('resume')
-
-    def reload(self) -> None:
-        """Have the process read users and keys again."""
-        self._tell('reload')
-
-    def stop(self) -> None:
-        """End the process."""
-        self.launcher.stop()
-
-    def _tell(self, order: str) -> None:
-        try:
-            self._ask(order)
-        except Ended:
-            self.launcher.join()
-            self.check()
-            raise ZMQClosedError(f'{self._device} is not running') from None
-
-    def _ask(self, order: str) -> Any:
-        with self._lock:
-            if self._has_ended:
-                raise Ended
-            self._number += 1
-            with suppress(OSError):  # it has ended
-                self.launcher.pipe.send((self._number, order))
-            number = None
-            while number != self._number:  # some answers may be late
-                word, value = self._hear(COMMAND_TIMEOUT + 1)
-                if word == 'ended':
-                    raise Ended
-                number, error, result = value
-        if error is not None:
-            raise error
-        return result
-
-    def _hear(self, timeout: float) -> tuple[str, Any]:
-        """Give the next word of the process; the last one is `ended`."""
-        try:
-            self._wait(timeout)
-            word, value = self.launcher.pipe.recv()
-        except ZMQTimeoutError:
-            raise
-        except (EOFError, OSError):
-            if self._has_ended:  # a signal handler has stopped it in the meantime
-                return 'ended', None
-            wait_for_exit(self.launcher, 1)
-            text = f'{self._device} ended with exit code {self.launcher.exitcode}'
-            word, value = 'ended', (ZMQClosedError(text), self._counts)
-        if word == 'ended':
-            self._has_ended = True
-            self.error, self._counts = value
-            self.launcher.pipe.close()
-        return word, value
-
-    def _wait(self, timeout: float) -> None:
-        pipe = self.launcher.pipe
-        if pipe.poll(timeout):
-            return
-        if self.is_alive:
-            raise ZMQTimeoutError(f'{self._device} does not answer')
-        if not pipe.poll(0):  # another fork of the owner has the other end of the pipe, too
-            raise EOFError

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -142,10 +142,10 @@ class ZMQPool(ReadyProcess):
         :raises ZMQStartError: it ended, or was never started; an exception of a child which
             can be pickled is raised as it was, a ZMQBindError for instance
         """
-        addresses = super().wait_ready(timeout).split('\n')
-        self.bound_address, self._local_address = addresses[:2]
-        self.bound_worker_address = addresses[2] if len(addresses) > 2 else None  # noqa: PLR2004
-        return self.bound_address
+        address = super().wait_ready(timeout)
+        _clients, self._local_address, *remote = self.bound_addresses
+        self.bound_worker_address = remote[0] if remote else None
+        return address
 
     def reload(self) -> None:
         """Read users and keys again, and replace the workers one by one, without losing a call."""
@@ -228,7 +228,7 @@ class _PoolSupervisor(OwnedSupervisor):
         super().__init__(pool, factories, pidfd)
         self._pool = pool
         self._folder = folder
-        self._addresses: str | None = None
+        self._addresses: Sequence[str] | None = None
         self._has_been_ready = False
         self._to_replace: deque[Child] = deque()
         self._replacement: tuple[Child, Child] | None = None
@@ -259,7 +259,7 @@ class _PoolSupervisor(OwnedSupervisor):
         if not child.running or child.ready or process is None:
             return
         try:
-            address = process.wait_ready(0)
+            process.wait_ready(0)
         except ZMQTimeoutError:
             return
         except Exception as error:  # noqa: BLE001 - whatever has ended the child
@@ -269,15 +269,15 @@ class _PoolSupervisor(OwnedSupervisor):
         child.ready = True
         child.short_lives = 0
         if child.name == BROKER:
-            self._remember(address)
+            self._remember(process.bound_addresses)
         if not self._has_been_ready and all(each.ready for each in self._children):
             self._has_been_ready = True
             self._pool._send_report(self._addresses, None)
 
-    def _remember(self, addresses: str) -> None:
+    def _remember(self, addresses: Sequence[str]) -> None:
         # The next broker has to serve the same ports.
         self._addresses = addresses
-        self._pool.bind_addr, _local, *remote = addresses.split('\n')
+        self._pool.bind_addr, _local, *remote = addresses
         if remote:
             self._pool.worker_address = remote[0]
 

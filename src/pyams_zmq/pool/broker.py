@@ -195,8 +195,8 @@ class PoolBroker(ZMQProcess):
         self._polled.append((socket, POLLIN))
         return gate
 
-    def _send_report(self, address: str | None, error: Exception | None) -> None:
-        super()._send_report(None if address is None else '\n'.join(self._addresses), error)
+    def _send_report(self, addresses: Any, error: Exception | None) -> None:
+        super()._send_report(None if addresses is None else self._addresses, error)
 
     # Access
 

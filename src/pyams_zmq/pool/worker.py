@@ -302,7 +302,7 @@ class PoolWorker(ZMQProcess):
                 self._announced = -inf
                 if not self._welcome.is_set():
                     self._welcome.set()
-                    super()._send_report(self.bound_address, None)
+                    super()._send_report([self.bound_address], None)
             case Command.DISCONNECT_OK:
                 self._goodbye.set()
             case _:  # UNKNOWN
@@ -312,9 +312,9 @@ class PoolWorker(ZMQProcess):
                 if monotonic() - self._announced > WELCOME_TIMEOUT:
                     self.announce()
 
-    def _send_report(self, address: str | None, error: Exception | None) -> None:
+    def _send_report(self, addresses: Any, error: Exception | None) -> None:
         if error is not None:  # ready it is when the broker knows it
-            super()._send_report(address, error)
+            super()._send_report(addresses, error)
 
     def count_reply(self) -> None:
         """Count a reply that is about to be sent; leave with the last one."""

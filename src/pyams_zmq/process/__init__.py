@@ -27,12 +27,12 @@ from pyams_zmq.interfaces import (
     ZMQProcessStartedEvent,
     ZMQProcessStoppedEvent,
 )
-from pyams_zmq.process.base import SIGNALS, STOP_SIGNALS, ReadyProcess
+from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.process.descendants import become_subreaper, end_tree, start_no_more, wait_for_tree
 from pyams_zmq.process.lock import IPCLock
 from pyams_zmq.process.server_socket import LINGER, bind, limit, protect, warn_of_exposure
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
-from pyams_zmq.process.watchdog import END_GRACE, Watchdog
+from pyams_zmq.process.watchdog import END_GRACE, SIGNALS, STOP_SIGNALS
 from pyams_zmq.wire.endpoint import Endpoint, port_of
 from pyams_zmq.wire.message import check_concurrency
 
@@ -110,7 +110,6 @@ class ZMQProcess(ReadyProcess):
     rep_stream: Any = None
     draining: bool = False
 
-    _watchdog: Watchdog | None = None
     _started = False
     _stopping = False
 
@@ -227,15 +226,7 @@ class ZMQProcess(ReadyProcess):
             after_in_parent=self._unmask_signals,
             after_in_child=self._enter_grandchild,
         )
-        self._watchdog = Watchdog(
-            self._parent_pid,
-            self.orphan_timeout,
-            self._control.fileno(),
-            lambda: self.drain_timeout,
-            self._enter_thread,
-            self._heartbeat,
-        )
-        self._watchdog.start()
+        self._start_watchdog()
         for num in STOP_SIGNALS:
             signal.signal(num, self.exit)
         signal.signal(signal.SIGHUP, self._on_hangup)
@@ -276,7 +267,7 @@ class ZMQProcess(ReadyProcess):
             self._started = True
             if not self.draining:
                 LOGGER.info('%s serves %s', self.name, self.bound_address)
-                self.loop.add_callback(self._send_report, self.bound_address, None)
+                self.loop.add_callback(self._send_report, [self.bound_address], None)
                 self._serve()
         finally:
             self._teardown()

@@ -39,18 +39,18 @@ class Ended(Exception):  # noqa: N818 - not an error, but the end of a command
     """The device has ended during a command."""
 
 
-class ThreadRunner:
-    """One run of a device, in a thread of this process.
+class DeviceThread(Thread):
+    """Thread in which a device runs once.
 
-    The data sockets belong to the thread. Its owner sends it commands over a pair of sockets; the
-    owner's end is protected by a lock.
+    The data sockets belong to the thread. Its owner sends it commands over a pair of sockets; a
+    lock protects the owner's end.
 
     :param device: configuration
     :param on_end: called in the thread when it ends
     """
 
     def __init__(self, device: Any, on_end: Callable[[], None] = lambda: None):
-        check_threads(device)
+        super().__init__(name=f'pyams_zmq {device}', daemon=True)
         self.addresses: dict[str, list[str]] = {}
         self.error: Exception | None = None
         self._device = device
@@ -66,37 +66,36 @@ class ThreadRunner:
         self._sockets: list[Any] = []
         self._locks: dict[str, IPCLock] = {}
         self._authenticator: Authenticator | None = None
-        self._has_context = device._owns_context
-        self._context = device._make_context()
-        self._commands = self._context.socket(zmq.PAIR, socket_class=zmq.Socket)
-        try:
-            self._open()
-            self.launcher = Thread(target=self._run, name=f'pyams_zmq {device}', daemon=True)
-            self.launcher.start()
-        except BaseException:
-            self._close()
-            raise
-        _runners.add(self)
+        self._owns_context = device._owns_context
 
     # In the thread of the owner
 
+    def start(self) -> None:
+        """Open the sockets, and start the thread; see :meth:`BackgroundDevice.start`."""
+        check_threads(self._device)
+        self._zmq_context = self._device._make_context()
+        self._commands = self._zmq_context.socket(zmq.PAIR, socket_class=zmq.Socket)
+        try:
+            self._open()
+            super().start()
+        except BaseException:
+            self._close()
+            raise
+        _threads.add(self)
+
     @property
-    def is_alive(self) -> bool:
+    def is_running(self) -> bool:
         """True until the thread has ended."""
-        return self.launcher.is_alive()
+        return self.is_alive()
 
     def check(self) -> None:
         """Raise the error by which the device has ended."""
         if self.error is not None:
             raise self.error
 
-    def join(self, timeout: float | None) -> None:
-        """Wait until the thread ends."""
-        self.launcher.join(timeout)
-
     def statistics(self) -> Counts:
         """Return what was forwarded since the start."""
-        if self.is_alive:  # else it has ended, or belongs to the process that forked this one
+        if self.is_running:  # else it has ended, or belongs to the process that forked this one
             with suppress(Ended), self._command():
                 if not self._is_paused:
                     self._send(STATISTICS)
@@ -134,7 +133,7 @@ class ThreadRunner:
 
     def stop(self) -> None:
         """End the thread."""
-        if not self.is_alive:
+        if not self.is_running:
             return
         if get_ident() in self._threads_in_command:
             # This is a signal handler that has interrupted a command of this thread. The command
@@ -147,12 +146,12 @@ class ThreadRunner:
                 self._pause(STOP_TIMEOUT)
                 self._send(_STOP)
             except ZMQTimeoutError:
-                if not self._has_context:
+                if not self._owns_context:
                     raise
                 # It blocks in a send, which only the termination of the context interrupts.
                 LOGGER.warning('%s: a peer does not read, its message is dropped', self._device)
                 self._release()
-        self.join(None)
+        self.join()
 
     @contextmanager
     def _command(self) -> Iterator[None]:
@@ -174,7 +173,7 @@ class ThreadRunner:
                     self.stop()
 
     def _raise_end(self) -> None:
-        self.launcher.join()
+        self.join()
         self.check()
         raise ZMQClosedError(f'{self._device} is not running')
 
@@ -219,8 +218,8 @@ class ThreadRunner:
     # Sockets
 
     def _open(self) -> None:
-        if self._has_context:
-            self._authenticator = Authenticator(self._context, self._device._make_policy())
+        if self._owns_context:
+            self._authenticator = Authenticator(self._zmq_context, self._device._make_policy())
             self._authenticator.start()
         self._control = self._make_socket(zmq.PAIR)
         address = f'{INPROC}pyams_zmq.device-{id(self)}'
@@ -229,7 +228,7 @@ class ThreadRunner:
         self._loop = self._device._make_loop(self._open_data_sockets())
 
     def _make_socket(self, socket_type: int) -> Any:
-        socket = self._context.socket(socket_type, socket_class=zmq.Socket)
+        socket = self._zmq_context.socket(socket_type, socket_class=zmq.Socket)
         self._sockets.append(socket)
         return socket
 
@@ -251,7 +250,7 @@ class ThreadRunner:
         for option, value in config.options:
             with _explain_error(f'option {_name(option)} of the {config.name} socket'):
                 socket.setsockopt(option, value)
-        if config.bindings and self._has_context:
+        if config.bindings and self._owns_context:
             protect(socket, self._device.curve, bool(self._device.users))
         self.addresses[config.name] = [self._bind(socket, binding) for binding in config.bindings]
         for address in config.peers:
@@ -283,14 +282,15 @@ class ThreadRunner:
             if self._authenticator is not None:
                 self._authenticator.stop()
             self._commands.close(0)
-            if self._has_context:
-                self._context.term()
+            if self._owns_context:
+                self._zmq_context.term()
             for lock in self._locks.values():
                 lock.release()
 
     # In the thread
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Forward until `stop`, or until the context is terminated."""
         # libzmq loses its statistics when a signal interrupts its loop.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         command = _RESUME
@@ -327,11 +327,11 @@ def _name(option: int) -> str:
 
 _OPTIONS = frozenset(map(int, zmq.SocketOption))
 
-_runners: WeakSet[ThreadRunner] = WeakSet()
+_threads: WeakSet[DeviceThread] = WeakSet()
 
 
 @atexit.register
-def _stop_runners() -> None:
-    for runner in list(_runners):
+def _stop_threads() -> None:
+    for thread in list(_threads):
         with suppress(ZMQTimeoutError):  # a peer does not read, and the context belongs to others
-            runner.stop()
+            thread.stop()
