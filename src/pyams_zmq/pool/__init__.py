@@ -72,7 +72,7 @@ class ZMQPool(ReadyProcess):
     send_hwm: int = ZMQProcess.send_hwm
     backlog: int = ZMQProcess.backlog
     curve: CurveServer | None = None
-    loop_factory: Any = ZMQProcess.__dict__['loop_factory']
+    loop_factory: Any = staticmethod(ZMQProcess.loop_factory)
 
     queue_limit: int = PoolBroker.queue_limit
     queue_size: int = PoolBroker.queue_size
