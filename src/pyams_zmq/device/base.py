@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Configuration and life of a device."""
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable
 from threading import RLock
 from types import TracebackType
 from typing import Any, TypeVar
 
 import zmq
 
-from pyams_zmq.auth import AccessPolicy, Users, Verdict, parse_clients, parse_users
+from pyams_zmq.auth import AccessAttributes, Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.device.proxy import (
     CANNOT_RECEIVE,
@@ -21,6 +22,7 @@ from pyams_zmq.device.proxy import (
 from pyams_zmq.device.socket_config import INPROC, PORTS, SocketConfig
 from pyams_zmq.device.thread import DeviceThread
 from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError
+from pyams_zmq.process.server_socket import SocketLimits
 
 QUEUE = zmq.QUEUE
 FORWARDER = zmq.FORWARDER
@@ -32,22 +34,12 @@ _SOCKET_TYPES = {
     STREAMER: (zmq.PULL, zmq.PUSH),
 }
 
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
 _Self = TypeVar('_Self', bound='Device')
 
 
-class _AnonymousPolicy(AccessPolicy):
-    """Access policy that does not name the user to libzmq.
-
-    libzmq 4.3.5 puts the name in front of what a peer sends. A REQ socket takes it for a malformed
-    reply, and drops the peer.
-    """
-
-    def check(self, address: str, mechanism: bytes, credentials: Sequence[bytes]) -> Verdict:
-        """Return the verdict, without a name."""
-        return super().check(address, mechanism, credentials)._replace(user='')
-
-
-class Device:
+class Device(AccessAttributes, SocketLimits):
     """Forwards messages between two sockets; `start` blocks until the device ends.
 
     The sockets are configured with methods that are named as those of a socket, with the name of
@@ -65,7 +57,8 @@ class Device:
         messages
     :param auth: users that may connect, see :func:`pyams_zmq.auth.parse_users`
     :param clients: addresses that may connect, see :func:`pyams_zmq.auth.parse_clients`
-    :param curve: keys of the device and its clients (RFC 26/CURVEZMQ)
+    :param curve: keys of the device and its clients (RFC 26/CURVEZMQ), by default those of the
+        class attribute
     :raises ValueError: the device type, `in_type` or an access rule is not valid
     """
 
@@ -78,14 +71,8 @@ class Device:
     A device in a process calls it in the process, for a new context, which the device terminates.
     """
 
-    bind_timeout: float = 2.0
     max_message_size: int = 32 * 1024 * 1024
-    handshake_timeout: float = 5.0
-    heartbeat_interval: float = 5.0
-    heartbeat_timeout: float = 5.0
-    receive_hwm: int = 1000
-    send_hwm: int = 1000
-    backlog: int = 100
+    """Bytes of the largest message; libzmq drops the peer of a larger one"""
 
     _prefixes: tuple[bytes, bytes] | tuple[None, None] = (None, None)
     _runner: Any = None
@@ -109,22 +96,7 @@ class Device:
         self._out = SocketConfig('out', types[1] if out_type is None else out_type)
         self._sockets = [self._in, self._out]
         self._lock = RLock()  # of start and stop
-        self._auth = auth
-        self.users = parse_users(auth)
-        self.clients = parse_clients(clients)
-        self.curve = curve
-        if self.users and curve is not None:
-            raise ValueError('Give auth or curve: a socket has one mechanism')
-
-    def _read_access(self) -> None:
-        users = parse_users(self._auth)
-        if self.curve is not None:
-            self.curve.reload()
-        self.users = users
-
-    def _make_policy(self) -> AccessPolicy:
-        keys = () if self.curve is None else self.curve.clients
-        return _AnonymousPolicy(self.users, self.clients, keys)
+        self.set_access(auth, clients, curve)
 
     # Configuration
 
@@ -239,7 +211,7 @@ class Device:
         :raises ValueError: users or keys cannot be read; a running device goes on
         :raises Exception: see :meth:`BackgroundDevice.start`
         """
-        self._read_access()
+        self.access.reload()
         with self._lock:
             self._end()
             self._launch()
@@ -253,9 +225,9 @@ class Device:
         :raises ValueError: they cannot be read, or there are none; nothing has changed
         :raises ZMQClosedError: the device is not running; each start reads them as well
         """
-        runner = self._get_runner()
-        self._read_access()
-        runner.reload()
+        self._get_runner()
+        self.access.reload()
+        LOGGER.info('%s has read its users and keys again', self)
 
     def pause(self) -> None:
         """Forward nothing until `resume`; messages wait, up to the high-water marks.
@@ -327,7 +299,7 @@ class Device:
         with self._lock:
             if self._runner is not None and self._runner.is_running:
                 raise ZMQStartError(f'{self} is already running: stop it first, or restart it')
-            self._read_access()  # else a user who was removed before a SIGHUP would come back
+            self.access.reload()  # else a user who was removed before a SIGHUP would come back
             self._check()
             self._runner = None
             runner = self._make_runner()
@@ -342,7 +314,7 @@ class Device:
                     binding.address = address  # which a restart binds again
 
     def _check(self) -> None:
-        if not self._owns_context and (self.users or self.clients or self.curve):
+        if not self._owns_context and (self.has_credentials or self.clients):
             raise ValueError(
                 'Access rules need a context of the device: remove auth, clients and curve, or '
                 'context_factory and inproc:// addresses'

@@ -4,8 +4,6 @@
 import logging
 import os
 import signal
-import socket as tcp
-import stat
 import sys
 from contextlib import suppress
 from math import inf
@@ -21,15 +19,13 @@ from pyams_zmq.device.thread import COMMAND_TIMEOUT, DeviceThread
 from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.process.base import OwnedProcess
 from pyams_zmq.process.channel import Command
+from pyams_zmq.process.server_socket import close_inherited_listeners
 from pyams_zmq.process.watchdog import SIGNALS, has_ended, wait_for_exit
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 START_TIMEOUT = 10.0
 """Seconds in which a process must be ready, in addition to `bind_timeout` for each address"""
-
-_COMMANDS = ('statistics', 'pause', 'resume', 'reload', 'SIGHUP')
-_ENDED = 'ended'
 
 
 class InProcess(BackgroundDevice):
@@ -60,6 +56,11 @@ class InProcess(BackgroundDevice):
 
     def _make_runner(self) -> Any:
         return DeviceProcess(self)
+
+    def reload(self) -> None:
+        """Read users and keys again, also in the process; see :meth:`Device.reload`."""
+        super().reload()
+        self._get_runner().reload()
 
 
 def _count_threads() -> int:
@@ -146,12 +147,12 @@ class DeviceProcess(OwnedProcess):
     def run(self) -> None:
         """Run the device until a signal or the owner stops it."""
         self._cut_off()
-        _drop_listeners(self._device._reserved)
+        close_inherited_listeners(kept=self._device._reserved)
         commands: SimpleQueue[Command] = SimpleQueue()
         watchdog = self._start_watchdog(commands.put)
         watchdog.forward_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        thread = DeviceThread(self._device, lambda: commands.put(Command(_ENDED)))
+        thread = DeviceThread(self._device, lambda: commands.put(Command('ended')))
         try:
             thread.start()
         except Exception as error:
@@ -159,52 +160,17 @@ class DeviceProcess(OwnedProcess):
             self._send_report({}, error)
             sys.exit(1)
         self._send_report(thread.addresses, None)
-        while (command := commands.get()).name in _COMMANDS:
+        access = self._device.access
+        functions = {
+            function.__name__: function
+            for function in (thread.statistics, thread.pause, thread.resume, access.reload)
+        }
+        while (command := commands.get()).name in (*functions, 'SIGHUP'):
             if command.name == 'SIGHUP':
-                self._on_hangup(thread)
-            elif command.name == 'reload':
-                self._control.run(command, lambda: self._reload(thread))
+                access.try_reload(self.name)
             else:
-                self._control.run(command, getattr(thread, command.name))
+                self._control.run(command, functions[command.name])
         watchdog.arm(self.drain_timeout)
         thread.stop()
         self._control.report_result(thread.counts, thread.error)
         sys.exit(int(thread.error is not None))
-
-    def _on_hangup(self, thread: DeviceThread) -> None:
-        try:
-            self._reload(thread)
-        except ValueError as error:
-            LOGGER.error('%s keeps its users and keys: %s', self._device, error)
-
-    def _reload(self, thread: DeviceThread) -> None:
-        self._device._read_access()
-        thread.reload()
-
-
-def _drop_listeners(kept: set[int]) -> None:
-    """Give up the listeners of the parent, and the connections that came in by them.
-
-    It might end them, and nobody would serve their peers, who could not tell.
-
-    :param kept: descriptors of listeners that this process needs
-    """
-    sockets: list[tuple[int, Any]] = []
-    listening = set()
-    for fd in map(int, os.listdir('/proc/self/fd')):
-        with suppress(OSError):  # the one that has listed them is closed
-            if fd in kept or not stat.S_ISSOCK(os.fstat(fd).st_mode):
-                continue
-            socket = tcp.socket(fileno=fd)
-            try:
-                name = socket.getsockname()
-                key = name[1] if isinstance(name, tuple) else name
-                sockets.append((fd, key))
-                if socket.getsockopt(tcp.SOL_SOCKET, tcp.SO_ACCEPTCONN):
-                    listening.add(key)
-            finally:
-                socket.detach()
-    with open(os.devnull, 'rb') as null:
-        for fd, key in sockets:
-            if key in listening:
-                os.dup2(null.fileno(), fd)  # closed, its number might be another one's

@@ -5,7 +5,7 @@ import atexit
 import errno
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import ceil
 from threading import RLock, Thread, get_ident
@@ -15,13 +15,12 @@ from weakref import WeakSet
 
 import zmq
 
-from pyams_zmq.auth import Authenticator
+from pyams_zmq.auth import ZAP_DOMAIN, Access, AccessPolicy, Authenticator, Verdict
 from pyams_zmq.device.proxy import PAUSE, STATISTICS, TERMINATE, Counts
 from pyams_zmq.device.socket_config import INPROC, Binding, SocketConfig
 from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
 from pyams_zmq.process.base import check_threads
-from pyams_zmq.process.lock import IPCLock
-from pyams_zmq.process.server_socket import bind, limit, protect, warn_of_exposure
+from pyams_zmq.process.server_socket import ServerSockets
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -37,6 +36,23 @@ _MIN_COUNTS = 8  # frames of an answer to STATISTICS
 
 class Ended(Exception):  # noqa: N818 - not an error, but the end of a command
     """The device has ended during a command."""
+
+
+class _AnonymousPolicy(AccessPolicy):
+    """Policy that does not name the user to libzmq.
+
+    libzmq 4.3.5 puts the name in front of what a peer sends. A REQ socket takes it for a malformed
+    reply, and drops the peer.
+
+    :param access: rules to apply
+    """
+
+    def __init__(self, access: Access):
+        self._access = access
+
+    def check(self, address: str, mechanism: bytes, credentials: Sequence[bytes]) -> Verdict:
+        """Return the verdict, without a name."""
+        return self._access.check(address, mechanism, credentials)._replace(user='')
 
 
 class DeviceThread(Thread):
@@ -64,7 +80,7 @@ class DeviceThread(Thread):
         self._threads_in_command: set[int] = set()
         self._stop_after_command = False
         self._sockets: list[Any] = []
-        self._locks: dict[str, IPCLock] = {}
+        self._server_sockets = ServerSockets(device, device)
         self._authenticator: Authenticator | None = None
         self._owns_context = device._owns_context
 
@@ -124,12 +140,6 @@ class DeviceThread(Thread):
                     self._is_paused = False
         except Ended:
             self._raise_end()
-
-    def reload(self) -> None:
-        """Apply the access rules that the device has read again."""
-        if self._authenticator is not None:
-            self._authenticator.policy = self._device._make_policy()
-        LOGGER.info('%s: users and keys read again', self._device)
 
     def stop(self) -> None:
         """End the thread."""
@@ -219,7 +229,8 @@ class DeviceThread(Thread):
 
     def _open(self) -> None:
         if self._owns_context:
-            self._authenticator = Authenticator(self._zmq_context, self._device._make_policy())
+            policy = _AnonymousPolicy(self._device.access)
+            self._authenticator = Authenticator(self._zmq_context, policy)
             self._authenticator.start()
         self._control = self._make_socket(zmq.PAIR)
         address = f'{INPROC}pyams_zmq.device-{id(self)}'
@@ -240,7 +251,7 @@ class DeviceThread(Thread):
                 socket = sockets[0] if is_single else self._make_socket(config.type)
             sockets.append(socket)
             if not is_single:
-                limit(socket, self._device, self._device.max_message_size)
+                self._device.apply_limits(socket, self._device.max_message_size)
             self._configure(socket, config)
         return sockets
 
@@ -250,23 +261,22 @@ class DeviceThread(Thread):
         for option, value in config.options:
             with _explain_error(f'option {_name(option)} of the {config.name} socket'):
                 socket.setsockopt(option, value)
-        if config.bindings and self._owns_context:
-            protect(socket, self._device.curve, bool(self._device.users))
         self.addresses[config.name] = [self._bind(socket, binding) for binding in config.bindings]
         for address in config.peers:
             socket.connect(address)
 
     def _bind(self, socket: Any, binding: Binding) -> str:
-        device = self._device
-        if binding.listener is not None:
-            socket.setsockopt(zmq.USE_FD, binding.listener.detach())
-            socket.bind(binding.address)
-            socket.setsockopt(zmq.USE_FD, -1)
-        else:
-            bind(socket, binding.address, binding.path, self._locks, device.bind_timeout)
-        address: str = socket.last_endpoint.decode()
-        warn_of_exposure(device, address, device.curve, bool(device.users))
-        return address
+        access = self._device.access
+        domain = ZAP_DOMAIN if self._owns_context else None
+        if binding.listener is None:
+            uri, path = binding.address, binding.path
+            return self._server_sockets.bind(socket, uri, access, path=path, domain=domain)
+        if domain is not None:
+            access.protect(socket)
+        socket.setsockopt(zmq.USE_FD, binding.listener.detach())
+        socket.bind(binding.address)
+        socket.setsockopt(zmq.USE_FD, -1)
+        return self._server_sockets.add(socket, access)
 
     def _close(self) -> None:
         for socket in self._sockets:
@@ -284,8 +294,7 @@ class DeviceThread(Thread):
             self._commands.close(0)
             if self._owns_context:
                 self._zmq_context.term()
-            for lock in self._locks.values():
-                lock.release()
+            self._server_sockets.release()
 
     # In the thread
 
