@@ -247,7 +247,7 @@ def _bind_once(
         locks[path] = lock
 
 
-# For pool and device, until they use the classes above.
+# For the pool, until it uses the classes above.
 
 
 def limit(socket: Any, owner: Any, max_size: int) -> None:
@@ -262,20 +262,6 @@ def protect(
     access = Access(None, None, curve)
     access.users = {'': ''} if has_users else {}
     access.protect(socket, domain)
-
-
-def bind(
-    socket: Any, uri: str, path: str | None, locks: MutableMapping[str, IPCLock], timeout: float
-) -> None:
-    """Bind a socket."""
-    deadline = monotonic() + timeout
-    while True:
-        try:
-            return _bind_once(socket, uri, path, locks)
-        except ZMQBindError as error:
-            if error.errno != errno.EADDRINUSE or monotonic() > deadline:
-                raise
-        sleep(_RETRY_INTERVAL)
 
 
 def warn_of_exposure(name: Any, uri: str, curve: CurveServer | None, has_users: bool) -> None:
