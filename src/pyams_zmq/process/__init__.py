@@ -144,11 +144,6 @@ class ZMQProcess(ServiceProcess):
             self.bound_address = uri
         return port_of(uri)
 
-    def _listen(self, socket: Any, endpoint: Endpoint) -> str:  # for pool/broker, until it migrates
-        self._sockets._bind(socket, endpoint.uri, endpoint.path)
-        uri: str = socket.last_endpoint.decode()
-        return uri
-
     def _on_started(self) -> None:
         self.registry.notify(ZMQProcessStartedEvent(self))
 
