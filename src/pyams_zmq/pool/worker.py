@@ -110,10 +110,10 @@ class WorkerStream(ReplyStream):
         # of it takes longer than a short call.
         if self.closed():
             return
-        deadline = monotonic() + self.turn
+        deadline = monotonic() + self.time_slice
         polled = [(self.socket, POLLIN)]
         timeout = 0
-        self._in_turn = True
+        self._is_handling = True
         try:
             while self._can_receive() and zmq.zmq_poll(polled, timeout):
                 self._handle_recv()
@@ -121,7 +121,7 @@ class WorkerStream(ReplyStream):
                     break
                 timeout = 0 if self.in_hand else _POLL_TIMEOUT
         finally:
-            self._in_turn = False
+            self._is_handling = False
             self._rebuild_io_state()
 
     def _receive(self) -> list[Any] | None:
