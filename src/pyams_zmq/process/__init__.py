@@ -19,20 +19,12 @@ from pyams_zmq.interfaces import (
     ZMQProcessStoppedEvent,
 )
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
-from pyams_zmq.process.service import LIMITS, TERM_GRACE, ServiceProcess
+from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, port_of
 from pyams_zmq.wire.message import check_concurrency
 
-__all__ = [
-    'LIMITS',
-    'REFUSAL_TURN',
-    'REFUSAL_TURNS',
-    'SIZE_SLACK',
-    'TERM_GRACE',
-    'ZMQProcess',
-    'process_exit_func',
-]
+__all__ = ['ZMQProcess', 'process_exit_func']
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
