@@ -22,9 +22,8 @@ sys.path.extend(
     str(Path(__file__).resolve().parents[1] / 'tests' / folder) for folder in ('support', 'pool')
 )
 
-from test_pool import kill_workers
-
 from handlers import Process
+from pool_checks import kill_workers
 from pool_handlers import Pool
 from pyams_zmq.message import decode_request, encode
 from pyams_zmq.testing import running

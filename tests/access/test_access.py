@@ -17,7 +17,6 @@ from tornado.ioloop import IOLoop
 from checks import wait_until
 from handlers import Process
 from pyams_zmq.curve import CurveClient, CurveServer
-from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.socket import zmq_response, zmq_socket
 
 SECRET = 'open:sesame'
@@ -211,7 +210,7 @@ def test_fails_closed(tmp_path, start, ask):
         assert ask(process, ['echo', 1], auth=f'{user}:hush', timeout=1)[0] in (401, 503)
         assert ask(process, ['echo', 1], auth='alice:wonder', timeout=1) == [200, 1]
     text = log.read_text()
-    assert text.count('Access control died (SystemExit)') >= 2
+    assert text.count('Access control stopped (SystemExit)') >= 2
     assert 'Access control failed (ValueError)' in text
     for secret in ('hush', 'wonder'):
         assert secret not in text
@@ -523,16 +522,3 @@ class HungUpSetup(Process):
 def test_reload_before_it_is_ready(start, ask):
     process = start(factory=HungUpSetup, auth='alice:wonder')
     assert ask(process, ['echo', 1], auth='alice:wonder') == [200, 1]
-
-
-def test_a_policy_that_cannot_be_made(keys):
-    class Broken(Process):
-        def _make_policy(self):
-            raise ValueError('no policy')
-
-    process = Broken()
-    process.start()
-    with pytest.raises((ValueError, ZMQStartError), match='no policy'):
-        process.wait_ready()
-    process.join(5)
-    assert process.exitcode == 1

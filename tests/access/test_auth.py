@@ -398,7 +398,7 @@ def test_reply_that_cannot_be_sent(monkeypatch, frame):
             raise zmq.ZMQError(zmq.EHOSTUNREACH)
         return send_frame(*args)
 
-    monkeypatch.setattr('pyams_zmq.auth.send_frame', fail_once)
+    monkeypatch.setattr('pyams_zmq.auth.authenticator.send_frame', fail_once)
     with serve(Policy(ALLOWED)) as endpoint:
         with zmq.Context() as context, context.socket(zmq.REQ) as socket:
             socket.linger = 0
@@ -416,7 +416,7 @@ def test_wake_up_for_nothing(monkeypatch):
         wake_ups.append(socket)
         return None if len(wake_ups) == 1 else receive(socket)
 
-    monkeypatch.setattr('pyams_zmq.auth.receive', find_nothing_at_first)
+    monkeypatch.setattr('pyams_zmq.auth.authenticator.receive', find_nothing_at_first)
     with serve(Policy()) as endpoint:
         assert handshake(endpoint) == 'allowed'
     assert len(wake_ups) > 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""ZMQClient: what became of each call, whatever happens to the service."""
+"""ZMQClient: results and errors of calls, connections and forks."""
 
 import gc
 import os
@@ -36,13 +36,13 @@ AT_ONCE = 5.0
 
 @pytest.fixture
 def process(start):
-    """Process that counts."""
+    """Process with a counting handler."""
     return start(handler=CountingMessageHandler)
 
 
 @pytest.fixture
 def client(process):
-    """Client of it."""
+    """Client of the process."""
     with ZMQClient(process.bound_address) as client:
         yield client
 
@@ -89,7 +89,7 @@ def test_errors_are_builtins():
         assert issubclass(error, ZMQBaseError)
 
 
-def test_what_json_cannot_say(client):
+def test_arguments_without_a_json_form(client):
     with pytest.raises(TypeError):
         client.call('echo', object())
     with pytest.raises(ValueError, match='JSON'):
@@ -99,7 +99,7 @@ def test_what_json_cannot_say(client):
     assert client.call('echo', 1) == 1
 
 
-def test_reply_that_is_no_json():
+def test_reply_that_is_not_json():
     with zmq.Context() as context, context.socket(zmq.REP) as server:
         port = server.bind_to_random_port('tcp://127.0.0.1')
         with ThreadPoolExecutor() as pool, ZMQClient(f'127.0.0.1:{port}') as client:
@@ -158,7 +158,7 @@ def test_timeouts_in_a_row(client):
     assert client.call('echo', 'last') == 'last'
 
 
-def test_nobody_there(address):
+def test_no_service(address):
     with ZMQClient(address, timeout=0.2) as client:
         start = time.monotonic()
         with pytest.raises(
@@ -252,7 +252,7 @@ def test_each_attempt_has_its_deadline(send_deadline):
         check_attempts(server, send_deadline)
 
 
-def test_refusal_is_no_reason_to_retry(start, monkeypatch):
+def test_refusal_is_not_retried(start, monkeypatch):
     attempts, exchange = [], CallChannel.exchange
     monkeypatch.setattr(
         CallChannel, 'exchange', lambda *args: attempts.append(args) or exchange(*args)
@@ -264,7 +264,7 @@ def test_refusal_is_no_reason_to_retry(start, monkeypatch):
     assert len(attempts) == 1
 
 
-def test_an_answer_is_no_reason_to_retry(process):
+def test_error_status_is_not_retried(process):
     with ZMQClient(process.bound_address, retries=3) as client:
         with pytest.raises(ZMQRemoteError):
             client.call('status', 503)
@@ -274,7 +274,7 @@ def test_an_answer_is_no_reason_to_retry(process):
 # Deadlines
 
 
-def test_service_does_not_start_what_nobody_waits_for(process):
+def test_service_does_not_start_a_call_after_its_deadline(process):
     with (
         ZMQClient(process.bound_address, send_deadline=True) as client,
         ThreadPoolExecutor() as pool,
@@ -337,7 +337,7 @@ def test_refused(start, auth):
 
 
 def test_channel_without_a_connection(address):
-    """It takes no message that it would have to keep."""
+    """It refuses a message that it cannot send at once."""
     channel = SendChannel(ServiceAddress.parse(address, None, None))
     assert not channel.send([b'', b'["echo",1]'])
     assert not channel.is_connected
@@ -346,8 +346,8 @@ def test_channel_without_a_connection(address):
 
 def test_refused_before_it_is_sent(start, monkeypatch):
     process = start(auth='user:password')
-    # Nobody looks at its monitor in time: there is no room for a message any more. Now and then
-    # libzmq leaves the room, and connects once more; then it takes another connection.
+    # The refusal comes before the monitor is read: the socket has no room for a message. Now and
+    # then libzmq keeps the room and connects again; then the test takes another connection.
     while True:
         connection = CallChannel(ServiceAddress.parse(process.bound_address, None, None))
         deadline = time.monotonic() + 0.5
@@ -369,7 +369,7 @@ def test_refused_address(start):
 
 
 def test_server_of_another_kind():
-    """Its greeting never comes."""
+    """It sends no greeting."""
     with zmq.Context() as context, context.socket(zmq.STREAM) as server:
         port = server.bind_to_random_port('tcp://127.0.0.1')
         client = ZMQClient(f'127.0.0.1:{port}', timeout=0.3)
@@ -422,7 +422,7 @@ def test_forks(client):
 
 
 def test_terminated_context(client):
-    """Somebody has ended what all sockets of this process share."""
+    """The context that all client sockets of this process share was destroyed."""
     client.call('echo')
     get_context().destroy(0)
     assert client.call('echo', 1) == 1
@@ -475,7 +475,7 @@ def test_repr(process):
 
 @pytest.mark.parametrize('interval', [0.02, 0.005])
 def test_timeout_under_signals(interval):
-    """A sampling profiler, for instance, does not put off the time-out of a call."""
+    """Signals, for example of a sampling profiler, do not postpone the time-out of a call."""
     former = signal.signal(signal.SIGALRM, lambda *args: None)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as silent:
         port = silent.bind_to_random_port('tcp://127.0.0.1')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What the events of a monitor tell of a connection."""
+"""The state of a connection, derived from monitor events."""
 
 import pytest
 import zmq
@@ -13,7 +13,7 @@ ENDPOINT = Endpoint.parse('10.1.1.1:5555', bind=False)
 
 @pytest.fixture
 def state():
-    """A connection that was never made."""
+    """State before any event."""
     return ConnectionState(ENDPOINT)
 
 
@@ -35,13 +35,13 @@ def test_refused(state, event):
 
 
 def test_end_without_a_handshake(state):
-    """A server without ZMTP, and a client with credentials."""
+    """Events of a server without ZMTP, for a client with credentials."""
     with pytest.raises(ZMQRefusedError):
         state.handle_event(zmq.EVENT_DISCONNECTED)
 
 
 def test_hangups(state):
-    """One that goes down hangs up, too; but not again and again."""
+    """A stopping server hangs up, too, but not repeatedly."""
     for _ in range(2):
         for _ in range(MAX_HANGUPS - 1):
             assert not state.handle_event(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)

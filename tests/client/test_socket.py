@@ -127,7 +127,7 @@ def test_constants():
     assert Process.max_message_size < MAX_MESSAGE_SIZE
 
 
-# Replies and requests that are none
+# Replies and requests
 
 
 @pytest.mark.parametrize('data', [b'', b'\xff', b'{', b'nope', b'NaN', b'[200, "OK"] [', b"['x']"])
@@ -143,7 +143,7 @@ def test_any_json(data):
 
 
 def test_last_frame_of_a_router():
-    """A DEALER gets the delimiter too."""
+    """A DEALER receives the delimiter too."""
     with replying(b'[200, "OK"]', socket_type=zmq.DEALER) as address:
         socket = zmq_socket(address, zmq.DEALER)
         socket.send_multipart([b'', b'[]'])
@@ -162,7 +162,7 @@ def test_closed_socket(down, timeout):
 
 
 def test_closed_socket_and_standard_input():
-    """libzmq would wait for the standard input, which pyzmq gives it in place of the socket."""
+    """libzmq would wait for standard input, which pyzmq passes to it instead of the socket."""
     program = (
         'from pyams_zmq.socket import zmq_response, zmq_socket\n'
         'socket = zmq_socket("127.0.0.1:9")\n'
@@ -180,7 +180,7 @@ def test_closed_socket_and_standard_input():
 
 @pytest.mark.usefixtures('poll')
 def test_dead_context(down):
-    """The context ends while somebody waits."""
+    """The context is terminated during the wait."""
     context = zmq.Context()
     socket = ZMQSocket(context, zmq.REQ)
     socket.linger = 0
@@ -199,7 +199,7 @@ def test_dead_context(down):
 
 
 def test_closed_shared_context(start):
-    """Somebody closes it, the next socket gets a new one."""
+    """After the context was destroyed, the next socket creates another one."""
     process = start()
     assert ask_raw(process.bound_address) == REPLY
     first = get_context()
@@ -215,7 +215,7 @@ def test_no_request(start):
             zmq_response(socket)
         assert caught.value.errno == zmq.EFSM
         socket.send_json(ECHO)
-        assert zmq_response(socket) == REPLY  # no harm was done
+        assert zmq_response(socket) == REPLY  # the socket can still be used
 
 
 def test_second_request(start):
@@ -273,7 +273,7 @@ def test_too_large(down, send):
 
 @pytest.mark.parametrize('size', [-1, 0, 1])
 def test_limits(start, size):
-    """Whatever the client lets through, the server answers."""
+    """The server replies to every message that the client can send."""
     process = start()
     socket = zmq_socket(process.bound_address)
     message = b'["echo","%s"]' % (b'x' * (MAX_MESSAGE_SIZE - 11 + size))

@@ -30,7 +30,7 @@ STRICT = (
 
 
 def run_in_child(function):
-    """Run a function in a fork, fail if it does."""
+    """Run a function in a fork; fail if it fails."""
     child = FORK.Process(target=function)
     child.start()
     child.join(20)
@@ -42,7 +42,7 @@ def run_in_child(function):
 
 
 def run_strictly(program, address):
-    """Run a program for which every warning is an error."""
+    """Run a program in which every warning is an error."""
     return subprocess.run(
         [sys.executable, *STRICT, '-c', program, address],
         capture_output=True,
@@ -73,7 +73,7 @@ def cycle(address, count, auth=None):
 )
 @pytest.mark.parametrize('auth', [None, 'user:password'])
 def test_nothing_is_left(start, tmp_path, count, auth):
-    """After many times connect, call, drop. (Over ipc: TCP would run out of ports.)"""
+    """After many cycles of connect, call and drop, over ipc because TCP would run out of ports."""
     process = start(f'ipc://{tmp_path}/socket', auth=auth)
     cycle(process.bound_address, 200, auth)
     gc.collect()
@@ -142,7 +142,7 @@ def test_dropped_is_closed(down):
 
 
 def test_shadow(down):
-    """Whoever shadows a socket does not own it."""
+    """A shadow of a socket does not own it."""
     socket = zmq_socket(down)
     shadow = ZMQSocket(shadow=socket)
     assert shadow.underlying == socket.underlying
@@ -152,7 +152,7 @@ def test_shadow(down):
 
 
 def test_program_that_ends(start):
-    """With open sockets and a message on its way; it says nothing, and hangs nowhere."""
+    """A program with open sockets and a pending message ends without output and without delay."""
     process = start()
     program = (
         'import sys\n'
@@ -192,7 +192,7 @@ def test_threads_share_one_context(start):
 
 
 def test_other_contexts_are_left_alone(start):
-    """Not even the global one of zmq is ours."""
+    """The shared context is not the global one of pyzmq."""
     process = start()
     assert ask_raw(process.bound_address) == REPLY
     assert get_context() is not zmq.Context.instance()
@@ -255,8 +255,8 @@ def test_fork_has_its_own_context(start):
     assert zmq_response(socket) == REPLY
 
 
-def test_fork_drops_what_it_has_inherited(start):
-    """The parent's sockets go on: idle ones, and one whose reply is on its way."""
+def test_fork_drops_inherited_sockets(start):
+    """The parent's sockets still work: idle ones, and one that waits for a reply."""
     process = start()
     kept = [zmq_socket(process.bound_address) for _ in range(5)]
     kept[0].send_json(['sleep', 0.2])
@@ -279,7 +279,7 @@ def test_fork_drops_what_it_has_inherited(start):
         assert zmq_response(socket) == REPLY
 
 
-def test_fork_while_threads_talk(start):
+def test_fork_while_threads_call(start):
     process = start()
     end, errors, counts = threading.Event(), [], []
 
@@ -312,7 +312,7 @@ def test_fork_while_threads_talk(start):
 
 
 def test_fork_that_ends_as_a_program(start):
-    """It runs through its exit handlers, with the sockets of its parent."""
+    """The fork runs its exit handlers, and has the sockets of its parent."""
     process = start()
     program = (
         'import os, sys\n'
@@ -332,8 +332,8 @@ def test_fork_that_ends_as_a_program(start):
     assert result.stdout == "[200, 'child']\n[200, 0.2] 0\n"
 
 
-def test_no_zombie_threads_of_libzmq():
-    """The context of a child is made when it is wanted, not by the fork."""
+def test_fork_has_no_threads_of_libzmq():
+    """The fork does not create a context; the first socket does."""
     zmq_socket('127.0.0.1:9')
 
     def run():

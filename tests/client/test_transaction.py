@@ -41,7 +41,7 @@ LOGGER_NAME = 'PyAMS (zmq)'
 
 
 class RecordingHandler(Handler):
-    """Keeps what it was told."""
+    """Keeps the arguments of its messages."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,7 @@ class RecordingMessageHandler(MessageHandler):
 
 
 class Journal:
-    """A data manager that writes down what it is asked for."""
+    """A data manager that records the names of its calls."""
 
     transaction_manager = transaction.manager
 
@@ -97,7 +97,7 @@ class Journal:
 
 @pytest.fixture(autouse=True)
 def _abort():
-    """Leave no transaction to the next test."""
+    """Abort the transaction of each test."""
     transaction.abort()
     yield
     transaction.abort()
@@ -105,26 +105,26 @@ def _abort():
 
 @pytest.fixture
 def process(start):
-    """Process that keeps what it was told."""
+    """Process with a recording handler."""
     return start(handler=RecordingMessageHandler)
 
 
 @pytest.fixture
 def client(process):
-    """Client of it."""
+    """Client of the process."""
     with ZMQClient(process.bound_address) as client:
         yield client
 
 
 @pytest.fixture
 def errors(caplog):
-    """Texts of the errors that were logged."""
+    """Function that returns the texts of the logged errors."""
     caplog.set_level(logging.ERROR, LOGGER_NAME)
     return lambda: [record.getMessage() for record in caplog.records]
 
 
 def notes(client):
-    """What the service was told, once all messages have their reply."""
+    """Return the recorded arguments, after all messages have a reply."""
     wait_until(lambda: not len(client._queue.get()))
     return client.call('all_notes')
 
@@ -198,7 +198,7 @@ def test_many_messages(client):
     assert notes(client) == list(range(3000))
 
 
-def test_arguments_are_taken_at_once(client):
+def test_arguments_are_encoded_at_once(client):
     args = {'path': '/a'}
     send_on_commit(client, 'note', args)
     args['path'] = '/b'
@@ -240,7 +240,7 @@ def test_savepoints(client):
     assert not first.valid
 
 
-def test_what_a_savepoint_dropped_needs_no_service(address):
+def test_dropped_message_needs_no_service(address):
     with ZMQClient(address) as client:
         savepoint = transaction.savepoint()
         send_on_commit(client, 'note', 1)
@@ -249,7 +249,7 @@ def test_what_a_savepoint_dropped_needs_no_service(address):
 
 
 def test_service_is_waited_for_before_the_commit(address):
-    """Databases lock while they commit: everybody else would wait, too."""
+    """Databases hold locks while they commit, and other transactions would wait, too."""
     begun = []
     journal = Journal(tpc_begin=lambda: begun.append(time.monotonic()))
     transaction.get().join(journal)
@@ -297,7 +297,7 @@ def test_two_services(start):
         assert notes(two) == [-number for number in range(10)]
 
 
-def test_others_are_done_when_it_is_sent(client):
+def test_message_is_sent_after_the_other_participants(client):
     seen = []
     journal = Journal(tpc_finish=lambda: seen.append(notes(client)))
     transaction.get().join(journal)
@@ -308,7 +308,7 @@ def test_others_are_done_when_it_is_sent(client):
     assert notes(client) == [1]
 
 
-def test_who_commits_at_its_vote_is_asked_later(address):
+def test_participant_that_commits_at_its_vote_comes_later(address):
     # As zope.sqlalchemy does with its usual transactions, of one phase.
     journal = Journal('~sqlalchemy:1')
     transaction.get().join(journal)
@@ -320,7 +320,7 @@ def test_who_commits_at_its_vote_is_asked_later(address):
     assert journal.lines[-1] == 'tpc_abort'
 
 
-def test_another_votes_no(client, errors):
+def test_another_participant_refuses(client, errors):
     def refuse():
         raise LookupError('no')
 
@@ -360,7 +360,7 @@ def test_messages_share_the_time(address):
         assert time.monotonic() - start < 1.9
 
 
-def test_send_to_nobody(address):
+def test_send_without_a_service(address):
     with ZMQClient(address, timeout=0.1) as client, pytest.raises(ZMQUnreachableError):
         client.send('note', 1)
 
@@ -514,7 +514,7 @@ def test_no_reply_in_time(process, errors, tmp_path):
             for name in ('wait_for', 'note')
         ]
         path.unlink()
-        # The late replies are nobody's, and trouble nobody.
+        # The late replies are ignored.
         client.send('note', 'later')
         wait_until(lambda: not len(client._queue.get()))
         assert client.call('all_notes', timeout=5) == ['late', 'later']
@@ -564,7 +564,7 @@ def test_too_many_bytes(client, errors, tmp_path, monkeypatch):
 
 
 def test_service_is_stopped_and_started(start, address, errors, tmp_path):
-    """What it did not take while it stopped, the next one gets."""
+    """The next service receives the messages that a stopping one rejects."""
     done = threading.Event()
     paths = []
 
@@ -591,7 +591,7 @@ def test_service_is_stopped_and_started(start, address, errors, tmp_path):
 
 
 def test_stopping_service_that_does_not_end(errors, monkeypatch):
-    """What it does not take waits for the next one, as long as it may."""
+    """A rejected message waits for the next service until its time-out."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
         port = server.bind_to_random_port('tcp://127.0.0.1')
         with ZMQClient(f'127.0.0.1:{port}', timeout=0.3) as client:
@@ -612,7 +612,7 @@ def test_stopping_service_that_does_not_end(errors, monkeypatch):
 
 
 def test_half_open_connection(process, monkeypatch):
-    """As after a loss of power: nobody says that the peer is gone, but no heartbeat comes."""
+    """As after a loss of power: the connection is not closed, but heartbeats are missing."""
     monkeypatch.setattr(connection_module, 'HEARTBEAT_IVL', 100)
     with ZMQClient(process.bound_address) as client:
         client.send('note', 1)
@@ -668,7 +668,7 @@ def test_threads_wait_side_by_side(address):
 
 
 def in_fork(function):
-    """Exit code of a fork that runs a function."""
+    """Return the exit code of a fork that runs a function."""
     child = ForkProcess(target=function)
     child.start()
     child.join(10)
@@ -780,7 +780,7 @@ def test_an_idle_connection_is_closed(client, monkeypatch):
 
 
 def test_terminated_context(process, errors, tmp_path):
-    """Somebody terminates the context of all clients: messages are lost, with a word."""
+    """After the context was terminated, lost messages are logged."""
     path = tmp_path / 'busy'
     with ZMQClient(process.bound_address) as client:
         client.send('wait_for', str(path))
@@ -811,7 +811,7 @@ def test_failing_log(client, caplog):
 
 
 def test_a_connection_that_takes_nothing():
-    """Which may happen between the end of a connection and the event that tells of it."""
+    """This can happen between the end of a connection and its event."""
 
     class Full:
         sockets = ()
@@ -900,7 +900,7 @@ def test_gevent(process, client):
 
 
 def test_client_of_pyams_utils(client):
-    """Its users go on as they are."""
+    """Code that uses it works without changes."""
 
     class Indexer(TransactionClient):
         uncommitted = ()

@@ -21,7 +21,7 @@ import zmq
 import zmq.auth
 
 from checks import open_fds, wait_until
-from pyams_zmq import auth
+from pyams_zmq.auth import authenticator
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.device import (
     FORWARDER,
@@ -1011,7 +1011,7 @@ def test_two_starts_at_once(factory):
         device.stop()
 
 
-@pytest.mark.parametrize('module', [auth, runner])
+@pytest.mark.parametrize('module', [authenticator, runner])
 def test_no_thread(monkeypatch, module):
     """A device that cannot have its threads says so, and leaves nothing."""
 

@@ -23,6 +23,7 @@ from checks import open_fds, wait_until
 from handlers import ExitingSetup, FailingSetup, Handler, MessageHandler, Process
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError, ZMQTimeoutError
 from pyams_zmq.process import ZMQProcess, process_exit_func
+from pyams_zmq.process.server_socket import _inspect
 from pyams_zmq.stream import ZMQStream
 
 
@@ -497,7 +498,8 @@ class ReusingHandler(Handler):
 
     def reuse(self, args):
         stream, _port = self.process.stream(zmq.PULL, '127.0.0.1', bind=True)
-        fd = list(self.process._listeners)[-1]
+        uri = stream.socket.last_endpoint.decode()
+        [fd] = [fd for fd in map(int, os.listdir('/proc/self/fd')) if uri in _inspect(fd)[0]]
         stream.close()
         wait_until(lambda: not os.path.exists(f'/proc/self/fd/{fd}'))
         with open(os.devnull, 'rb') as file:
@@ -534,7 +536,7 @@ class Reopening(Handler):
         self.process.bind_timeout = 2
         stream.close()
         gc.collect()
-        return [200, [len(self.process._streams), len(self.process._listeners) < 20]]
+        return [200, [len(self.process._streams), len(self.process._sockets.uris) < 20]]
 
 
 class ReopeningMessageHandler(MessageHandler):

@@ -15,6 +15,7 @@ import pytest
 
 from checks import open_fds, wait_until
 from handlers import Handler, MessageHandler, Process
+from pyams_zmq.process.channel import ChildChannel, open_channel
 from pyams_zmq.process.descendants import end_tree, open_pidfd, poll, wait_for_tree
 from pyams_zmq.process.watchdog import Watchdog, wait_for_exit
 
@@ -39,6 +40,15 @@ def pipe():
     yield reader, writer
     reader.close()
     writer.close()
+
+
+@pytest.fixture
+def channel():
+    """A channel: the end of the owner, and that of the child."""
+    owner, control = open_channel()
+    yield owner, control
+    owner.close()
+    control.close()
 
 
 @pytest.fixture
@@ -259,11 +269,14 @@ def test_end_no_children():
 
 # Watchdog
 
+OPEN = []  # ends of channels that an owner has which says nothing
+
 
 def start_watchdog(owner=None, orphan_timeout=HOUR, control=None, drain_timeout=HOUR, enter=int):
     """Start the watchdog of this process."""
     if control is None:
-        control, _silent = os.pipe()
+        owner_end, control = open_channel()
+        OPEN.append(owner_end)
     watchdog = Watchdog(
         owner or os.getppid(), orphan_timeout, control, lambda: drain_timeout, enter
     )
@@ -376,9 +389,9 @@ class TestWatchdog:
         assert end_and_time(child) < 5
         assert child.exitcode == 0
 
-    def test_deadlines_of_two_threads(self):
+    def test_deadlines_of_two_threads(self, channel):
         """The earlier one stays, when one thread comes in the middle of another."""
-        watchdog = RacingWatchdog(os.getppid(), HOUR, -1, int, int)
+        watchdog = RacingWatchdog(os.getppid(), HOUR, channel[1], int, int)
         other = threading.Thread(target=watchdog.arm, args=(1,))
 
         def come_in_between():
@@ -440,11 +453,10 @@ class TestWatchdog:
         go_reader.close()
         go_writer.close()
 
-    @pytest.mark.parametrize('words', [[b'stop'], [b'stop', b'stop'], [b'x' * 1000]])
-    def test_owner_asks(self, fork, pipe, words):
-        """Whatever it says."""
+    @pytest.mark.parametrize('times', [1, 2])
+    def test_owner_asks(self, fork, pipe, channel, times):
         reader, writer = pipe
-        control, asking = os.pipe()
+        owner, control = channel
 
         def run():
             signal.signal(signal.SIGTERM, obey)
@@ -459,18 +471,16 @@ class TestWatchdog:
 
         child = fork(run)
         assert reader.recv() == 'ready'
-        for word in words:
-            os.write(asking, word)
+        for _time in range(times):
+            owner.ask_to_stop()
         assert reader.recv() == 'SIGTERM'
         end_and_time(child)
         assert child.exitcode == 3
-        os.close(control)
-        os.close(asking)
 
-    def test_owner_asks_and_is_not_heard(self, fork, pipe):
+    def test_owner_asks_a_busy_main_thread(self, fork, pipe, channel):
         """A handler in a native call keeps Python from handling the signal."""
         reader, writer = pipe
-        control, asking = os.pipe()
+        owner, control = channel
 
         def run():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -480,15 +490,13 @@ class TestWatchdog:
 
         child = fork(run)
         assert reader.recv() == 'ready'
-        os.write(asking, b'stop')
+        owner.ask_to_stop()
         assert 0.1 < end_and_time(child) < 2
         assert child.exitcode == 1
-        os.close(control)
-        os.close(asking)
 
-    def test_owner_asks_who_stops_already(self, fork, pipe):
+    def test_owner_asks_a_process_that_stops_already(self, fork, pipe, channel):
         reader, writer = pipe
-        control, asking = os.pipe()
+        owner, control = channel
 
         def run():
             signal.signal(signal.SIGTERM, lambda *args: writer.send('SIGTERM'))
@@ -498,23 +506,21 @@ class TestWatchdog:
 
         child = fork(run)
         assert reader.recv() == 'ready'
-        os.write(asking, b'stop')
+        owner.ask_to_stop()
         assert end_and_time(child) < 2
         assert child.exitcode == 1
         assert not reader.poll(0)
-        os.close(control)
-        os.close(asking)
 
     @pytest.mark.parametrize('is_open', [True, False])
     def test_channel_ends(self, fork, pipe, is_open):
-        """So does it when the owner becomes another program, which no pidfd tells."""
+        """The owner has become another program, or a handler has closed all descriptors."""
         reader, writer = pipe
 
         def run():
             signal.signal(signal.SIGTERM, lambda *args: writer.send('SIGTERM'))
-            control, asking = os.pipe()
-            os.close(asking)
-            start_watchdog(orphan_timeout=0.3, control=control if is_open else NO_FD)
+            owner, control = open_channel()
+            owner.close()
+            start_watchdog(orphan_timeout=0.3, control=control if is_open else ChildChannel(NO_FD))
             sleep()
 
         child = fork(run)

@@ -47,7 +47,7 @@ def test_threads_get_the_same_value():
 
 
 def test_fork_without_hooks(monkeypatch):
-    """As made by uWSGI: only the process id is another one."""
+    """After a fork by uWSGI only the process id is different."""
     local = ForkLocal(list)
     parents = local.get()
     pid = os.getpid()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The wire format."""
+"""Encoding and decoding of messages and replies."""
 
 import enum
 import json
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyams_zmq.exceptions import ZMQMessageError, ZMQReplyError
 from pyams_zmq.message import decode_reply, decode_request, encode
+from pyams_zmq.wire.message import is_error, peek_type
 
 GOOD_JSON = [
     # JSON, value
@@ -72,7 +73,7 @@ BAD_JSON = [
 ]
 
 BAD_REQUESTS = [
-    # JSON, but no request
+    # JSON, but not a request
     b'1',
     b'"echo"',
     b'null',
@@ -113,23 +114,23 @@ def test_bad_request(data):
 
 
 class Number(enum.IntEnum):
-    """An integer that says it is something else."""
+    """An integer with another `repr`."""
 
     ONE = 1
 
 
 class Text(str):
-    """A text that is no plain str, as a translation string is."""
+    """A subclass of str, as a translation string is."""
 
     __slots__ = ()
 
 
 class Mapping(dict):
-    """A dictionary that is no plain dict."""
+    """A subclass of dict."""
 
 
 class Sequence(list):
-    """A list that is no plain list."""
+    """A subclass of list."""
 
 
 ENCODED = [
@@ -243,7 +244,7 @@ ODD = st.recursive(
 
 
 def strict_json(data):
-    """Read JSON with the standard library, without what it lets through."""
+    """Decode JSON with the standard library, without its extensions."""
 
     def refuse(constant):
         raise ValueError(constant)
@@ -313,3 +314,31 @@ def compare(data):
         case _:
             with pytest.raises(ZMQMessageError):
                 decode_request(data)
+
+
+@pytest.mark.parametrize(
+    ('data', 'name'),
+    [
+        (b'["echo",1]', b'echo'),
+        (b' [ "pyams_zmq.stats", null]', b'pyams_zmq.stats'),
+        (b'["ech\\u006f",1]', b''),
+        (b'{"echo":1}', b''),
+        (b'', b''),
+        (b'["' + b'x' * 101 + b'"]', b''),
+        (b'x["echo",1]', b''),
+        ('["é"]'.encode(), b''),
+    ],
+)
+def test_peek_type(data, name):
+    assert peek_type(data) == name
+    assert peek_type(memoryview(data)) == name
+
+
+@pytest.mark.parametrize('reply', [b'[500,"x"]', b' [ 404 , 1]', b'[503]'])
+def test_is_error(reply):
+    assert is_error(reply)
+
+
+@pytest.mark.parametrize('reply', [b'[45,"x"]', b'[4000,1]', b'"text"', b'', b'[200,[500]]'])
+def test_is_not_error(reply):
+    assert not is_error(reply)

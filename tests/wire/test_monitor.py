@@ -6,7 +6,7 @@ import errno
 import pytest
 import zmq
 
-from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event, read_event
+from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event, receive_event
 
 
 @pytest.fixture
@@ -20,9 +20,9 @@ def socket():
 def test_events(socket):
     monitor = open_monitor(socket)
     assert monitor.last_endpoint.startswith(b'inproc://pyams_zmq.')
-    assert read_event(monitor) is None
+    assert not monitor.poll(0)
     socket.bind('tcp://127.0.0.1:0')
-    event, value = read_event(monitor)
+    event, value = receive_event(monitor)
     assert event == zmq.EVENT_LISTENING
     assert value > 0  # the descriptor
     close_monitor(socket, monitor)

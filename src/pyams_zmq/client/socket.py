@@ -31,7 +31,7 @@ from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, receive
 from pyams_zmq.wire.message import check_size, decode_reply
-from pyams_zmq.wire.monitor import close_monitor, open_monitor, read_event
+from pyams_zmq.wire.monitor import close_monitor, open_monitor, receive_event
 from pyams_zmq.wire.poll import poll
 
 SILENCE = 0.01
@@ -51,8 +51,8 @@ _NO_REQUEST = 'No reply is expected: no request was sent, or its reply was recei
 
 TIMEOUT = _('Connection timeout')
 
-_replies: dict[Any, float] = {}
-"""Time of the last reply of each service, by URI and credentials"""
+_replies: dict[int, float] = {}
+"""Time of the last reply of each service, by the hash of its URI and credentials"""
 
 
 class ConnectionMonitor:
@@ -75,8 +75,8 @@ class ConnectionMonitor:
         :raises ZMQRefusedError: if the service refuses the connection
         """
         is_lost = False
-        while (event := read_event(self.socket)) is not None:
-            is_lost |= self.state.handle_event(event[0])
+        while self.socket.get(EVENTS) & POLLIN:
+            is_lost |= self.state.handle_event(receive_event(self.socket)[0])
         return is_lost
 
 
@@ -88,7 +88,7 @@ class ZMQSocket(zmq.Socket[bytes]):
 
     is_refused = False
 
-    _service: Any = None
+    _service: int | None = None
     _monitor: ConnectionMonitor | None = None
 
     def _open_monitor(self, endpoint: Endpoint) -> ConnectionMonitor:
@@ -199,7 +199,7 @@ def zmq_socket(
     # Soon, because a server may end several handshakes before one of them fails with an error.
     socket.set(zmq.RECONNECT_IVL, RECONNECT_IVL)
     socket.set(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_IVL)
-    socket._service = key = (uri, curve, *service.users.items())
+    socket._service = key = hash((uri, curve, *service.users.items()))
     if socket_type != zmq.REQ or monotonic() - _replies.get(key, -inf) > RECENT:
         socket._open_monitor(service.endpoint)
     socket.connect(uri)
@@ -246,7 +246,7 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
     return decode_reply(frames[-1])
 
 
-def _remember_reply(service: Any) -> None:
+def _remember_reply(service: int) -> None:
     if len(_replies) >= _MAX_SERVICES:
         _replies.clear()
     _replies[service] = monotonic()
@@ -257,7 +257,8 @@ def _wait_for_refusal(socket: Any, flags: int, deadline: float) -> bool:
     monitor = socket._monitor
     if monitor is None:
         try:
-            monitor = socket._open_monitor(Endpoint.parse(socket._service[0], bind=False))
+            uri = socket.last_endpoint.decode()
+            monitor = socket._open_monitor(Endpoint.parse(uri, bind=False))
         except zmq.ZMQError as error:
             if error.errno == errno.EMFILE:
                 return False  # the reply comes in without a monitor, too

@@ -25,14 +25,13 @@ from pyams_zmq.auth import Authenticator
 from pyams_zmq.device.proxy import HOLD, STATISTICS, TERMINATE, Counts
 from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
 from pyams_zmq.process.base import (
-    SIGNALS,
     OwnedProcess,
     check_threads,
-    make_portable,
 )
+from pyams_zmq.process.channel import make_portable
 from pyams_zmq.process.lock import IPCLock
 from pyams_zmq.process.server_socket import bind, limit, protect, warn_of_exposure
-from pyams_zmq.process.watchdog import Watchdog, has_ended, wait_for_exit
+from pyams_zmq.process.watchdog import SIGNALS, has_ended, wait_for_exit
 from pyams_zmq.wire.endpoint import Endpoint
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -388,14 +387,7 @@ class _DeviceProcess(OwnedProcess):
         signal.set_wakeup_fd(self._wake)
         for num in SIGNALS:
             signal.signal(num, _ignore)  # the byte which Python writes to the pipe wakes us
-        watchdog = Watchdog(
-            self._parent_pid,
-            self.orphan_timeout,
-            self._control.fileno(),
-            lambda: self.drain_timeout,
-            self._enter_thread,
-        )
-        watchdog.start()
+        watchdog = self._start_watchdog()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             runner = ThreadRunner(self._device, self._wake_up)

@@ -6,15 +6,13 @@ import atexit
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Pipe, wait
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.context import ForkProcess
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any
 from weakref import WeakSet
 
@@ -23,30 +21,22 @@ from pyramid.threadlocal import get_current_registry, manager
 from zope.component import getSiteManager
 
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
+from pyams_zmq.process.channel import Command, Outcome, OwnerChannel, open_channel
 from pyams_zmq.process.descendants import open_pidfd
 from pyams_zmq.process.heartbeat import HeartbeatCounter
-from pyams_zmq.process.watchdog import has_ended, wait_for_exit
+from pyams_zmq.process.watchdog import SIGNALS, Watchdog, has_ended, wait_for_exit
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
-"""What a child handles itself"""
 
 RECYCLED = 75
 """Exit code of a child that wants to be replaced at once (EX_TEMPFAIL of sysexits.h)"""
 
-_MAX_TEXT = 1000  # characters of an error that cannot come as it is
-
 StopOrder = tuple[Callable[[], None], float]
 """What to do to have a child end, and the seconds to wait for that"""
 
-Report = tuple[str | None, Exception | None]
-"""What a child says when it is ready, or cannot be: its address, or an error"""
-
 
 class OwnedProcess(multiprocessing.Process):
-    """Process that its owner, the process which started it, asks to stop over a pipe.
+    """Process that its owner, the process which started it, controls over a channel.
 
     It forks, whatever the start method of the program, and is not daemonic: it may have children.
 
@@ -54,20 +44,23 @@ class OwnedProcess(multiprocessing.Process):
     """
 
     drain_timeout: float = 10.0
+    orphan_timeout: float = 0.5
 
     _start_method = 'fork'
     _Popen: Any = staticmethod(ForkProcess._Popen)
     _popen: Any
     _parent_pid: int
 
-    _channel: Any = None
-    _control: Any = None
+    _channel: Any = None  # an OwnerChannel
+    _control: Any = None  # a ChildChannel
+    _watchdog: Watchdog | None = None
     _heartbeat: HeartbeatCounter | None = None
 
     def __init__(self, registry: Any):
         super().__init__()
         self.registry = registry
         self._stop_lock = RLock()
+        self._channel_lock = RLock()
 
     # In the parent
 
@@ -79,8 +72,7 @@ class OwnedProcess(multiprocessing.Process):
         if self._popen is not None:
             raise AssertionError(f'{self.name} cannot be started twice')  # as the base class says
         check_threads(self.name)
-        # The child reports through this channel, and is asked to stop.
-        self._channel, self._control = Pipe()
+        self._channel, self._control = open_channel()
         # Until the child has its own handlers, those of a web server would swallow these.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
@@ -114,12 +106,78 @@ class OwnedProcess(multiprocessing.Process):
     def _ask_to_stop(self) -> None:
         # Not by a signal: one which also comes from the terminal, or from systemd, would be the
         # second one and end the child at once.
-        with suppress(OSError):
-            self._channel.send_bytes(b'stop')
+        self._owner_channel.ask_to_stop()
 
     def _is_owner(self) -> bool:
-        """Tell the process that called `start` from the child, and from other forks."""
+        """Return True in the process that called `start`, not in the child and in other forks."""
         return self._popen is not None and self._parent_pid == os.getpid()
+
+    def _wait_report(self, timeout: float | None) -> Any:
+        """Wait until the child is ready.
+
+        :param timeout: seconds; None waits without end
+        :return: the addresses that it has reported
+        :raises ZMQTimeoutError: it is still not ready after *timeout*
+        :raises Exception: the error that it has reported, or that of `_describe_end`
+        """
+        channel = self._owner_channel
+        return self._receive(
+            lambda end: channel.wait(lambda: channel.report, end, timeout),
+            f'is not ready after {timeout} s',
+        )
+
+    def _call(self, name: str, *args: Any, timeout: float) -> Any:
+        """Send a command to the child, and return its result.
+
+        :param name: name of the command
+        :param args: arguments, which can be pickled
+        :param timeout: seconds
+        :raises ZMQTimeoutError: it does not answer in time
+        :raises Exception: the error of the command, or that of `_describe_end`
+        """
+        return self._receive(
+            lambda end: self._owner_channel.call(name, args, end, timeout),
+            f'does not answer within {timeout} s',
+        )
+
+    def _receive_result(self) -> Outcome | None:
+        """Return the last value and the error that a child reported before its end, if any."""
+        channel = self._owner_channel
+        with self._channel_lock:
+            return channel.wait(lambda: channel.result, None, 0)
+
+    def _receive(self, receive: Callable[[int | None], Outcome | None], complaint: str) -> Any:
+        with self._channel_lock, self._open_end() as end:
+            try:
+                outcome = receive(end)
+            except TimeoutError:
+                raise ZMQTimeoutError(f'{self.name} {complaint}') from None
+        if outcome is None:
+            wait_for_exit(self, 1)
+            raise self._describe_end()
+        value, error = outcome
+        if error is not None:
+            raise error
+        return value
+
+    @contextmanager
+    def _open_end(self) -> Iterator[int | None]:
+        """Return a descriptor that is readable when the child has ended, None if it has."""
+        with open_pidfd(self.pid) as pidfd:
+            if pidfd is None:
+                yield None if has_ended(self) else self.sentinel
+            else:
+                yield pidfd
+
+    @property
+    def _owner_channel(self) -> OwnerChannel:
+        if not self._is_owner():
+            raise ZMQStartError(f'{self.name} was not started by this process')
+        channel: OwnerChannel = self._channel
+        return channel
+
+    def _describe_end(self) -> Exception:
+        return ZMQStartError(f'{self.name} ended with exit code {self.exitcode}, its log says why')
 
     # In the child
 
@@ -145,20 +203,40 @@ class OwnedProcess(multiprocessing.Process):
         if utils is not None:  # a site of the parent is bound to the ZODB connection of the parent
             utils.set_local_registry(None)
 
+    def _start_watchdog(self, on_command: Callable[[Command], None] | None = None) -> Watchdog:
+        """Start the watchdog of this process.
+
+        :param on_command: handles the commands of the owner; see :class:`Watchdog`
+        """
+        self._watchdog = Watchdog(
+            self._parent_pid,
+            self.orphan_timeout,
+            self._control,
+            lambda: self.drain_timeout,
+            self._enter_thread,
+            self._heartbeat,
+            on_command,
+        )
+        self._watchdog.start()
+        return self._watchdog
+
+    def _send_report(self, addresses: Any, error: Exception | None) -> None:
+        """Report to the owner that this process is ready, or why it cannot be.
+
+        :param addresses: bound addresses, in a list or a dict of lists
+        :param error: None if it is ready
+        """
+        if self._control is not None:  # `run` can also be called without `start`
+            self._control.report(addresses, error)
+
 
 class ReadyProcess(OwnedProcess):
-    """Process that tells its owner when it is ready, or why it cannot be.
-
-    :param registry: registry of the application
-    """
+    """Process that binds addresses, and reports them to its owner."""
 
     bound_address: str | None = None
+    """First of `bound_addresses`"""
 
-    _report: Report | None = None
-
-    def __init__(self, registry: Any):
-        super().__init__(registry)
-        self._report_lock = Lock()
+    bound_addresses: Sequence[str] = ()
 
     def wait_ready(self, timeout: float | None = 10) -> str:
         """Wait until the child has bound its socket and serves it.
@@ -169,42 +247,17 @@ class ReadyProcess(OwnedProcess):
         :raises ZMQStartError: it ended, or was never started; an exception of the child which
             can be pickled is raised as it was, a ZMQBindError for instance
         """
-        if not self._is_owner():
-            raise ZMQStartError(f'{self.name} was not started by this process')
-        with self._report_lock:
-            if self._report is None:
-                self._report = self._receive_report(timeout)
-        self.bound_address, error = self._report
-        if error is None and has_ended(self):
-            error = self._describe_end()
-        if error is not None:
-            raise error
-        return str(self.bound_address)
-
-    def _receive_report(self, timeout: float | None) -> Report:
-        with open_pidfd(self.pid) as pidfd:
-            if not wait([self._channel, self.sentinel if pidfd is None else pidfd], timeout):
-                raise ZMQTimeoutError(f'{self.name} is not ready after {timeout} s')
-        with suppress(EOFError, OSError):
-            if self._channel.poll():
-                report: Report = self._channel.recv()
-                return report
-        wait_for_exit(self, 1)
-        return None, self._describe_end()
-
-    def _describe_end(self) -> ZMQStartError:
-        return ZMQStartError(f'{self.name} ended with exit code {self.exitcode}, its log says why')
+        addresses = self._wait_report(timeout)
+        if has_ended(self):
+            raise self._describe_end()
+        self.bound_addresses = addresses
+        self.bound_address = address = str(addresses[0])
+        return address
 
     def reload(self) -> None:
         """Ask the child, by SIGHUP, to read again what may have changed."""
         if self._is_owner() and not has_ended(self):
             os.kill(self._popen.pid, signal.SIGHUP)
-
-    def _send_report(self, address: str | None, error: Exception | None) -> None:
-        if self._control is not None:
-            with suppress(OSError):  # the parent is gone
-                report = address, None if error is None else make_portable(error)
-                self._control.send(report)
 
 
 def check_threads(name: object) -> None:
@@ -219,21 +272,6 @@ def check_threads(name: object) -> None:
             f'{name} needs threads, which gevent has replaced in this program: start it '
             'in another one, or before (gunicorn --preload)'
         )
-
-
-def make_portable(error: Exception, max_size: int = 32 * 1024) -> Exception:
-    """Give an error that comes through a pipe as it is, or one that tells what it was.
-
-    :param max_size: bytes; more might wait for a reader who does not read
-    """
-    try:
-        data = pickle.dumps(error)
-        pickle.loads(data)  # noqa: S301 - our own: some exceptions pickle, and do not come back
-        if len(data) <= max_size:
-            return error
-    except Exception:  # noqa: BLE001 - whatever the pickling of a foreign exception raises
-        LOGGER.debug('%s cannot be pickled', type(error).__name__)
-    return ZMQStartError(f'{type(error).__name__}: {error}'[:_MAX_TEXT])
 
 
 _owned: WeakSet[OwnedProcess] = WeakSet()

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What a socket needs before others may connect to it.
-
-Processes and devices bind with it. Each gives itself as *owner*: its attributes are the limits,
-and its `str` or name stands in the log.
-"""
+"""The bound sockets of a server: limits, access, ipc locks, and what its forks inherit."""
 
 import errno
 import logging
-from collections.abc import Callable, MutableMapping
+import os
+import re
+import socket as network
+import stat
+from collections.abc import Callable, Collection, Iterator, MutableMapping
+from contextlib import contextmanager
 from math import ceil
 from time import monotonic, sleep
 from typing import Any
 
 import zmq
 
-from pyams_zmq.auth import ZAP_DOMAIN
+from pyams_zmq.auth import ZAP_DOMAIN, Access
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process.lock import IPCLock
@@ -25,77 +26,208 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 LINGER = 1000
 """Milliseconds that a socket gets to send its last message"""
 
+SIZE_SLACK = 16 * 1024 * 1024
+"""Bytes above `max_message_size` that still get the reply 413; libzmq drops the peer beyond"""
+
+INPROC = 'inproc://'
+
 _RETRY_INTERVAL = 0.05
+_ZONE = re.compile(r'%[^]]+(?=]:\d+$)')  # of a link-local address: only libzmq returns it
 
 _ADVICE = {
     errno.EADDRINUSE: 'another process serves it, stop that one or choose another address',
     errno.EADDRNOTAVAIL: 'no interface of this machine has it',
     errno.ENODEV: 'it is neither an address nor an interface of this machine',
-    errno.EEXIST: 'a file which is no socket is there, remove it or choose another path',
+    errno.EEXIST: 'a file which is not a socket is there, remove it or choose another path',
     errno.EACCES: 'this user may not bind it',
     errno.ENOENT: 'its folder does not exist',
 }
 
 
-def limit(socket: Any, owner: Any, max_size: int) -> None:
-    """Set the limits of a socket.
+class SocketLimits:
+    """Limits of the sockets of a server: class attributes, which a setting can override."""
 
-    :param owner: has them as attributes
-    :param max_size: bytes of the largest message; libzmq drops the peer of a larger one
+    max_message_size: int = 16 * 1024 * 1024
+    """Bytes of the largest message that is handled"""
+
+    bind_timeout: float = 2.0
+    """Seconds to wait, as a standby, for an address that is in use"""
+
+    handshake_timeout: float = 5.0
+    """Seconds until a peer that has not finished its handshake is dropped"""
+
+    heartbeat_interval: float = 5.0
+    """Seconds between two heartbeats to a peer"""
+
+    heartbeat_timeout: float = 5.0
+    """Seconds until a peer that does not answer a heartbeat is dropped"""
+
+    receive_hwm: int = 1000
+    """Received messages that wait, per peer"""
+
+    send_hwm: int = 1000
+    """Messages that wait to be sent, per peer"""
+
+    backlog: int = 100
+    """Connections that wait to be accepted"""
+
+    def apply_limits(self, socket: Any, max_size: int) -> None:
+        """Set the options of a socket.
+
+        :param max_size: bytes of a message above which libzmq drops the peer, -1 for no limit
+        """
+        socket.linger = LINGER
+        socket.maxmsgsize = max_size
+        socket.rcvhwm = self.receive_hwm
+        socket.sndhwm = self.send_hwm
+        socket.backlog = self.backlog
+        socket.handshake_ivl = ceil(self.handshake_timeout * 1000)
+        socket.heartbeat_ivl = ceil(self.heartbeat_interval * 1000)
+        socket.heartbeat_timeout = ceil(self.heartbeat_timeout * 1000)
+
+
+SOCKET_LIMITS = tuple(SocketLimits.__annotations__)
+"""Names of the limits"""
+
+
+class ServerSockets:
+    """The bound sockets of one server, in the process that binds them.
+
+    :param name: name of the server, for the log
+    :param limits: its limits
+    :param before_retry: called before each further attempt to bind an address that is in use
     """
-    socket.linger = LINGER
-    socket.maxmsgsize = max_size
-    socket.rcvhwm = owner.receive_hwm
-    socket.sndhwm = owner.send_hwm
-    socket.backlog = owner.backlog
-    socket.handshake_ivl = ceil(owner.handshake_timeout * 1000)
-    socket.heartbeat_ivl = ceil(owner.heartbeat_interval * 1000)
-    socket.heartbeat_timeout = ceil(owner.heartbeat_timeout * 1000)
+
+    def __init__(
+        self, name: object, limits: SocketLimits, before_retry: Callable[[], None] = lambda: None
+    ):
+        self._name = name
+        self._limits = limits
+        self._before_retry = before_retry
+        self._locks: dict[str, IPCLock] = {}
+        self._uris: dict[Any, list[str]] = {}
+
+    def bind(
+        self,
+        socket: Any,
+        uri: str,
+        access: Access,
+        *,
+        path: str | None = None,
+        domain: bytes | None = ZAP_DOMAIN,
+    ) -> str:
+        """Bind a socket; wait up to `bind_timeout` for an address that is in use.
+
+        :param uri: address, in the form of libzmq
+        :param access: who may connect
+        :param path: file of an ipc address, which gets locked
+        :param domain: ZAP domain; None if the context does not have an authenticator
+        :return: bound address, with the real port
+        :raises ZMQBindError: it cannot be bound
+        """
+        if domain is not None:
+            access.protect(socket, domain)
+        self.bind_with_retry(socket, uri, path)
+        return self.add(socket, access)
+
+    def bind_with_retry(self, socket: Any, uri: str, path: str | None) -> None:
+        """Bind a socket, without access control."""
+        deadline = monotonic() + self._limits.bind_timeout
+        while True:
+            try:
+                return _bind_once(socket, uri, path, self._locks)
+            except ZMQBindError as error:
+                if error.errno != errno.EADDRINUSE or monotonic() > deadline:
+                    raise
+            self._before_retry()
+            sleep(_RETRY_INTERVAL)  # no event is sent when an address becomes free
+
+    def add(self, socket: Any, access: Access) -> str:
+        """Add a socket that is bound by other means.
+
+        :param access: who may connect
+        :return: bound address, with the real port
+        """
+        uri: str = socket.last_endpoint.decode()
+        self._uris = {key: uris for key, uris in self._uris.items() if not key.closed}
+        self._uris.setdefault(socket, []).append(uri)
+        access.warn_of_exposure(self._name, uri)
+        return uri
+
+    @property
+    def uris(self) -> list[str]:
+        """Bound addresses, in the order of binding; those of closed sockets may be among them."""
+        return [uri for uris in self._uris.values() for uri in uris]
+
+    def close_inherited(self) -> None:
+        """Close the listeners and their connections in a fork of this process."""
+        if self._uris:
+            close_inherited_listeners(self.uris)
+
+    def release(self) -> None:
+        """Release the locks of the ipc addresses, once the sockets are closed."""
+        for lock in self._locks.values():
+            lock.release()
 
 
-def protect(
-    socket: Any, curve: CurveServer | None, has_users: bool, domain: bytes = ZAP_DOMAIN
+@contextmanager
+def closed_on_error(socket: Any) -> Iterator[Any]:
+    """Close a socket without linger if the block raises."""
+    try:
+        yield socket
+    except BaseException:
+        socket.close(0)
+        raise
+
+
+def close_inherited_listeners(
+    uris: Collection[str] | None = None, kept: Collection[int] = ()
 ) -> None:
-    """Have the ZAP handler of the context asked about each peer of a socket.
+    """Close listeners that a forked process has inherited, and the connections accepted by them.
 
-    :param curve: keys, or None
-    :param has_users: true when there are users of PLAIN
-    :param domain: ZAP domain; the handler may have a policy for it
+    The fork could outlive its parent: nobody else could bind the addresses, and the peers would not
+    notice that nobody serves them.
+
+    :param uris: addresses of the listeners, as libzmq returned them; None for all listeners
+    :param kept: descriptors to leave open
     """
-    socket.zap_domain = domain
-    socket.zap_enforce_domain = True  # else libzmq lets everybody in who finds no ZAP handler
-    if curve is not None:
-        curve.apply(socket)
-    else:
-        socket.plain_server = has_users
+    local_uris: dict[int, list[str]] = {}
+    listening = set()
+    for fd in map(int, os.listdir('/proc/self/fd')):
+        if fd not in kept:
+            local_uris[fd], is_listening = _inspect(fd)
+            if is_listening:
+                listening.update(local_uris[fd][:1])
+    closed = listening if uris is None else {_ZONE.sub('', uri) for uri in uris}
+    with open(os.devnull, 'rb') as null:
+        for fd, names in local_uris.items():
+            if not closed.isdisjoint(names):
+                # Not closed: objects of the parent would close the number when another file has it.
+                os.dup2(null.fileno(), fd)
 
 
-def bind(
-    socket: Any,
-    uri: str,
-    path: str | None,
-    locks: MutableMapping[str, IPCLock],
-    timeout: float,
-    before_wait: Callable[[], None] = lambda: None,
-) -> None:
-    """Bind a socket, when the address gets free at the latest.
+def _inspect(fd: int) -> tuple[list[str], bool]:
+    """Return the addresses that the listener of a socket can have, and whether it is a listener.
 
-    :param uri: the address, as libzmq wants it
-    :param path: the file of an ipc address, or None
-    :param locks: of the paths that the owner has bound; a new one is added
-    :param timeout: seconds to wait for an address that is in use
-    :param before_wait: called between two tries
-    :raises ZMQBindError: it cannot be bound
+    :param fd: any descriptor; if it is not a bound socket, the list is empty
     """
-    deadline = monotonic() + timeout
-    while True:
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return [], False
+        socket = network.socket(fileno=fd)
         try:
-            return _bind_once(socket, uri, path, locks)
-        except ZMQBindError as error:
-            if error.errno != errno.EADDRINUSE or monotonic() > deadline:
-                raise
-        before_wait()
-        sleep(_RETRY_INTERVAL)  # nothing tells when an address gets free
+            name = socket.getsockname()
+            is_listening = bool(socket.getsockopt(network.SOL_SOCKET, network.SO_ACCEPTCONN))
+        finally:
+            socket.detach()
+    except OSError:  # closed meanwhile
+        return [], False
+    if isinstance(name, tuple):
+        host, port = name[:2]
+        hosts = (f'[{host}]' if ':' in str(host) else host, '0.0.0.0', '[::]')  # noqa: S104 - to compare
+        return [f'tcp://{each}:{port}' for each in hosts], is_listening
+    path = '@' + os.fsdecode(name[1:]) if isinstance(name, bytes) else name
+    return ([f'ipc://{path}'] if path else []), is_listening
 
 
 def _bind_once(
@@ -116,17 +248,44 @@ def _bind_once(
         locks[path] = lock
 
 
-def warn_of_exposure(name: Any, uri: str, curve: CurveServer | None, has_users: bool) -> None:
-    """Log that others can read the messages, if they can.
+# For pool and device, until they use the classes above.
 
-    :param name: who serves
-    :param uri: where, as libzmq says it
-    """
+
+def limit(socket: Any, owner: Any, max_size: int) -> None:
+    """Set the limits of a socket."""
+    SocketLimits.apply_limits(owner, socket, max_size)
+
+
+def protect(
+    socket: Any, curve: CurveServer | None, has_users: bool, domain: bytes = ZAP_DOMAIN
+) -> None:
+    """Enable access control on a socket."""
+    access = Access(None, None, curve)
+    access.users = {'': ''} if has_users else {}
+    access.protect(socket, domain)
+
+
+def bind(
+    socket: Any, uri: str, path: str | None, locks: MutableMapping[str, IPCLock], timeout: float
+) -> None:
+    """Bind a socket."""
+    deadline = monotonic() + timeout
+    while True:
+        try:
+            return _bind_once(socket, uri, path, locks)
+        except ZMQBindError as error:
+            if error.errno != errno.EADDRINUSE or monotonic() > deadline:
+                raise
+        sleep(_RETRY_INTERVAL)
+
+
+def warn_of_exposure(name: Any, uri: str, curve: CurveServer | None, has_users: bool) -> None:
+    """Log that others can read the messages, if they can."""
     if curve is None and not is_local(uri):
         LOGGER.warning(
-            '%s serves the network at %s, %s: whoever is on the way can read and change the '
+            '%s serves the network at %s, %s: others on the network can read and change the '
             'messages; use CURVE',
             name,
             uri,
-            'with passwords in clear' if has_users else 'without authentication',
+            'with passwords in clear text' if has_users else 'without authentication',
         )

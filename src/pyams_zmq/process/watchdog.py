@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from threading import RLock, Thread
 from time import monotonic, sleep
 from typing import Any
 
+from pyams_zmq.process.channel import STOP, ChildChannel, Command
 from pyams_zmq.process.descendants import (
     POLL_INTERVAL,
     Reaper,
@@ -22,6 +24,10 @@ from pyams_zmq.process.descendants import (
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL, HeartbeatCounter
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
+"""Signals that a child handles itself"""
 
 END_GRACE = 0.2
 """Seconds that the descendants of a process which is ended hard get for a SIGTERM"""
@@ -72,33 +78,39 @@ class Watchdog(Thread):
 
     :param owner: process id of the owner, the parent of this process
     :param orphan_timeout: seconds that this process gets once the owner has died
-    :param control: descriptor on which the owner asks this process to stop
-    :param drain_timeout: gives the seconds that this process gets once it was asked
+    :param control: channel on which the owner sends its commands
+    :param drain_timeout: returns the seconds that this process gets once it was asked to stop
     :param enter: called first in the thread
-    :param pulse: shows the supervisor of this process that it is not stopped
+    :param heartbeat: shows the supervisor of this process that it is not stopped
+    :param on_command: called in the thread for each other command, and must not block: pass the
+        command to the main thread, with the `put` of a :class:`queue.SimpleQueue` or with
+        `call_soon_threadsafe`; by default a command is refused
     """
 
     def __init__(
         self,
         owner: int,
         orphan_timeout: float,
-        control: int,
+        control: ChildChannel,
         drain_timeout: Callable[[], float],
         enter: Callable[[], None],
-        pulse: HeartbeatCounter | None = None,
+        heartbeat: HeartbeatCounter | None = None,
+        on_command: Callable[[Command], None] | None = None,
     ):
         super().__init__(name='pyams_zmq watchdog', daemon=True)
         self.owner = owner
         self.orphan_timeout = orphan_timeout
-        self._control: int | None = control
+        self._control: ChildChannel | None = control
         self._drain_timeout = drain_timeout
         self._enter = enter
-        self._heartbeat = pulse
+        self._heartbeat = heartbeat
+        self._on_command = control.refuse if on_command is None else on_command
         self._lock = RLock()
         self._deadline: float | None = None
         self._asked = False
         self._reaper = Reaper()
         self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
 
     def arm(self, timeout: float) -> float:
         """Give the process some time to end; an earlier deadline stays.
@@ -112,8 +124,19 @@ class Watchdog(Thread):
             if self._deadline is not None:
                 deadline = min(deadline, self._deadline)
             self._deadline = deadline
-        os.write(self._wake_write, b'\0')
+        with suppress(BlockingIOError):  # full: the thread wakes up anyway
+            os.write(self._wake_write, b'\0')
         return deadline
+
+    def forward_signals(self) -> None:
+        """Handle SIGTERM, SIGINT and SIGHUP as commands with their names; for a main thread.
+
+        A main thread that waits for a queue would sleep on if a signal came just before that, or in
+        another thread. The byte that Python writes to the wake-up pipe wakes this thread instead.
+        """
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for num in SIGNALS:
+            signal.signal(num, _ignore)
 
     def run(self) -> None:
         """Wait for the owner or for the deadline."""
@@ -165,13 +188,15 @@ class Watchdog(Thread):
             timeouts.append(POLL_INTERVAL)
         if self._beat():
             timeouts.append(HEARTBEAT_INTERVAL)
-        fds = [fd for fd in (self._wake_read, self._control, pidfd) if fd is not None]
+        control = None if self._control is None else self._control.fileno()
+        fds = [fd for fd in (self._wake_read, control, pidfd) if fd is not None]
         readable = poll(fds, min(timeouts))
         self._reaper.step(monotonic())
         if self._wake_read in readable:
-            os.read(self._wake_read, 64)
-        if self._control in readable:
-            self._read_control()
+            for num in filter(None, os.read(self._wake_read, 64)):
+                self._on_command(Command(signal.Signals(num).name))
+        if self._control is not None and control in readable:
+            self._read_control(self._control)
         return pidfd in readable
 
     def _beat(self) -> bool:
@@ -180,18 +205,24 @@ class Watchdog(Thread):
                 self._heartbeat.beat()
             return self._heartbeat is not None
 
-    def _read_control(self) -> None:
+    def _read_control(self, control: ChildChannel) -> None:
         try:
-            said = os.read(self._control or 0, 64)
-        except OSError:
-            said = b''
-        if said:
-            self._request_stop()
-            self.arm(self._drain_timeout())  # a handler in a native call may not hear the signal
-        else:  # the owner has died, or has become another program, which no pidfd tells
+            command = control.receive()
+        except EOFError:  # the owner has died, or has become another program, which no pidfd shows
             self._control = None
             self._request_stop()
             self.arm(self.orphan_timeout)
+            return
+        if command is None:
+            return
+        if command.name == STOP:
+            self._request_stop()
+            self.arm(self._drain_timeout())  # a handler in a native call may not handle the signal
+            return
+        try:
+            self._on_command(command)
+        except Exception as error:  # noqa: BLE001 - the loop is closed, for instance: the owner gets it
+            control.answer(command, None, error)
 
     @staticmethod
     def _end() -> None:
@@ -209,3 +240,7 @@ class Watchdog(Thread):
             end_tree(END_GRACE, quiet=True)
         finally:
             os._exit(1)
+
+
+def _ignore(*_args: Any) -> None:
+    pass  # the byte in the wake-up pipe says it

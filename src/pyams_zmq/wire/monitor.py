@@ -9,8 +9,6 @@ from typing import Any
 
 import zmq
 
-from pyams_zmq.wire.frames import receive
-
 _numbers = count()
 _parse_event = struct.Struct('=Hi').unpack
 
@@ -57,13 +55,9 @@ def close_monitor(socket: Any, monitor: Any) -> None:
     monitor.close(0)
 
 
-def read_event(monitor: Any) -> tuple[int, int] | None:
-    """Read the next event of a monitor.
-
-    :return: event and value as numbers; None if no event has come in
-    """
-    frames = receive(monitor)
-    return None if frames is None else parse_event(frames)
+def receive_event(monitor: Any) -> tuple[int, int]:
+    """Wait for the next event of a monitor; return event and value as numbers."""
+    return parse_event(monitor.recv_multipart())
 
 
 def parse_event(frames: Sequence[bytes]) -> tuple[int, int]:

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The ZAP handler: libzmq asks it about each connection to a socket with a ZAP domain (RFC 27)."""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread
+from typing import Any
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+from pyams_zmq.auth.policy import AccessPolicy
+from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, receive, send_frame
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+ZAP_DOMAIN = b'pyams_zmq'
+ZAP_VERSION = b'1.0'
+ZAP_ENDPOINT = 'inproc://zeromq.zap.01'
+
+
+class Authenticator(ThreadAuthenticator):
+    """ZAP handler of a context: applies a policy, in a thread of its own.
+
+    :param context: ØMQ context
+    :param policy: policy of all ZAP domains that are not in `policies`
+    :param enter: called first in the thread
+    :ivar policies: policies by ZAP domain
+    """
+
+    thread: Any
+    pipe: Any
+
+    def __init__(
+        self, context: Any, policy: AccessPolicy, enter: Callable[[], None] = lambda: None
+    ):
+        super().__init__(context, log=LOGGER)
+        self.policy = policy
+        self.policies: dict[bytes, AccessPolicy] = {}
+        self._enter = enter
+
+    def start(self) -> None:
+        """Start the thread.
+
+        It polls: the asyncio loop in the thread of the base class takes longer to wake up than a
+        whole handshake.
+        """
+        super(ThreadAuthenticator, self).start()
+        self.pipe = self.context.socket(zmq.PAIR)
+        self.pipe.linger = 1
+        self.pipe.bind(self.pipe_endpoint)
+        self.thread = Thread(target=self._run, name='pyams_zmq authenticator', daemon=True)
+        try:
+            self.thread.start()
+        except RuntimeError:  # the limit of threads; `stop` would wait for this one
+            self.pipe.close()
+            self.pipe = None
+            raise
+
+    def _run(self) -> None:
+        self._enter()
+        with self.context.socket(zmq.PAIR) as pipe:
+            pipe.connect(self.pipe_endpoint)
+            while True:
+                try:
+                    return self._serve(pipe)
+                except BaseException as error:  # noqa: BLE001 - it has to go on
+                    _log(
+                        logging.CRITICAL,
+                        'Access control stopped (%s) and restarts; until then peers are refused',
+                        type(error).__name__,
+                    )
+                # The pending connection stays refused: libzmq gets no reply for it. Only `unbind`
+                # frees the endpoint at once.
+                self.zap_socket.unbind(ZAP_ENDPOINT)
+                self.zap_socket.close(0)
+                super(ThreadAuthenticator, self).start()
+
+    def _serve(self, pipe: Any) -> None:
+        socket: Any = self.zap_socket
+        sockets = [(pipe, POLLIN), (socket, POLLIN)]
+        while pipe not in dict(zmq.zmq_poll(sockets)):
+            msg = receive(socket)
+            if msg is not None:
+                *frames, last = self.answer(msg)
+                for frame in frames:
+                    send_frame(socket, frame, MORE)
+                send_frame(socket, last, NOBLOCK)
+
+    def answer(self, msg: list[bytes]) -> list[bytes]:
+        """Return the reply to a request of libzmq; an error refuses the connection."""
+        try:
+            _version, _id, domain, address, _identity, mechanism, *credentials = msg
+            policy = self.policies.get(domain, self.policy)
+            status, text, name = policy.check(address.decode(), mechanism, credentials)
+            user = name.encode()
+        except Exception as error:  # noqa: BLE001 - its text may contain the credentials
+            status, text, user = b'500', b'Access control failed', b''
+            _log(logging.ERROR, 'Access control failed (%s)', type(error).__name__)
+        if status != b'200':
+            reason = b' '.join([*msg[3:4], text]).decode(errors='replace')  # address and text
+            _log(logging.INFO, 'Connection refused: %s', reason)
+        return [ZAP_VERSION, msg[1], status, text, user, b'']
+
+
+def _log(level: int, text: str, argument: str) -> None:
+    with suppress(Exception):  # a failing log handler must not end the thread
+        LOGGER.log(level, text, argument)

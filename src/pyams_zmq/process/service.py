@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""A child process that runs an IOLoop until it is stopped: signals, sockets, drain, end."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from threading import local
+from time import monotonic
+from typing import Any
+from weakref import WeakSet
+
+import zmq
+from tornado.ioloop import IOLoop
+
+from pyams_zmq.auth import AccessAttributes, Authenticator, Users
+from pyams_zmq.auth.curve import CurveServer
+from pyams_zmq.process.base import ReadyProcess
+from pyams_zmq.process.descendants import become_subreaper, end_tree, start_no_more, wait_for_tree
+from pyams_zmq.process.server_socket import LINGER, SOCKET_LIMITS, ServerSockets, SocketLimits
+from pyams_zmq.process.stream import ZMQStream
+from pyams_zmq.process.watchdog import END_GRACE, SIGNALS, STOP_SIGNALS
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+LIMITS = ('drain_timeout', 'orphan_timeout', *SOCKET_LIMITS)
+"""Class attributes of a process that a setting can override"""
+
+TERM_GRACE = 0.5
+"""Seconds at the end of `drain_timeout` in which descendants that still run are terminated"""
+
+KILL_GRACE = 1.0
+"""Seconds that descendants get after a SIGTERM, unless the process has to end earlier"""
+
+
+class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
+    """Child process that runs an IOLoop until it is stopped.
+
+    A subclass opens its sockets in `init_stream`, and may override `_on_started`, `_report_ready`,
+    `_reload`, `_drain`, `_on_stopped` and `_teardown`, all of which run in the child.
+
+    :param registry: registry of the application
+    :param auth: users that may connect, see :func:`pyams_zmq.auth.parse_users`
+    :param clients: addresses that may connect, see :func:`pyams_zmq.auth.parse_clients`
+    :param curve: keys of the server and its clients, by default those of the class attribute
+    :raises ValueError: for credentials or addresses that cannot be parsed
+    """
+
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
+
+    context: Any = None
+    loop: Any = None
+    auth_thread: Authenticator | None = None
+    draining: bool = False
+
+    _sockets: Any = None
+    _started = False
+    _stopping = False
+
+    def __init__(
+        self,
+        registry: Any,
+        auth: Users = None,
+        clients: str | Iterable[Any] | None = None,
+        curve: CurveServer | None = None,
+    ):
+        super().__init__(registry)
+        self.set_access(auth, clients, curve)
+        self._streams: WeakSet[ZMQStream] = WeakSet()
+
+    def stop(self) -> None:
+        """End the process; see :meth:`pyams_zmq.interfaces.IZMQProcess.stop`."""
+        if self.loop is not None:
+            self.loop.add_callback(self.exit)
+        else:
+            super().stop()
+
+    def reload(self) -> None:
+        """Read users and keys again; see :meth:`pyams_zmq.interfaces.IZMQProcess.reload`."""
+        if self._is_owner():
+            super().reload()
+        else:
+            self._reload()
+
+    # For subclasses
+
+    def init_stream(self) -> None:
+        """Open the sockets, and add their streams to `_streams`."""
+        raise NotImplementedError
+
+    def _on_started(self) -> None:
+        """Do what has to be done before the first message is handled."""
+
+    def _report_ready(self) -> None:
+        """Report to the owner that the process is ready."""
+        self._send_report([self.bound_address], None)
+
+    def _reload(self) -> None:
+        """Read again what can change while the process runs."""
+        self.access.try_reload(self.name)
+
+    async def _drain(self) -> None:
+        """Finish the messages in hand, refuse others; after that the loop stops."""
+
+    def _on_stopped(self) -> None:
+        """Do what has to be done before the sockets are closed; only if it was started."""
+
+    # Life of the child
+
+    def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
+        # A subclass may do its own work in `run` before it calls ours: wrap both.
+        self.run = self._run_child  # type: ignore[method-assign] # on this instance
+        code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc] # it is private
+        start_no_more()
+        end_tree(END_GRACE)  # of processes that threads have started since `_leave_child`
+        if self._watchdog is not None:
+            self._watchdog.rest()  # two threads that exit at once would race for the exit code
+        return code
+
+    def _run_child(self) -> None:
+        del self.run
+        self._enter_child()
+        try:
+            self.run()
+        except Exception as error:
+            LOGGER.exception('%s failed', self.name)
+            self._send_report(None, error)
+            sys.exit(1)
+        finally:
+            self._leave_child()
+
+    def _enter_child(self) -> None:
+        self._cut_off()
+        become_subreaper()
+        self._masks = local()
+        os.register_at_fork(
+            before=self._mask_signals,
+            after_in_parent=self._unmask_signals,
+            after_in_child=self._enter_grandchild,
+        )
+        self._start_watchdog()
+        for num in STOP_SIGNALS:
+            signal.signal(num, self.exit)
+        signal.signal(signal.SIGHUP, self._on_hangup)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    def _mask_signals(self) -> None:
+        # A fork would lose a signal that arrives before it has reset our handlers.
+        self._masks.signals = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def _unmask_signals(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.signals)
+
+    def _enter_grandchild(self) -> None:
+        """Keep our signal handlers and addresses out of a fork, which may outlive us."""
+        signal.set_wakeup_fd(-1)
+        for num in SIGNALS:
+            signal.signal(num, signal.SIG_DFL)
+        self.loop = self._watchdog = None
+        self._unmask_signals()
+        if self._sockets is not None:
+            self._sockets.close_inherited()
+
+    def _leave_child(self) -> None:
+        assert self._watchdog is not None  # noqa: S101 - for mypy: `_enter_child` made it
+        deadline = self._watchdog.arm(self.drain_timeout + 1)
+        if not wait_for_tree(max(END_GRACE, deadline - TERM_GRACE - monotonic())):
+            start_no_more()
+            end_tree(KILL_GRACE)
+
+    def run(self) -> None:
+        """Set up everything and serve until `stop`."""
+        try:
+            self.setup()
+            self._on_started()
+            self._started = True
+            if not self.draining:
+                LOGGER.info('%s serves %s', self.name, self.bound_address)
+                self.loop.add_callback(self._report_ready)
+                self._serve()
+        finally:
+            self._teardown()
+
+    def setup(self) -> None:
+        """Create context, loop, authenticator and streams."""
+        self.context = zmq.Context()
+        asyncio.set_event_loop(None)  # otherwise Python 3.12 warns that there is no loop
+        self.loop = IOLoop(make_current=True, asyncio_loop=self.loop_factory())
+        self._wake_for_signals()
+        # Always: without a ZAP handler libzmq does not check the addresses of NULL peers, and keeps
+        # peers that send garbage.
+        self.auth_thread = Authenticator(self.context, self.access, self._enter_thread)
+        self.auth_thread.start()
+        self._sockets = ServerSockets(self.name, self, self._exit_if_draining)
+        self.init_stream()
+
+    def _wake_for_signals(self) -> None:
+        # Python runs a handler only between two instructions of the main thread, which may be about
+        # to sleep in the loop: asyncio also writes a byte to a socket of the loop. Our handler is
+        # set again, because it also runs while the loop is busy.
+        for num in SIGNALS:
+            handler = signal.getsignal(num)
+            self.loop.asyncio_loop.add_signal_handler(num, int)
+            signal.signal(num, handler)
+
+    def _exit_if_draining(self) -> None:
+        if self.draining:
+            sys.exit(0)
+
+    def _serve(self) -> None:
+        is_over = False
+        while not is_over:
+            try:
+                self.loop.start()
+                is_over = True
+            except (SystemExit, KeyboardInterrupt):  # of a task: asyncio lets it through
+                LOGGER.exception('A task of %s tried to end the process', self.name)
+                is_over = self._stopping
+
+    def _stop_loop(self) -> None:
+        self._stopping = True
+        self.loop.stop()
+
+    def exit(self, num: int | None = None, frame: Any = None) -> None:
+        """Finish the message in hand, refuse others, then stop."""
+        if self._watchdog is None and self.loop is None:
+            self.stop()
+        elif not self.draining:
+            self.draining = True
+            if self._watchdog is not None:
+                self._watchdog.arm(self.drain_timeout)
+            if self.loop is not None:
+                self.loop.asyncio_loop.call_soon_threadsafe(self._start_drain)
+        if self._watchdog is not None and num is not None and not self._watchdog.has_asked():
+            # A second signal ends the process at once. Only the same one: the other may already be
+            # on its way, from the terminal or from the owner.
+            signal.signal(num, signal.SIG_DFL)
+
+    def _on_hangup(self, num: int, frame: Any) -> None:
+        if self.loop is None:
+            self.reload()
+        else:  # not in the middle of a message
+            self.loop.asyncio_loop.call_soon_threadsafe(self.reload)
+
+    def _start_drain(self) -> None:
+        self._drain_task = asyncio.ensure_future(self._drain_and_stop())
+
+    async def _drain_and_stop(self) -> None:
+        await self._drain()
+        self._stop_loop()
+
+    def _count_received(self) -> int:
+        return sum(stream.received for stream in self._streams)
+
+    def _teardown(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.arm(self.drain_timeout + 1)
+        if self._started:
+            self._on_stopped()
+        for stream in self._streams:
+            stream.close()
+        if self.auth_thread is not None:
+            self.auth_thread.stop()
+        if self.loop is not None:
+            loop, self.loop = self.loop, None
+            _cancel_tasks(loop.asyncio_loop)
+            # asyncio removes its handlers, and ours with them, which children may need for long.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            handlers = [signal.getsignal(num) for num in SIGNALS]
+            loop.close()
+            for num, handler in zip(SIGNALS, handlers, strict=True):
+                signal.signal(num, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if self.context is not None:
+            self.context.destroy(LINGER)
+        if self._sockets is not None:
+            self._sockets.release()
+
+
+def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=1))

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The channel between a process and its owner: reports, commands, the end."""
+
+import asyncio
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from queue import SimpleQueue
+
+import pytest
+from pyramid.registry import Registry
+
+from app.handler import Process
+from pyams_zmq.exceptions import ZMQMessageError, ZMQStartError, ZMQTimeoutError
+from pyams_zmq.process.base import OwnedProcess
+from pyams_zmq.process.channel import STOP, Command, make_portable, open_channel
+from pyams_zmq.process.watchdog import SIGNALS
+
+TIMEOUT = 10
+
+ADDRESSES = {'in': ['tcp://127.0.0.1:1', 'ipc:///tmp/x'], 'out': []}
+
+
+class Worker(OwnedProcess):
+    """Obeys its owner in a main thread without a loop."""
+
+    drain_timeout = 5.0
+
+    def __init__(self):
+        super().__init__(Registry())
+        self.commands = SimpleQueue()
+
+    def run(self):
+        self._cut_off()
+        self._start_watchdog(self.commands.put).forward_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self._send_report(ADDRESSES, None)
+        seen = []
+        while (command := self.commands.get()).name != 'SIGTERM':
+            if command.number is None:
+                seen.append(command.name)
+            else:
+                function = seen.copy if command.name == 'seen' else getattr(self, command.name)
+                self._control.run(command, function)
+        self._control.report_result(seen, ZMQMessageError(418, 'teapot'))
+
+    def add(self, one, other):
+        return one + other
+
+    def nap(self, seconds):
+        time.sleep(seconds)
+        return 'rested'
+
+    def fail(self):
+        raise ZMQMessageError(404, 'no such thing')
+
+    def leave(self):
+        os._exit(7)
+
+    def make_function(self):
+        return lambda: None
+
+    def make_text(self, size):
+        return 'x' * size
+
+
+@contextmanager
+def running(process):
+    process.start()
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+@pytest.fixture
+def worker():
+    with running(Worker()) as process:
+        assert process._wait_report(TIMEOUT) == ADDRESSES
+        yield process
+
+
+@pytest.fixture
+def channel():
+    owner, control = open_channel()
+    yield owner, control
+    owner.close()
+    control.close()
+
+
+# Commands
+
+
+def test_commands(worker):
+    assert worker._call('add', 1, 2, timeout=TIMEOUT) == 3
+    assert worker._call('add', 'a', 'b', timeout=TIMEOUT) == 'ab'
+    with pytest.raises(ZMQMessageError, match='404 no such thing'):
+        worker._call('fail', timeout=TIMEOUT)
+
+
+@pytest.mark.parametrize(('name', 'args'), [('make_function', ()), ('make_text', (10**6,))])
+def test_result_that_cannot_be_sent(worker, name, args):
+    with pytest.raises(Exception, match='pickle|Message too long'):
+        worker._call(name, *args, timeout=TIMEOUT)
+    assert worker._call('add', 1, 2, timeout=TIMEOUT) == 3
+
+
+def test_late_answer(worker):
+    with pytest.raises(ZMQTimeoutError, match=r'does not answer within 0.05 s'):
+        worker._call('nap', 0.2, timeout=0.05)
+    assert worker._call('add', 1, 2, timeout=TIMEOUT) == 3
+
+
+def test_commands_of_threads(worker):
+    """Each gets its own answer."""
+    results = {}
+
+    def run(number):
+        results[number] = [worker._call('add', number, i, timeout=TIMEOUT) for i in range(20)]
+
+    threads = [threading.Thread(target=run, args=(number * 100,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {n * 100: list(range(n * 100, n * 100 + 20)) for n in range(4)}
+
+
+def test_command_in_a_signal_handler(worker):
+    """It comes in the middle of another command, in the same thread."""
+    results = []
+
+    def handle(*args):
+        results.append(worker._call('add', 1, 2, timeout=TIMEOUT))
+
+    former = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        assert worker._call('nap', 0.5, timeout=TIMEOUT) == 'rested'
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    assert results == [3]
+
+
+def test_child_ends_during_a_command(worker):
+    with pytest.raises(ZMQStartError, match='ended with exit code 7'):
+        worker._call('leave', timeout=TIMEOUT)
+    with pytest.raises(ZMQStartError, match='ended with exit code 7'):
+        worker._call('add', 1, 2, timeout=TIMEOUT)
+    assert worker._receive_result() is None
+
+
+def test_child_ends_while_another_fork_has_its_end(worker, monkeypatch):
+    """Only the pidfd shows the end; without one, the exit code."""
+    fork = os.fork()
+    if not fork:
+        signal.pause()
+    control = os.dup(worker._channel.fileno())
+    try:
+        with pytest.raises(ZMQStartError, match='ended with exit code 7'):
+            worker._call('leave', timeout=TIMEOUT)
+        monkeypatch.delattr(os, 'pidfd_open')
+        with pytest.raises(ZMQStartError, match='ended with exit code 7'):
+            worker._call('add', 1, 2, timeout=TIMEOUT)
+    finally:
+        os.close(control)
+        os.kill(fork, signal.SIGKILL)
+        os.waitpid(fork, 0)
+
+
+def test_child_is_stopped(worker):
+    """The owner does not block, however many commands it sends."""
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        for _time in range(2000):
+            worker._ask_to_stop()
+        with pytest.raises(ZMQTimeoutError):
+            worker._call('add', 1, 2, timeout=0.01)
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+    worker.join(TIMEOUT)
+    assert worker.exitcode == 0
+
+
+def test_unknown_command():
+    """A process that takes no commands says so at once."""
+    with running(Process()) as process:
+        process.wait_ready()
+        with pytest.raises(ZMQStartError, match="Unknown command 'dance'"):
+            process._call('dance', timeout=TIMEOUT)
+
+
+class Loop(OwnedProcess):
+    """Obeys its owner in a loop."""
+
+    def __init__(self):
+        super().__init__(Registry())
+
+    def run(self):
+        self._cut_off()
+        asyncio.run(self.serve())
+
+    async def serve(self):
+        loop = asyncio.get_running_loop()
+        stopped = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, stopped.set)
+        thread = threading.get_ident()
+
+        def obey(command):
+            self._control.run(command, lambda: threading.get_ident() == thread)
+
+        self._start_watchdog(lambda command: loop.call_soon_threadsafe(obey, command))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self._send_report([], None)
+        await stopped.wait()
+        loop.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        loop.call_later(0.1, loop.stop)
+
+
+def test_commands_in_a_loop():
+    with running(Loop()) as process:
+        process._wait_report(TIMEOUT)
+        assert process._call('is_in_loop', timeout=TIMEOUT)
+
+
+class Closed(OwnedProcess):
+    """Cannot pass a command on."""
+
+    def run(self):
+        self._cut_off()
+        loop = asyncio.new_event_loop()
+        loop.close()
+        self._start_watchdog(loop.call_soon_threadsafe)
+        self._send_report([], None)
+        signal.sigwait([signal.SIGTERM])
+
+
+def test_command_that_cannot_be_passed_on():
+    with running(Closed(Registry())) as process:
+        process._wait_report(TIMEOUT)
+        for _time in range(2):  # the watchdog survives it
+            with pytest.raises(RuntimeError, match='Event loop is closed'):
+                process._call('anything', timeout=TIMEOUT)
+
+
+# Signals and the end
+
+
+@pytest.mark.parametrize('num', [signal.SIGHUP, signal.SIGINT], ids=lambda num: num.name)
+def test_signals_wake_the_main_thread(worker, num):
+    os.kill(worker.pid, num)
+    while (seen := worker._call('seen', timeout=TIMEOUT)) == []:
+        pass
+    assert seen == [num.name]
+
+
+@pytest.mark.parametrize('end', ['stop', 'SIGTERM'])
+def test_result(worker, end):
+    os.kill(worker.pid, signal.SIGHUP)
+    while not worker._call('seen', timeout=TIMEOUT):
+        pass
+    if end == 'stop':
+        worker.stop()
+    else:
+        os.kill(worker.pid, signal.SIGTERM)
+        worker.join(TIMEOUT)
+    assert worker.exitcode == 0
+    for _time in range(2):
+        value, error = worker._receive_result()
+        assert value == ['SIGHUP']
+        assert str(error) == '418 teapot'
+
+
+def test_owner_closes_its_end(worker):
+    """As a program does that becomes another one."""
+    worker._channel.close()
+    worker.join(TIMEOUT)
+    assert worker.exitcode == 0
+
+
+def test_not_the_owner():
+    worker = Worker()
+    with pytest.raises(ZMQStartError, match='was not started by this process'):
+        worker._call('add', 1, 2, timeout=1)
+    with running(Worker()) as process:
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        pid = os.fork()
+        if not pid:
+            try:
+                process._wait_report(TIMEOUT)
+            except ZMQStartError as error:
+                writer.send(str(error))
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert reader.recv().endswith('was not started by this process')
+        reader.close()
+        writer.close()
+
+
+# The ends
+
+
+def test_messages(channel):
+    owner, control = channel
+    assert control.receive() is None
+    owner.ask_to_stop()
+    assert control.receive() == Command(STOP)
+    control.report(['address'])
+    assert owner.wait(lambda: owner.report, None, 0) == (['address'], None)
+    control.close()
+    assert owner.wait(lambda: owner.result, None, 0) is None
+
+
+def test_reports_come_before_a_reset(channel):
+    """The child has ended without reading a command: the system reports that first."""
+    owner, control = channel
+    owner.ask_to_stop()
+    control.report_result(1)
+    control.close()
+    assert owner.wait(lambda: owner.result, None, 0) == (1, None)
+    owner.ask_to_stop()  # which does no harm
+    with pytest.raises(EOFError):
+        owner._receive()
+
+
+def test_child_does_not_block(channel):
+    """An owner that reads nothing loses what has no room; a full watchdog would end nothing."""
+    _owner, control = channel
+    for _time in range(2000):
+        control.refuse(Command('any', (), 1))
+
+
+# Errors
+
+
+class Stubborn(Exception):
+    """Pickles, but cannot be unpickled."""
+
+    def __init__(self, one, other):
+        super().__init__(f'{one} {other}')
+
+
+@pytest.mark.parametrize(
+    ('error', 'text'),
+    [
+        (ValueError('as it is'), None),
+        (Stubborn('not', 'back'), 'Stubborn: not back'),
+        (ValueError(lambda: None), 'ValueError: <function'),
+        (ValueError('x' * 40_000), 'ValueError: xxx'),
+    ],
+    ids=['portable', 'not unpickled', 'not pickled', 'large'],
+)
+def test_errors(error, text):
+    result = make_portable(error)
+    if text is None:
+        assert result is error
+    else:
+        assert type(result) is ZMQStartError
+        assert str(result).startswith(text)
+        assert len(pickle.dumps(result)) < 2000

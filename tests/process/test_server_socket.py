@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The bound sockets of a server: limits, addresses, and what a fork inherits."""
+
+import os
+import socket as network
+import stat
+from contextlib import ExitStack
+from multiprocessing import Pipe
+from multiprocessing.context import ForkProcess
+
+import pytest
+import zmq
+
+from pyams_zmq.auth import Access
+from pyams_zmq.exceptions import ZMQBindError
+from pyams_zmq.process.server_socket import (
+    SOCKET_LIMITS,
+    ServerSockets,
+    SocketLimits,
+    close_inherited_listeners,
+    closed_on_error,
+)
+
+
+class Limits(SocketLimits):
+    """Limits that differ from the defaults."""
+
+    bind_timeout = 0.2
+    receive_hwm = 7
+    send_hwm = 8
+    backlog = 9
+    handshake_timeout = 0.0001
+    heartbeat_interval = 1.5
+    heartbeat_timeout = 2.5
+
+
+@pytest.fixture
+def router():
+    """Return a function that makes ROUTER sockets."""
+    with zmq.Context() as context:
+        sockets = []
+
+        def make():
+            sockets.append(context.socket(zmq.ROUTER))
+            return sockets[-1]
+
+        yield make
+        for socket in sockets:
+            socket.close(0)
+
+
+def test_limits(router):
+    socket = router()
+    Limits().apply_limits(socket, 1000)
+    assert (socket.maxmsgsize, socket.linger) == (1000, 1000)
+    assert (socket.rcvhwm, socket.sndhwm, socket.backlog) == (7, 8, 9)
+    assert socket.handshake_ivl == 1  # milliseconds, rounded up: 0 would be no limit
+    assert (socket.heartbeat_ivl, socket.heartbeat_timeout) == (1500, 2500)
+
+
+def test_names_of_limits():
+    assert all(hasattr(SocketLimits, name) for name in SOCKET_LIMITS)
+    assert {'max_message_size', 'bind_timeout', 'backlog'} < set(SOCKET_LIMITS)
+
+
+def test_addresses(router, tmp_path, caplog):
+    sockets = ServerSockets('The service', Limits())
+    path = str(tmp_path / 'socket')
+    first, second = router(), router()
+    uris = [
+        sockets.bind(first, 'tcp://127.0.0.1:*', Access()),
+        sockets.bind(first, f'ipc://{path}', Access(), path=path),
+        sockets.bind(second, 'inproc://name', Access(), domain=None),
+    ]
+    assert sockets.uris == uris
+    assert uris[1:] == [f'ipc://{path}', 'inproc://name']
+    assert (first.zap_domain, second.zap_domain) == (b'pyams_zmq', b'')
+    assert not caplog.records
+    first.close()
+    third = router()
+    uris[:2] = []
+    uris.append(sockets.bind(third, 'tcp://0.0.0.0:*', Access(), domain=b'workers'))
+    assert sockets.uris == uris
+    assert third.zap_domain == b'workers'
+    assert 'The service serves the network at tcp://0.0.0.0:' in caplog.text
+    sockets.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_address_in_use(router, tmp_path):
+    waits = []
+    sockets = ServerSockets('The service', Limits(), lambda: waits.append(1))
+    uri = sockets.bind(router(), 'tcp://127.0.0.1:*', Access())
+    with pytest.raises(ZMQBindError, match='another process serves it'):
+        sockets.bind(router(), uri, Access())
+    assert waits
+    with pytest.raises(ZMQBindError, match='its folder does not exist'):
+        sockets.bind(
+            router(), f'ipc://{tmp_path}/no/socket', Access(), path=f'{tmp_path}/no/socket'
+        )
+    assert sockets.uris == [uri]
+    sockets.release()
+
+
+def test_closed_on_error(router):
+    with closed_on_error(router()) as socket:
+        pass
+    assert not socket.closed
+    with pytest.raises(KeyboardInterrupt), closed_on_error(socket):
+        raise KeyboardInterrupt
+    assert socket.closed
+
+
+# Forks
+
+
+def inherited(sockets, *args):
+    """Close listeners in a fork; return which of some sockets are still sockets there."""
+
+    def run():
+        close_inherited_listeners(*args)
+        writer.send([stat.S_ISSOCK(os.fstat(each.fileno()).st_mode) for each in sockets])
+
+    reader, writer = Pipe()
+    with reader, writer:
+        child = ForkProcess(target=run)
+        child.start()
+        child.join(5)
+        assert child.exitcode == 0
+        return reader.recv()
+
+
+@pytest.fixture
+def listen():
+    """Return a function that makes a listener, a connection to it, and the accepted connection."""
+    with ExitStack() as stack:
+
+        def make(family, address):
+            listener = stack.enter_context(network.socket(family))
+            listener.bind(address)
+            listener.listen()
+            client = stack.enter_context(network.socket(family))
+            name = listener.getsockname()
+            if isinstance(name, tuple):
+                name = ({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(name[0], name[0]), *name[1:])
+            client.connect(name)
+            accepted, _address = listener.accept()
+            stack.enter_context(accepted)
+            return listener, accepted, client
+
+        yield make
+
+
+@pytest.fixture(params=['127.0.0.1', '0.0.0.0', '::', 'path', 'abstract'])
+def sockets(request, listen, tmp_path):
+    """A listener, the accepted connection, the client, and the address of the listener."""
+    host = request.param
+    if host == 'path':
+        uri = f'ipc://{tmp_path}/socket'
+        return *listen(network.AF_UNIX, f'{tmp_path}/socket'), uri
+    if host == 'abstract':
+        return *listen(network.AF_UNIX, f'\0{tmp_path}'), f'ipc://@{tmp_path}'
+    family = network.AF_INET6 if ':' in host else network.AF_INET
+    found = listen(family, (host, 0))
+    port = found[0].getsockname()[1]
+    return *found, f'tcp://[{host}]:{port}' if ':' in host else f'tcp://{host}:{port}'
+
+
+def test_listeners_of_some_addresses(sockets, listen):
+    *sockets, uri = sockets
+    others = listen(network.AF_INET, ('127.0.0.1', 0))
+    assert inherited([*sockets, *others], [uri]) == [False, False, True, True, True, True]
+    assert inherited(sockets, ['tcp://127.0.0.1:1', 'ipc:///nowhere']) == [True, True, True]
+    sockets[2].sendall(b'x')  # the connection is still there in this process
+    assert sockets[1].recv(1) == b'x'
+
+
+def test_all_listeners(sockets, listen):
+    *sockets, _uri = sockets
+    others = listen(network.AF_INET, ('127.0.0.1', 0))
+    kept = [others[0].fileno()]
+    assert inherited([*sockets, *others], None, kept) == [False, False, True, True, True, True]
+    assert inherited([*sockets, *others]) == [False, False, True, False, False, True]
+
+
+def test_zone_of_an_address(listen):
+    """libzmq returns the zone of a link-local address, Python does not."""
+    sockets = listen(network.AF_INET6, ('::1', 0))
+    port = sockets[0].getsockname()[1]
+    assert inherited(sockets, [f'tcp://[::1%lo]:{port}']) == [False, False, True]
+
+
+def test_fork_of_a_server(router):
+    sockets = ServerSockets('The service', Limits())
+    sockets.close_inherited()  # nothing is bound
+    uri = sockets.bind(router(), 'tcp://127.0.0.1:*', Access())
+    host, port = uri.removeprefix('tcp://').split(':')
+    with network.create_connection((host, int(port))) as client:
+        assert client.recv(1)  # libzmq has accepted it
+
+        def run():
+            sockets.close_inherited()
+            names = []
+            for fd in map(int, os.listdir('/proc/self/fd')):
+                try:
+                    with network.socket(fileno=os.dup(fd)) as socket:
+                        names.append(socket.getsockname())
+                except OSError:
+                    continue
+            os._exit((host, int(port)) in names)
+
+        child = ForkProcess(target=run)
+        child.start()
+        child.join(5)
+        assert child.exitcode == 0
