@@ -5,7 +5,7 @@ import atexit
 import errno
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
 from threading import RLock, Thread, get_ident
@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 import zmq
 
-from pyams_zmq.auth import ZAP_DOMAIN, Access, AccessPolicy, Authenticator, Verdict
+from pyams_zmq.auth import ZAP_DOMAIN, Authenticator
 from pyams_zmq.device.proxy import PAUSE, STATISTICS, TERMINATE, Counts
 from pyams_zmq.device.socket_config import INPROC, Binding, SocketConfig
 from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
@@ -38,21 +38,17 @@ class Ended(Exception):  # noqa: N818 - not an error, but the end of a command
     """The device has ended during a command."""
 
 
-class _AnonymousPolicy(AccessPolicy):
-    """Policy that does not name the user to libzmq.
+class _Authenticator(Authenticator):
+    """Authenticator that does not name the user to libzmq.
 
     libzmq 4.3.5 puts the name in front of what a peer sends. A REQ socket takes it for a malformed
     reply, and drops the peer.
-
-    :param access: rules to apply
     """
 
-    def __init__(self, access: Access):
-        self._access = access
-
-    def check(self, address: str, mechanism: bytes, credentials: Sequence[bytes]) -> Verdict:
-        """Return the verdict, without a name."""
-        return self._access.check(address, mechanism, credentials)._replace(user='')
+    def answer(self, msg: list[bytes]) -> list[bytes]:
+        """Answer a request of libzmq, without the user."""
+        *verdict, _user, metadata = super().answer(msg)
+        return [*verdict, b'', metadata]
 
 
 class DeviceThread(Thread):
@@ -229,8 +225,7 @@ class DeviceThread(Thread):
 
     def _open(self) -> None:
         if self._owns_context:
-            policy = _AnonymousPolicy(self._device.access)
-            self._authenticator = Authenticator(self._zmq_context, policy)
+            self._authenticator = _Authenticator(self._zmq_context, self._device.access)
             self._authenticator.start()
         self._control = self._make_socket(zmq.PAIR)
         address = f'{INPROC}pyams_zmq.device-{id(self)}'
@@ -266,17 +261,17 @@ class DeviceThread(Thread):
             socket.connect(address)
 
     def _bind(self, socket: Any, binding: Binding) -> str:
-        access = self._device.access
-        domain = ZAP_DOMAIN if self._owns_context else None
-        if binding.listener is None:
-            uri, path = binding.address, binding.path
-            return self._server_sockets.bind(socket, uri, access, path=path, domain=domain)
-        if domain is not None:
-            access.protect(socket)
-        socket.setsockopt(zmq.USE_FD, binding.listener.detach())
-        socket.bind(binding.address)
+        if binding.listener is not None:
+            socket.setsockopt(zmq.USE_FD, binding.listener.detach())
+        address = self._server_sockets.bind(
+            socket,
+            binding.address,
+            self._device.access,
+            path=binding.path,
+            domain=ZAP_DOMAIN if self._owns_context else None,
+        )
         socket.setsockopt(zmq.USE_FD, -1)
-        return self._server_sockets.add(socket, access)
+        return address
 
     def _close(self) -> None:
         for socket in self._sockets:
