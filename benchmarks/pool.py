@@ -21,9 +21,8 @@ import zmq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
 
-from test_pool import kill_workers
-
 from handlers import Process
+from pool_checks import kill_workers
 from pool_handlers import Pool
 from pyams_zmq.message import decode_request, encode
 from pyams_zmq.testing import running

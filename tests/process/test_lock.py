@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""One live process per ipc path, whoever removes what at the wrong moment."""
+"""One live process per ipc path, also when files are removed at the wrong moment."""
 
 import errno
 import fcntl
 import multiprocessing
 import os
+import shutil
+import signal
 import socket
 from contextlib import contextmanager, suppress
+from weakref import WeakSet
 
 import pytest
 
@@ -14,7 +17,7 @@ from checks import open_fds
 from handlers import Process
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process import lock as lock_module
-from pyams_zmq.process.lock import IPCLock
+from pyams_zmq.process.lock import IPCLock, PrivateFolder
 
 FORK = multiprocessing.get_context('fork')
 
@@ -163,25 +166,11 @@ def test_held_by_another_process(path, make_lock):
     assert open_fds() == fds
 
 
-@pytest.mark.parametrize('number', [errno.EAGAIN, errno.EACCES])
-def test_both_answers_of_posix(path, make_lock, monkeypatch, number):
-    """POSIX lets a system choose which error says that another process has the lock."""
-
-    def refuse(fd, flags):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, 'lockf', refuse)
-    fds = open_fds()
-    with pytest.raises(OSError, match='Address already in use'):
-        make_lock(path).acquire()
-    assert open_fds() == fds
-
-
 def test_no_locks_left(path, make_lock, monkeypatch):
     def refuse(fd, flags):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, 'lockf', refuse)
+    monkeypatch.setattr(fcntl, 'flock', refuse)
     fds = open_fds()
     with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
         make_lock(path).acquire()
@@ -191,23 +180,23 @@ def test_no_locks_left(path, make_lock, monkeypatch):
 @pytest.mark.parametrize('replace', [False, True], ids=['removed', 'replaced'])
 def test_former_holder_removes_the_file(path, make_lock, monkeypatch, replace):
     """It does so between our open and our lock: what we have locked is no longer the file."""
-    lockf, calls = fcntl.lockf, []
+    flock, calls = fcntl.flock, []
 
-    def slow_lockf(fd, flags):
+    def slow_flock(fd, flags):
         calls.append(fd)
         if len(calls) == 1:
             os.unlink(f'{path}.lock')
             if replace:
                 with open(f'{path}.lock', 'x', encoding='ascii'):
                     pass
-        return lockf(fd, flags)
+        return flock(fd, flags)
 
-    monkeypatch.setattr(fcntl, 'lockf', slow_lockf)
+    monkeypatch.setattr(fcntl, 'flock', slow_flock)
     fds = open_fds()
     lock = make_lock(path)
     lock.acquire()
     assert len(calls) == 2
-    assert os.path.samestat(os.fstat(lock._fd), os.stat(f'{path}.lock'))
+    assert os.path.samestat(os.fstat(lock._lock._fd), os.stat(f'{path}.lock'))
     assert try_lock(path) == errno.EADDRINUSE
     assert open_fds() == fds + 1
 
@@ -303,7 +292,6 @@ def test_processes(path, start, ask):
 
 @pytest.mark.parametrize('linked', [False, True])
 def test_second_lock_of_this_process(path, make_lock, linked):
-    """It is refused without opening the file: POSIX would end the first one when it is closed."""
     first = make_lock(path)
     first.acquire()
     if linked:
@@ -337,7 +325,7 @@ class TwoStreams(Process):
 
 
 def test_one_process_twice(path, start, ask):
-    """The second lock of one process is no lock, and must not take the first one away."""
+    """The second lock of one process is refused, and does not release the first one."""
     process = start(f'ipc://{path}', factory=TwoStreams)
     assert ask(process, ['echo', 1]) == [200, 1]
     assert try_lock(path) == errno.EADDRINUSE
@@ -345,9 +333,100 @@ def test_one_process_twice(path, start, ask):
     assert process.exitcode == 0
 
 
-def test_fork_in_the_middle_of_an_acquire(path, monkeypatch):
-    monkeypatch.setitem(lock_module._own, path, IPCLock(path))  # it has no descriptor yet
-    child = FORK.Process(target=lambda: os._exit(len(lock_module._own)))
+def has_open(path):
+    """Return True if this process has a file open."""
+    fds = (f'/proc/self/fd/{fd}' for fd in os.listdir('/proc/self/fd'))
+    return path in [os.readlink(fd) for fd in fds if os.path.exists(fd)]
+
+
+@pytest.mark.parametrize('has_hooks', [True, False])
+def test_fork(path, make_lock, has_hooks, monkeypatch):
+    """A forked child closes what it has inherited; without hooks (uWSGI) when it uses the lock."""
+    lock = make_lock(path)
+    lock.acquire()
+    if not has_hooks:
+        monkeypatch.setattr(lock_module, '_locks', WeakSet())
+
+    def look():
+        was_open = has_open(f'{path}.lock')
+        lock.release()
+        os._exit(was_open + 2 * has_open(f'{path}.lock'))
+
+    child = FORK.Process(target=look)
     child.start()
     child.join()
-    assert child.exitcode == 0
+    assert child.exitcode == (0 if has_hooks else 1)
+    assert os.path.exists(f'{path}.lock')
+    assert try_lock(path) == errno.EADDRINUSE
+
+
+def test_release_with_a_fork_that_has_the_descriptor(path, make_lock, monkeypatch):
+    """It runs no hooks, and does not use the lock: it must not keep it from others."""
+    lock = make_lock(path)
+    lock.acquire()
+    monkeypatch.setattr(lock_module, '_locks', WeakSet())
+    child = FORK.Process(target=signal.pause)
+    child.start()
+    lock.release()
+    assert try_lock(path) is None
+    child.kill()
+    child.join()
+
+
+def test_link_in_the_place_of_the_file(path, make_lock):
+    """Of another user, who wants us to make a file elsewhere."""
+    os.symlink(f'{path}.other', f'{path}.lock')
+    with pytest.raises(OSError, match='symbolic links'):
+        make_lock(path).acquire()
+    assert not os.path.exists(f'{path}.other')
+
+
+@pytest.fixture
+def temp(tmp_path, monkeypatch):
+    """A folder for temporary files."""
+    monkeypatch.setattr(lock_module.tempfile, 'tempdir', str(tmp_path))
+    return tmp_path
+
+
+def test_private_folder(temp):
+    with PrivateFolder() as folder, PrivateFolder() as other:
+        assert os.stat(folder.path).st_mode & 0o777 == 0o700
+        assert os.path.exists(other.path)
+        assert not PrivateFolder.is_stale(folder.path)
+    assert list(temp.iterdir()) == [temp / f'pyams_zmq-{os.geteuid()}']
+    assert list(temp.glob('*/*')) == []
+
+
+def test_stale_folder(temp):
+    """Of a process that was killed."""
+
+    def make():
+        with PrivateFolder():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = FORK.Process(target=make)
+    child.start()
+    child.join()
+    [stale] = temp.glob('*/*')
+    with PrivateFolder() as folder:
+        assert [str(path) for path in temp.glob('*/*')] == [folder.path]
+        assert str(stale) != folder.path
+
+
+@pytest.mark.parametrize('is_locked', [True, False])
+def test_folder_is_taken_for_stale(temp, monkeypatch, is_locked):
+    """Another process looks at it before it is locked."""
+    flock, seen = fcntl.flock, []
+
+    def slow_flock(fd, flags):
+        if not seen:
+            seen.extend(temp.glob('*/*'))
+            if is_locked:
+                raise BlockingIOError
+            shutil.rmtree(seen[0])
+        return flock(fd, flags)
+
+    monkeypatch.setattr(fcntl, 'flock', slow_flock)
+    with PrivateFolder() as folder:
+        assert folder.path != str(seen[0])
+        assert not PrivateFolder.is_stale(folder.path)

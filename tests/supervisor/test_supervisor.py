@@ -204,7 +204,7 @@ def lock():
     """Name of a lock that nobody else has; its file goes with the test."""
     name = f'test {uuid4()}'
     yield name
-    Path(NameLock(name)._path).unlink(missing_ok=True)
+    Path(NameLock(name).path).unlink(missing_ok=True)
 
 
 def read(program, expected):
@@ -720,7 +720,7 @@ def can_read(program):
 def test_name_lock(lock, monkeypatch):
     own = NameLock(lock)
     assert own.acquire()
-    path = own._path
+    path = own.path
     os.utime(path, (0, 0))
     assert own.acquire()
     assert os.stat(path).st_mtime > 0
@@ -730,7 +730,6 @@ def test_name_lock(lock, monkeypatch):
 
 
 def test_name_lock_twice_in_a_process(lock, try_name):
-    """The second one is refused: POSIX would end the first one when it is closed."""
     first, second = NameLock(lock), NameLock(lock)
     assert first.acquire()
     assert not second.acquire()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Handlers and programs of the tests of pools; importable, as those of `handlers`."""
+"""Importable handlers and pools for the tests of pools."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from pyams_zmq.pool import ZMQPool
 
 
 class PoolHandler(Handler):
-    """Methods that may be repeated, and others."""
+    """Has repeatable methods, and methods that exceed limits."""
 
     @zmq_method(repeatable=True)
     def again(self, args):
@@ -22,11 +22,11 @@ class PoolHandler(Handler):
 
     @zmq_method(repeatable=True)
     def wait_again(self, path):
-        """Wait until a file is removed, as `wait_for` does; its name says who waits."""
+        """Wait until the file *path* is removed, after making one with the pid in its name."""
         own = Path(f'{path}.{os.getpid()}')
         own.touch()
         while Path(path).exists():
-            time.sleep(0.001)  # until the test removes it, which no event announces
+            time.sleep(0.001)  # no event announces the removal
         return [200, os.getpid()]
 
     @zmq_method(repeatable=True)
@@ -34,22 +34,22 @@ class PoolHandler(Handler):
         os.kill(os.getpid(), 9)
 
     @zmq_method(timeout=0.2)
-    def late(self, path):
+    def overdue(self, path):
         return self.wait_for(path)
 
     @zmq_method(timeout=0.2)
-    async def async_late(self, path):
+    async def async_overdue(self, path):
         return await self.async_sleep(60)
 
     def compute(self, rounds):
-        """Keep a processor busy, and the interpreter."""
+        """Compute in Python."""
         digest = b''
         for _ in range(rounds):
             digest = hashlib.sha256(digest).digest()
         return [200, os.getpid()]
 
     def hold(self, size):
-        """Keep all threads of the worker from running, in one native call."""
+        """Compute in one native call that holds the GIL."""
         start = time.monotonic()
         sum(range(size))
         return [200, time.monotonic() - start]
@@ -72,7 +72,7 @@ class PoolMessageHandler(MessageHandler):
 
 
 class FailingHandler:
-    """Cannot be made."""
+    """Raises an error in its constructor."""
 
     def __init__(self):
         raise LookupError('no such tool: ffmpeg')
@@ -85,7 +85,7 @@ class FailingMessageHandler(ZMQMessageHandler):
 
 
 class Pool(ZMQPool):
-    """Serves PoolHandler, and does not wait long."""
+    """Serves PoolHandler; has a short drain timeout."""
 
     drain_timeout = 3.0
 
@@ -95,5 +95,5 @@ class Pool(ZMQPool):
 
 
 def make_app(global_config, **settings):
-    """Make an application that has nothing but its registry."""
+    """Return an application without routes and services."""
     return Configurator(settings=settings).make_wsgi_app()

@@ -6,7 +6,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyams_zmq.wire.endpoint import Endpoint, port_of
+from pyams_zmq.wire.endpoint import Endpoint, parse_ip, port_of
 
 LONGEST_PATH = '/' + 'x' * (zmq.IPC_PATH_MAX_LEN - 1)
 
@@ -262,3 +262,18 @@ def test_round_trip(host, port):
     for bind in (False, True):
         parsed = Endpoint.parse((host, port), bind=bind)
         assert Endpoint.parse(parsed.uri, bind=bind) == parsed
+
+
+@pytest.mark.parametrize(
+    ('address', 'expected'),
+    [
+        ('127.0.0.1', '127.0.0.1'),
+        ('::1', '::1'),
+        ('::ffff:192.0.2.1', '192.0.2.1'),
+        ('localhost:0:0:1', '127.0.0.1'),
+        ('192.0.2.1', '192.0.2.1'),
+        ('fe80::1%lo', 'fe80::1'),
+    ],
+)
+def test_parse_ip(address, expected):
+    assert str(parse_ip(address)) == expected

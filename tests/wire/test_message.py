@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyams_zmq.exceptions import ZMQMessageError, ZMQReplyError
 from pyams_zmq.message import decode_reply, decode_request, encode
+from pyams_zmq.wire.message import is_error, peek_type
 
 GOOD_JSON = [
     # JSON, value
@@ -313,3 +314,31 @@ def compare(data):
         case _:
             with pytest.raises(ZMQMessageError):
                 decode_request(data)
+
+
+@pytest.mark.parametrize(
+    ('data', 'name'),
+    [
+        (b'["echo",1]', b'echo'),
+        (b' [ "pyams_zmq.stats", null]', b'pyams_zmq.stats'),
+        (b'["ech\\u006f",1]', b''),
+        (b'{"echo":1}', b''),
+        (b'', b''),
+        (b'["' + b'x' * 101 + b'"]', b''),
+        (b'x["echo",1]', b''),
+        ('["é"]'.encode(), b''),
+    ],
+)
+def test_peek_type(data, name):
+    assert peek_type(data) == name
+    assert peek_type(memoryview(data)) == name
+
+
+@pytest.mark.parametrize('reply', [b'[500,"x"]', b' [ 404 , 1]', b'[503]'])
+def test_is_error(reply):
+    assert is_error(reply)
+
+
+@pytest.mark.parametrize('reply', [b'[45,"x"]', b'[4000,1]', b'"text"', b'', b'[200,[500]]'])
+def test_is_not_error(reply):
+    assert not is_error(reply)

@@ -17,7 +17,8 @@ from pyramid.threadlocal import manager
 
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.config import services_of
-from pyams_zmq.pool.worker import PoolWorker, check_interval
+from pyams_zmq.pool.protocol import check_interval
+from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.supervisor import Supervisor
 from pyams_zmq.wire.message import check_concurrency
 

@@ -24,8 +24,8 @@ from pyams_zmq.auth.curve import CurveClient, CurveServer
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.pool import ZMQPool
-from pyams_zmq.pool.broker import check_workers
-from pyams_zmq.pool.worker import check_interval
+from pyams_zmq.pool.broker import make_worker_access
+from pyams_zmq.pool.protocol import check_interval
 from pyams_zmq.process import LIMITS, ZMQProcess
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import check_concurrency, check_retries, check_timeout
@@ -278,7 +278,7 @@ def _check_pool(name: str, values: dict[str, Any]) -> None:
             f'ØMQ process {name!r} has workers, and {factory!r} is no ZMQPool: derive from that'
         )
     with _naming(name, 'worker_address'):
-        check_workers(*(values.get(key) for key in _POOL_OPTIONS[1:]))
+        make_worker_access(*(values.get(key) for key in _POOL_OPTIONS[1:]))
 
 
 def _check_host(address: Any) -> None:

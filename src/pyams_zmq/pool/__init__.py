@@ -1,54 +1,58 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Several workers behind one address."""
+"""A pool: several worker processes behind one address."""
 
+import asyncio
 import logging
 import os
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import zmq
 from pyramid.threadlocal import get_current_registry
 
-from pyams_zmq.auth import Users
+from pyams_zmq.auth import AccessAttributes, Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
-from pyams_zmq.pool.broker import PoolBroker
-from pyams_zmq.pool.protocol import Command
-from pyams_zmq.pool.worker import PoolWorker, check_interval
+from pyams_zmq.pool import protocol
+from pyams_zmq.pool.broker import PoolBroker, make_worker_access
+from pyams_zmq.pool.protocol import check_interval
+from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process import LIMITS, ZMQProcess
 from pyams_zmq.process.base import ReadyProcess, StopOrder
 from pyams_zmq.process.descendants import open_pidfd
 from pyams_zmq.process.lock import PrivateFolder
+from pyams_zmq.process.server_socket import SocketLimits
 from pyams_zmq.supervisor import Child, OwnedSupervisor
+from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import check_concurrency, decode_reply
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 STOP_SLACK = 6.0
-"""Seconds that a pool has beside its `drain_timeout`, to end its workers when the calls are over"""
+"""Seconds after `drain_timeout` in which a pool stops its workers"""
 
 WORKER_GRACE = 2.0
-"""Seconds that workers get to end once their broker has"""
+"""Seconds that workers have to exit after their broker"""
 
 BROKER = 'broker'
 
-_LIMITS = (*LIMITS, 'loop_factory')
+_LIMITS = (*LIMITS, 'loop_factory')  # of broker and workers
 _BROKER_LIMITS = ('queue_limit', 'queue_size', 'stats_users', 'json_load')
 _WORKER_LIMITS = ('concurrency', 'beat_interval', 'max_calls', 'max_memory')
 
 
-class ZMQPool(ReadyProcess):
-    """Serves a message handler in several processes, behind one address.
+class ZMQPool(AccessAttributes, SocketLimits, ReadyProcess):
+    """Serves a message handler in several processes behind one address.
 
-    It takes what a :class:`~pyams_zmq.process.ZMQProcess` takes, and has the same limits as class
-    attributes. Each message goes to a free worker, or waits for one. The methods of the process are
-    those of any other: `start`, `wait_ready`, `reload`, `stop`.
+    It has the arguments, the limits, and the methods `start`, `wait_ready`, `reload` and `stop` of
+    a :class:`~pyams_zmq.process.ZMQProcess`. Each message goes to a free worker, or waits for one.
 
     :param bind_addr: address to bind, see :class:`pyams_zmq.endpoint.Endpoint`
-    :param handler: class of the message handler, of which each worker has its own
+    :param handler: class of the message handler; each worker has an instance of its own
     :param auth: users that may connect, see :func:`pyams_zmq.auth.parse_users`
     :param clients: IP addresses that may connect, see :func:`pyams_zmq.auth.parse_clients`
     :param registry: registry of the application, by default the current one
@@ -57,22 +61,12 @@ class ZMQPool(ReadyProcess):
     :param worker_address: address to bind for workers of other machines
     :param worker_auth: users that may connect as workers
     :param worker_curve: keys of the server and of the workers of other machines
-    :raises ValueError: for an address, a number, credentials or clients that cannot be understood,
-        and for a *worker_address* without credentials
+    :raises ValueError: for an invalid address, number, credentials or clients, and for a
+        *worker_address* without credentials
     """
 
     concurrency: int = ZMQProcess.concurrency
-    max_message_size: int = ZMQProcess.max_message_size
-    orphan_timeout: float = ZMQProcess.orphan_timeout
-    bind_timeout: float = ZMQProcess.bind_timeout
-    handshake_timeout: float = ZMQProcess.handshake_timeout
-    heartbeat_interval: float = ZMQProcess.heartbeat_interval
-    heartbeat_timeout: float = ZMQProcess.heartbeat_timeout
-    receive_hwm: int = ZMQProcess.receive_hwm
-    send_hwm: int = ZMQProcess.send_hwm
-    backlog: int = ZMQProcess.backlog
-    curve: CurveServer | None = None
-    loop_factory: Any = staticmethod(ZMQProcess.loop_factory)
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
 
     queue_limit: int = PoolBroker.queue_limit
     queue_size: int = PoolBroker.queue_size
@@ -80,7 +74,7 @@ class ZMQPool(ReadyProcess):
     json_load: int = -1
     beat_interval: float = PoolWorker.beat_interval
     max_calls: int = 0
-    max_memory: float = 0
+    max_memory: float = 0.0
 
     worker_factory: Callable[..., PoolWorker] = PoolWorker
     bound_worker_address: str | None = None
@@ -103,29 +97,21 @@ class ZMQPool(ReadyProcess):
     ):
         super().__init__(get_current_registry() if registry is None else registry)
         if workers < 1:
-            raise ValueError(f'A pool has 1 worker or more, not {workers!r}')
+            raise ValueError(f'Bad workers {workers!r}: write 1 or more')
+        Endpoint.parse(bind_addr, bind=True)
         self.bind_addr = bind_addr
         self.handler = handler
         self.workers = workers
-        if curve is not None:
-            self.curve = curve
-        self._options: dict[str, Any] = {
-            'auth': auth,
-            'clients': clients,
-            'curve': self.curve,
-            'worker_auth': worker_auth,
-            'worker_curve': worker_curve,
-        }
+        self.set_access(auth, clients, curve)
         self.worker_address = worker_address
-        broker = self.make_broker('')  # for its errors
-        self.passwords, self.clients = broker.passwords, broker.clients
+        self.worker_access = make_worker_access(worker_address, worker_auth, worker_curve)
 
     # In the parent
 
     def start(self) -> None:
         """Fork the pool and return at once.
 
-        :raises ValueError: for a `concurrency` or `beat_interval` that cannot be
+        :raises ValueError: for an invalid `concurrency` or `beat_interval`
         :raises ZMQStartError: in a program that gevent has patched
         """
         check_concurrency(self.concurrency)
@@ -135,12 +121,13 @@ class ZMQPool(ReadyProcess):
     def wait_ready(self, timeout: float | None = 10) -> str:
         """Wait until the broker has bound its addresses and all workers are ready.
 
-        :param timeout: seconds; None waits without end
-        :return: the bound endpoint of the clients, with its real port; that of workers of other
-            machines is `bound_worker_address` then
-        :raises ZMQTimeoutError: it is still not ready after *timeout*
-        :raises ZMQStartError: it ended, or was never started; an exception of a child which
-            can be pickled is raised as it was, a ZMQBindError for instance
+        Afterwards, `bound_worker_address` is the bound endpoint for workers of other machines.
+
+        :param timeout: seconds; None waits without a limit
+        :return: the bound endpoint for clients, with its real port
+        :raises ZMQTimeoutError: the pool is not ready after *timeout*
+        :raises ZMQStartError: the pool ended, or was not started; an exception of a child that can
+            be pickled, for instance a ZMQBindError, is raised itself
         """
         address = super().wait_ready(timeout)
         _clients, self._local_address, *remote = self.bound_addresses
@@ -148,24 +135,24 @@ class ZMQPool(ReadyProcess):
         return address
 
     def reload(self) -> None:
-        """Read users and keys again, and replace the workers one by one, without losing a call."""
+        """Read users and keys again, and replace the workers one by one; no call is lost."""
         super().reload()
 
     def stats(self, timeout: float = 5) -> dict[str, Any]:
-        """Give the statistics of the pool, in the process that has started it.
+        """Return the statistics of the pool; only the process that started it may call this.
 
         :param timeout: seconds
-        :raises ZMQTimeoutError: there is no answer in time
-        :raises ZMQStartError: the pool is not ready yet
+        :raises ZMQTimeoutError: the broker does not reply in time, or the pool is not ready
+        :raises ZMQStartError: the pool was not started by this process
         """
         if self._local_address is None:
             self.wait_ready(0)
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
             socket.connect(str(self._local_address))
-            socket.send_multipart([b'', Command.STATS])
+            socket.send_multipart([b'', protocol.STATS])
             if not socket.poll(int(timeout * 1000)):
-                raise ZMQTimeoutError(f'{self.name} has no statistics within {timeout} s')
+                raise ZMQTimeoutError(f'The broker of {self.name} did not reply in {timeout} s')
             stats: dict[str, Any] = decode_reply(socket.recv())
         return stats
 
@@ -178,19 +165,24 @@ class ZMQPool(ReadyProcess):
     # In the child
 
     def make_broker(self, local_address: str) -> PoolBroker:
-        """Make the broker, which is not started.
+        """Return a new broker, which is not started.
 
         :param local_address: ipc address of the workers on this machine
         """
         broker = PoolBroker(
-            self.bind_addr, local_address, worker_address=self.worker_address, **self._options
+            self.registry,
+            self.bind_addr,
+            self.access,
+            local_address,
+            self.worker_address,
+            self.worker_access,
         )
         for name in _LIMITS + _BROKER_LIMITS:
             setattr(broker, name, getattr(self, name))
         return broker
 
     def make_worker(self, local_address: str) -> PoolWorker:
-        """Make a worker, which is not started.
+        """Return a new worker, which is not started.
 
         :param local_address: ipc address of the broker
         """
@@ -200,7 +192,7 @@ class ZMQPool(ReadyProcess):
         return worker
 
     def run(self) -> None:
-        """Run broker and workers; runs in the child."""
+        """Supervise broker and workers; runs in the child."""
         self._cut_off()
         try:
             with open_pidfd(self._parent_pid) as pidfd, PrivateFolder() as folder:
@@ -313,6 +305,9 @@ class _PoolSupervisor(OwnedSupervisor):
 
     def reload(self) -> None:
         """Let the broker read users and keys again, and replace the workers."""
+        for access in (self._pool.access, self._pool.worker_access):
+            with suppress(ValueError):  # the broker, which does the same, logs it
+                access.reload()  # a new broker, after the death of this one, inherits it
         for child in self._children:
             if child.name == BROKER and child.running and child.process is not None:
                 child.process.reload()

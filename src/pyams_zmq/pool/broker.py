@@ -1,112 +1,116 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The process of a pool that talks to clients and workers.
+"""The broker of a pool: the process between clients and workers.
 
-It talks to clients as any other process does, and to workers in the words of
-:mod:`pyams_zmq.words`.
+Clients use it as any other process. Its workers use :mod:`pyams_zmq.pool.protocol`.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
-from ipaddress import IPv6Address, ip_address
 from time import monotonic
-from types import MappingProxyType
 from typing import Any
 
 import zmq
-from pyramid.registry import Registry
 from tornado.ioloop import IOLoop
 
-from pyams_zmq.auth import AccessPolicy, Users, parse_users
+from pyams_zmq.auth import ZAP_DOMAIN, Access, Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQMessageError
-from pyams_zmq.handler import ZMQMessageHandler
-from pyams_zmq.pool.protocol import ROUTE_SIZE, SEPARATOR, Command
-from pyams_zmq.pool.scheduler import Call, Scheduler, Worker, peek_type
-from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS, SIZE_SLACK, TERM_GRACE, ZMQProcess
+from pyams_zmq.pool import protocol
+from pyams_zmq.pool.protocol import ROUTE_SIZE, SEPARATOR
+from pyams_zmq.pool.scheduler import Call, Scheduler, WorkerState
+from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS
 from pyams_zmq.process.descendants import open_pidfd
-from pyams_zmq.process.server_socket import limit, protect, warn_of_exposure
+from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
+from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
-from pyams_zmq.wire.endpoint import Endpoint
+from pyams_zmq.wire.endpoint import Endpoint, parse_ip
 from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, send_frame
-from pyams_zmq.wire.message import decode_reply, encode
+from pyams_zmq.wire.message import decode_reply, encode, peek_type
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 STATS_TYPE = 'pyams_zmq.stats'
-"""Type of the message that the broker itself answers; no method can have this name"""
+"""Message type to which the broker itself replies; a method name cannot contain a dot"""
 
 WORKER_DOMAIN = b'pyams_zmq workers'
 LOCAL_DOMAIN = b'pyams_zmq local workers'
 
 _STATS = STATS_TYPE.encode()
-_PEEKED = 256  # bytes at the beginning of a message that hold its type
-_WAIT = 2  # milliseconds for the next message, before the loop has its turn
-_TURN = 0.02  # seconds after which it has it in any case
-_LARGE = 64 * 1024  # bytes of a frame that is not worth copying
-_FRAME_SIZE = 64  # bytes that a frame takes beside its own, about
-_LAST_WORDS = 0.02  # seconds that the last words of a dead worker may take
-_TICK = 0.25  # seconds between two looks for lost workers
-_GONE = frozenset({zmq.EHOSTUNREACH, zmq.EAGAIN})
+_PEEK_SIZE = 256  # first bytes of a message, which contain its type
+_POLL_TIMEOUT = 2  # milliseconds to wait for the next message before the loop may run
+_TURN = 0.02  # seconds after which the loop may run in any case
+_NO_COPY_SIZE = 64 * 1024  # bytes; larger frames are not copied
+_FRAME_OVERHEAD = 64  # bytes of memory for a frame beside its data, approximately
+_EXIT_DELAY = 0.02  # seconds that the last messages of a dead worker may take
+_CHECK_INTERVAL = 0.25  # seconds between two checks for missed heartbeats
+_UNREACHABLE = frozenset({zmq.EHOSTUNREACH, zmq.EAGAIN})
 
 
-class _Gate(ZMQStream):
-    """Stream that leaves its messages to the broker, which looks after all sockets at once."""
+class _RouterStream(ZMQStream):
+    """Stream of a ROUTER socket from which the broker reads, because it polls all its sockets.
 
-    def __init__(self, socket: Any, loop: Any, take: Callable[..., None], wake: Callable[[], None]):
-        self._take = take
-        self._wake = wake
+    :ivar access: access rules of its peers
+    """
+
+    def __init__(
+        self,
+        socket: Any,
+        loop: Any,
+        access: Access,
+        on_message: Callable[..., None],
+        on_events: Callable[[], None],
+    ):
+        self.access = access
+        self._on_message = on_message
+        self._on_events = on_events
         self._receive_frame = socket.recv
         socket.router_mandatory = True
         super().__init__(socket, loop)
 
     def _handle_events(self, fd: Any, events: int) -> None:
         if not self.closed():
-            self._wake()
+            self._on_events()
 
     def read(self) -> None:
-        """Take a message; there has to be one."""
+        """Receive a message, which must be there, and handle it."""
         receive = self._receive_frame
         first = frame = receive(NOBLOCK, False)
         self.received += 1
         frames = []
         while frame.more:
             frame = receive(NOBLOCK, False)
-            frames.append(frame.bytes if len(frame) < _LARGE else frame)
+            frames.append(frame.bytes if len(frame) < _NO_COPY_SIZE else frame)
         try:
-            self._take(self, first, frames)
+            self._on_message(self, first, frames)
         except Exception:
             LOGGER.exception('A message could not be handled')
 
     def send_frames(self, frames: Sequence[Any]) -> bool:
-        """Send a message; tell if its peer is there, and takes it."""
+        """Send a message; return False if its peer is gone, or does not read."""
         try:
             for frame in frames[:-1]:
                 send_frame(self.socket, frame, MORE)
             send_frame(self.socket, frames[-1], NOBLOCK)
         except zmq.ZMQError as error:
-            if error.errno not in _GONE:
+            if error.errno not in _UNREACHABLE:
                 raise
             return False
         return True
 
 
-class PoolBroker(ZMQProcess):
-    """Hands the messages of clients to the workers of a pool, each to a free one.
+class PoolBroker(ServiceProcess):
+    """Sends each message of a client to a free worker of the pool, and the reply to the client.
 
-    :param bind_addr: address of the clients
-    :param local_address: ipc address of the workers of this pool, in a folder that nobody else may
-        enter
-    :param auth: users that may connect, as for a ZMQProcess
-    :param clients: addresses that may connect, as for a ZMQProcess
-    :param curve: keys, as for a ZMQProcess
-    :param worker_address: address of workers of other machines
-    :param worker_auth: users that may connect as workers
-    :param worker_curve: keys of workers
-    :raises ValueError: as ZMQProcess does; and for workers of other machines without credentials
+    :param registry: registry of the application
+    :param bind_addr: address to bind for clients
+    :param access: access rules for clients
+    :param local_address: ipc address to bind for the workers of this pool, in a private folder
+    :param worker_address: address to bind for workers of other machines, or None
+    :param worker_access: access rules for them, see :func:`make_worker_access`
     """
 
     queue_limit: int = 1000
@@ -114,249 +118,219 @@ class PoolBroker(ZMQProcess):
     stats_users: Collection[str] = ()
     json_load: int = -1
 
-    _wants_peers = True  # until the first worker says what it wants
-    _knows_workers = False
-    _pumps_again = False
+    auth_thread: Any = None  # an Authenticator
+
+    _forwards_peers = True  # until the first worker states whether it needs them
+    _has_seen_workers = False
+    _pump_is_scheduled = False
 
     def __init__(
         self,
+        registry: Any,
         bind_addr: Any,
+        access: Access,
         local_address: str,
-        auth: Users = None,
-        clients: str | Iterable[str] | None = None,
-        *,
-        curve: CurveServer | None = None,
-        worker_address: Any = None,
-        worker_auth: Users = None,
-        worker_curve: CurveServer | None = None,
+        worker_address: Any,
+        worker_access: Access,
     ):
-        # Subscribers to the start of a process open what handlers need: here they have none.
-        registry = Registry('pyams_zmq broker')
-        super().__init__(bind_addr, ZMQMessageHandler, auth, clients, registry, curve=curve)
-        self.worker_passwords = check_workers(worker_address, worker_auth, worker_curve)
+        super().__init__(registry)
+        self.bind_addr = bind_addr
+        self.access = access
         self.local_address = local_address
         self.worker_address = worker_address
-        self.worker_curve = worker_curve
-        self._worker_auth = worker_auth
-        self._addresses: list[str] = []
-        self._gates: dict[Any, _Gate] = {}
+        self.worker_access = worker_access
+        self._by_socket: dict[Any, _RouterStream] = {}
         self._polled: list[tuple[Any, int]] = []
         self._watches: dict[bytes, ExitStack] = {}
 
     def init_stream(self) -> None:
-        """Bind the sockets of clients and workers."""
+        """Bind the sockets for clients and workers."""
         self._scheduler = Scheduler(
-            self._deliver, self._reply, queue_limit=self.queue_limit, queue_size=self.queue_size
+            self._send_request,
+            self._send_reply,
+            queue_limit=self.queue_limit,
+            queue_size=self.queue_size,
         )
-        self._access: Any = self.auth_thread
-        self._set_worker_policies()
-        self._front = self._open(self.bind_addr, self._take_request)
-        self.rep_stream = self._front
-        self._local = self._open(self.local_address, self._take_word, LOCAL_DOMAIN)
+        self._client_stream = self._open(
+            self.bind_addr, self._handle_request, self.access, ZAP_DOMAIN
+        )
+        self._local_stream = self._open_for_workers(self.local_address, Access(), LOCAL_DOMAIN)
         if self.worker_address is not None:
-            self._open(
-                self.worker_address,
-                self._take_word,
-                WORKER_DOMAIN,
-                self.worker_passwords,
-                self.worker_curve,
-            )
-        self._tick()
+            self._open_for_workers(self.worker_address, self.worker_access, WORKER_DOMAIN)
+        self.bound_address = self._sockets.uris[0]
+        self._check_workers()
+
+    def _open_for_workers(self, address: Any, access: Access, domain: bytes) -> _RouterStream:
+        self.auth_thread.policies[domain] = access
+        return self._open(address, self._handle_worker_message, access, domain)
 
     def _open(
-        self,
-        address: Any,
-        take: Callable[..., None],
-        domain: bytes | None = None,
-        passwords: Mapping[str, str] = MappingProxyType({}),
-        curve: CurveServer | None = None,
-    ) -> _Gate:
+        self, address: Any, on_message: Callable[..., None], access: Access, domain: bytes
+    ) -> _RouterStream:
         endpoint = Endpoint.parse(address, bind=True)
-        socket = self.context.socket(zmq.ROUTER)
-        try:
-            limit(socket, self, self.max_message_size + SIZE_SLACK)
+        with closed_on_error(self.context.socket(zmq.ROUTER)) as socket:
+            self.apply_limits(socket, self.max_message_size + SIZE_SLACK)
             socket.ipv6 = endpoint.is_ipv6
-            if domain is None:
-                self._bind(socket, endpoint)
-            else:
+            if access is not self.access:
                 socket.maxmsgsize = -1  # a reply may be larger than a request
-                socket.sndhwm = socket.rcvhwm = 0  # there are no more calls than slots
-                socket.router_handover = True  # a worker may come back before we know it was away
-                protect(socket, curve, bool(passwords), domain)
-                uri = self._listen(socket, endpoint)
-                warn_of_exposure(self.name, uri, curve, bool(passwords))
-            self._addresses.append(socket.last_endpoint.decode())
-        except BaseException:
-            socket.close(0)
-            raise
-        gate = _Gate(socket, self.loop, take, self._wake)
-        self._streams.add(gate)
-        self._gates[socket] = gate
+                socket.sndhwm = socket.rcvhwm = 0  # the slots of the workers limit them
+                # A worker may connect again before libzmq notices that its connection is lost.
+                socket.router_handover = True
+            self._sockets.bind(socket, endpoint.uri, access, path=endpoint.path, domain=domain)
+        stream = _RouterStream(socket, self.loop, access, on_message, self._on_events)
+        self._streams.add(stream)
+        self._by_socket[socket] = stream
         self._polled.append((socket, POLLIN))
-        return gate
+        return stream
 
-    def _send_report(self, addresses: Any, error: Exception | None) -> None:
-        super()._send_report(None if addresses is None else self._addresses, error)
+    def _report_ready(self) -> None:
+        self._send_report(self._sockets.uris, None)
 
-    # Access
-
-    def _set_worker_policies(self) -> None:
-        keys = () if self.worker_curve is None else self.worker_curve.clients
-        policies = self._access.policies
-        policies[LOCAL_DOMAIN] = AccessPolicy({}, ())  # the folder keeps others away
-        policies[WORKER_DOMAIN] = self._worker_policy = AccessPolicy(
-            self.worker_passwords, (), keys
-        )
-
-    def reload(self) -> None:
-        """Read users and keys again, also those of workers."""
-        super().reload()
-        if self._is_owner() or self.worker_address is None:
-            return
-        try:
-            self.worker_passwords = parse_users(self._worker_auth)
-            if self.worker_curve is not None:
-                self.worker_curve.reload()
-        except ValueError as error:
-            LOGGER.error('%s keeps the users and keys of workers: %s', self.name, error)
-            return
-        self._set_worker_policies()
-        for worker in list(self._scheduler.workers.values()):
-            if not self._admits(worker.where, worker.user):
-                self._lose(worker.route, 'is not let in any more')
-        self._pump()
-
-    def _admits(self, gate: _Gate, user: str) -> bool:
-        return gate is self._local or self._worker_policy.admits(user)
+    def _reload(self) -> None:
+        super()._reload()
+        if self.worker_address is not None and self.worker_access.try_reload(
+            f'{self.name} (workers)'
+        ):
+            for worker in list(self._scheduler.workers.values()):
+                if not worker.stream.access.admits(worker.user):
+                    self._remove(worker.route, 'lost its access')
+            self._pump()
 
     # Clients
 
-    def _take_request(self, _gate: _Gate, first: Any, frames: list[Any]) -> None:
+    def _handle_request(self, _stream: _RouterStream, first: Any, frames: list[Any]) -> None:
         try:
-            size = frames.index(b'') + 1  # of the envelope behind the route
+            size = frames.index(b'') + 1  # of the envelope after the routing id
         except ValueError:
-            self._reply([first.bytes], [ReplyStream.no_delimiter_reply])
+            self._send_reply([first.bytes], [ReplyStream.no_delimiter_reply])
             return
         envelope = [first.bytes, *frames[:size]]
         try:
-            self._take_body(first, envelope, frames[size:])
+            self._handle_body(first, envelope, frames[size:])
         except ZMQMessageError as error:
-            self._reply(envelope, [encode([error.status, error.text])])
+            self._send_reply(envelope, [encode([error.status, error.text])])
 
-    def _take_body(self, first: Any, envelope: list[Any], body: list[Any]) -> None:
+    def _handle_body(self, first: Any, envelope: list[Any], body: list[Any]) -> None:
         size = sum(map(len, body))
         if size > self.max_message_size:
             raise ZMQMessageError(
-                413, f'Message of {size} bytes, the service takes {self.max_message_size}'
+                413, f'Message is {size} bytes; the limit is {self.max_message_size}'
             )
         sender = b''
-        if self._wants_peers or self.has_credentials:
+        if self._forwards_peers or self.has_credentials:
             user = first['User-Id']
-            if not self._access.policy.admits(user):
+            if not self.access.admits(user):
                 raise ZMQMessageError(401, 'Your access was withdrawn')
-            if self._wants_peers:
+            if self._forwards_peers:
                 sender = user.encode() + SEPARATOR + first['Peer-Address'].encode()
-        name = self._peek(body)
+        name = self._peek_type(body)
         if name == _STATS:
-            self._check_stats_right(first)
-            self._reply(envelope, [encode([200, self._stats()])])
+            self._check_stats_access(first)
+            self._send_reply(envelope, [encode([200, self._stats()])])
         else:
-            size += sum(map(len, envelope)) + _FRAME_SIZE * (len(envelope) + len(body))
-            self._scheduler.request(envelope, sender, body, size, name, monotonic())
+            size += sum(map(len, envelope)) + _FRAME_OVERHEAD * (len(envelope) + len(body))
+            self._scheduler.handle_request(envelope, sender, body, size, name, monotonic())
 
-    def _peek(self, body: list[Any]) -> bytes:
+    def _peek_type(self, body: list[Any]) -> bytes:
         try:
             data = body[self.json_load]
         except IndexError:
             return b''
-        return peek_type(memoryview(data)[:_PEEKED] if len(data) > _PEEKED else data)
+        return peek_type(memoryview(data)[:_PEEK_SIZE] if len(data) > _PEEK_SIZE else data)
 
-    def _check_stats_right(self, first: Any) -> None:
+    def _check_stats_access(self, first: Any) -> None:
         user, address = first['User-Id'], first['Peer-Address']
-        if not is_here(address) and user not in self.stats_users:
+        if not parse_ip(address).is_loopback and user not in self.stats_users:
             raise ZMQMessageError(
-                403, f'Statistics are for this machine and the users of stats_users, not {user!r}'
+                403,
+                f'User {user!r} at {address} may not read the statistics: add it to stats_users',
             )
 
     def _stats(self) -> dict[str, Any]:
         return {
             'pid': os.getpid(),
-            'addresses': self._addresses,
+            'addresses': self._sockets.uris,
             **self._scheduler.stats(monotonic()),
         }
 
-    def _reply(self, envelope: list[Any], reply: list[Any]) -> None:
-        self._front.send_frames(envelope + reply)  # a peer that is gone, or reads nothing, loses it
+    def _send_reply(self, envelope: list[Any], reply: list[Any]) -> None:
+        # A client that is gone, or does not read its replies, loses this one.
+        self._client_stream.send_frames(envelope + reply)
 
     # Workers
 
-    def _deliver(self, worker: Worker, call: Call) -> bool:
-        sent: bool = worker.where.send_frames([worker.route, call.header, *call.body])
+    def _send_request(self, worker: WorkerState, call: Call) -> bool:
+        sent: bool = worker.stream.send_frames([worker.route, call.header, *call.body])
         return sent
 
-    def _take_word(self, gate: _Gate, first: Any, frames: list[Any]) -> None:
+    def _handle_worker_message(self, stream: _RouterStream, first: Any, frames: list[Any]) -> None:
         route = first.bytes
         match frames:
             case [key, _first, *_more] if len(key):
-                self._scheduler.answer(route, key, frames[1:], monotonic())
-            case [b'', word, *rest]:
-                self._obey(gate, first, route, word, rest)
+                self._scheduler.handle_reply(route, key, frames[1:], monotonic())
+            case [b'', command, *rest]:
+                self._handle_command(stream, first, route, command, rest)
             case _:
-                LOGGER.warning('A worker says what nobody understands')
+                LOGGER.warning('A worker sent %d frames that are not a message', len(frames))
 
-    def _obey(self, gate: _Gate, first: Any, route: bytes, word: bytes, rest: list[Any]) -> None:
+    def _handle_command(
+        self, stream: _RouterStream, first: Any, route: bytes, command: bytes, rest: list[Any]
+    ) -> None:
         now = monotonic()
-        match word, rest:
-            case Command.HEARTBEAT, [memory]:
-                if not self._scheduler.heard(route[:ROUTE_SIZE], int(memory), now):
-                    gate.send_frames([route[:ROUTE_SIZE], b'', Command.UNKNOWN])
-            case Command.READY, [info]:
-                self._welcome(gate, first['User-Id'], route, decode_reply(info), now)
-            case Command.DISCONNECT, []:
-                self._scheduler.leave(route)
-                gate.send_frames([route, b'', Command.DISCONNECT_OK])
-            case Command.REJECT, [key]:
-                self._scheduler.give_back(route, key)
-            case Command.STATS, [] if gate is self._local:
-                gate.send_frames([route, encode(self._stats())])
+        match command, rest:
+            case protocol.HEARTBEAT, [memory]:
+                route = route[:ROUTE_SIZE]
+                if not self._scheduler.handle_heartbeat(route, int(memory), now):
+                    stream.send_frames([route, b'', protocol.UNKNOWN])
+            case protocol.READY, [info]:
+                self._register(stream, first['User-Id'], route, decode_reply(info), now)
+            case protocol.DISCONNECT, []:
+                self._scheduler.handle_disconnect(route)
+                stream.send_frames([route, b'', protocol.DISCONNECT_OK])
+            case protocol.REJECT, [key]:
+                self._scheduler.handle_reject(route, key)
+            case protocol.STATS, [] if stream is self._local_stream:
+                stream.send_frames([route, encode(self._stats())])
             case _:
-                LOGGER.warning('A worker says %r, which nobody understands', word[:8])
+                LOGGER.warning('A worker sent the unknown command %r', bytes(command)[:16])
 
-    def _welcome(self, gate: _Gate, user: str, route: bytes, info: Any, now: float) -> None:
+    def _register(
+        self, stream: _RouterStream, user: str, route: bytes, info: Any, now: float
+    ) -> None:
         known = self._scheduler.workers.get(route)
-        if not self._admits(gate, user) or (known is not None and known.where is not gate):
+        if not stream.access.admits(user) or (known is not None and known.stream is not stream):
             return
-        worker = self._scheduler.ready(route, info, now, where=gate, user=user)
-        wants_peers = bool(info['peers'])
-        self._wants_peers = wants_peers or (self._wants_peers and self._knows_workers)
-        self._knows_workers = True
-        gate.send_frames([route, b'', Command.READY_OK])
-        if gate is self._local and route not in self._watches:
+        worker = self._scheduler.handle_ready(route, info, now, stream=stream, user=user)
+        needs_peers = bool(info['peers'])
+        self._forwards_peers = needs_peers or (self._forwards_peers and self._has_seen_workers)
+        self._has_seen_workers = True
+        stream.send_frames([route, b'', protocol.READY_OK])
+        if stream is self._local_stream and route not in self._watches:
             self._watch(worker)
-        LOGGER.info('Worker %s of %s serves', worker.pid, worker.host)
+        LOGGER.info('Worker %s of %s is ready', worker.pid, worker.host)
 
-    def _watch(self, worker: Worker) -> None:
+    def _watch(self, worker: WorkerState) -> None:
         stack = ExitStack()
         pidfd = stack.enter_context(open_pidfd(worker.pid))
         self._watches[worker.route] = stack
         if pidfd is not None:
             worker.is_watched = True
-            self.loop.add_handler(pidfd, partial(self._on_death, worker.route), IOLoop.READ)
+            self.loop.add_handler(pidfd, partial(self._on_exit, worker.route), IOLoop.READ)
             stack.callback(self.loop.remove_handler, pidfd)
 
-    def _on_death(self, route: bytes, fd: int, events: int) -> None:
+    def _on_exit(self, route: bytes, fd: int, events: int) -> None:
         self._unwatch(route)
-        self._scheduler.leave(route)
-        # What it has said before counts, and may come in later than the news of its death.
-        self.loop.call_later(_LAST_WORDS, self._bury, route)
+        self._scheduler.handle_disconnect(route)
+        # Its last replies may arrive after its exit.
+        self.loop.call_later(_EXIT_DELAY, self._remove_dead, route)
 
-    def _bury(self, route: bytes) -> None:
+    def _remove_dead(self, route: bytes) -> None:
         self._pump()
-        self._lose(route, 'died')
+        self._remove(route, 'died')
         self._pump()
 
-    def _lose(self, route: bytes, reason: str) -> None:
-        self._scheduler.lose(route, monotonic(), reason)
+    def _remove(self, route: bytes, reason: str) -> None:
+        self._scheduler.remove(route, monotonic(), reason)
         self._unwatch(route)
 
     def _unwatch(self, route: bytes) -> None:
@@ -364,45 +338,45 @@ class PoolBroker(ZMQProcess):
         if stack is not None:
             stack.close()
 
-    # Life
+    # The loop
 
     def _pump(self) -> None:
-        """Handle messages, from all sockets, until none has come in for some milliseconds.
+        """Handle messages of all sockets until none has arrived for `_POLL_TIMEOUT`.
 
-        Between two messages of a conversation there is no turn of the loop, which would take longer
-        than everything else. Whatever touches the sockets calls this afterwards: it leaves them
-        in a state in which their next message wakes the loop.
+        The loop does not run between two messages: a turn of it takes longer than all the rest. Any
+        access to a ØMQ socket clears its wake-up, so every method that accesses one calls this
+        afterwards: it ends when all sockets are empty, and their next message wakes the loop.
         """
         deadline = monotonic() + _TURN
-        gates = self._gates
-        while ready := zmq.zmq_poll(self._polled, _WAIT):
+        streams = self._by_socket
+        while ready := zmq.zmq_poll(self._polled, _POLL_TIMEOUT):
             for socket, _events in ready:
-                gates[socket].read()
+                streams[socket].read()
             if monotonic() > deadline:
-                # Once for each turn of the loop, which would else take longer from turn to turn.
-                if not self._pumps_again:
-                    self._pumps_again = True
+                # Once for each turn of the loop, else each turn would take longer than the last.
+                if not self._pump_is_scheduled:
+                    self._pump_is_scheduled = True
                     self.loop.add_callback(self._pump_again)
                 break
 
     def _pump_again(self) -> None:
-        self._pumps_again = False
+        self._pump_is_scheduled = False
         self._pump()
 
-    def _wake(self) -> None:
-        if not self._pumps_again:
+    def _on_events(self) -> None:
+        if not self._pump_is_scheduled:
             self._pump()
 
-    def _tick(self) -> None:
+    def _check_workers(self) -> None:
         self._pump()  # heartbeats may wait
-        for worker in self._scheduler.expire(monotonic()):
-            LOGGER.error('Worker %s of %s is not heard of any more', worker.pid, worker.host)
+        for worker in self._scheduler.check(monotonic()):
+            LOGGER.error('Worker %s of %s missed its heartbeats', worker.pid, worker.host)
             self._unwatch(worker.route)
-        self.loop.call_later(_TICK, self._tick)
+        self.loop.call_later(_CHECK_INTERVAL, self._check_workers)
         self._pump()
 
     async def _drain(self) -> None:
-        # Some of `drain_timeout` is left for the answers to what does not finish in time.
+        # The rest of `drain_timeout` is for the 502 replies to unfinished calls.
         deadline = monotonic() + self.drain_timeout - min(TERM_GRACE, self.drain_timeout / 2)
         self._scheduler.drain()
         turns = 0
@@ -412,44 +386,33 @@ class PoolBroker(ZMQProcess):
             self._pump()
             if not self._scheduler.in_flight:
                 turns = turns + 1 if received != self._count_received() else REFUSAL_TURNS
-        self._scheduler.abandon(monotonic())
-        self._stop_loop()
+        self._scheduler.abort(monotonic())
 
     def _teardown(self) -> None:
         for route in list(self._watches):
             self._unwatch(route)
         super()._teardown()
-        self._gates.clear()
+        self._by_socket.clear()
 
 
-def check_workers(address: Any, auth: Users, curve: CurveServer | None) -> dict[str, str]:
-    """Check that workers of other machines have to show who they are.
+def make_worker_access(address: Any, auth: Users, curve: CurveServer | None) -> Access:
+    """Return the access rules for workers of other machines, which must authenticate.
 
-    :param address: address that they connect to, None for no such workers
-    :return: passwords by user name
-    :raises ValueError: if not
+    :param address: address to bind for them, or None
+    :param auth: users that may connect as workers
+    :param curve: keys of the server and the workers
+    :raises ValueError: an *address* without credentials, credentials without *address*, or both
+        kinds of credentials
     """
-    users = parse_users(auth)
+    access = Access(auth, curve=curve)
     if address is None:
-        if users or curve is not None:
-            raise ValueError('worker_auth and worker_curve are for a worker_address, give one')
+        if access.has_credentials:
+            raise ValueError('worker_auth and worker_curve need a worker_address')
     else:
         Endpoint.parse(address, bind=True)
-        if not users and curve is None:
+        if not access.has_credentials:
             raise ValueError(
-                f'Give worker_auth or worker_curve: without, whoever reaches {address!r} would get '
-                'the messages of all clients'
+                f'worker_address {address!r} needs worker_auth or worker_curve: without them, any '
+                'program that reaches it would get the messages of all clients'
             )
-        if users and curve is not None:
-            raise ValueError('Give worker_auth or worker_curve: a socket has one mechanism')
-    return users
-
-
-def is_here(address: str) -> bool:
-    """Tell if a peer is on this machine, by its address as libzmq gives it."""
-    if address.startswith('localhost:'):  # of ipc
-        return True
-    ip = ip_address(address.partition('%')[0])
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return ip.is_loopback
+    return access

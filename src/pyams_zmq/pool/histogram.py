@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""How long calls take, in a fixed amount of memory."""
+"""Percentiles of durations, in a fixed amount of memory."""
 
-_EXACT = 16  # microseconds up to which each one has a bucket of its own
+_EXACT = 16  # microseconds; each shorter duration has a bucket of its own
 _HALF = _EXACT // 2  # buckets for each doubling above
 _LONGEST = (1 << 40) - 1  # microseconds: 12 days
 _BUCKETS = (_LONGEST.bit_length() - 4) * _HALF + _EXACT
 
 
 class Histogram:
-    """Counts durations in buckets whose width is an eighth of their values."""
+    """Count durations in buckets whose width is an eighth of their values.
+
+    :ivar count: number of durations
+    :ivar total: their sum, in seconds
+    :ivar longest: the longest one, in seconds
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -28,7 +33,10 @@ class Histogram:
         self._buckets[value] += 1
 
     def percentile(self, percent: float) -> float:
-        """Give the duration in seconds that so many percent of all do not exceed; 0 for none."""
+        """Return the seconds that *percent* % of the durations do not exceed, 0 if there are none.
+
+        The result may be 12.5 % too high.
+        """
         rank = max(1.0, self.count * percent / 100)
         seen = 0
         for index, count in enumerate(self._buckets):

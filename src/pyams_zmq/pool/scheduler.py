@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Which worker gets which call, and what becomes of it.
+"""Decides which worker gets which call, and what happens to a call whose worker is lost.
 
-It decides, and does neither input nor output: whoever drives it, the broker or a test, says what
-happens and when, and gives it two functions: one hands a call to a worker, one replies.
+It does no I/O and reads no clock: the broker, or a test, passes events and the present time, and
+two functions that send requests to workers and replies to clients.
 """
 
-import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import count
@@ -13,61 +12,44 @@ from os import urandom
 from typing import Any
 
 from pyams_zmq.pool.histogram import Histogram
-from pyams_zmq.wire.message import DRAINING_REPLY, encode
+from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL, MISSED_HEARTBEATS
+from pyams_zmq.wire.message import DRAINING_REPLY, encode, is_error
 
 MAX_ATTEMPTS = 3
-"""Workers that may die on a call before it is given up"""
+"""Workers that may die during a call before the call fails"""
 
-MISSED_BEATS = 3
-"""Heartbeats after which a worker that nobody else watches is lost"""
-
-AWAY = 1.0
-"""Seconds between two looks for lost workers after which the machine was away, and not they"""
+SUSPENDED = 1.0
+"""Seconds between two checks from which on the broker itself is considered to have been suspended,
+and the heartbeats that it has not read do not count as missed"""
 
 MAX_METHODS = 1000
-"""Methods that are counted by name, at most"""
+"""Limit of the methods that are counted by name"""
 
 MAX_WORKERS = 1000
-"""Workers that may join, at most"""
+"""Limit of the workers"""
 
 MAX_SLOTS = 1000
-"""Calls that a worker may have in hand, at most"""
+"""Limit of the calls that a worker may have at a time"""
 
-MIN_INTERVAL = 0.01
-MAX_INTERVAL = 60.0
-"""Seconds between the heartbeats of a worker, at least and at most"""
-
-_PEEK = re.compile(rb'\s*\[\s*"([\w.]{1,100})"', re.ASCII).match
-_ERROR = re.compile(rb'\s*\[\s*[45]\d\d\s*[],]').match
 _OTHERS = '(others)'
 
 
-def peek_type(data: Any) -> bytes:
-    """Read the type of a message without reading the message.
+class MethodStats:
+    """Statistics of the calls of one method.
 
-    :param data: the frame that holds ``[type, args]``
-    :return: the type, empty if this is no message, or if it is written in an unusual way
-    """
-    match = _PEEK(data)
-    return match[1] if match is not None else b''
-
-
-class Method:
-    """What is known of the calls of a method.
-
-    :ivar repeatable: a call may be made once more, when the worker died on it
+    :ivar repeatable: true if a call may be sent to another worker after the death of the first one
     """
 
     __slots__ = ('calls', 'errors', 'latency', 'repeatable')
 
-    def __init__(self, *, repeatable: bool = False) -> None:
-        self.repeatable = repeatable
+    def __init__(self) -> None:
+        self.repeatable = False
         self.calls = 0
         self.errors = 0
         self.latency = Histogram()
 
     def stats(self) -> dict[str, Any]:
-        """Describe the calls, with seconds from their arrival until their reply."""
+        """Return the statistics; durations are seconds from the request until the reply."""
         latency = self.latency
         return {
             'calls': self.calls,
@@ -81,11 +63,16 @@ class Method:
 
 
 class Call:
-    """A message that is owed a reply.
+    """A request that has no reply yet.
 
-    :ivar key: number of the call, in the 8 bytes that begin its header
-    :ivar header: first frame for the worker: key, user and address of the peer
-    :ivar size: bytes that it takes, with its envelope
+    :ivar key: number of the call, `KEY_SIZE` bytes
+    :ivar envelope: frames in front of the reply
+    :ivar header: first frame for the worker, see :mod:`pyams_zmq.pool.protocol`
+    :ivar body: frames of the message
+    :ivar size: bytes of memory, with the envelope
+    :ivar name: type of the message
+    :ivar received: time of the request
+    :ivar attempts: number of workers that were lost during this call
     """
 
     __slots__ = (
@@ -108,7 +95,7 @@ class Call:
         body: list[Any],
         size: int,
         name: bytes,
-        method: Method,
+        method: MethodStats,
         received: float,
     ):
         self.key = key
@@ -122,42 +109,39 @@ class Call:
         self.attempts = 0
 
 
-class Worker:
-    """A worker that has announced itself.
+class WorkerState:
+    """A registered worker.
 
-    :ivar route: what the socket of the broker calls it
-    :ivar is_open: it takes further calls
-    :ivar needs_ready: it could not be reached, and has to announce itself again
-    :ivar is_watched: somebody else notices its end, so that its heartbeats do not matter
-    :ivar calls: what it has in hand, by key
-    :ivar foreign: keys of what it has in hand of a former broker, or of a former time with this one
+    :ivar route: routing id of the worker at the socket of the broker
+    :ivar stream: stream of the broker to which the worker is connected
+    :ivar user: name or key of the worker
+    :ivar is_open: true if the worker takes further calls
+    :ivar needs_ready: true if a call could not be sent, so that the worker has to send READY again
+    :ivar is_watched: true if the broker is notified of the end of the worker; its heartbeats are
+        not checked then
+    :ivar calls: its calls, by key
+    :ivar unknown_calls: keys of its calls of an earlier broker, or of an earlier registration
     """
 
     def __init__(
-        self,
-        route: bytes,
-        info: Mapping[str, Any],
-        now: float,
-        *,
-        where: Any = None,
-        user: str = '',
+        self, route: bytes, info: Mapping[str, Any], now: float, stream: Any = None, user: str = ''
     ):
         self.route = route
-        self.where = where
+        self.stream = stream
         self.user = user
-        self.since = now
-        self.heard = now
+        self.registered_at = now
+        self.last_seen = now
         self.memory = 0
         self.replies = 0
         self.is_watched = False
         self.calls: dict[bytes, Call] = {}
-        self.foreign: set[bytes] = set()
+        self.unknown_calls: set[bytes] = set()
         self.update(info)
 
     def update(self, info: Mapping[str, Any]) -> None:
-        """Take over what the worker says of itself.
+        """Apply the data of READY.
 
-        :raises KeyError, TypeError, ValueError: it says too little, or nonsense
+        :raises KeyError, TypeError, ValueError: a member is missing or invalid
         """
         self.pid = int(info['pid'])
         self.host = str(info['host'])[:255]
@@ -168,17 +152,17 @@ class Worker:
 
     @property
     def in_flight(self) -> int:
-        """Number of calls that it has in hand."""
-        return len(self.calls) + len(self.foreign)
+        """Number of calls that the worker has."""
+        return len(self.calls) + len(self.unknown_calls)
 
     def stats(self, now: float) -> dict[str, Any]:
-        """Describe the worker; its age is that of its announcement, its memory is in MiB."""
+        """Return the statistics; the age is in seconds since READY, the memory in MiB."""
         state = 'leaving' if not self.is_open else 'busy' if self.in_flight else 'idle'
         return {
             'pid': self.pid,
             'host': self.host,
             'state': state,
-            'age': round(now - self.since, 3),
+            'age': round(now - self.registered_at, 3),
             'memory': self.memory,
             'calls': self.replies,
             'in_flight': self.in_flight,
@@ -187,41 +171,41 @@ class Worker:
 
 
 class Scheduler:
-    """Hands each call to a free worker, the one that has been free for the longest time.
+    """Assigns each call to the worker that has been free for the longest time.
 
-    :param deliver: hands a call to a worker; tells if that could be reached
-    :param reply: sends the frames of a reply along an envelope
-    :param queue_limit: calls that wait for a worker, at most
-    :param queue_size: bytes of the calls that wait, at most
+    :param send_request: sends a call to a worker; returns False if the worker is unreachable
+    :param send_reply: sends the frames of a reply with an envelope
+    :param queue_limit: limit of the calls that wait for a worker
+    :param queue_size: limit of the bytes of the calls that wait
     """
 
     def __init__(
         self,
-        deliver: Callable[[Worker, Call], bool],
-        reply: Callable[[list[Any], list[Any]], None],
+        send_request: Callable[[WorkerState, Call], bool],
+        send_reply: Callable[[list[Any], list[Any]], None],
         *,
         queue_limit: int,
         queue_size: int,
     ):
-        self._deliver = deliver
-        self._reply = reply
+        self._send_request = send_request
+        self._send_reply = send_reply
         self.queue_limit = queue_limit
         self.queue_size = queue_size
-        self.workers: dict[bytes, Worker] = {}
+        self.workers: dict[bytes, WorkerState] = {}
         self.is_draining = False
-        self.methods: dict[bytes, Method] = {}
-        self.others = Method()
+        self.methods: dict[bytes, MethodStats] = {}
+        self.other_methods = MethodStats()
         self._queue: deque[Call] = deque()
         self._queued_size = 0
-        self._free: deque[Worker] = deque()  # one entry for each free slot
+        self._free: deque[WorkerState] = deque()  # one entry for each free slot
         self._refused = self._repeated = self._lost = 0
-        # A worker may still reply to a call of the broker before this one.
+        # Random, because a worker may still reply to a call of an earlier broker.
         self._numbers = count(int.from_bytes(urandom(7), 'big'))
-        self._expired = 0.0
+        self._checked_at = 0.0
 
     @property
     def in_flight(self) -> int:
-        """Number of calls that workers have in hand."""
+        """Number of calls that workers have."""
         return sum(len(worker.calls) for worker in self.workers.values())
 
     @property
@@ -229,7 +213,9 @@ class Scheduler:
         """Number of calls that wait for a worker."""
         return len(self._queue)
 
-    def request(
+    # Calls
+
+    def handle_request(
         self,
         envelope: list[Any],
         sender: bytes,
@@ -238,23 +224,23 @@ class Scheduler:
         name: bytes,
         now: float,
     ) -> None:
-        """Take a message.
+        """Assign a request to a worker, queue it, or refuse it with 503.
 
-        :param envelope: way of the reply
-        :param sender: what the worker is told of the sender
+        :param envelope: frames in front of the reply
+        :param sender: user and address of the client, see :mod:`pyams_zmq.pool.protocol`
         :param body: frames of the message
-        :param size: bytes that it takes, with its envelope
-        :param name: its type, as far as `peek_type` could read it
+        :param size: bytes of memory, with the envelope
+        :param name: type of the message, see :func:`pyams_zmq.wire.message.peek_type`
         :param now: present time in seconds
         """
         if self.is_draining:
             self._refused += 1
-            self._reply(envelope, [DRAINING_REPLY])
+            self._send_reply(envelope, [DRAINING_REPLY])
             return
         key = next(self._numbers).to_bytes(8, 'big')
-        method = self.methods.get(name, self.others)
+        method = self.methods.get(name, self.other_methods)
         call = Call(key, envelope, key + sender, body, size, name, method, now)
-        if (self._queue or not self._hand_over(call)) and not self._enqueue(call):
+        if (self._queue or not self._assign(call)) and not self._enqueue(call):
             self._refuse(call)
 
     def _enqueue(self, call: Call) -> bool:
@@ -267,142 +253,145 @@ class Scheduler:
     def _refuse(self, call: Call) -> None:
         self._refused += 1
         text = f'The service is overloaded: {len(self._queue)} calls wait, try again later'
-        self._reply(call.envelope, [encode([503, text])])
+        self._send_reply(call.envelope, [encode([503, text])])
 
-    def answer(self, route: bytes, key: bytes, reply: list[Any], now: float) -> None:
-        """Take a reply; that to a call which was given up is dropped."""
+    def handle_reply(self, route: bytes, key: bytes, reply: list[Any], now: float) -> None:
+        """Send the reply of a worker to its client; drop it if the call is unknown."""
         worker = self.workers.get(route)
         if worker is None:
             return
         call = worker.calls.pop(key, None)
         if call is None:
-            if key in worker.foreign:
-                worker.foreign.discard(key)
+            if key in worker.unknown_calls:
+                worker.unknown_calls.discard(key)
                 self._release(worker)
             return
         worker.replies += 1
-        self._release(worker)  # first: it has to be busy, the client may well wait
+        self._release(worker)  # before the reply: the worker is idle, the client may be, too
         self._finish(call, reply, now)
 
-    def _release(self, worker: Worker) -> None:
+    def _release(self, worker: WorkerState) -> None:
         if worker.is_open and worker.in_flight < worker.slots:
             self._free.append(worker)
             if self._queue:
-                self._feed()
+                self._assign_queued()
 
     def _finish(self, call: Call, reply: list[Any], now: float) -> None:
         method = call.method
         method.calls += 1
-        if _ERROR(reply[-1]) is not None:
+        if is_error(reply[-1]):
             method.errors += 1
         method.latency.add(now - call.received)
-        self._reply(call.envelope, reply)
+        self._send_reply(call.envelope, reply)
 
-    def _feed(self) -> None:
+    def _assign_queued(self) -> None:
         while self._queue and self._free:
             call = self._queue.popleft()
             self._queued_size -= call.size
-            if call.method is self.others:  # maybe nobody had announced it when it came in
-                call.method = self.methods.get(call.name, self.others)
-            if not self._hand_over(call):
-                self._put_back(call)
+            if call.method is self.other_methods:  # a worker may have announced it since
+                call.method = self.methods.get(call.name, self.other_methods)
+            if not self._assign(call):
+                self._requeue(call)
 
-    def _put_back(self, call: Call) -> None:
+    def _requeue(self, call: Call) -> None:
         self._queue.appendleft(call)
         self._queued_size += call.size
 
-    def _hand_over(self, call: Call) -> bool:
+    def _assign(self, call: Call) -> bool:
         while self._free:
             worker = self._free.popleft()
             if worker.is_open:
-                if self._deliver(worker, call):
+                if self._send_request(worker, call):
                     worker.calls[call.key] = call
                     return True
-                worker.is_open = False  # its connection is gone
+                worker.is_open = False  # its connection is lost
                 worker.needs_ready = True
         return False
 
-    def ready(
+    # Workers
+
+    def handle_ready(
         self,
         route: bytes,
         info: Mapping[str, Any],
         now: float,
         *,
-        where: Any = None,
+        stream: Any = None,
         user: str = '',
-    ) -> Worker:
-        """Take the announcement of a worker, maybe the second one of a worker that we know.
+    ) -> WorkerState:
+        """Register a worker, or register it again after a lost connection.
 
-        Then what was on its way when its connection broke is lost: it says what it has in hand.
+        In the second case, what was on its way to the worker is lost: *info* contains the calls
+        that it has.
 
-        :param info: what it says of itself
-        :param where: whatever the function which delivers wants to know
-        :param user: who the worker is
-        :raises KeyError, TypeError, ValueError: it says too little, or nonsense
+        :param info: data of READY
+        :param stream: stream of the broker to which the worker is connected
+        :param user: name or key of the worker
+        :raises KeyError, TypeError, ValueError: *info* is incomplete or invalid
         """
-        in_hand = {bytes.fromhex(key) for key in info['calls']}
+        keys = {bytes.fromhex(key) for key in info['calls']}
         worker = self.workers.get(route)
         if worker is None:
             if len(self.workers) >= MAX_WORKERS:
-                raise ValueError(f'there are {MAX_WORKERS} workers already')
-            worker = Worker(route, info, now, where=where, user=user)
+                raise ValueError(f'The limit of {MAX_WORKERS} workers is reached')
+            worker = WorkerState(route, info, now, stream, user)
         else:
             worker.update(info)
-        self._announce_methods(info['methods'], info['repeatable'])
-        worker.heard = now
+        self._add_methods(info['methods'], info['repeatable'])
+        worker.last_seen = now
         self.workers[route] = worker
-        lost = [call for key, call in worker.calls.items() if key not in in_hand]
+        lost = [call for key, call in worker.calls.items() if key not in keys]
         for call in lost:
             del worker.calls[call.key]
         self._free = deque(each for each in self._free if each is not worker)
-        worker.foreign = in_hand - worker.calls.keys()
+        worker.unknown_calls = keys - worker.calls.keys()
         if worker.is_open:
             self._free.extend([worker] * (worker.slots - worker.in_flight))
-        self._repeat(lost, 'was cut off', now)
+        self._repeat(lost, 'lost its connection', now)
         return worker
 
-    def _announce_methods(self, names: Iterable[str], repeatable: Collection[str]) -> None:
+    def _add_methods(self, names: Iterable[str], repeatable: Collection[str]) -> None:
         for name in names:
             key = str(name).encode()
             if key not in self.methods and len(self.methods) < MAX_METHODS:
-                self.methods[key] = Method()
+                self.methods[key] = MethodStats()
             if key in self.methods:
                 self.methods[key].repeatable = name in repeatable
 
-    def heard(self, route: bytes, memory: int, now: float) -> bool:
-        """Take a heartbeat.
+    def handle_heartbeat(self, route: bytes, memory: int, now: float) -> bool:
+        """Note that a worker is alive.
 
-        :param memory: MiB that the worker takes
-        :return: false if that worker is unknown, or has to announce itself again
+        :param memory: resident memory of the worker in MiB
+        :return: False if the worker is unknown, or has to send READY again
         """
         worker = self.workers.get(route)
         if worker is None:
             return False
-        worker.heard = now
+        worker.last_seen = now
         worker.memory = memory
         return not worker.needs_ready
 
-    def leave(self, route: bytes) -> None:
-        """Give a worker no more calls: it ends when it has finished those that it has."""
+    def handle_disconnect(self, route: bytes) -> None:
+        """Assign no more calls to a worker, which finishes those that it has."""
         worker = self.workers.get(route)
         if worker is not None:
             worker.is_open = False
 
-    def give_back(self, route: bytes, key: bytes) -> None:
-        """Take a call back that a worker has not begun; it is the next one."""
+    def handle_reject(self, route: bytes, key: bytes) -> None:
+        """Put a call that a worker has not started in front of the queue."""
         worker = self.workers.get(route)
         call = None if worker is None else worker.calls.pop(key, None)
         if worker is not None and call is not None:
-            self._put_back(call)
+            self._requeue(call)
             if self.is_draining:
                 self._refuse_queue()
-            self._release(worker)  # unless it leaves, it takes a call as soon as it can
-            self._feed()
+            self._release(worker)  # unless it is leaving, it takes a call as soon as it can
+            self._assign_queued()
 
-    def lose(self, route: bytes, now: float, reason: str = 'died') -> None:
-        """Note that a worker is dead, or might as well be.
+    def remove(self, route: bytes, now: float, reason: str = 'died') -> None:
+        """Remove a worker, and repeat or fail its calls.
 
-        :param reason: what became of it, for its callers
+        :param reason: verb for the error text of its calls
         """
         worker = self.workers.pop(route, None)
         if worker is not None:
@@ -415,48 +404,50 @@ class Scheduler:
             call.attempts += 1
             if call.method.repeatable and call.attempts < MAX_ATTEMPTS and not self.is_draining:
                 self._repeated += 1
-                self._put_back(call)
+                self._requeue(call)
             else:
                 self._lost += 1
-                text = f'The worker {reason} while it had this call in hand'
+                text = f'The worker {reason} during this call'
                 self._finish(call, [encode([502, text])], now)
-        self._feed()
+        self._assign_queued()
 
-    def expire(self, now: float) -> list[Worker]:
-        """Lose those workers that have missed their heartbeats.
-
-        :return: them
-        """
-        late, self._expired = now - self._expired, now
+    def check(self, now: float) -> list[WorkerState]:
+        """Remove the workers that have missed their heartbeats, and return them."""
+        elapsed, self._checked_at = now - self._checked_at, now
         lost = []
         for worker in list(self.workers.values()):
-            if late > max(AWAY, worker.interval):
-                worker.heard = now  # who was away for so long is us
-            elif now - worker.heard > worker.interval * MISSED_BEATS and not worker.is_watched:
-                self.lose(worker.route, now, 'was not heard of any more')
+            if elapsed > max(SUSPENDED, worker.interval):
+                worker.last_seen = now
+            elif (
+                now - worker.last_seen > worker.interval * MISSED_HEARTBEATS
+                and not worker.is_watched
+            ):
+                self.remove(worker.route, now, 'missed its heartbeats')
                 lost.append(worker)
         return lost
 
+    # The end
+
     def drain(self) -> None:
-        """Refuse what waits, and everything from now on."""
+        """Refuse the calls that wait, and all further ones."""
         self.is_draining = True
         self._refuse_queue()
 
     def _refuse_queue(self) -> None:
         while self._queue:
             self._refused += 1
-            self._reply(self._queue.popleft().envelope, [DRAINING_REPLY])
+            self._send_reply(self._queue.popleft().envelope, [DRAINING_REPLY])
         self._queued_size = 0
 
-    def abandon(self, now: float) -> None:
-        """Answer the calls that workers have in hand: nobody waits for them any longer."""
+    def abort(self, now: float) -> None:
+        """Fail the calls that workers have not finished in time."""
         for route in list(self.workers):
-            self.lose(route, now, 'was ended')
+            self.remove(route, now, 'was stopped')
 
     def stats(self, now: float) -> dict[str, Any]:
-        """Describe everything, as JSON."""
+        """Return the statistics, as JSON types."""
         methods = {name.decode(): method for name, method in self.methods.items()}
-        methods[_OTHERS] = self.others
+        methods[_OTHERS] = self.other_methods
         return {
             'calls': sum(method.calls for method in methods.values()),
             'errors': sum(method.errors for method in methods.values()),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A process that gets its messages from the broker of a pool."""
+"""A worker of a pool: a process that gets its messages from the broker."""
 
 import asyncio
 import logging
@@ -17,42 +17,49 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from pyams_zmq.auth import Users, parse_users
+from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
+from pyams_zmq.client.connection import ServiceAddress, configure
 from pyams_zmq.exceptions import ZMQRefusedError
-from pyams_zmq.pool.protocol import KEY_SIZE, ROUTE_SIZE, SEPARATOR, Command
-from pyams_zmq.pool.scheduler import MAX_INTERVAL, MIN_INTERVAL
+from pyams_zmq.pool import protocol
+from pyams_zmq.pool.protocol import (
+    KEY_SIZE,
+    MISSED_HEARTBEATS,
+    ROUTE_SIZE,
+    SEPARATOR,
+    check_interval,
+)
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import RECYCLED
 from pyams_zmq.process.descendants import end_tree, start_no_more
-from pyams_zmq.process.server_socket import limit
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE
-from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, send_frame
 from pyams_zmq.wire.message import encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 RECONNECT = (20, 1000)
-"""Milliseconds until a broker that is away is looked for again, at first and at most"""
+"""Milliseconds between two attempts to connect to the broker: initial and maximum"""
 
-GOODBYE_TIMEOUT = 5.0
-"""Seconds to wait for the last word of a broker that is there"""
+DISCONNECT_TIMEOUT = 5.0
+"""Seconds to wait for DISCONNECT_OK from a connected broker"""
 
-WELCOME_TIMEOUT = 5.0
-"""Seconds after which an announcement that has no answer is made again, if the broker asks"""
+READY_TIMEOUT = 5.0
+"""Seconds to wait for READY_OK before UNKNOWN makes the worker send READY again"""
+
+OVERDUE = 'has a method that passed its deadline'
+"""Reason to leave"""
 
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
-_MISSED_BEATS = 3
-_CANCEL_GRACE = 0.02  # seconds for the end of a coroutine; meanwhile calls are given back
-_WAIT = 1  # milliseconds for the next call, before the loop has its turn
+_CANCEL_GRACE = 0.02  # seconds for the end of a cancelled coroutine; calls are rejected meanwhile
+_POLL_TIMEOUT = 1  # milliseconds to wait for the next call before the loop may run
 _MIB = 1024 * 1024
 
 
 class ForwardedFrame:
-    """First frame of a message, with what :class:`zmq.Frame` would say of its sender."""
+    """First frame of a message, with the metadata that a :class:`zmq.Frame` of the client has."""
 
     __slots__ = ('_data', '_sender')
 
@@ -72,49 +79,49 @@ class ForwardedFrame:
 
 
 class WorkerStream(ReplyStream):
-    """Stream on which a broker sends the messages of others; it gets the replies.
+    """Stream on which a worker gets requests from the broker, and sends replies to it.
 
-    It receives always: the broker sends no more calls than it may, and commands come in between.
+    It always receives: the broker limits the requests, and sends commands between them.
 
-    :ivar process: the PoolWorker, which hears everything else that the broker says
-    :ivar keys: calls that are owed a reply
+    :ivar process: the PoolWorker, which handles the commands
+    :ivar pending: keys of the calls that have no reply yet
     """
 
     process: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self.keys: set[bytes] = set()
+        self.pending: set[bytes] = set()
         super().__init__(*args, **kwargs)
 
     @staticmethod
     def _prepare(socket: Any) -> None:
-        """Do nothing: this is no ROUTER socket."""
+        """Do nothing: a DEALER socket does not have the options of a ROUTER socket."""
 
     @property
-    def is_late(self) -> bool:
-        """True while a method runs whose call got its reply already, that its deadline passed."""
-        return self.in_hand > len(self.keys)
+    def has_overdue(self) -> bool:
+        """True while a method runs whose call was answered with 504 at its deadline."""
+        return self.in_hand > len(self.pending)
 
     def _can_receive(self) -> bool:
         return self.envelope is None
 
     def _handle_events(self, fd: Any, events: int) -> None:
-        # Between two calls there is no turn of the loop, which takes longer than a short call,
-        # unless nothing comes in for a moment.
+        # The loop does not run between two calls, unless none arrives for `_POLL_TIMEOUT`: a turn
+        # of it takes longer than a short call.
         if self.closed():
             return
-        deadline = monotonic() + self.turn
+        deadline = monotonic() + self.time_slice
         polled = [(self.socket, POLLIN)]
-        wait = 0
-        self._in_turn = True
+        timeout = 0
+        self._is_handling = True
         try:
-            while self._can_receive() and zmq.zmq_poll(polled, wait):
+            while self._can_receive() and zmq.zmq_poll(polled, timeout):
                 self._handle_recv()
                 if self.closed() or monotonic() > deadline:
                     break
-                wait = 0 if self.in_hand else _WAIT
+                timeout = 0 if self.in_hand else _POLL_TIMEOUT
         finally:
-            self._in_turn = False
+            self._is_handling = False
             self._rebuild_io_state()
 
     def _receive(self) -> list[Any] | None:
@@ -126,16 +133,16 @@ class WorkerStream(ReplyStream):
             frame = receive(NOBLOCK, False)
             body.append(frame.bytes)
         if not header:
-            self.process.obey(*body)
+            self.process.handle_command(*body)
             return None
         key = header[:KEY_SIZE]
-        is_full = self.in_hand >= self.concurrency  # what is late has the place of this call
+        is_full = self.in_hand >= self.concurrency  # an overdue method has the slot of this call
         if is_full:
-            self.process.check_late()
+            self.process.check_overdue()
         if is_full or self.process.is_leaving or self.process.draining:
-            self.process.say(Command.REJECT, key)
+            self.process.send_command(protocol.REJECT, key)
             return None
-        self.keys.add(key)
+        self.pending.add(key)
         self.envelope = [key]
         if not self._recv_copy and body:
             body[0] = ForwardedFrame(body[0], header[KEY_SIZE:])
@@ -145,45 +152,45 @@ class WorkerStream(ReplyStream):
         self._route_reply(frames[:-1], frames[-1])
 
     def _route_reply(self, envelope: list[bytes], data: bytes) -> None:
-        self.keys.discard(envelope[0])
+        self.pending.discard(envelope[0])
         self.process.count_reply()
         try:
             for frame in envelope:
                 send_frame(self.socket, frame, MORE)
             send_frame(self.socket, data, NOBLOCK)
-        except zmq.Again:  # the broker is away, and will not know this call
-            LOGGER.debug('A reply is dropped, its broker is away')
+        except zmq.Again:  # the next broker does not know this call
+            LOGGER.debug('A reply is dropped because the connection to the broker is lost')
 
 
 class PoolWorker(ZMQProcess):
-    """Serves the messages that a broker hands to it; see :class:`pyams_zmq.pool.ZMQPool`.
+    """Processes the messages that it gets from a broker; see :class:`pyams_zmq.pool.ZMQPool`.
 
-    It announces itself whenever it gets connected, and shows by heartbeats that it lives. SIGHUP
-    lets it finish what it has in hand, however long that takes, and end; SIGTERM does it within
-    `drain_timeout`. Its exit code says that it is to be replaced.
+    It sends READY on every new connection, and heartbeats. On SIGHUP it finishes its calls, without
+    a time limit, and exits; on SIGTERM it does so within `drain_timeout`. Its exit code requests
+    that a supervisor replaces it.
 
     :param address: address of the broker
     :param handler: class of the message handler
-    :param auth: `'user:password'` that it presents to the broker
+    :param auth: `'user:password'` of the worker at the broker
     :param registry: registry of the application, by default the current one
-    :param curve: keys that it presents to the broker
-    :raises ValueError: for an address or credentials that cannot be understood
+    :param curve: keys of the worker and the broker
+    :raises ValueError: for an invalid address or invalid credentials
     """
 
-    max_message_size: int = sys.maxsize  # the broker knows better
+    max_message_size: int = sys.maxsize  # the broker checks the size
     beat_interval: float = 0.5
     max_calls: int = 0
-    max_memory: float = 0
+    max_memory: float = 0.0
 
     is_leaving = False
 
-    _has_to_leave = False
+    _leaves_at_start = False
     _route: bytes
-    _calls = 0
-    _announced = -inf
+    _replies = 0
+    _ready_sent = -inf  # time of a READY without READY_OK
     _refusal: ZMQRefusedError | None = None
-    _beats: 'Heartbeat | None' = None
-    _late_check: Any = None
+    _heartbeats: 'HeartbeatThread | None' = None
+    _overdue_check: Any = None
 
     def __init__(
         self,
@@ -195,16 +202,12 @@ class PoolWorker(ZMQProcess):
         curve: CurveClient | None = None,
     ):
         super().__init__(address, handler, registry=registry)
-        self.address = Endpoint.parse(address, bind=False)
-        self._users = parse_users(auth)
-        self._keys = curve
-        if len(self._users) > 1 or (self._users and curve is not None):
-            raise ValueError('A worker has one user, or keys')
+        self._broker = ServiceAddress.parse(address, auth, curve)
 
     def start(self) -> None:
         """Fork the worker and return at once.
 
-        :raises ValueError: for a `concurrency` or `beat_interval` that cannot be
+        :raises ValueError: for an invalid `concurrency` or `beat_interval`
         :raises ZMQStartError: in a program that gevent has patched
         """
         check_interval(self.beat_interval)
@@ -213,9 +216,9 @@ class PoolWorker(ZMQProcess):
     def init_stream(self) -> None:
         """Connect to the broker."""
         self._route = os.urandom(ROUTE_SIZE)
-        self._welcome = asyncio.Event()
-        self._goodbye = asyncio.Event()
-        socket = self.connect(self._route)
+        self._is_registered = asyncio.Event()
+        self._is_disconnected = asyncio.Event()
+        socket = self.make_socket(self._route)
         monitor = socket.get_monitor_socket(_CONNECTION_EVENTS)
         self.rep_stream = WorkerStream(socket, self.loop, concurrency=self.concurrency)
         self.rep_stream.process = self
@@ -224,62 +227,58 @@ class PoolWorker(ZMQProcess):
         self._streams.update([self.rep_stream, self._monitor])
         self._message_handler = self.handler(self, self.rep_stream, self.stop)
         self.rep_stream.on_recv(self._message_handler)
-        self.bound_address = self.address.uri
-        socket.connect(self.address.uri)
-        self._beats = Heartbeat(self)
-        self._beats.start()
-        if self._has_to_leave:
+        self.bound_address = self._broker.endpoint.uri
+        socket.connect(self.bound_address)
+        self._heartbeats = HeartbeatThread(self)
+        self._heartbeats.start()
+        if self._leaves_at_start:
             self.loop.add_callback(self.reload)
 
     def _on_connection(self, frames: list[bytes]) -> None:
         event = parse_monitor_message(frames)['event']
-        if event & _REFUSED:  # after that libzmq does not try again
+        if event & _REFUSED:  # libzmq does not connect again after it
             self._refusal = ZMQRefusedError(
-                f'The broker at {self.address} refuses this worker: compare its user, or keys, '
-                'with worker_auth and worker_curve of the pool'
+                f'The broker at {self._broker.endpoint} refuses this worker: compare its user or '
+                'keys with worker_auth and worker_curve of the pool'
             )
             self._stop_loop()
         elif event == zmq.EVENT_DISCONNECTED:
-            self._goodbye.set()  # it is not to come any more
-            self._announced = -inf
+            self._is_disconnected.set()  # DISCONNECT_OK will not arrive
+            self._ready_sent = -inf
         else:
-            self.announce()
+            self.send_ready()
 
-    def connect(self, route: bytes) -> Any:
-        """Make a socket which is ready to be connected to the broker.
+    def make_socket(self, route: bytes) -> Any:
+        """Return a new socket with all options, which is not connected.
 
-        :param route: its name
+        :param route: routing id of the socket
         """
         socket = self.context.socket(zmq.DEALER)
-        limit(socket, self, -1)
-        socket.sndhwm = socket.rcvhwm = 0  # else a reply which does not fit in would be lost
+        configure(socket, *self._broker)
+        self.apply_limits(socket, -1)
+        socket.sndhwm = socket.rcvhwm = 0  # a reply above a limit would be lost
         socket.routing_id = route
-        socket.ipv6 = self.address.is_ipv6
-        socket.immediate = 1  # nothing is kept for a broker which is away: it would not know it
+        socket.immediate = 1  # the next broker would not know a queued message
         socket.reconnect_ivl, socket.reconnect_ivl_max = RECONNECT
-        # These are sent and answered by libzmq, whatever our threads do.
+        # libzmq sends these and replies to them in its own threads, even while Python computes.
         socket.heartbeat_ivl = ceil(self.beat_interval * 1000)
-        socket.heartbeat_timeout = ceil(self.beat_interval * 1000 * _MISSED_BEATS)
-        for user, password in self._users.items():
-            socket.plain_username, socket.plain_password = user.encode(), password.encode()
-        if self._keys is not None:
-            self._keys.apply(socket)
+        socket.heartbeat_timeout = ceil(self.beat_interval * 1000 * MISSED_HEARTBEATS)
         return socket
 
-    # What the broker hears
+    # Messages to the broker, and from it
 
-    def say(self, *frames: bytes) -> bool:
-        """Say something to the broker; tell if it is there."""
+    def send_command(self, *frames: bytes) -> bool:
+        """Send a command to the broker; return False if there is no connection."""
         try:
             self.rep_stream.socket.send_multipart([b'', *frames], zmq.NOBLOCK)
         except zmq.Again:
             return False
         finally:
-            self.rep_stream._rebuild_io_state()  # to send may swallow the news of a message
+            self.rep_stream._rebuild_io_state()  # any access to a socket clears its wake-up
         return True
 
-    def announce(self) -> None:
-        """Tell the broker who we are."""
+    def send_ready(self) -> None:
+        """Register this worker at the broker."""
         handler = self._message_handler
         methods = getattr(handler, '_methods', {})
         info = {
@@ -290,109 +289,110 @@ class PoolWorker(ZMQProcess):
             'methods': list(methods),
             'repeatable': [name for name, method in methods.items() if method.repeatable],
             'peers': getattr(handler, 'wants_frames', False),
-            'calls': [key.hex() for key in self.rep_stream.keys],
+            'calls': [key.hex() for key in self.rep_stream.pending],
         }
-        if self.say(Command.READY, encode(info)):
-            self._announced = monotonic()
+        if self.send_command(protocol.READY, encode(info)):
+            self._ready_sent = monotonic()
 
-    def obey(self, word: bytes, *_rest: bytes) -> None:
-        """Do what the broker says."""
-        match word:
-            case Command.READY_OK:
-                self._announced = -inf
-                if not self._welcome.is_set():
-                    self._welcome.set()
-                    super()._send_report([self.bound_address], None)
-            case Command.DISCONNECT_OK:
-                self._goodbye.set()
+    def handle_command(self, command: bytes, *_rest: bytes) -> None:
+        """Handle a command of the broker."""
+        match command:
+            case protocol.READY_OK:
+                self._ready_sent = -inf
+                if not self._is_registered.is_set():
+                    self._is_registered.set()
+                    super()._report_ready()
+            case protocol.DISCONNECT_OK:
+                self._is_disconnected.set()
             case _:  # UNKNOWN
-                self._monitor.flush()  # the news of a connection come before what comes in by it
-                # It may have asked several times, before it had our answer, and have sent a call
-                # since, which a second answer would not speak of: that would be lost for it.
-                if monotonic() - self._announced > WELCOME_TIMEOUT:
-                    self.announce()
+                self._monitor.flush()  # handle a new connection before what arrives through it
+                # The broker sends UNKNOWN for each heartbeat until it reads READY. A second READY
+                # would not list the calls that it has sent since, and so lose them.
+                if monotonic() - self._ready_sent > READY_TIMEOUT:
+                    self.send_ready()
 
-    def _send_report(self, addresses: Any, error: Exception | None) -> None:
-        if error is not None:  # ready it is when the broker knows it
-            super()._send_report(addresses, error)
+    def _report_ready(self) -> None:
+        """Do nothing: this worker is ready on READY_OK, not before."""
 
     def count_reply(self) -> None:
-        """Count a reply that is about to be sent; leave with the last one."""
-        self._calls += 1
-        if self._calls == self.max_calls:
-            self.leave(f'has served {self._calls} calls')
+        """Count a reply that is about to be sent; leave with the last one of `max_calls`."""
+        self._replies += 1
+        if self._replies == self.max_calls:
+            self.leave(f'has processed {self._replies} calls')
 
-    # Its end
+    # The end
 
-    def reload(self) -> None:
-        """Let a fresh worker take over; that is what SIGHUP does."""
-        if self._is_owner():
-            super().reload()
-        elif self.loop is None:  # so early that there is nobody to say it to
-            self._has_to_leave = True
+    def _reload(self) -> None:
+        """Leave when SIGHUP arrives, so that a new worker takes over."""
+        if self.loop is None:  # before `init_stream`
+            self._leaves_at_start = True
         else:
-            self.leave('was asked to')
+            self.leave('was asked to leave')
 
     def leave(self, reason: str) -> None:
-        """Take no more calls, finish those in hand, end."""
+        """Accept no more calls, finish the present ones, and exit.
+
+        :param reason: verb for the log
+        """
         if not (self.is_leaving or self.draining):
-            LOGGER.info('%s %s, another one takes over', self.name, reason)
-            self._say_bye()  # before a reply which is about to be sent
+            LOGGER.info('%s %s, a new worker replaces it', self.name, reason)
+            self._send_disconnect()  # before a reply that is about to be sent
             self._leave_task = asyncio.ensure_future(self._leave())
 
-    def check_late(self) -> None:
-        """Leave, if what is late does not end now: a coroutine, which is cancelled, does."""
-        if self._late_check is None:
-            self._late_check = self.loop.call_later(_CANCEL_GRACE, self._leave_if_late)
+    def check_overdue(self) -> None:
+        """Leave if a method is still overdue after the time that a cancelled coroutine needs."""
+        if self._overdue_check is None:
+            self._overdue_check = self.loop.call_later(_CANCEL_GRACE, self._leave_if_overdue)
 
-    def _leave_if_late(self) -> None:
-        self._late_check = None
-        if self.rep_stream.is_late:
-            self.leave('has a method that passed its deadline')
+    def _leave_if_overdue(self) -> None:
+        self._overdue_check = None
+        if self.rep_stream.has_overdue:
+            self.leave(OVERDUE)
 
-    def _say_bye(self) -> None:
+    def _send_disconnect(self) -> None:
         self.is_leaving = True
-        self._goodbye.clear()
-        if not self.say(Command.DISCONNECT):
-            self._goodbye.set()
+        self._is_disconnected.clear()
+        if not self.send_command(protocol.DISCONNECT):
+            self._is_disconnected.set()
 
     async def _drain(self) -> None:
-        self._say_bye()
+        self._send_disconnect()
         await self._leave()
 
     async def _leave(self) -> None:
-        # Until the answer calls may be under way, which are given back.
-        await self._wait_for_goodbye()
+        # Calls that are on their way until DISCONNECT_OK are rejected.
+        await self._wait_for_disconnect()
         while self.owed_replies:
             await asyncio.wait(self.owed_replies)
-        # The broker may hear of our end sooner than of what we have said last.
-        self._say_bye()
-        await self._wait_for_goodbye()
+        # The broker may notice our exit before it reads our last replies: wait until it has.
+        self._send_disconnect()
+        await self._wait_for_disconnect()
         self._stop_loop()
 
-    async def _wait_for_goodbye(self) -> None:
+    async def _wait_for_disconnect(self) -> None:
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._goodbye.wait(), GOODBYE_TIMEOUT)
+            await asyncio.wait_for(self._is_disconnected.wait(), DISCONNECT_TIMEOUT)
 
     def run(self) -> None:
-        """Serve; the exit code says that this worker is to be replaced."""
+        """Process calls; the exit code requests a replacement."""
         super().run()
         if self._refusal is not None:
             raise self._refusal
-        if self.rep_stream.is_late:  # what it has started would be waited for
+        if self.rep_stream.has_overdue:  # do not wait for the programs that it has started
             start_no_more()
             end_tree(END_GRACE)
         sys.exit(RECYCLED)
 
     def _teardown(self) -> None:
-        if self._beats is not None:
-            self._beats.stop()
-            self.rep_stream.socket.disable_monitor()  # an event for nobody would block its thread
+        if self._heartbeats is not None:
+            self._heartbeats.stop()
+            # An event that is not read would block the thread of the monitor.
+            self.rep_stream.socket.disable_monitor()
         super()._teardown()
 
 
-class Heartbeat(Thread):
-    """Shows the broker that a worker lives, while its main thread is busy with a call.
+class HeartbeatThread(Thread):
+    """Sends heartbeats to the broker, also while the main thread computes, and checks the limits.
 
     :param worker: the PoolWorker
     """
@@ -403,24 +403,24 @@ class Heartbeat(Thread):
         self._end = Event()
 
     def run(self) -> None:
-        """Send heartbeats."""
+        """Send heartbeats until `stop`."""
         worker = self._worker
         worker._enter_thread()
-        with worker.connect(worker._route + b'\1') as socket:
+        with worker.make_socket(worker._route + b'\1') as socket:
             socket.linger = 0
-            socket.connect(worker.address.uri)
-            is_late = False
-            memory = 0
+            socket.connect(worker.bound_address)
+            has_overdue = False
+            memory = 0.0
             while not self._end.wait(worker.beat_interval):
-                with suppress(OSError):  # a worker out of descriptors still lives
+                with suppress(OSError):  # without a free descriptor the worker is still alive
                     memory = read_memory()
-                was_late, is_late = is_late, worker.rep_stream.is_late
-                if was_late and is_late:
-                    worker.loop.add_callback(worker.leave, 'has a method that passed its deadline')
+                had_overdue, has_overdue = has_overdue, worker.rep_stream.has_overdue
+                if had_overdue and has_overdue:
+                    worker.loop.add_callback(worker.leave, OVERDUE)
                 with suppress(zmq.Again):
-                    socket.send_multipart([b'', Command.HEARTBEAT, b'%d' % memory], zmq.NOBLOCK)
+                    socket.send_multipart([b'', protocol.HEARTBEAT, b'%d' % memory], zmq.NOBLOCK)
                 if 0 < worker.max_memory < memory:
-                    worker.loop.add_callback(worker.leave, f'takes {memory} MiB')
+                    worker.loop.add_callback(worker.leave, f'uses {memory:.1f} MiB')
 
     def stop(self) -> None:
         """End the thread."""
@@ -428,20 +428,7 @@ class Heartbeat(Thread):
         self.join()
 
 
-def check_interval(interval: float) -> float:
-    """Check seconds between two heartbeats.
-
-    :return: them
-    :raises ValueError: if they are too few, which would keep broker and worker busy, or too many
-    """
-    if not MIN_INTERVAL <= interval <= MAX_INTERVAL:
-        raise ValueError(
-            f'Bad beat_interval {interval!r}: write {MIN_INTERVAL} to {MAX_INTERVAL} seconds'
-        )
-    return interval
-
-
-def read_memory() -> int:
-    """Give the resident memory of this process in MiB, see proc_pid_statm(5)."""
+def read_memory() -> float:
+    """Return the resident memory of this process in MiB, see proc_pid_statm(5)."""
     with open('/proc/self/statm', 'rb', buffering=0) as file:
-        return int(file.read(256).split()[1]) * mmap.PAGESIZE // _MIB
+        return int(file.read(256).split()[1]) * mmap.PAGESIZE / _MIB

@@ -18,23 +18,16 @@ from pyams_zmq.interfaces import (
     ZMQProcessStartedEvent,
     ZMQProcessStoppedEvent,
 )
-from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
-from pyams_zmq.process.service import LIMITS, TERM_GRACE, ServiceProcess
+from pyams_zmq.process.server_socket import SIZE_SLACK, SOCKET_LIMITS, closed_on_error
+from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, port_of
 from pyams_zmq.wire.message import check_concurrency
 
-__all__ = [
-    'LIMITS',
-    'REFUSAL_TURN',
-    'REFUSAL_TURNS',
-    'SIZE_SLACK',
-    'TERM_GRACE',
-    'ZMQProcess',
-    'process_exit_func',
-]
-
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+LIMITS = ('drain_timeout', 'orphan_timeout', *SOCKET_LIMITS)
+"""Class attributes of a process that a setting can override"""
 
 SWITCH_INTERVAL = 0.001
 """Seconds after which a method that computes releases the interpreter to the loop and to other
@@ -79,9 +72,9 @@ class ZMQProcess(ServiceProcess):
         *,
         curve: CurveServer | None = None,
     ):
-        registry = get_current_registry() if registry is None else registry
-        super().__init__(registry, auth, clients, curve)
+        super().__init__(get_current_registry() if registry is None else registry)
         Endpoint.parse(bind_addr, bind=True)
+        self.set_access(auth, clients, curve)
         self.bind_addr = bind_addr
         self.handler = handler
         self.owed_replies: set[asyncio.Future[Any]] = set()
@@ -150,11 +143,6 @@ class ZMQProcess(ServiceProcess):
         if self.bound_address is None:
             self.bound_address = uri
         return port_of(uri)
-
-    def _listen(self, socket: Any, endpoint: Endpoint) -> str:  # for pool/broker, until it migrates
-        self._sockets.bind_with_retry(socket, endpoint.uri, endpoint.path)
-        uri: str = socket.last_endpoint.decode()
-        return uri
 
     def _on_started(self) -> None:
         self.registry.notify(ZMQProcessStartedEvent(self))

@@ -10,201 +10,197 @@ import socket
 import stat
 import tempfile
 from contextlib import suppress
-
-# Locks of this process, by the real path of their file: a record lock ends when its process closes
-# any descriptor of the file, so nobody here may open it once more.
-_own: dict[str, 'IPCLock | NameLock'] = {}
-
-
-def _forget() -> None:
-    # A child has no record locks; the descriptors would make it believe that it had.
-    for lock in _own.values():
-        fd, lock._fd = lock._fd, None
-        if fd is not None:
-            os.close(fd)
-    _own.clear()
-
-
-os.register_at_fork(after_in_child=_forget)
-
+from weakref import WeakSet
 
 _PREFIX = 'pool-'
 
 
+class FileLock:
+    """A lock on a file, see flock(2): one process has it until it releases it, or ends.
+
+    A forked child shares the lock by the descriptor that it inherits, so it closes that.
+
+    :param path: path of the file, which is not a symbolic link
+    :param flags: flags of :func:`os.open`, to make the file by default
+    """
+
+    def __init__(self, path: str, flags: int = os.O_CREAT):
+        self.path = path
+        self._flags = flags | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = -1
+        self._pid = 0
+        _locks.add(self)
+
+    @property
+    def is_held(self) -> bool:
+        """True if this object has the lock."""
+        if self._pid != os.getpid():  # a fork made by C code (uWSGI) runs no hooks
+            self._close()
+        return self._fd >= 0
+
+    def acquire(self) -> bool:
+        """Try to lock the file; once more does no harm.
+
+        :raises OSError: from the file system
+        :return: False if another process, or another object of this one, has the lock
+        """
+        while not self.is_held:
+            self._pid = os.getpid()
+            self._fd = os.open(self.path, self._flags, 0o600)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._close()
+                if isinstance(error, BlockingIOError):
+                    return False
+                raise
+            if not self.is_in_place():  # its former holder has removed it just now
+                self._close()
+        return True
+
+    def is_in_place(self) -> bool:
+        """Return True if the locked file is still at its path."""
+        try:
+            return self.is_held and os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Give the lock back, if this object has it."""
+        if self.is_held:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # also of forks that have the descriptor
+            self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+_locks: WeakSet[FileLock] = WeakSet()
+
+
+def _close_inherited() -> None:
+    for lock in _locks:
+        lock._close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
 class IPCLock:
-    """Keeps the path of an ipc endpoint for this process.
+    """Reserves the path of an ipc endpoint for this process, by a lock on `PATH.lock`.
 
-    libzmq removes a socket file which is in the way before it binds its own, so that a second
-    process silently takes the endpoint over. The lock is a POSIX record lock on `PATH.lock`:
-    it ends with its process, however that ends, and children do not inherit it.
+    libzmq removes a socket file that is in the way before it binds its own, so that a second
+    process would silently take the endpoint over.
 
-    :param str path: path of the socket
+    :param path: path of the socket
     """
 
     def __init__(self, path: str):
         self.path = path
-        self._lock_path = f'{path}.lock'
-        self._real_path = os.path.realpath(self._lock_path)
-        self._fd: int | None = None
+        self._lock = FileLock(f'{path}.lock')
 
     def acquire(self) -> None:
-        """Take the path; once more for another socket of this process, if the first is closed.
+        """Reserve the path; once more for another socket of this process, if the first is closed.
 
         :raises OSError: EADDRINUSE if another process has it, or another lock of this one, EEXIST
-            if a file which is no socket is there, or what the file system says
+            if a file that is not a socket is there, or an error of the file system
         """
-        if _own.setdefault(self._real_path, self) is not self:
-            raise self._in_use()
-        was_held = self._fd is not None
-        try:
-            self._lock()
-            self._look_for_others()
-        except BaseException:
-            if not was_held:
-                self._unlock()
-            raise
-
-    def _lock(self) -> None:
-        while self._fd is None:
-            fd = _lock_file(self._lock_path)
-            if fd is None:
-                raise self._in_use()
-            if _same_file(fd, self._lock_path):
-                self._fd = fd
-            else:  # its former holder has removed it just now
-                os.close(fd)
-
-    def _look_for_others(self) -> None:
-        if _is_served(self.path):  # by a program which knows nothing of our locks
-            raise self._in_use()
+        was_held = self._lock.is_held
+        is_free = False
+        try:  # a program that does not use our locks may serve the path
+            is_free = self._lock.acquire() and not _is_served(self.path)
+        finally:
+            if not (is_free or was_held):
+                self._remove_lock()
+        if not is_free:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), self.path)
 
     def release(self) -> None:
         """Remove the socket, which libzmq leaves, and give the path back; twice does no harm."""
-        if self._fd is not None and _same_file(self._fd, self._lock_path):
+        if self._lock.is_in_place():
             with suppress(OSError):
                 os.unlink(self.path)
-        self._unlock()
+        self._remove_lock()
 
-    def _unlock(self) -> None:
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            if _same_file(fd, self._lock_path):  # else somebody removed it, and by now the path
-                os.unlink(self._lock_path)  # may have another process
-            os.close(fd)
-        if _own.get(self._real_path) is self:
-            del _own[self._real_path]
-
-    def _in_use(self) -> OSError:
-        return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), self.path)
+    def _remove_lock(self) -> None:
+        # If the file was removed, another process may have made a new one by now.
+        if self._lock.is_in_place():
+            os.unlink(self._lock.path)
+        self._lock.release()
 
 
-class NameLock:
-    """Keeps a name for this process, among all of this user and machine.
+class NameLock(FileLock):
+    """Reserves a name for this process, among all of this user and machine.
 
-    A POSIX record lock on a file in a folder of the user, in that for temporary files: it ends
-    with its process, however that ends, and children do not inherit it.
+    The locked file is in a folder of the user in the folder for temporary files. It is never
+    removed: another process may have opened it, to lock it next.
 
     :param name: any text
-    :raises PermissionError: the folder is not this user's own, or others may enter it
+    :raises PermissionError: the folder does not belong to this user, or is open to others
     """
 
     def __init__(self, name: str):
         file_name = f'{hashlib.sha256(name.encode()).hexdigest()}.lock'
-        self._path = os.path.join(_user_folder(), file_name)
-        self._fd: int | None = None
+        super().__init__(os.path.join(_user_folder(), file_name))
 
     def acquire(self) -> bool:
-        """Try to take the name; touch its file, if this lock has it already.
+        """Try to take the name; touch its file, which keeps it from being tidied away.
 
-        :raises OSError: what the file system says
-        :return: true if this lock has it; false if another process has it, or another lock of
-            this one
+        :raises OSError: from the file system
+        :return: False if another process, or another lock of this one, has it
         """
-        if self._fd is not None:
+        _user_folder()
+        is_held = super().acquire()
+        if is_held:
             os.utime(self._fd)
-            return True
-        if _own.setdefault(self._path, self) is not self:
-            return False
-        try:
-            _user_folder()
-            self._fd = _lock_file(self._path, os.O_NOFOLLOW)
-        finally:
-            if self._fd is None:
-                del _own[self._path]
-        return self._fd is not None
-
-    def release(self) -> None:
-        """Give the name back; twice does no harm."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)  # the file stays: who removes it takes it from one who has just opened it
-            del _own[self._path]
-
-
-def _lock_file(path: str, flags: int = 0) -> int | None:
-    """Open a file, and lock it; give its descriptor, or None if another process has the lock."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise
-        return None
-    return fd
+        return is_held
 
 
 class PrivateFolder:
-    """A folder for the sockets of one process, which nobody else may enter; a context manager.
+    """A folder for the sockets of one process, closed to other users; a context manager.
 
-    It is in the folder of the user where locks are, and goes with its process; what a process that
-    was killed has left is removed by the next one that makes such a folder. A record lock tells
-    whether the process lives, on whatever machine or in whatever container that shares the folder.
+    It is in the folder of the user where locks are, and is removed with its process. If the process
+    is killed, the next one that makes such a folder removes it: a lock shows whether the process
+    lives, on any machine and in any container that shares the folder.
 
-    :raises PermissionError: the folder of the user is not this user's own, or others may enter it
+    :raises PermissionError: the folder of the user does not belong to this user, or is open to
+        others
     """
 
     def __enter__(self) -> 'PrivateFolder':  # noqa: PYI034 - Python 3.10 has no Self
         parent = _user_folder()
-        _sweep(parent)
-        self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-        self._fd = os.open(self._lock_path(self.path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return self
+        for name in os.listdir(parent):
+            path = os.path.join(parent, name)
+            if name.startswith(_PREFIX) and self.is_stale(path):
+                shutil.rmtree(path, ignore_errors=True)
+        while True:
+            self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+            self._lock = FileLock(os.path.join(self.path, 'lock'))
+            # Another process may take it for stale before it is locked, and remove it.
+            with suppress(FileNotFoundError):
+                if self._lock.acquire():
+                    return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.remove()
-        os.close(self._fd)
+        self._lock.release()
 
     def remove(self) -> None:
         """Remove the folder and what is in it; twice does no harm."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     @staticmethod
-    def _lock_path(path: str) -> str:
-        return os.path.join(path, 'lock')
-
-    @classmethod
-    def is_stale(cls, path: str) -> bool:
-        """Tell if the process of such a folder does not live any more."""
+    def is_stale(path: str) -> bool:
+        """Return True if the process of such a folder has ended."""
+        lock = FileLock(os.path.join(path, 'lock'), flags=0)
         try:
-            fd = os.open(cls._lock_path(path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return lock.acquire()
         except OSError:  # it is being made, or removed, at this moment
             return False
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
         finally:
-            os.close(fd)
-        return True
-
-
-def _sweep(parent: str) -> None:
-    for name in os.listdir(parent):
-        path = os.path.join(parent, name)
-        if name.startswith(_PREFIX) and PrivateFolder.is_stale(path):
-            shutil.rmtree(path, ignore_errors=True)
+            lock.release()
 
 
 def _user_folder() -> str:
@@ -220,16 +216,9 @@ def _user_folder() -> str:
     return folder
 
 
-def _same_file(fd: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
 def _is_served(path: str) -> bool:
     with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.stat(path).st_mode):  # libzmq would remove it, whatever it holds
+        if not stat.S_ISSOCK(os.stat(path).st_mode):  # libzmq would remove it with its data
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)

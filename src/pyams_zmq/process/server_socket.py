@@ -127,11 +127,10 @@ class ServerSockets:
         """
         if domain is not None:
             access.protect(socket, domain)
-        self.bind_with_retry(socket, uri, path)
+        self._bind(socket, uri, path)
         return self.add(socket, access)
 
-    def bind_with_retry(self, socket: Any, uri: str, path: str | None) -> None:
-        """Bind a socket, without access control."""
+    def _bind(self, socket: Any, uri: str, path: str | None) -> None:
         deadline = monotonic() + self._limits.bind_timeout
         while True:
             try:

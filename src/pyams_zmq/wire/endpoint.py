@@ -4,7 +4,7 @@
 import os
 import re
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 import zmq
@@ -111,11 +111,24 @@ def port_of(uri: str) -> int | None:
 
 
 def is_local(uri: str) -> bool:
-    """Tell if only this machine reaches a URI that libzmq returned."""
+    """Return True if only this machine can connect to *uri*, which libzmq returned."""
     if not uri.startswith('tcp:'):
         return True
-    host = uri.removeprefix('tcp://').rpartition(':')[0].strip('[]')
-    return ip_address(host.partition('%')[0]).is_loopback
+    return parse_ip(uri.removeprefix('tcp://').rpartition(':')[0].strip('[]')).is_loopback
+
+
+def parse_ip(address: str) -> IPv4Address | IPv6Address:
+    """Parse the IP address of a peer, as libzmq reports it.
+
+    :param address: an IPv4 or IPv6 address, or `localhost:UID:GID:PID` of an ipc peer
+    :return: the address without its zone, 127.0.0.1 for an ipc peer, and IPv4 for an IPv4 address
+        that is mapped to IPv6
+    """
+    if address.startswith('localhost:'):
+        return IPv4Address('127.0.0.1')
+    ip = ip_address(address.partition('%')[0])
+    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    return ip if mapped is None else mapped
 
 
 def _join(host: Any, port: Any) -> str:

@@ -8,6 +8,7 @@ refused, in both directions.
 """
 
 import json
+import re
 import sys
 from math import isfinite
 from time import time
@@ -43,6 +44,8 @@ DRAINING_REPLY = msgspec.json.encode(DRAINING)
 _SCALARS = frozenset({str, int, bool, type(None)})
 _KEYS = frozenset({str})
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
+_TYPE_AT_START = re.compile(rb'\s*\[\s*"([\w.]{1,100})"', re.ASCII).match
+_ERROR_AT_START = re.compile(rb'\s*\[\s*[45]\d\d\s*[],]').match
 _QUOTED = 80
 """Characters of a reply that an error repeats"""
 
@@ -165,6 +168,22 @@ def decode_reply(data: bytes) -> Any:
         return _decode_any(data)
     except _BAD_JSON as error:
         raise ZMQReplyError(f'The reply is no JSON: {error}') from None
+
+
+def peek_type(data: Any) -> bytes:
+    """Return the type of a request without decoding the request.
+
+    :param data: the first bytes of ``[type, args]``, 256 are enough
+    :return: the type; empty if *data* is not a request, or if the type has more than 100
+        characters, or others than ASCII letters, digits, `_` and `.`
+    """
+    match = _TYPE_AT_START(data)
+    return match[1] if match is not None else b''
+
+
+def is_error(reply: Any) -> bool:
+    """Return True if the status of an encoded reply ``[status, payload]`` is 4xx or 5xx."""
+    return _ERROR_AT_START(reply) is not None
 
 
 def encode(value: Any) -> bytes:

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""Replacement of the workers one by one."""
+
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from app.program import wait_until
+from pool_checks import TIMEOUT, client_of, in_threads, wait_for_file, wait_for_workers, workers_of
+from pool_handlers import Pool, PoolMessageHandler
+from pyams_zmq.supervisor import Supervisor
+from pyams_zmq.testing import running
+
+
+def test_rolling_restart(pool):
+    process = pool()
+    stop = threading.Event()
+
+    def call(client):
+        count = 0
+        while not stop.is_set():
+            client.call('pid')
+            count += 1
+        return count
+
+    pids = set()
+    with client_of(process) as client, in_threads(call, *[client] * 3) as results:
+        for _ in range(3):
+            pids |= (before := workers_of(process))
+            process.reload()
+            wait_for_workers(process, before)
+        stop.set()
+    assert len(pids) == 6
+    assert all(isinstance(result, int) for result in results), results
+    assert process.stats()['lost'] == process.stats()['repeated'] == 0
+
+
+def test_rolling_restart_again_before_it_is_over(folder, tmp_path):
+    """The second restart does not replace a worker twice: their number stays."""
+    flag = tmp_path / 'flag'
+
+    class Waiting:
+        def __init__(self):
+            Path(f'{flag}.{os.getpid()}').touch()
+            wait_until(lambda: not flag.exists(), TIMEOUT)
+
+    class WaitingMessageHandler(PoolMessageHandler):
+        handler = Waiting
+
+    with running(Pool, handler=WaitingMessageHandler) as process:
+        before = workers_of(process)
+        flag.touch()
+        process.reload()
+        [first] = wait_until(
+            lambda: {int(path.suffix[1:]) for path in tmp_path.glob('flag.*')} - before, TIMEOUT
+        )
+        process.reload()
+        flag.unlink()
+        wait_for_workers(process, before | {first})
+        assert len(list(tmp_path.glob('flag.*'))) == 5
+
+
+def test_worker_hangs_before_it_is_ready(pool):
+    """It is replaced, and the rolling restart goes on."""
+    process = pool()
+    before = workers_of(process)
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+    known = set(children.read_text().split())
+    process.reload()
+    [new] = wait_until(lambda: set(children.read_text().split()) - known, TIMEOUT)
+    os.kill(int(new), signal.SIGSTOP)
+    assert int(new) not in wait_for_workers(process, before)
+
+
+@pytest.mark.parametrize('type_', ['wait_for', 'async_wait_for'])
+def test_rolling_restart_waits_for_a_long_call(pool, tmp_path, type_):
+    process = pool(factory=type('Quick', (Pool,), {'drain_timeout': 0.2}))
+    path = tmp_path / 'hold'
+    before = workers_of(process)
+    with client_of(process) as client:
+        with in_threads(partial(client.call, type_), str(path)) as results:
+            wait_for_file(path)
+            [busy] = [each for each in process.stats()['workers'] if each['state'] == 'busy']
+            process.reload()
+            wait_until(lambda: len(workers_of(process) - before) >= 1, TIMEOUT)
+            os.kill(busy['pid'], signal.SIGHUP)  # a second signal has no effect
+            stop = time.monotonic() + 0.5  # longer than `drain_timeout`
+            while time.monotonic() < stop:
+                assert client.call('echo', 1) == 1
+            os.kill(busy['pid'], signal.SIGHUP)
+            assert client.call('echo', 1) == 1
+            path.unlink()
+        assert results == [str(path)]
+    wait_for_workers(process, before)
+
+
+def test_worker_dies_while_it_is_replaced(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Supervisor, 'min_delay', 60)  # no new worker during the test
+    flag = tmp_path / 'flag'
+
+    class Waiting:
+        def __init__(self):
+            wait_until(lambda: not flag.exists(), TIMEOUT)
+
+        def pid(self, args):
+            return [200, os.getpid()]
+
+    class WaitingMessageHandler(PoolMessageHandler):
+        handler = Waiting
+
+    with running(Pool, handler=WaitingMessageHandler, workers=1) as process:
+        [old] = workers_of(process)
+        flag.touch()
+        process.reload()
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: not workers_of(process), TIMEOUT)
+        flag.unlink()
+        wait_for_workers(process, {old}, count=1)
+        [new] = workers_of(process)
+        process.reload()  # starts after the first one has ended
+        wait_for_workers(process, {old, new}, count=1)
+
+
+def test_reload_twice(folder, tmp_path):
+    """A second restart during a replacement does not add a worker."""
+    flag, begun = tmp_path / 'flag', tmp_path / 'begun'
+
+    class Waiting:
+        def __init__(self):
+            with begun.open('a') as file:
+                file.write(f'{os.getpid()}\n')
+            wait_until(lambda: not flag.exists(), TIMEOUT)
+
+    class WaitingMessageHandler(PoolMessageHandler):
+        handler = Waiting
+
+    def list_begun():
+        return [int(line) for line in begun.read_text().splitlines()]
+
+    with running(Pool, handler=WaitingMessageHandler, workers=1) as process:
+        flag.touch()
+        process.reload()
+        wait_until(lambda: len(list_begun()) > 1, TIMEOUT)
+        process.reload()
+        flag.unlink()
+        wait_until(lambda: len(list_begun()) > 2, TIMEOUT)
+        third = list_begun()[2]
+        wait_until(lambda: workers_of(process) == {third}, TIMEOUT)
+
+
+def test_new_broker_after_a_reload(pool, ask, tmp_path):
+    """A broker that replaces a dead one has the users of the last reload."""
+    users = tmp_path / 'users'
+    users.write_text('alice:a\nbob:b\n')
+    process = pool(auth=users, workers=1)
+    before = workers_of(process)
+    users.write_text('alice:a\n')
+    process.reload()
+    wait_for_workers(process, before, count=1)
+    users.write_text('nonsense')  # the next reload keeps the users
+    process.reload()
+    os.kill(process.stats()['pid'], signal.SIGKILL)
+    wait_until(lambda: ask(process, ['echo', 1], auth='alice:a') == [200, 1], TIMEOUT)
+    assert ask(process, ['echo', 1], auth='bob:b')[0] == 401

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""Workers of other machines, and the command that starts them."""
+
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from functools import partial
+
+import pytest
+import zmq
+from pyramid.threadlocal import manager
+
+from app.program import Program, wait_until
+from pool_checks import (
+    TIMEOUT,
+    client_of,
+    in_threads,
+    wait_for_files,
+    wait_for_workers,
+    workers_of,
+)
+from pool_handlers import Pool, PoolMessageHandler
+from pyams_zmq.cli import main
+from pyams_zmq.curve import CurveClient, CurveServer
+from pyams_zmq.exceptions import (
+    ZMQRefusedError,
+    ZMQTimeoutError,
+)
+from pyams_zmq.pool import worker as worker_module
+from pyams_zmq.pool.worker import PoolWorker
+from pyams_zmq.process.base import RECYCLED
+from pyams_zmq.supervisor import Supervisor
+
+CALLS = """
+import os
+from pyams_zmq.cli import main
+import sys
+sys.argv[0] = 'worker.py'
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def join(tmp_path):
+    """Start programs with workers."""
+    programs = []
+
+    def start(pool, *args):
+        address = pool.bound_worker_address
+        handler = 'pool_handlers.PoolMessageHandler'
+        options = ('-W', 'ignore:pkg_resources is deprecated')
+        program = Program(tmp_path, *options, '-c', CALLS, 'worker', address, handler, *args)
+        programs.append(program)
+        return program
+
+    yield start
+    for program in programs:
+        program.end()
+
+
+def test_worker_command_with_plain(pool, join, tmp_path):
+    (tmp_path / 'auth').write_text('worker:secret')
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    local = workers_of(process)
+    program = join(process, '--auth-file', str(tmp_path / 'auth'), '--workers', '2')
+    remote = wait_for_workers(process, count=3) - local
+    with client_of(process) as client:
+        assert {client.call('pid') for _ in range(30)} == local | remote
+        before = remote
+        program.send_signal(signal.SIGHUP)
+        wait_until(lambda: not before & (now := workers_of(process)) and len(now) == 3, TIMEOUT)
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(TIMEOUT) == 0
+        assert {client.call('pid') for _ in range(30)} == local
+    wait_for_workers(process, count=1)
+    assert 'secret' not in program.log.read_text()
+
+
+def test_worker_command_with_curve(pool, join, keys):
+    curve = CurveServer(keys / 'broker.key_secret', keys / 'workers')
+    process = pool(workers=1, worker_address='127.0.0.1', worker_curve=curve)
+    key = str(keys / 'workers' / 'worker.key_secret')
+    join(process, '--key', key, '--server-key', str(keys / 'broker.key'), '--concurrency', '2')
+    wait_for_workers(process, count=2)
+    assert sorted(worker['slots'] for worker in process.stats()['workers']) == [1, 2]
+    (keys / 'workers' / 'worker.key').unlink()
+    (keys / 'stranger.key').rename(keys / 'workers' / 'stranger.key')
+    before = workers_of(process)
+    process.reload()
+    wait_for_workers(process, before, count=1)
+
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_worker_with_wrong_credentials(pool, join, keys, tmp_path, number):
+    """The credentials of a client do not admit a worker."""
+    (tmp_path / 'auth').write_text('alice:a')
+    options = (
+        ['--auth-file', str(tmp_path / 'auth')],
+        ['--key', str(keys / 'stranger.key_secret'), '--server-key', str(keys / 'broker.key')],
+    )[number]
+    curve = CurveServer(keys / 'broker.key_secret', keys / 'workers')
+    how = ({'worker_auth': 'worker:secret'}, {'worker_curve': curve})[number]
+    process = pool(auth='alice:a', workers=1, worker_address='127.0.0.1', **how)
+    program = join(process, *options)
+    wait_until(lambda: 'refuses this worker' in program.log.read_text(), TIMEOUT)
+    assert len(workers_of(process)) == 1
+
+
+def test_killed_worker_of_another_machine(pool, join, tmp_path):
+    (tmp_path / 'auth').write_text('worker:secret')
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    local = workers_of(process)
+    join(process, '--auth-file', str(tmp_path / 'auth'), '--beat-interval', '0.2')
+    [remote] = wait_for_workers(process, count=2) - local
+    hold = tmp_path / 'hold'
+    hold.touch()
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'wait_again'), str(hold), str(hold)) as results:
+            wait_for_files(tmp_path, 'hold.*', 2)
+            os.kill(remote, signal.SIGKILL)
+            wait_until(lambda: process.stats()['repeated'], TIMEOUT)
+            hold.unlink()
+        assert len(results) == 2
+        assert remote not in results
+    wait_for_workers(process, {remote})
+
+
+def test_stopped_worker_of_another_machine(pool, tmp_path):
+    """The broker removes it; when it continues, it sends READY again."""
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.beat_interval = 0.1
+    worker.start()
+    try:
+        worker.wait_ready()
+        wait_for_workers(process)
+        os.kill(worker.pid, signal.SIGSTOP)
+        wait_for_workers(process, count=1)
+        os.kill(worker.pid, signal.SIGCONT)
+        assert worker.pid in wait_for_workers(process)
+    finally:
+        worker.stop()
+    assert worker.exitcode == RECYCLED
+
+
+def test_large_message_for_a_worker_of_another_machine(pool):
+    """The worker does not know the limit of the pool; the broker enforces it."""
+    wide = {'max_message_size': 50_000_000}
+    process = pool(
+        factory=type('Wide', (Pool,), wide),
+        workers=1,
+        worker_address='127.0.0.1',
+        worker_auth='worker:secret',
+    )
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.start()
+    try:
+        worker.wait_ready()
+        with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+            socket.linger = 0
+            socket.connect(process.bound_address)
+            for _worker in range(2):
+                socket.send(b'["size","' + b'x' * 40_000_000 + b'"]')
+                assert socket.poll(TIMEOUT * 1000)
+                assert json.loads(socket.recv()) == [200, 40_000_000]
+        assert [each['calls'] for each in process.stats()['workers']] == [1, 1]
+    finally:
+        worker.stop()
+
+
+def test_worker_out_of_descriptors(pool, monkeypatch):
+    """It continues to send heartbeats."""
+
+    def fail():
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    monkeypatch.setattr(worker_module, 'read_memory', fail)
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.beat_interval = 0.05
+    worker.start()
+    try:
+        worker.wait_ready()
+        stop = time.monotonic() + 1  # more than three heartbeats and several checks of the broker
+        while time.monotonic() < stop:
+            assert worker.pid in workers_of(process)
+    finally:
+        worker.stop()
+
+
+def test_sighup_before_the_worker_connects(pool):
+    class Early(PoolWorker):
+        def setup(self):
+            os.kill(os.getpid(), signal.SIGHUP)
+            super().setup()
+
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = Early(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.start()
+    worker.join(TIMEOUT)
+    assert worker.exitcode == RECYCLED
+
+
+def test_worker_stays_when_its_broker_is_killed(pool, tmp_path):
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.start()
+    try:
+        worker.wait_ready()
+        path = tmp_path / 'hold'
+        with client_of(process) as client:
+            with in_threads(partial(client.call, 'wait_for'), str(path), str(path)) as results:
+                wait_until(lambda: process.stats()['in_flight'] == 2, TIMEOUT)
+                os.kill(process.stats()['pid'], signal.SIGKILL)
+            assert all(isinstance(result, ConnectionError) for result in results)
+            path.unlink(missing_ok=True)
+            while len(results) and path.exists():
+                path.unlink(missing_ok=True)
+            assert worker.pid in wait_for_workers(process)
+            assert client.call('echo', 1, retries=9) == 1
+    finally:
+        worker.stop()
+
+
+def test_refused_worker(pool):
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:guess')
+    worker.start()
+    with pytest.raises(ZMQRefusedError, match='compare its user or keys'):
+        worker.wait_ready()
+    worker.join(TIMEOUT)
+    assert worker.exitcode == 1
+
+
+def test_curve(pool, keys):
+    """Clients and workers have different keys."""
+    curve = CurveServer(keys / 'broker.key_secret', [keys / 'stranger.key'])
+    worker_curve = CurveServer(keys / 'broker.key_secret', keys / 'workers')
+    process = pool(curve=curve, workers=1, worker_address='127.0.0.1', worker_curve=worker_curve)
+    worker = PoolWorker(
+        process.bound_worker_address,
+        PoolMessageHandler,
+        curve=CurveClient(keys / 'broker.key', keys / 'workers' / 'worker.key_secret'),
+    )
+    worker.start()
+    try:
+        worker.wait_ready()
+        assert worker.pid in wait_for_workers(process)
+    finally:
+        worker.stop()
+    client = CurveClient(keys / 'broker.key', keys / 'stranger.key_secret')
+    with client_of(process, curve=client) as client:
+        assert client.call('echo', 1) == 1
+
+
+def test_worker_whose_access_was_withdrawn(pool, tmp_path):
+    users = tmp_path / 'users'
+    users.write_text('one:1')
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth=users)
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'one:1')
+    worker.start()
+    try:
+        worker.wait_ready()
+        local = wait_for_workers(process) - {worker.pid}
+        users.write_text('nonsense')  # the former users stay valid
+        process.reload()
+        assert worker.pid in wait_for_workers(process, local)
+        users.write_text('two:2')
+        process.reload()
+        wait_for_workers(process, {worker.pid}, count=1)
+    finally:
+        worker.stop()
+
+
+def test_arguments(monkeypatch):
+    """The options of the command apply to the workers."""
+    made = []
+
+    def run(self):
+        made.extend(child.factory() for child in self._children)
+        return 0
+
+    monkeypatch.setattr(Supervisor, 'run', run)
+    monkeypatch.setattr('sys.argv', ['python'])
+    args = ['--max-calls', '5', '--max-memory', '1.5', '--concurrency', '2', '--workers', '3']
+    assert main(['worker', '127.0.0.1:1', 'pool_handlers.PoolMessageHandler', *args]) == 0
+    assert sys.argv == ['pyams_zmq']
+    assert [(each.max_calls, each.max_memory, each.concurrency) for each in made] == [
+        (5, 1.5, 2)
+    ] * 3
+
+
+def test_missing_handler(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr('sys.argv', ['python'])
+    path = tmp_path / 'app.ini'
+    path.write_text('[app:main]\nuse = call:pool_handlers:make_app\n', encoding='utf-8')
+    depth = len(manager.stack)
+    try:
+        with pytest.raises(SystemExit):
+            main(['worker', '127.0.0.1:1', 'no.such.Handler', str(path)])
+    finally:
+        del manager.stack[depth:]
+    assert 'no.such.Handler' in capsys.readouterr().err
+
+
+def test_worker_without_a_broker():
+    worker = PoolWorker('127.0.0.1:1', PoolMessageHandler)
+    worker.start()
+    with pytest.raises(ZMQTimeoutError):
+        worker.wait_ready(0.1)
+    worker.stop()
+    assert worker.exitcode == RECYCLED
+
+
+@pytest.mark.parametrize(
+    ('args', 'text'),
+    [
+        (['--workers', '0'], 'there is nothing to do for 0 workers'),
+        (['--auth-file', '/nothing'], 'Credentials file'),
+        (['--key', '/nothing.key_secret', '--server-key', 'x' * 40], 'CURVE key'),
+        (['--max-calls', '-1'], 'max_calls is -1'),
+        (['--beat-interval', '0'], 'Bad beat_interval 0.0: write 0.01 to 60.0 seconds'),
+        (['--beat-interval', 'nan'], 'beat_interval'),
+        (['--concurrency', '0'], 'Bad concurrency 0: write 1 or more'),
+        (['nothing.ini'], 'there is no file nothing.ini'),
+    ],
+)
+def test_bad_arguments(capsys, monkeypatch, args, text):
+    monkeypatch.setattr('sys.argv', ['pyams_zmq'])
+    with pytest.raises(SystemExit) as error:
+        main(['worker', '127.0.0.1:1', 'pool_handlers.PoolMessageHandler', *args])
+    assert error.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_bad_handler(capsys, monkeypatch):
+    monkeypatch.setattr('sys.argv', ['pyams_zmq'])
+    with pytest.raises(SystemExit):
+        main(['worker', '127.0.0.1:1', 'pool_handlers.Nothing'])
+    assert 'Nothing' in capsys.readouterr().err
+
+
+def test_two_mechanisms(keys):
+    curve = CurveClient(keys / 'broker.key', keys / 'stranger.key_secret')
+    with pytest.raises(ValueError, match='one user'):
+        PoolWorker('127.0.0.1:1', PoolMessageHandler, 'a:b', curve=curve)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""Statistics of a pool, and who may read them."""
+
+import os
+import signal
+from ipaddress import ip_address
+
+import pytest
+
+from app.program import is_running, wait_until
+from pool_checks import TIMEOUT, client_of
+from pool_handlers import Pool
+from pyams_zmq.exceptions import (
+    ZMQRemoteError,
+    ZMQStartError,
+    ZMQTimeoutError,
+)
+from pyams_zmq.pool import broker as broker_module
+
+
+def test_stats_before_ready():
+    with pytest.raises(ZMQStartError, match='was not started'):
+        Pool().stats()
+
+
+def test_stats(pool, monkeypatch):
+    process = pool()
+    with client_of(process) as client:
+        for _ in range(10):
+            client.call('echo', 1)
+        with pytest.raises(ZMQRemoteError, match='404'):
+            client.call('nothing_such')
+        stats = client.call('pyams_zmq.stats')
+    assert stats['calls'] == 11
+    assert stats['errors'] == 1
+    assert stats['methods']['echo']['calls'] == 10
+    assert 0 < stats['methods']['echo']['p50'] <= stats['methods']['echo']['max'] < TIMEOUT
+    assert stats['methods']['(others)']['errors'] == 1
+    assert stats['addresses'][0] == process.bound_address
+    for worker in stats['workers']:
+        assert is_running(worker['pid'])
+        assert worker['state'] == 'idle'
+    wait_until(lambda: process.stats()['workers'][0]['memory'] > 5, TIMEOUT)
+
+
+def test_access_to_stats(pool, monkeypatch):
+    monkeypatch.setattr(broker_module, 'parse_ip', lambda address: ip_address('192.0.2.1'))
+    process = pool(
+        factory=type('Open', (Pool,), {'stats_users': {'alice'}}),
+        auth=['alice:a', 'bob:b'],
+        workers=1,
+    )
+    with client_of(process, auth='alice:a') as client:
+        assert client.call('pyams_zmq.stats')['calls'] == 0
+    with client_of(process, auth='bob:b') as client:
+        with pytest.raises(ZMQRemoteError, match=r'403 .*stats_users') as error:
+            client.call('pyams_zmq.stats')
+        assert error.value.status == 403
+        assert client.call('echo', 1) == 1
+    assert process.stats()['calls'] == 1
+
+
+def test_stats_of_a_pool_whose_broker_is_away(pool):
+    process = pool(workers=1)
+    os.kill(process.stats()['pid'], signal.SIGSTOP)
+    with pytest.raises(ZMQTimeoutError, match=r'did not reply in 0\.1 s'):
+        process.stats(timeout=0.1)
