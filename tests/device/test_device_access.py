@@ -53,6 +53,14 @@ def test_users(context, peer, factory):
         assert not is_let_in(device, context, plain_username=b'editor', plain_password=b'x')
 
 
+def test_attributes():
+    device = ThreadDevice(auth='editor:secret', clients='localhost 10.0.0.0/8')
+    assert device.passwords == {'editor': 'secret'}
+    assert device.clients == ['localhost', '10.0.0.0/8']
+    device = ThreadDevice()
+    assert (device.passwords, device.clients, device.curve) == (None, None, None)
+
+
 def test_networks(context, peer):
     with make_device(ThreadDevice, STREAMER, clients='10.0.0.0/8') as device:
         assert not is_let_in(device, context)

@@ -138,7 +138,7 @@ def test_signal_handler_that_stops_the_device(peer, factory, command):
 
 def test_signal_handler_within_a_command(peer):
     with make_device(ThreadDevice) as device:
-        with device._runner._command():  # what a signal handler interrupts
+        with device.launcher._command():  # what a signal handler interrupts
             assert device.statistics().in_to_out.frames == 0
             device.stop()
             assert not device.done
@@ -153,7 +153,7 @@ def test_command_after_the_end(factory):
     device.pause()
     device.stop()
     with pytest.raises(ZMQClosedError, match='is not running'):
-        device._runner.resume()
+        device.launcher.resume()
 
 
 @pytest.mark.parametrize('factory', ALL)

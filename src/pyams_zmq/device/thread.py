@@ -34,7 +34,7 @@ _PAUSED, _RESUME, _STOP, _ENDED = b'paused', b'resume', b'stop', b'ended'
 _MIN_COUNTS = 8  # frames of an answer to STATISTICS
 
 
-class Ended(Exception):  # noqa: N818 - not an error, but the end of a command
+class _Ended(Exception):  # noqa: N818 - not an error, but the end of a command
     """The device has ended during a command."""
 
 
@@ -108,7 +108,7 @@ class DeviceThread(Thread):
     def statistics(self) -> Counts:
         """Return what was forwarded since the start."""
         if self.is_running:  # else it has ended, or belongs to the process that forked this one
-            with suppress(Ended), self._command():
+            with suppress(_Ended), self._command():
                 if not self._is_paused:
                     self._send(STATISTICS)
                 self._receive(COMMAND_TIMEOUT)
@@ -124,7 +124,7 @@ class DeviceThread(Thread):
         try:
             with self._command():
                 self._pause(COMMAND_TIMEOUT)
-        except Ended:
+        except _Ended:
             self._raise_end()
 
     def resume(self) -> None:
@@ -134,7 +134,7 @@ class DeviceThread(Thread):
                 if self._is_paused:
                     self._send(_RESUME)
                     self._is_paused = False
-        except Ended:
+        except _Ended:
             self._raise_end()
 
     def stop(self) -> None:
@@ -147,7 +147,7 @@ class DeviceThread(Thread):
             # command stops the device when it returns.
             self._stop_after_command = True
             return
-        with suppress(Ended), self._command():
+        with suppress(_Ended), self._command():
             try:
                 self._pause(STOP_TIMEOUT)
                 self._send(_STOP)
@@ -167,10 +167,10 @@ class DeviceThread(Thread):
         try:
             with self._lock:
                 if self._has_ended or self._is_released:
-                    raise Ended
+                    raise _Ended
                 yield
         except zmq.ContextTerminated:
-            raise Ended from None
+            raise _Ended from None
         finally:
             if is_outermost:
                 self._threads_in_command.discard(thread)
@@ -212,7 +212,7 @@ class DeviceThread(Thread):
     def _handle_answer(self, frames: list[bytes]) -> None:
         if frames == [_ENDED]:
             self._has_ended = True
-            raise Ended
+            raise _Ended
         if frames == [_PAUSED]:
             self._pauses_confirmed += 1
             self._totals, self._current = self._totals.plus(self._current), Counts()
