@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Access control, measured with real sockets.
 
-The verdict on each combination of mechanism, address and credentials (those of
-`tests/test_access.py`), and how soon a refused client knows; a good client during a flood of bad
-handshakes; how soon half-open peers are gone; what the answer 401 costs those who are let in.
+It measures the verdict on each combination of mechanism, address and credentials (the ones of
+`tests/access/test_access.py`) and the time until a refused client gets it; the latency of an
+authorized client during a flood of bad handshakes; the time until half-open peers are disconnected;
+and what the detection of refusals costs an authorized client.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from pathlib import Path
 from statistics import median, quantiles
 from time import monotonic, perf_counter, sleep
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
+sys.path.extend(
+    str(Path(__file__).resolve().parents[1] / 'tests' / folder) for folder in ('support', 'access')
+)
 
 from test_access import (
     ADDRESSES,
@@ -54,7 +57,7 @@ def serving(*args, factory=Process, **kwargs):
 
 
 def ask(address, message=('echo', 1), **credentials):
-    """Ask once, on a socket of its own; return reply and seconds."""
+    """Ask on a new socket; return the reply and the seconds."""
     start = perf_counter()
     with zmq_socket(address, **credentials) as socket:
         socket.send_json(message)
@@ -63,7 +66,7 @@ def ask(address, message=('echo', 1), **credentials):
 
 
 def run_matrix(keys, rounds):
-    """Try everything, print counts and times."""
+    """Try all combinations; print counts and times."""
     write(ROW.format('address', 'mechanism', 'sent', 'let in', 'refused', 'wrong'))
     seconds = {}
     wrong = 0
@@ -95,20 +98,20 @@ def run_matrix(keys, rounds):
 
 
 def latencies(socket, condition):
-    """Ask on a kept socket while a condition holds; return sorted milliseconds."""
+    """Ask on a kept socket while a condition is true; return the milliseconds of each call."""
     values = []
     while condition():
         start = perf_counter()
         socket.send_json(['echo', 1])
         if zmq_response(socket) != [200, 1]:
-            raise RuntimeError('a good client was not served')
+            raise RuntimeError('an authorized client was not served')
         values.append((perf_counter() - start) * 1000)
         sleep(0.0005)
     return values
 
 
 def run_flood():
-    """Serve a good client while others try bad passwords."""
+    """Serve an authorized client while others try wrong passwords."""
     with serving('127.0.0.1', auth='alice:wonder') as process:
         good = {'auth': 'alice:wonder'}
         address = process.bound_address
@@ -133,7 +136,7 @@ def run_flood():
 
 
 def run_half_open():
-    """Connect peers that never become good ones; see when they are gone."""
+    """Connect peers that never finish a handshake; wait until they are disconnected."""
     with serving('127.0.0.1', factory=QuickLimits) as process:
         address = process.bound_address
         ask(address)
@@ -149,34 +152,34 @@ def run_half_open():
             longest = max(longest, ask(address)[1] * 1000)
         limit = process.handshake_timeout + process.heartbeat_interval + process.heartbeat_timeout
         write(
-            f'{len(peers)} half-open peers of {len(HALF_OPEN)} kinds are gone after '
+            f'{len(peers)} half-open peers of {len(HALF_OPEN)} kinds are disconnected after '
             f'{monotonic() - start:.2f} s (handshake + heartbeat: {limit:.2f} s); '
-            f'longest call meanwhile {longest:.1f} ms\n\n'
+            f'longest call during that time {longest:.1f} ms\n\n'
         )
         for peer in peers:
             peer.close()
 
 
 def per_message(address, count, wait):
-    """Open a socket for each message; return messages per second."""
+    """Open a socket for each message; return the messages per second."""
     start = perf_counter()
     for _ in range(count):
         socket = zmq_socket(address, auth='alice:wonder')
         socket.send_json(['echo', 1])
         if wait(socket) != [200, 1]:
-            raise RuntimeError('a good client was not served')
+            raise RuntimeError('an authorized client was not served')
     return count / (perf_counter() - start)
 
 
 def plain_wait(socket):
-    """Wait without a thought of refusals."""
+    """Wait for a reply, without detection of a refusal."""
     if not socket.poll(10_000):
         return [503, 'Connection timeout']
     return json.loads(socket.recv())
 
 
 def run_price(rounds):
-    """Compare `zmq_response` with a wait that knows nothing of refusals."""
+    """Compare `zmq_response` with a wait that does not detect refusals."""
     rates = {'zmq_response': [], 'plain poll': []}
     with serving('127.0.0.1', auth='alice:wonder') as process:
         gc.disable()

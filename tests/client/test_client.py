@@ -29,7 +29,7 @@ from pyams_zmq.exceptions import (
 )
 from pyams_zmq.wire.message import decode_reply, encode_request
 
-AT_ONCE = 2.0
+AT_ONCE = 5.0
 """Seconds that stand for at once on a loaded machine, and for no time-out of ten seconds"""
 
 
@@ -486,7 +486,7 @@ def test_timeout_under_signals(interval):
         port = silent.bind_to_random_port('tcp://127.0.0.1')
         signal.setitimer(signal.ITIMER_REAL, interval, interval)
         # It ends in any case: the signals do.
-        end = threading.Timer(5, signal.setitimer, (signal.ITIMER_REAL, 0))
+        end = threading.Timer(20, signal.setitimer, (signal.ITIMER_REAL, 0))
         end.start()
         begin = time.monotonic()
         try:
@@ -500,4 +500,4 @@ def test_timeout_under_signals(interval):
             signal.signal(signal.SIGALRM, former)
             end.cancel()
             end.join()
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 15

@@ -47,8 +47,8 @@ STRICT = (
     *('-W', 'ignore:pkg_resources is deprecated', '-W', 'ignore:Deprecated call to'),
 )
 REPLY = [200, ECHO[1]]
-AT_ONCE = 0.9
-"""Seconds: "well under a second", for a machine that is busy"""
+AT_ONCE = 5.0
+"""Limit in seconds for what takes milliseconds, but on a loaded machine"""
 
 
 @pytest.fixture(params=['poll of libzmq', 'poll of the system'])

@@ -348,7 +348,7 @@ def test_service_down(address, client):
         start = time.monotonic()
         with pytest.raises(ZMQUnreachableError, match='No service has answered at ipc'):
             transaction.commit()
-        assert 0.2 <= time.monotonic() - start < 1.5
+        assert 0.2 <= time.monotonic() - start < 5
         assert journal.lines == ['tpc_begin', 'commit', 'tpc_vote', 'tpc_abort']
         transaction.abort()
         assert notes(client) == []
@@ -357,14 +357,13 @@ def test_service_down(address, client):
 def test_messages_share_the_time(address):
     with ZMQClient(address) as one, ZMQClient(address + '2') as two:
         managers = [
-            MessageDataManager(transaction.manager, client, 'note', b'', 0.3)
-            for client in (one, two)
+            MessageDataManager(transaction.manager, client, 'note', b'', 1) for client in (one, two)
         ]
         start = time.monotonic()
         for manager in managers:
             with pytest.raises(ZMQUnreachableError):
                 manager.tpc_vote(transaction.get())
-        assert time.monotonic() - start < 0.55
+        assert time.monotonic() - start < 1.9
 
 
 def test_send_to_nobody(address):
@@ -417,7 +416,7 @@ def test_service_is_killed_between_vote_and_finish(process, errors):
         start = time.monotonic()
         transaction.commit()
         wait_until(errors)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
     assert journal.lines[-1] == 'tpc_finish'
     assert errors() == [
         f"Message 'note' to {process.bound_address}: not sent, no service within 0.2 s"
@@ -660,7 +659,7 @@ def test_threads_wait_side_by_side(address):
     def vote():
         start = time.monotonic()
         with pytest.raises(ZMQUnreachableError):
-            client.prepare(timeout=0.3)
+            client.prepare(timeout=1)
         times.append(time.monotonic() - start)
 
     times = []
@@ -671,7 +670,7 @@ def test_threads_wait_side_by_side(address):
         for thread in threads:
             thread.join()
     assert len(times) == 5
-    assert max(times) < 1
+    assert max(times) < 4
 
 
 def in_fork(function):
@@ -745,9 +744,9 @@ def test_flush_waits_no_longer_than_it_may(client, errors, tmp_path, monkeypatch
     wait_until(path.exists)
     sender_thread.flush()
     start = time.monotonic()
-    monkeypatch.setattr(outbox_module, 'FLUSH', 5)
+    monkeypatch.setattr(outbox_module, 'FLUSH', 30)
     sender_thread.flush()  # multiprocessing calls it, too
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10
     path.unlink()
     assert errors() == [
         '1 messages may be lost: the program ends before they have a reply',

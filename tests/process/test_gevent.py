@@ -111,7 +111,7 @@ def test_services_in_parallel(start):
     result = run(
         """
         def ask_all():
-            jobs = [gevent.spawn(ask, address, ['sleep', 0.5]) for address in addresses]
+            jobs = [gevent.spawn(ask, address, ['sleep', 1]) for address in addresses]
             gevent.joinall(jobs, raise_error=True)
             return [job.value for job in jobs]
 
@@ -122,8 +122,8 @@ def test_services_in_parallel(start):
         """,
         *services,
     )
-    assert result['replies'] == [[200, 0.5]] * 4
-    assert 0.49 <= result['seconds'] < 1.5
+    assert result['replies'] == [[200, 1]] * 4
+    assert 0.99 <= result['seconds'] < 3
     # They share the context of the process, and one service.
     assert result['many'] == [[200, number] for number in range(100)]
 
@@ -153,7 +153,7 @@ def test_refused(start):
         'needless': 401,
         'denied': 401,
     }
-    assert max(seconds for _reply, seconds in result.values()) < 0.9
+    assert max(seconds for _reply, seconds in result.values()) < 5
 
 
 def test_timeouts(start, tmp_path):
@@ -165,7 +165,7 @@ def test_timeouts(start, tmp_path):
         start = time.monotonic()
         try:
             with gevent.Timeout(0.2):
-                ask(addresses[1], ['sleep', 1])
+                ask(addresses[1], ['sleep', 30])
         except gevent.Timeout:
             later = time.monotonic() - start
             report(reply=reply, seconds=seconds, ticks=counted, later=later)
@@ -174,9 +174,9 @@ def test_timeouts(start, tmp_path):
         start(factory=KilledProcess),
     )
     assert result['reply'] == [503, 'Connection timeout']
-    assert 0.3 <= result['seconds'] < 1.2
+    assert 0.3 <= result['seconds'] < 5
     assert result['ticks'] > 5
-    assert 0.2 <= result['later'] < 0.9
+    assert 0.2 <= result['later'] < 5
 
 
 def test_late_server(start, tmp_path):

@@ -361,6 +361,8 @@ def test_stop_without_a_stream(start, ask):
 class ProcessWithoutCallback(Process):
     """Has a stream without a callback, whose messages wait."""
 
+    drain_timeout = 60.0
+
     def setup(self):
         super().setup()
         self.inbox, port = self.stream(zmq.PULL, '127.0.0.1', bind=True)
@@ -374,7 +376,7 @@ def test_stop_while_a_message_waits(start, ask):
     start = time.monotonic()
     process.stop()
     assert process.exitcode == 0
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
 
 
 # Subclasses, as sibling packages have them
