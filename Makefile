@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV = .venv/$(or $(shell $(PYTHON) -c 'import sys; print(sys.implementation.cache_tag)' 2>&-),none)
 RUN = $(VENV)/bin/python
 METADATA = setup.cfg setup.py pyproject.toml
+LOCALES = src/pyams_zmq/locales
 
 # The shell receives the file name as it was typed: blanks, quotes and dollars included.
 override CLIP := $(value CLIP)
@@ -48,7 +49,9 @@ packaging: $(VENV)/.has-tox ## build the distributions in dist, and check them
 	$(RUN) -m tox run -e packaging
 
 locales: $(VENV)/.has-locales ## extract the messages, update and compile the catalogues
-	$(RUN) .ci/update_locales.py
+	$(VENV)/bin/pybabel -q extract --no-location --omit-header -o $(LOCALES)/pyams_zmq.pot src/pyams_zmq
+	$(VENV)/bin/pybabel -q update --ignore-pot-creation-date -D pyams_zmq -i $(LOCALES)/pyams_zmq.pot -d $(LOCALES)
+	$(VENV)/bin/pybabel compile -D pyams_zmq -d $(LOCALES) --statistics
 
 clean: ## remove everything that these commands made
 	rm -rf .venv .bench .tox .coverage .coverage.* htmlcov build dist docs/_build src/*.egg-info

@@ -38,8 +38,7 @@ import pyams_zmq
 assert 'site-packages' in pyams_zmq.__file__, pyams_zmq.__file__
 names = [module.name for module in pkgutil.walk_packages(pyams_zmq.__path__, 'pyams_zmq.')]
 for name in names:
-    if name != 'pyams_zmq.pytest_plugin':  # which pytest imports, where there is one
-        importlib.import_module(name)
+    importlib.import_module(name)
 for name in sys.argv[1:]:
     assert importlib.resources.files('pyams_zmq').joinpath(name).read_bytes() is not None, name
 print(len(names) + 1, 'modules import,', len(sys.argv) - 1, 'data files are there')

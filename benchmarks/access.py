@@ -4,22 +4,22 @@
 It measures the verdict on each combination of mechanism, address and credentials (the ones of
 `tests/access/test_access.py`) and the time until a refused client gets it; the latency of an
 authorized client during a flood of bad handshakes; the time until half-open peers are disconnected;
-and what the detection of refusals costs an authorized client.
+and what the monitor of a socket, which detects refusals, costs an authorized client.
 """
 
 import argparse
 import gc
 import itertools
-import json
 import multiprocessing
 import socket as tcp
 import sys
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from statistics import median, quantiles
-from time import monotonic, perf_counter, sleep
+from time import monotonic, perf_counter, process_time, sleep
 
 sys.path.extend(
     str(Path(__file__).resolve().parents[1] / 'tests' / folder) for folder in ('support', 'access')
@@ -38,6 +38,8 @@ from test_access import (
 )
 
 from handlers import Process
+from pyams_zmq.client import ZMQClient
+from pyams_zmq.client import socket as client_socket
 from pyams_zmq.socket import zmq_response, zmq_socket
 
 ROW = '{:<34} {:<9} {:>5} {:>9} {:>8} {:>6}\n'
@@ -160,41 +162,58 @@ def run_half_open():
             peer.close()
 
 
-def per_message(address, count, wait):
-    """Open a socket for each message; return the messages per second."""
-    start = perf_counter()
+def per_message(address, count, recent, **credentials):
+    """Open a socket for each message; return the seconds and the processor seconds of a message.
+
+    :param recent: seconds after a reply in which a socket has no monitor, see `client.socket`
+    """
+    usual, client_socket.RECENT = client_socket.RECENT, recent
+    start, cpu = perf_counter(), process_time()
     for _ in range(count):
-        socket = zmq_socket(address, auth='alice:wonder')
-        socket.send_json(['echo', 1])
-        if wait(socket) != [200, 1]:
-            raise RuntimeError('an authorized client was not served')
-    return count / (perf_counter() - start)
+        with zmq_socket(address, **credentials) as socket:
+            socket.send_json(['echo', 1])
+            if zmq_response(socket) != [200, 1]:
+                raise RuntimeError('an authorized client was not served')
+    client_socket.RECENT = usual
+    return (perf_counter() - start) / count, (process_time() - cpu) / count
 
 
-def plain_wait(socket):
-    """Wait for a reply, without detection of a refusal."""
-    if not socket.poll(10_000):
-        return [503, 'Connection timeout']
-    return json.loads(socket.recv())
+def kept_connection(client, count):
+    """Call on the kept connection of a client; return the same as `per_message`."""
+    start, cpu = perf_counter(), process_time()
+    for _ in range(count):
+        client.call('echo', 1)
+    return (perf_counter() - start) / count, (process_time() - cpu) / count
 
 
-def run_price(rounds):
-    """Compare `zmq_response` with a wait that does not detect refusals."""
-    rates = {'zmq_response': [], 'plain poll': []}
-    with serving('127.0.0.1', auth='alice:wonder') as process:
-        gc.disable()
+def run_price(rounds, **options):
+    """Compare ways to send a message, as medians of the ratios to a socket without a monitor."""
+    with (
+        serving('127.0.0.1', **options) as process,
+        ZMQClient(process.bound_address, **options) as client,
+    ):
+        address = process.bound_address
+        ways = {
+            'no monitor': lambda: per_message(address, 100, inf, **options),
+            'monitor always': lambda: per_message(address, 100, -inf, **options),
+            'zmq_socket as it is': lambda: per_message(
+                address, 100, client_socket.RECENT, **options
+            ),
+            'kept by ZMQClient': lambda: kept_connection(client, 100),
+        }
+        times = {name: [] for name in ways}
         for number in range(rounds + 1):
-            for name, wait in (('zmq_response', zmq_response), ('plain poll', plain_wait)):
-                rate = per_message(process.bound_address, 200, wait)
+            for name, measure in ways.items():
+                gc.collect()
+                measured = measure()
                 if number:
-                    rates[name].append(rate)
-            gc.collect()
-        gc.enable()
-    ours, plain = (median(rates[name]) for name in ('zmq_response', 'plain poll'))
-    write(
-        f'socket per message with PLAIN: zmq_response {ours:.0f}/s, plain poll {plain:.0f}/s, '
-        f'ratio {ours / plain:.3f}\n'
-    )
+                    times[name].append(measured)
+    write(f'a socket per message, {"PLAIN" if options else "NULL"}, without a monitor = 1\n')
+    for name, values in times.items():
+        pairs = list(zip(values, times['no monitor'], strict=True))
+        wall, cpu = (median(own[part] / base[part] for own, base in pairs) for part in (0, 1))
+        micros = median(own[1] for own in values) * 1e6
+        write(f'{name:<20} time {wall:5.2f}, processor {cpu:5.2f} ({micros:.0f} us)\n')
 
 
 def main():
@@ -206,7 +225,8 @@ def main():
         run_matrix(make_keys(Path(folder)), rounds)
     run_flood()
     run_half_open()
-    run_price(3 * rounds)
+    for options in ({}, {'auth': 'alice:wonder'}):
+        run_price(3 * rounds, **options)
 
 
 if __name__ == '__main__':

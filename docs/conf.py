@@ -5,8 +5,8 @@ import os
 from importlib.metadata import version as version_of
 
 project = 'PyAMS_zmq'
-author = 'Thierry Florac'
-copyright = '2015-2026, Thierry Florac'
+author = 'PyAMS contributors'
+copyright = '2015-2026, PyAMS contributors'
 release = version_of('pyams_zmq')
 version = release.rpartition('.')[0]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""PyAMS ZeroMQ helper package: work that must not block a web request runs in a ØMQ process."""
+"""ØMQ processes for work that must not block the requests of a Pyramid application."""
 
 from typing import Any
 

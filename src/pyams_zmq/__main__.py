@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""``python -m pyams_zmq``."""
+"""Runs the command line: ``python -m pyams_zmq``."""
 
 import sys
 

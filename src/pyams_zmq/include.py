@@ -1,41 +1,33 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What ``config.include('pyams_zmq')`` does."""
+"""The Pyramid include of this package: ``config.include('pyams_zmq')``."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from pyramid.events import ApplicationCreated
 
-from pyams_zmq.config import (
-    EARLY,
-    LATE,
-    add_zmq_process,
-    check_settings,
-    declare_from_settings,
-)
-from pyams_zmq.config.request_client import Clients, request_zmq
+from pyams_zmq.config import EARLY, LATE, add_zmq_process, declare_from_settings
+from pyams_zmq.config.request_client import ClientRegistry, request_zmq
+from pyams_zmq.config.settings import check_settings
 from pyams_zmq.config.startup import start_services
 
 
 def include_package(config: Any) -> None:
-    """Add this package to a Pyramid application; including it twice changes nothing."""
+    """Add this package to a Pyramid application; a second call changes nothing."""
     if getattr(config.registry, 'zmq_clients', None) is not None:
         return
-    config.registry.zmq_clients = Clients(config.registry)
-    # As a path: pytest loads a package that has a plugin for it in its own way, and then Pyramid
-    # cannot look for 'pyams_zmq:locales' (pkg_resources does not know that loader).
-    config.add_translation_dirs(str(Path(__file__).parent / 'locales'))
+    config.registry.zmq_clients = ClientRegistry(config.registry)
+    config.add_translation_dirs('pyams_zmq:locales')
     config.add_directive('add_zmq_process', add_zmq_process)
     config.add_request_method(request_zmq, 'zmq')
     config.add_subscriber(start_services, ApplicationCreated)
     config.action('pyams_zmq check', lambda: check_settings(config.registry), order=EARLY)
     config.action('pyams_zmq declare', lambda: declare_from_settings(config), order=LATE)
+    config.action('pyams_zmq monitor', lambda: _register_monitor(config), order=LATE)
 
-    def monitor() -> None:
-        if 'pyams_utils' in sys.modules:  # else nobody has included it
-            from pyams_zmq.monitor.health import register_monitor  # noqa: PLC0415 - it imports cornice
 
-            register_monitor(config)
+def _register_monitor(config: Any) -> None:
+    if 'pyams_utils' in sys.modules:  # otherwise the application does not include it
+        from pyams_zmq.monitor.health import register_monitor  # noqa: PLC0415 - imports cornice
 
-    config.action('pyams_zmq monitor', monitor, order=LATE)
+        register_monitor(config)

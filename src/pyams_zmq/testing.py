@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Test without the service, or with a real one for the test."""
+"""Tools for tests: clients that record messages, and real processes for one test."""
 
 import asyncio
 import logging
@@ -18,7 +18,6 @@ from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import ReadyProcess
-from pyams_zmq.process.stream import Reply
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import (
     check_retries,
@@ -33,10 +32,10 @@ from pyams_zmq.wire.message import (
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 LOCAL = '127.0.0.1'
-"""Address of a process that is given none; the system chooses the port"""
+"""Default address of a process; the system chooses the port"""
 
 NOWHERE = '127.0.0.1:1'
-"""Address of a client that is given none"""
+"""Default address of a client"""
 
 
 class Sent(NamedTuple):
@@ -44,7 +43,7 @@ class Sent(NamedTuple):
 
     :ivar name: name of the client
     :ivar type: type of the message, None if it is not ``[type, args]``
-    :ivar args: its arguments as the service would get them, or the whole message
+    :ivar args: its arguments as the service would receive them, or the whole message
     """
 
     name: str
@@ -54,12 +53,12 @@ class Sent(NamedTuple):
 
 @contextmanager
 def running(process: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-    """Run a real process, until the block ends.
+    """Run a real process until the block ends.
 
-    :param process: a ZMQProcess or ZMQPool, or a class or function which makes one of the other
-        arguments; a class that is given no address serves a free port
+    :param process: a ZMQProcess or ZMQPool, or a class or function that makes one from the other
+        arguments; a class that gets no address binds a free port
     :return: the process, which is ready: see its `bound_address`
-    :raises ZMQStartError: if it cannot start; an exception of its own is raised as it was
+    :raises ZMQStartError: if it cannot start; an exception of the process itself is raised as it is
     """
     if not isinstance(process, ReadyProcess):
         if not args and _needs_address(process, kwargs):
@@ -80,17 +79,16 @@ def _needs_address(factory: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 class RecordingClient:
-    """Stands for a ZMQClient, and records the messages instead of sending them.
+    """Replaces a ZMQClient, and records the messages instead of sending them.
 
-    :param name: what the messages are recorded under
-    :param address: address that it pretends to have
-    :param replies: for each type of message what `request` returns, ``[200, payload]`` for
-        instance, an exception to raise, or a function of the arguments which returns the reply;
-        ``[200, None]`` for the others
-    :param handler: message handler that answers in this process, just as it would in its own; a
+    :param name: name of the client in the recorded messages
+    :param address: value of the attribute `address`
+    :param replies: replies by type of message: a reply such as ``[200, payload]``, an exception to
+        raise, or a function of the arguments that returns the reply; the default is ``[200, None]``
+    :param handler: message handler that replies in this process, as it does in its own; a
         class, or a ZMQProcess that is not started
-    :param outbox: list for the messages, by default one of its own
-    :raises ValueError: for an address that cannot be understood
+    :param outbox: list that gets the messages, by default a new one
+    :raises ValueError: for a bad address
     """
 
     timeout: float = 10
@@ -140,7 +138,7 @@ class RecordingClient:
         self.post(type, data)
 
     def prepare(self, *, timeout: float = PREPARE_TIMEOUT) -> None:
-        """Let a transaction vote; the service is always there."""
+        """Do nothing: the service is always available; see `ZMQClient.prepare`."""
         self._check_open()
 
     def post(self, type: str, data: bytes) -> None:  # noqa: A002 - as above
@@ -148,7 +146,7 @@ class RecordingClient:
         self._check_open()
         try:
             problem = describe_reply(self._exchange(data))
-        except Exception as error:  # noqa: BLE001 - a given one; whoever posts does not see it
+        except Exception as error:  # noqa: BLE001 - one of `replies`, which `post` does not raise
             problem = str(error)
         if problem is not None:
             LOGGER.error('Message %r to %s: %s', type, self.address, problem)
@@ -174,7 +172,7 @@ class RecordingClient:
             raise ZMQClosedError(f'The client of {self.address} was closed')
 
     def close(self) -> None:
-        """Take no more messages, as a client which was closed."""
+        """Refuse further messages, as a closed client does."""
         self._is_closed = True
 
     def __enter__(self) -> 'RecordingClient':  # noqa: PYI034 - Python 3.10 has no Self
@@ -187,24 +185,24 @@ class RecordingClient:
         return f'<{type(self).__name__} of {self.address}>'
 
 
-class _Catcher:
-    """A stream that keeps the reply."""
+class _ReplyRecorder:
+    """A stream that records the reply."""
 
     def __init__(self, concurrency: int) -> None:
         self.concurrency = concurrency
         self.replies: list[bytes] = []
 
-    def detach(self) -> Reply:
-        return Reply(self.send)
+    def detach(self) -> tuple[Callable[[bytes], None], Callable[[], None]]:
+        return self.send, lambda: None
 
     def send(self, reply: bytes) -> None:
         self.replies.append(reply)
 
 
 def _serve(handler: Any) -> Callable[[bytes], bytes]:
-    """Make a function that answers as the process of a message handler would."""
+    """Return a function that replies to an encoded message as a process with this handler does."""
     process = handler if isinstance(handler, ZMQProcess) else ZMQProcess(LOCAL, handler)
-    stream = _Catcher(process.concurrency)
+    stream = _ReplyRecorder(process.concurrency)
     answer = process.handler(process, stream, process.stop)
 
     async def reply_to(data: bytes) -> bytes:
@@ -213,20 +211,20 @@ def _serve(handler: Any) -> Callable[[bytes], bytes]:
             await asyncio.wait(process.owed_replies)
         return stream.replies.pop()
 
-    def reply_as_there(data: bytes) -> bytes:
+    def reply_in_loop(data: bytes) -> bytes:
         manager.push({'registry': process.registry, 'request': None})
         return asyncio.run(reply_to(data))
 
-    def reply_elsewhere(data: bytes) -> bytes:
-        # A thread has a transaction of its own, and no loop that runs already.
+    def reply_in_thread(data: bytes) -> bytes:
+        # A new thread has its own transaction, and no running loop.
         with ThreadPoolExecutor(1) as pool:
-            return pool.submit(reply_as_there, data).result()
+            return pool.submit(reply_in_loop, data).result()
 
-    return reply_elsewhere
+    return reply_in_thread
 
 
 class _Replies(dict[str, dict[str, Any]]):
-    """Replies by service. The dictionary of a service stays the same, for its client has it."""
+    """Replies by service; assignment updates the dictionary of a service, which its client has."""
 
     def __missing__(self, name: str) -> dict[str, Any]:
         super().__setitem__(name, {})
@@ -240,10 +238,10 @@ class _Replies(dict[str, dict[str, Any]]):
 
 @implementer(IZMQClientFactory)
 class Testing:
-    """What the tests of an application see of its messages: `registry.zmq_testing`.
+    """The recorded messages of an application, `registry.zmq_testing`, and the replies to them.
 
-    :ivar outbox: messages that were recorded, of all services, in their order
-    :ivar replies: replies by type of message, by name of the service; see :class:`RecordingClient`
+    :ivar outbox: recorded messages of all services, in order
+    :ivar replies: for each name of a service, replies by type; see :class:`RecordingClient`
     """
 
     def __init__(self, registry: Any):
@@ -255,16 +253,16 @@ class Testing:
 
     @property
     def eager(self) -> bool:
-        """True to have messages without such a reply answered by their handler, here.
+        """True if the handlers of the services reply to messages without an entry in `replies`.
 
-        :raises RuntimeError: if there was a message before it is set
+        :raises RuntimeError: if it is set after the first message
         """
         return self._eager
 
     @eager.setter
     def eager(self, eager: bool) -> None:
         if self._is_used:
-            raise RuntimeError('There were messages: set eager before the first one')
+            raise RuntimeError('A client is in use: set eager before the first message')
         self._eager = eager
 
     def __call__(self, service: Any) -> RecordingClient:
@@ -282,10 +280,10 @@ class Testing:
 def includeme(config: Any) -> None:
     """Record the messages of an application: ``config.include('pyams_zmq.testing')``.
 
-    No service is started, none is needed.
+    Services are not started.
     """
     config.include('pyams_zmq')
     if config.registry.queryUtility(IZMQClientFactory) is None:
         config.registry.zmq_testing = Testing(config.registry)
         config.registry.registerUtility(config.registry.zmq_testing, IZMQClientFactory)
-        config.registry.zmq_clients.close()  # real ones, which are made anew
+        config.registry.zmq_clients.close()  # real clients; the next use makes new ones

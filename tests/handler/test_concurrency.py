@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Messages that are answered at the same time, and methods that take too long."""
+"""Messages that are handled at the same time, and methods that pass their deadline."""
 
 import asyncio
 import multiprocessing
@@ -29,7 +29,7 @@ from pyams_zmq.testing import RecordingClient
 
 
 class SlowHandler(Handler):
-    """Methods that take as long as a file is there."""
+    """Methods that run until a file is removed."""
 
     timeout = 30
 
@@ -104,7 +104,7 @@ class SlowHandler(Handler):
         await asyncio.sleep(0)  # takes no time: here this one is cancelled
 
     def depth(self, args):
-        """Number of requests and registries that this thread has pushed."""
+        """Return the number of requests and registries on the stack of this thread."""
         return [200, len(manager.stack)]
 
     def fails_with_request(self, args, *, request):
@@ -129,7 +129,7 @@ class BlockingHandler(Handler):
             Path(path).touch()
             time.sleep(0.3)  # the test sends its message meanwhile
 
-        # Both `block` and the deadline are due when this has ended: there is no look in between.
+        # Both `block` and the deadline are due when this ends: the loop runs them in one iteration.
         loop.call_at(deadline - 0.1, time.sleep, 0.2)
         loop.call_at(deadline - 0.001, block)
         return [200, None]
@@ -148,7 +148,7 @@ class SlowMessageHandler(ZMQMessageHandler):
 
 
 class Concurrent(LoggedProcess):
-    """Answers four messages at a time, and makes a file when it is asked to stop."""
+    """Handles four messages at a time, and creates a file when it is asked to stop."""
 
     concurrency = 4
 
@@ -158,11 +158,11 @@ class Concurrent(LoggedProcess):
 
 
 class One(Process):
-    """Answers one message at a time."""
+    """Handles one message at a time."""
 
 
 class Two(Process):
-    """Answers two messages at a time, in requests with transactions."""
+    """Handles two messages at a time, in requests with transactions."""
 
     concurrency = 2
     sent = 0
@@ -184,7 +184,7 @@ class Two(Process):
 
 
 class Noting(Two):
-    """Makes a file when it has ended."""
+    """Creates a file when it has ended."""
 
     def __init__(self, path, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -196,7 +196,7 @@ class Noting(Two):
 
 
 class NoThreads(Two):
-    """The system has no thread left, once."""
+    """The first start of a thread fails."""
 
     def setup(self):
         super().setup()
@@ -215,7 +215,7 @@ class NoThreads(Two):
 
 
 class Puller(Process):
-    """Gets messages that nobody waits for."""
+    """Receives messages that need no reply."""
 
     socket_type = zmq.PULL
 
@@ -226,22 +226,22 @@ def process(start, tmp_path):
 
 
 def ask_once(dealer, frames):
-    """Send a message, return its reply, which must be the only one."""
+    """Send a message, and return its only reply."""
     dealer.send(frames)
     reply = dealer.receive()
-    hears_no_more(dealer)
+    check_no_more(dealer)
     return reply
 
 
-def hears_no_more(dealer):
-    """Check that no reply is under way."""
+def check_no_more(dealer):
+    """Check that no further reply arrives."""
     dealer.send(call('async_echo', 'no more'))
     assert dealer.receive() == ([b''], [200, 'no more'])
 
 
 @pytest.fixture
 def occupy(connect, tmp_path):
-    """Take places of a process by calls that last until they are released."""
+    """Occupy a process with calls that run until their file is removed."""
     paths = []
 
     def start(process, method='wait_for'):
@@ -258,7 +258,7 @@ def occupy(connect, tmp_path):
 
 
 @pytest.mark.parametrize('group', dict.fromkeys(case.group for case in MESSAGES))
-def test_one_answer_each(process, connect, group):
+def test_one_reply_each(process, connect, group):
     dealer = connect(process)
     for case in MESSAGES:
         if case.group == group:
@@ -276,7 +276,7 @@ def test_any_order(process, connect):
 
 
 @pytest.mark.parametrize('method', ['wait_for', 'async_wait_for', 'stubborn'])
-def test_others_are_answered(process, occupy, ask, method):
+def test_other_messages_are_handled(process, occupy, ask, method):
     for _ in range(3):
         occupy(process, method)
     for ping in ('echo', 'async_echo'):
@@ -284,7 +284,7 @@ def test_others_are_answered(process, occupy, ask, method):
 
 
 @pytest.mark.parametrize('method', ['wait_for', 'async_wait_for'])
-def test_replies_find_their_peers(process, occupy, method):
+def test_each_peer_gets_its_reply(process, occupy, method):
     calls = [occupy(process, method) for _ in range(4)]
     for dealer, path in reversed(calls):
         path.unlink()
@@ -292,7 +292,7 @@ def test_replies_find_their_peers(process, occupy, method):
 
 
 @pytest.mark.parametrize('method', ['wait_for', 'async_wait_for'])
-def test_the_rest_waits(process, occupy, connect, tmp_path, method):
+def test_other_messages_wait(process, occupy, connect, tmp_path, method):
     calls = [occupy(process, method) for _ in range(4)]
     fifth = connect(process)
     path = tmp_path / 'fifth'
@@ -303,7 +303,7 @@ def test_the_rest_waits(process, occupy, connect, tmp_path, method):
     assert fifth.receive() == ([b''], [200, str(path)])
 
 
-def test_reply_to_whom_has_left(process, occupy, ask):
+def test_reply_to_a_peer_that_has_left(process, occupy, ask):
     for method in ('wait_for', 'async_wait_for') * 4:
         dealer, path = occupy(process, method)
         dealer.close()
@@ -318,12 +318,12 @@ def test_deadline(start, occupy, tmp_path, factory, method):
     process = start(handler=SlowMessageHandler, factory=factory, **options)
     dealer, path = occupy(process, method)
     assert dealer.receive() == ([b''], [504, f'{method!r} has not ended after 0.05 s'])
-    path.unlink()  # now it ends, and is heard no more
-    hears_no_more(dealer)
+    path.unlink()  # now it ends, without a second reply
+    check_no_more(dealer)
     assert not Path(f'{path} too late').exists()
 
 
-def test_late_thread_keeps_its_place(start, occupy, connect):
+def test_overdue_thread_counts_for_concurrency(start, occupy, connect):
     process = start(handler=SlowMessageHandler, factory=One)
     dealer, path = occupy(process, 'late')
     assert dealer.receive()[1][0] == 504
@@ -334,7 +334,7 @@ def test_late_thread_keeps_its_place(start, occupy, connect):
     assert other.receive() == ([b''], [200, None])
 
 
-def test_cancelled_method_gives_its_place_back(start, occupy, ask):
+def test_cancelled_method_does_not_count(start, occupy, ask):
     process = start(handler=SlowMessageHandler, factory=One)
     dealer, _path = occupy(process, 'async_late')
     assert dealer.receive()[1][0] == 504
@@ -342,7 +342,7 @@ def test_cancelled_method_gives_its_place_back(start, occupy, ask):
 
 
 def test_in_time(process, ask, tmp_path):
-    """A method with a timeout may also fail, or end before."""
+    """A method with a timeout can fail, or end before it."""
     assert ask(process, ['touch_later', str(tmp_path / 'x')]) == [200, str(tmp_path / 'x')]
     assert ask(process, ['wait_for', str(tmp_path / 'no' / 'folder')])[0] == 500
     assert ask(process, ['async_wait_for', str(tmp_path / 'no' / 'folder')])[0] == 500
@@ -360,11 +360,11 @@ def test_request_in_a_thread(process, ask, tmp_path, name):
     else:
         assert status == 500
         text = (tmp_path / 'log').read_text()
-        assert 'takes a request, and cannot be awaited: make it an `async def`' in text
+        assert 'takes a request and returns an awaitable' in text
 
 
 class AsyncRequests:
-    """Asks for a request where it cannot get one."""
+    """Takes a request in an `async def` method."""
 
     async def find(self, args, *, request):
         return [200, args]
@@ -387,7 +387,7 @@ def test_request_in_a_task(start, ask, tmp_path):
 
 
 def test_drain(process, occupy, connect, tmp_path):
-    """Calls in hand end, those which wait are refused."""
+    """Running calls end, waiting calls are refused."""
     calls = [occupy(process, method) for method in ('wait_for', 'async_wait_for') * 2]
     waiting = connect(process)
     waiting.send(call('echo'))
@@ -403,7 +403,7 @@ def test_drain(process, occupy, connect, tmp_path):
 
 
 def test_drain_of_a_late_method(process, occupy, tmp_path):
-    """Its caller has its answer; the process ends when its thread does, in time or by force."""
+    """Its caller has got 504; the process ends when the thread does, or at `drain_timeout`."""
     dealer, path = occupy(process, 'late')
     assert dealer.receive()[1][0] == 504
     process._ask_to_stop()
@@ -432,11 +432,11 @@ def test_default():
 
 
 def test_wake_up_at_a_deadline(start, connect, tmp_path):
-    """To send the 504 of a thread takes the wake-up of a message that has just come in."""
+    """To send the 504 of a thread clears the wake-up of a message that has just arrived."""
     process = start(handler=BlockingMessageHandler, factory=Two)
     other, blocker, dealer = (connect(process) for _ in range(3))
     for client in (other, blocker, dealer):
-        hears_no_more(client)
+        check_no_more(client)
     late, blocked = tmp_path / 'late', tmp_path / 'blocked'
     dealer.send(call('late', str(late)))
     wait_until(late.exists)
@@ -468,7 +468,7 @@ def test_no_thread_left(start, ask, tmp_path):
 
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_drain_behind_late_methods(start, occupy, connect, when):
-    """Callers which wait behind methods that hang hear 503, whenever the deadline has passed."""
+    """Callers that wait behind methods that hang get 503, also after the deadline has passed."""
     process = start(handler=SlowMessageHandler, factory=Two)
     calls = [occupy(process, 'late_by_far') for _ in range(2)]
     waiting = connect(process)
@@ -552,7 +552,7 @@ def test_on_send(start, ask, method):
 
 
 def test_messages_without_reply_wait_in_the_socket(start, occupy, tmp_path):
-    """Where nobody waits for a reply there is no deadline, and one at a time is handled."""
+    """A socket without replies has no deadlines, and handles one message at a time."""
     process = start(handler=SlowMessageHandler, factory=Puller)
     path = tmp_path / 'second'
     with zmq.Context() as context, context.socket(zmq.PUSH) as push:
@@ -617,14 +617,14 @@ class Declared:
 
 
 class All(Declared):
-    """All but one may be repeated, and nothing has a limit."""
+    """All methods but one are repeatable, and none has a limit."""
 
     timeout = None
     repeatable = True
 
 
 class Old:
-    """Is older than these declarations, and means something else by the name."""
+    """Is older than these declarations, and uses the name for something else."""
 
     timeout = property(int)
 
@@ -673,5 +673,5 @@ def test_bad_timeout_of_a_class(timeout):
 
 @pytest.mark.parametrize(('names', 'culprit'), [(['plain', 'typo'], 'typo'), ('plain', 'plain')])
 def test_bad_repeatable(names, culprit):
-    with pytest.raises(ValueError, match=rf"^Bad\.repeatable names what is no .*\['{culprit}'\]"):
+    with pytest.raises(ValueError, match=rf"^Bad\.repeatable contains \['{culprit}'\]"):
         methods_of(type('Bad', (Declared,), {'repeatable': names})())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Messages made by a machine, against a real process: one answer each, then a good one."""
+"""Generated messages to a real process: each gets one reply, and the next message is handled."""
 
 import json
 
@@ -31,7 +31,7 @@ TOKENS = st.sampled_from(
 
 @st.composite
 def mutations(draw):
-    """A good request with a few bytes replaced, added or left out."""
+    """A valid request with a few bytes replaced, added or removed."""
     data = bytearray(draw(REQUESTS))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(data)))
@@ -54,7 +54,7 @@ MESSAGES = st.one_of(
 
 
 def is_allowed(reply):
-    """Tell whether a reply is one that FuzzHandler, or the process itself, may give."""
+    """Return True if FuzzHandler, or the process itself, may send this reply."""
     match reply:
         case [200, _]:
             return True
@@ -67,7 +67,7 @@ def is_allowed(reply):
 
 @pytest.fixture
 def dealer(start):
-    """Client of a process that is fuzzed."""
+    """Client of a process that gets the generated messages."""
     process = start(handler=FuzzMessageHandler)
     with zmq.Context() as context:
         dealer = Dealer(context, process.bound_address)

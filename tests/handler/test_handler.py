@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""From a message to a method, and from its result to a reply; without a socket."""
+"""Message handlers without a socket: the methods they call, and their replies."""
 
 import abc
 import asyncio
@@ -38,7 +38,7 @@ class ClosedStream:
 
 
 def handle(frames, handler=Handler, stream=None, json_load=-1, **process):
-    """Give one message to a handler, return the replies."""
+    """Handle one message, and return the replies."""
 
     async def run():
         tasks = set()
@@ -60,7 +60,7 @@ def handle(frames, handler=Handler, stream=None, json_load=-1, **process):
 
 
 def ask(name, args=None, **kwargs):
-    """Give one usual message to a handler, return the reply."""
+    """Handle one message of one frame, and return the reply."""
     (reply,) = handle([encode([name, args])], **kwargs)
     return reply
 
@@ -164,14 +164,14 @@ def test_kinds_of_methods(name, args, reply):
 
 
 class Meta(type):
-    """Its methods are no methods of the handlers."""
+    """Messages cannot call its methods."""
 
     def of_the_metaclass(cls, args=None):
         return args
 
 
 class Names(Handler, metaclass=Meta):
-    """Names that are no message types."""
+    """Names that are not message types."""
 
     alias = list
     _alias = Handler.echo
@@ -244,9 +244,7 @@ def test_no_frames():
 
 @pytest.mark.parametrize('frames', [[b'x' * 101], [b'x'] * 101, [b'x' * 100, b'x']])
 def test_too_large(frames):
-    assert handle(frames, max_message_size=100) == [
-        [413, 'Message of 101 bytes, the service takes 100']
-    ]
+    assert handle(frames, max_message_size=100) == [[413, 'Message is 101 bytes; the limit is 100']]
 
 
 def test_largest():
@@ -303,14 +301,14 @@ def test_failing_otherwise(method, args, caplog):
 
 
 @pytest.mark.parametrize('method', ['raises', 'async_raises'])
-def test_chosen_answer(method, caplog):
+def test_chosen_reply(method, caplog):
     assert ask(method, 'ZMQMessageError') == [418, 'I am a teapot']
     assert not caplog.records
 
 
 @pytest.mark.parametrize('method', ['raises', 'async_raises'])
 def test_unprintable_exception(method, monkeypatch, capfd):
-    # As a service does, and not as pytest: it has handlers which raise.
+    # As in a service: the handlers of pytest raise.
     monkeypatch.setattr(logging.getLogger(), 'handlers', [logging.StreamHandler()])
     status, text = ask(method, 'Unprintable')
     assert status == 500
@@ -348,7 +346,7 @@ def test_log_that_always_fails(method, monkeypatch):
     ['object', 'set', 'bytes', 'nan', 'infinity', 'surrogate', 'generator', 'tuple key', 'cycle'],
 )
 @pytest.mark.parametrize('method', ['returns', 'async_returns'])
-def test_result_is_no_json(method, name, caplog):
+def test_result_is_not_json(method, name, caplog):
     status, text = ask(method, name)
     assert status == 500
     assert ERROR.fullmatch(text)[1] in caplog.text
@@ -395,7 +393,7 @@ def test_cancelled_before_it_began():
         (task,) = asyncio.all_tasks() - {asyncio.current_task()}
         task.cancel()
         await asyncio.wait(process.owed_replies)
-        await asyncio.sleep(0)  # takes no time: the callback of the task has its turn
+        await asyncio.sleep(0)  # one iteration of the loop runs the callback of the task
         assert not process.owed_replies
         return stream.replies
 
@@ -425,7 +423,7 @@ def test_method_is_inspected_once(monkeypatch):
     assert handler.rep_stream.replies == [[200, 1], [200, 2]]
 
 
-def test_refusals_are_logged_for_those_who_look(caplog):
+def test_refusals_are_logged_at_debug(caplog):
     caplog.set_level(logging.DEBUG, 'PyAMS (zmq)')
     ask('x' * 1000)
     (record,) = caplog.records

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Whatever comes in gets exactly one answer, and the next message is served.
+"""Each message gets exactly one reply, malformed or not, and the next message is handled.
 
-`MESSAGES` is the specification: every class of malformed message with its answer.
+`MESSAGES` is the specification: every class of malformed message with its reply.
 """
 
 import random
@@ -17,12 +17,12 @@ from messages import ECHO, ERROR, LIMIT, MESSAGES, SECRET, Dealer, call, check
 
 @pytest.fixture
 def process(start, tmp_path):
-    """Process that serves every way to misbehave."""
+    """Process whose handler can fail in many ways."""
     return start(factory=LoggedProcess, log_path=tmp_path / 'log')
 
 
 @pytest.mark.parametrize('group', dict.fromkeys(case.group for case in MESSAGES))
-def test_one_answer_each(process, connect, group):
+def test_one_reply_each(process, connect, group):
     dealer = connect(process)
     for case in MESSAGES:
         if case.group == group:
@@ -30,7 +30,7 @@ def test_one_answer_each(process, connect, group):
 
 
 def test_any_order(process, connect):
-    """The same in a mix, from several clients at once, without waiting for replies."""
+    """The same messages in random order, from several clients that do not wait for replies."""
     rng = random.Random(20)
     clients = [(connect(process), rng.sample(MESSAGES, len(MESSAGES))) for _ in range(4)]
     for cases in zip(*(cases for _dealer, cases in clients), strict=True):
@@ -60,7 +60,7 @@ def test_nothing_grows(process, connect):
 
     def flood(number):
         while number > 0:
-            # The dear ones now and then, and few tracebacks.
+            # Expensive messages now and then, and few tracebacks.
             batch = rng.sample(refused, 45) + rng.sample(failing, 5)
             if number % 4_000 == 0:
                 batch += MESSAGES
@@ -80,8 +80,7 @@ def test_nothing_grows(process, connect):
         flood(4_000)
         sizes.append(measure('trimmed_rss'))
     assert measure('fds') == fds
-    # The allocator of a forked process has its ups and downs, but a leak of 0.1 KiB per message
-    # shows each time.
+    # The memory of a forked process varies, but a leak of 0.1 KiB per message shows each time.
     assert min(after - before for before, after in pairwise(sizes)) < 400, sizes
 
 
@@ -112,11 +111,11 @@ def test_default_limit(start, connect):
         ([b''], [200, text])
     ]
     ((_envelope, (status, text)),) = dealer.ask([b'', b'x' * (limit + 1)])
-    assert (status, text) == (413, f'Message of {limit + 1} bytes, the service takes {limit}')
+    assert (status, text) == (413, f'Message is {limit + 1} bytes; the limit is {limit}')
 
 
 def test_far_larger_than_the_limit(process, connect):
-    """libzmq hangs up on the sender, the others do not notice."""
+    """libzmq closes the connection of the sender; other clients are not affected."""
     other = connect(process)
     dealer = connect(process)
     with dealer.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
@@ -124,7 +123,7 @@ def test_far_larger_than_the_limit(process, connect):
         assert monitor.poll(10_000)
         dealer.socket.disable_monitor()
     assert other.ask(call('echo')) == [([b''], [200, None])]
-    assert dealer.ask(call('echo')) == [([b''], [200, None])]  # it has reconnected
+    assert dealer.ask(call('echo')) == [([b''], [200, None])]  # the client has reconnected
 
 
 @pytest.mark.parametrize('method', ['wait_for', 'async_wait_for'])
@@ -175,7 +174,7 @@ def test_clients_gone_before_their_turn(process, connect, tmp_path, frames):
 
 
 def test_client_that_does_not_read(process, connect):
-    """It loses its own replies at most."""
+    """It can only lose its own replies."""
     idle = connect(process)
     idle.socket.sndtimeo = 10_000
     reply = 'x' * 10_000

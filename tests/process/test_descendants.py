@@ -395,7 +395,7 @@ def test_supervisor_fails(supervise, start_programs, address, ask, monkeypatch):
                 raise LookupError('this loop is broken')
             return super().step(now)
 
-    monkeypatch.setattr('pyams_zmq.supervisor.OrphanCleanup', FailingSweep)
+    monkeypatch.setattr('pyams_zmq.supervisor.driver.OrphanCleanup', FailingSweep)
     supervisor = supervise()
     programs = start_programs(address)
     _status, pid = ask(address, ['pid', None])

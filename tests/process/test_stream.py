@@ -823,8 +823,9 @@ async def test_detach(net):
         client.send(b'question')
         await until(lambda: replies)
         subject.close()
-        replies[0].send(b'too late')
-        replies[0].end()
+        send, end = replies[0]
+        send(b'too late')
+        end()
         assert subject.in_hand == 0
 
 

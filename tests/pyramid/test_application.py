@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A declared service beside an application in the real servers: started once, kept, sent to."""
+"""A declared service of an application in real servers: started once, restarted, called."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ import pytest
 
 from app.program import Program, WebServer, is_running, wait_for_end, wait_until
 
-PATIENCE = 20
-"""Seconds for something that takes one, on a loaded machine"""
+PATIENCE = 30
+"""Seconds to wait for an event that takes one second, also on a loaded machine"""
 
 SERVERS = pytest.mark.parametrize(
     'command',
@@ -29,7 +29,7 @@ SERVERS = pytest.mark.parametrize(
 
 @pytest.fixture
 def serve(tmp_path):
-    """Start servers; at the end kill whatever is left of them."""
+    """Start servers; at the end kill those that still run."""
     started = []
 
     def start(name, *args, **settings):
@@ -39,7 +39,7 @@ def serve(tmp_path):
         server.wait_for_service()
         if '--workers' in args:
             count = int(args[args.index('--workers') + 1])
-            wait_until(lambda: len(server.workers()) == count, 10)
+            wait_until(lambda: len(server.workers()) == count, PATIENCE)
         return server
 
     yield start
@@ -48,12 +48,12 @@ def serve(tmp_path):
 
 
 def supervisor_of(child):
-    """Pid of the process that started a child."""
+    """Return the pid of the process that started a child."""
     return psutil.Process(child).ppid()
 
 
 def next_child(server, former):
-    """Wait for another child than a former one; there is exactly one."""
+    """Wait for the only child that is not a former one; return its pid."""
     answer = server.wait_for_service(PATIENCE, but=[former])
     assert server.children() == [answer['reply'][1]]
     return answer['reply'][1]
@@ -129,12 +129,12 @@ def test_send(serve, command):
     assert sorted(notes.read_text().splitlines()) == expected
 
 
-def test_send_to_nobody(serve):
-    """The transaction is aborted while that is possible."""
+def test_send_while_the_service_is_down(serve):
+    """The transaction is aborted before it is committed."""
     server = serve('pserve')
     [child] = server.children()
     supervisor = supervisor_of(child)
-    os.kill(supervisor, signal.SIGSTOP)  # nobody starts it again
+    os.kill(supervisor, signal.SIGSTOP)  # so that the child is not started again
     os.kill(child, signal.SIGKILL)
     wait_for_end(child, PATIENCE)
     assert server.get('/send?how=good&text=lost') is None
@@ -175,7 +175,7 @@ def test_scripts_start_nothing(tmp_path, script):
 
 @pytest.fixture
 def external(tmp_path):
-    """The service, run by a program of its own, and the pid of its process."""
+    """The service in a separate program, and the pid of its process."""
     ini = WebServer.configure(tmp_path, 'declared', {})
     address = f'ipc://{tmp_path}/zmq.sock'
     program = Program(
@@ -214,8 +214,8 @@ def test_gevent_worker_serves_others_during_a_call(external, serve):
     assert quick > 10
 
 
-def test_gevent_worker_starts_no_process(tmp_path):
-    """It says so, instead of serving without."""
+def test_gevent_worker_refuses_to_start_a_process(tmp_path):
+    """It fails with an error, instead of serving without the process."""
     server = WebServer.gunicorn(
         tmp_path, *GEVENT[1:], address=f'ipc://{tmp_path}/zmq.sock', application='declared'
     )

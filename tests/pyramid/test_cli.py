@@ -12,7 +12,7 @@ from app.program import Program, wait_until
 from pyams_zmq.cli import main
 
 TIMEOUT = 20
-"""Seconds to wait for what has to happen, however busy the machine is"""
+"""Seconds to wait for an event, also on a busy machine"""
 
 INI = """
 [app:main]
@@ -68,7 +68,7 @@ def address(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, ini, address):
-    """Start programs; at the end kill whatever is left of them."""
+    """Start programs; at the end kill those that still run."""
     programs = []
 
     def start(*args, command=('-m', 'pyams_zmq')):
@@ -84,7 +84,7 @@ def run(tmp_path, ini, address):
 
 @pytest.fixture
 def notes(tmp_path):
-    """Read what the processes have said: address, pid, and name of the program."""
+    """Read the notes of the processes: address, pid, and name of the program."""
 
     def read(count):
         path = tmp_path / 'notes'
@@ -133,7 +133,7 @@ def test_unknown_name(run, ini):
     program = run('echo', 'eco')
     assert program.wait(TIMEOUT) == 2
     assert program.log.read_text().splitlines()[-1] == (
-        f'pyams_zmq serve: error: there is no process eco; {ini} declares: '
+        f'pyams_zmq serve: error: unknown process eco; {ini} declares: '
         'broken, echo, elsewhere, other'
     )
 
@@ -143,7 +143,7 @@ def test_no_file(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as error:
         main(['serve', f'{tmp_path}/nothing.ini#main', 'echo'])
     assert error.value.code == 2
-    assert f'there is no file {tmp_path}/nothing.ini\n' in capsys.readouterr().err
+    assert f'file {tmp_path}/nothing.ini does not exist\n' in capsys.readouterr().err
 
 
 def test_process_that_runs_elsewhere(run):
@@ -155,7 +155,7 @@ def test_process_that_runs_elsewhere(run):
 def test_no_name(run, ini):
     program = run()
     assert program.wait(TIMEOUT) == 2
-    assert f'there is no process to run; {ini} declares:' in program.log.read_text()
+    assert f'no process is named; {ini} declares:' in program.log.read_text()
 
 
 def test_nothing_declared(tmp_path, ini, run):
@@ -166,7 +166,7 @@ def test_nothing_declared(tmp_path, ini, run):
 
 
 def test_import():
-    """Whoever looks at all modules of the package runs nothing."""
+    """To import the module runs nothing."""
     importlib.import_module('pyams_zmq.__main__')
 
 

@@ -19,6 +19,7 @@ from pyams_zmq.config.startup import is_server
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRemoteError
 from pyams_zmq.interfaces import IZMQService
+from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
 
 SECRET = 'JTKVSB%%)wK0E.X)V>+}o?pNmC{O&4W4b!Ni{Lh6'  # the example of zmq_curve(7)
@@ -77,6 +78,36 @@ def test_settings():
     assert not process.passwords
 
 
+@pytest.mark.parametrize(
+    ('key', 'value', 'expected'),
+    [
+        ('max_memory', '300.5', 300.5),
+        ('max_memory', '300', 300.0),
+        ('queue_limit', '5', 5),
+        ('beat_interval', '0.25', 0.25),
+        ('stats_users', 'admin\nmonitor', ('admin', 'monitor')),
+    ],
+)
+def test_limits_of_a_pool(key, value, expected):
+    service = service_of(
+        ('indexer', {'handler': HANDLER, 'address': ADDRESS, 'workers': 2}),
+        **{f'pyams_zmq__indexer__{key}': value},
+    )
+    process = service.make_process(None)
+    assert isinstance(process, ZMQPool)
+    assert getattr(process, key) == expected
+
+
+@pytest.mark.parametrize(('value', 'expected'), [('yes', True), ('True', True), ('off', False)])
+def test_boolean_setting(value, expected):
+    """The words are those of :func:`pyramid.settings.asbool`."""
+    service = service_of(
+        ('indexer', {'handler': HANDLER, 'address': ADDRESS}),
+        pyams_zmq__indexer__send_deadline=value,
+    )
+    assert service.send_deadline is expected
+
+
 def test_settings_override_code():
     service = service_of(
         ('indexer', {'handler': HANDLER, 'address': ADDRESS, 'timeout': 5, 'drain_timeout': 1}),
@@ -101,71 +132,80 @@ def test_several():
 @pytest.mark.parametrize(
     ('options', 'text'),
     [
-        ({'handler': 42, 'address': ADDRESS}, 'bad handler .*42 is no class'),
-        ({'handler': HANDLER, 'factory': None, 'address': ADDRESS}, 'bad factory .*None is no cl'),
-        ({'handler': HANDLER, 'address': 'lo:5555'}, "bad address .*'lo' is no IP address"),
-        ({'handler': HANDLER, 'address': ADDRESS, 'timeout': 'nan'}, 'bad timeout .*nan'),
-        ({'handler': HANDLER, 'address': ADDRESS, 'timeout': 0}, r'bad timeout .*0\.0'),
-        ({'handler': HANDLER, 'address': ADDRESS, 'retries': -1}, 'bad retries .*-1'),
-        ({'handler': HANDLER, 'address': ADDRESS, 'drain_timeout': -5}, 'bad drain_timeout .*-5'),
-        ({'handler': HANDLER, 'address': ADDRESS, 'bind_timeout': 'nan'}, 'bad bind_timeout .*nan'),
-        ({'handler': HANDLER, 'address': ADDRESS, 'drain_timeout': 'inf'}, 'bad drain_timeout'),
-        ({'handler': HANDLER, 'address': ADDRESS, 'max_message_size': -1}, 'bad max_message_size'),
-        ({'handler': HANDLER, 'address': ADDRESS, 'concurrency': 0}, 'bad concurrency .*1 or more'),
-        ({'handler': HANDLER, 'address': ADDRESS, 'auth': 'a:b', 'curve': KEYS}, 'auth and keys'),
+        ({'handler': 42}, 'bad handler .*42 is not a class'),
+        ({'handler': None, 'start': 'never'}, 'bad handler .*None is not a class'),
+        ({'handler': 'no.such'}, 'bad handler .*no'),
+        ({'factory': None}, 'bad factory .*None is not a class'),
+        ({'address': 'a b'}, "bad address .*'a b'"),
+        ({'address': 'lo:5555'}, "bad address .*'lo' is not an IP address"),
+        ({'address': '127.0.0.1'}, "bad address .*'127.0.0.1' has no port"),
         (
-            {
-                'handler': HANDLER,
-                'address': ADDRESS,
-                'client_auth': 'a:b',
-                'client_curve': CLIENT_KEYS,
-            },
-            'client_auth and keys',
+            {'start': 'later'},
+            r"bad start .*'later' is not allowed.*'\^\(auto\|external\|never\)\$'",
         ),
-        ({'adress': ADDRESS}, "no option 'adress'"),
-        ({'handler': HANDLER}, "'indexer' has no address: give it, or set pyams_zmq.indexer.addr"),
-        ({'address': ADDRESS}, "'indexer' has no handler"),
-        ({'handler': 'no.such', 'address': ADDRESS}, 'bad handler .*no'),
-        ({'handler': HANDLER, 'address': 'a b'}, "bad address .*'a b'"),
-        ({'handler': HANDLER, 'address': '127.0.0.1'}, "bad address .*'127.0.0.1' has no port"),
-        ({'handler': HANDLER, 'address': ADDRESS, 'start': 'later'}, "bad start .*'later' is none"),
-        ({'handler': HANDLER, 'address': ADDRESS, 'auth': 'secret'}, 'bad auth .*write auth='),
-        ({'handler': HANDLER, 'address': ADDRESS, 'clients': 'host'}, "bad clients .*'host'"),
-        ({'handler': HANDLER, 'address': ADDRESS, 'timeout': 'x'}, "bad timeout .*'x'"),
-        ({'handler': HANDLER, 'address': ADDRESS, 'backlog': 'x'}, "bad backlog .*'x'"),
-        ({'handler': HANDLER, 'address': ADDRESS, 'server_key': 'x'}, 'server_key'),
+        ({'timeout': 'x'}, "bad timeout .*'x' is not allowed. Expected `float`, got `str`"),
+        ({'timeout': 'nan'}, r"bad timeout .*'nan' is not allowed. Expected `float` > 0\.0"),
+        ({'timeout': 0}, r'bad timeout .*0 is not allowed. Expected `float` > 0\.0'),
+        ({'retries': -1}, 'bad retries .*-1 is not allowed. Expected `int` >= 0'),
+        ({'retries': 1.5}, 'bad retries .*1.5 is not allowed. Expected `int`'),
+        ({'workers': '-1'}, "bad workers .*'-1' is not allowed. Expected `int` >= 0"),
+        ({'send_deadline': 'maybe'}, "bad send_deadline .*'maybe' is not allowed. Expected `bool`"),
+        ({'backlog': 'x'}, "bad backlog .*'x' is not allowed. Expected `int`"),
+        ({'drain_timeout': -5}, r'bad drain_timeout .*-5 is not allowed. Expected `float` >= 0\.0'),
+        ({'drain_timeout': 'inf'}, r'bad drain_timeout .*Expected `float` <= 100000000\.0'),
+        ({'bind_timeout': 'nan'}, "bad bind_timeout .*'nan' is not allowed"),
+        ({'max_message_size': -1}, 'bad max_message_size .*Expected `int` >= 0'),
+        ({'concurrency': 0}, 'bad concurrency .*0 is not allowed. Expected `int` >= 1'),
+        ({'beat_interval': 0}, r'bad beat_interval .*Expected `float` >= 0\.01'),
+        ({'stats_users': [1]}, r'bad stats_users .*\[1\] is not allowed'),
+        ({'auth': 'secret'}, 'bad auth .*write auth='),
+        ({'auth': 'a:b', 'curve': KEYS}, 'has auth and CURVE keys'),
+        ({'client_auth': 'a:b', 'client_curve': CLIENT_KEYS}, 'has client_auth and CURVE keys'),
+        ({'clients': 'host'}, "bad clients .*'host'"),
+        ({'adress': ADDRESS}, 'unknown option adress; write one of address, auth, '),
+        ({'server_key': 'x'}, 'unknown option server_key'),
     ],
 )
 def test_bad_options(options, text):
     with pytest.raises(ConfigurationError, match=text) as error:
-        service_of(('indexer', options))
+        service_of(('indexer', {'handler': HANDLER, 'address': ADDRESS, **options}))
     assert 'secret' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('options', 'text'),
+    [
+        ({'handler': HANDLER}, "'indexer' has no address: .* or set pyams_zmq.indexer.address"),
+        ({'address': ADDRESS}, "'indexer' has no handler: .* or set pyams_zmq.indexer.handler"),
+    ],
+)
+def test_missing_options(options, text):
+    with pytest.raises(ConfigurationError, match=text):
+        service_of(('indexer', options))
 
 
 @pytest.mark.parametrize(
     ('key', 'value', 'text'),
     [
-        (
-            'pyams_zmq.indexer.adress',
-            ADDRESS,
-            "no setting 'pyams_zmq.indexer.adress'; write ",
-        ),
-        ('pyams_zmq.indexer', ADDRESS, "no setting 'pyams_zmq.indexer'"),
-        ('pyams_zmq.a.b.address', ADDRESS, "no setting 'pyams_zmq.a.b.address'"),
+        ('pyams_zmq.indexer.adress', ADDRESS, "Unknown setting 'pyams_zmq.indexer.adress': write "),
+        ('pyams_zmq.indexer.curve', 'x', "Unknown setting 'pyams_zmq.indexer.curve'"),
+        ('pyams_zmq.indexer', ADDRESS, "Unknown setting 'pyams_zmq.indexer'"),
+        ('pyams_zmq.a.b.address', ADDRESS, "Unknown setting 'pyams_zmq.a.b.address'"),
         ('pyams_zmq.index er.address', ADDRESS, "Bad name of a ØMQ process 'index er'"),
         ('pyams_zmq..address', ADDRESS, "Bad name of a ØMQ process ''"),
         ('pyams_zmq.indexer.start', 'later', r'bad start \(setting pyams_zmq.indexer.start\)'),
-        ('pyams_zmq.indexer.client_keys', PUBLIC, 'has client_keys, and no server_key'),
-        ('pyams_zmq.indexer.server_public_key', PUBLIC, 'has server_public_key, and no client_key'),
-        ('pyams_zmq.indexer.server_key', 'short', 'bad server_key .*A CURVE key'),
-        ('pyams_zmq.indexer.client_key', 'short', 'bad client_key .*A CURVE key'),
+        ('pyams_zmq.indexer.client_keys', PUBLIC, 'has client_keys but no server_key: set '),
+        ('pyams_zmq.indexer.server_public_key', PUBLIC, 'server_public_key but no client_key'),
+        ('pyams_zmq.indexer.server_key', 'hush', 'bad server_key .*A CURVE key'),
+        ('pyams_zmq.indexer.client_key', 'hush', 'bad client_key .*A CURVE key'),
     ],
 )
 def test_bad_settings(key, value, text):
     config = make_config(('indexer', {'handler': HANDLER, 'address': ADDRESS}))
     config.add_settings({key: value})
-    with pytest.raises(ConfigurationError, match=text):
+    with pytest.raises(ConfigurationError, match=text) as error:
         config.commit()
+    assert 'hush' not in str(error.value)
 
 
 @pytest.mark.parametrize('way', ['autocommit', 'commit'])
@@ -181,7 +221,7 @@ def test_settings_override_code_that_comes_later(way):
     config.make_wsgi_app()
 
 
-def test_settings_of_nobody():
+def test_settings_of_an_undeclared_service():
     config = make_config(pyams_zmq__indexer__address=ADDRESS)
     with pytest.raises(ConfigurationError, match=r"'indexer' has no handler: set pyams_zmq\.index"):
         config.make_wsgi_app()
@@ -259,7 +299,7 @@ def test_keys_in_settings(tmp_path, start):
     ],
 )
 def test_address_of_clients(address, target):
-    """Server and client cannot differ about it."""
+    """Clients connect to the address that the process binds."""
     service = service_of(('indexer', {'handler': HANDLER, 'address': address}))
     assert service.client_address == target
     with service.make_client() as client:
@@ -300,7 +340,7 @@ def test_unknown_service(application):
     app = application.make_wsgi_app()
     request = Request.blank('/')
     request.registry = app.registry
-    with pytest.raises(LookupError, match="no ØMQ service 'other'; declared: indexer"):
+    with pytest.raises(LookupError, match="Unknown ØMQ service 'other'; declared: indexer"):
         app.registry.zmq_clients.get('other')
 
 
@@ -319,7 +359,7 @@ def test_monitor(start, tmp_path):
         settings={
             'pyams_zmq.indexer.address': f'ipc://{tmp_path}/zmq.sock',
             'pyams_zmq.indexer.start': 'never',
-            'pyams_zmq.converter.address': f'ipc://{tmp_path}/nobody',
+            'pyams_zmq.converter.address': f'ipc://{tmp_path}/down',
             'pyams_zmq.converter.start': 'never',
         }
     )
@@ -369,7 +409,7 @@ def test_include_testing_eager():
     assert client.call('echo', 'here') == 'here'
     with pytest.raises(ZMQRemoteError, match='404'):
         client.call('unknown')
-    with pytest.raises(RuntimeError, match='before the first one'):
+    with pytest.raises(RuntimeError, match='before the first message'):
         config.registry.zmq_testing.eager = False
     assert config.registry.zmq_testing.eager
 
@@ -412,7 +452,7 @@ def tested(request):
 
 
 def test_send_where_there_is_no_transaction(tested):
-    """As in a callback after the response; an exception view has one, which is aborted."""
+    """A finished callback has none; an exception view has one, which is aborted."""
 
     def fail(request):
         request.zmq('indexer').send('lost', 1)
@@ -486,7 +526,7 @@ def test_include_testing_late(tmp_path):
         real.call('echo')
 
 
-# Who starts
+# Start
 
 
 @pytest.mark.parametrize(
@@ -513,7 +553,7 @@ def test_supervisor_waits_for_its_process(options, drain):
 
 
 def test_lock(tmp_path, monkeypatch):
-    """Workers of one application have the same; other applications and folders have not."""
+    """Workers of one application share a lock; other applications and folders have another one."""
     locks = set()
     for folder in (tmp_path, tmp_path / 'other'):
         folder.mkdir(exist_ok=True)

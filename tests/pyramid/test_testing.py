@@ -1,16 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What applications test with: real processes, and clients that only record."""
+"""Tools for the tests of applications: real processes, and clients that record messages."""
 
 import asyncio
-import configparser
 import inspect
 import logging
-import os
-import subprocess
-import sys
-import textwrap
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 import transaction
@@ -32,11 +25,9 @@ from pyams_zmq.process import ZMQProcess
 from pyams_zmq.testing import RecordingClient, Sent, running
 from pyams_zmq.transaction import send_on_commit
 
-ROOT = Path(__file__).parents[2]
-
 
 class TaskHandler(Handler):
-    """Goes on after its reply."""
+    """Replies with the result of a task."""
 
     async def reply_in_a_task(self, args):
         return [200, await asyncio.create_task(asyncio.sleep(0, args))]
@@ -49,27 +40,27 @@ class TaskMessageHandler(MessageHandler):
 
 
 def make_process(bind_addr, handler):
-    """Make a process, as a function of an application does."""
+    """Return a process, as a function of an application does."""
     return Process(bind_addr, handler)
 
 
 @pytest.fixture
 def client():
-    """Client which records."""
+    """Client that records messages."""
     with RecordingClient('converter') as client:
         yield client
 
 
 @pytest.fixture
 def eager():
-    """Client whose messages are handled at once."""
+    """Client whose handler replies in this process."""
     with RecordingClient('converter', handler=MessageHandler) as client:
         yield client
 
 
 @pytest.fixture
 def errors(caplog):
-    """Texts of the errors that were logged."""
+    """Return the logged errors."""
     caplog.set_level(logging.ERROR, 'PyAMS (zmq)')
     return lambda: [record.getMessage() for record in caplog.records]
 
@@ -102,7 +93,7 @@ def test_running_at_an_address(tmp_path):
         assert process.bound_address == f'ipc://{tmp_path}/zmq.sock'
 
 
-def test_it_stops_after_a_failure():
+def test_it_stops_after_an_exception():
     with pytest.raises(LookupError), running(Process) as process:
         raise LookupError
     assert process.exitcode == 0
@@ -119,60 +110,6 @@ def test_it_cannot_start():
     with pytest.raises(LookupError, match='no such tool: ffmpeg'), running(process):
         pass
     assert process.exitcode == 1
-
-
-def test_fixture(tmp_path):
-    config = configparser.ConfigParser()
-    config.read(ROOT / 'setup.cfg', encoding='utf-8')
-    name, module = config['options.entry_points']['pytest11'].strip().split(' = ')
-    assert name == 'pyams_zmq'
-    assert import_module(module).zmq_running
-    test = """
-    import pytest
-    from handlers import Process
-    from pyams_zmq.client import ZMQClient
-
-    processes = []
-
-    def test_two(zmq_running):
-        processes[:] = zmq_running(Process), zmq_running(Process)
-        for process in processes:
-            with ZMQClient(process.bound_address) as client:
-                assert client.call('pid') == process.pid
-
-    def test_they_have_ended():
-        assert [process.exitcode for process in processes] == [0, 0]
-    """
-    (tmp_path / 'test_it.py').write_text(textwrap.dedent(test), encoding='utf-8')
-    result = subprocess.run(
-        [
-            *(sys.executable, '-m', 'pytest', '-p', module, '-p', 'no:cacheprovider', '-q'),
-            *('-c', os.devnull, '--rootdir', tmp_path, tmp_path),
-        ],
-        env={
-            **os.environ,
-            'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1',  # where it is installed it is there already
-            'PYTHONPATH': os.pathsep.join(
-                [str(ROOT / 'tests' / 'support'), *filter(None, sys.path)]
-            ),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert '2 passed' in result.stdout, result.stdout + result.stderr
-
-
-def test_the_plugin_imports_little():
-    program = """
-    import sys
-    import pyams_zmq.pytest_plugin
-    assert not {'zmq', 'tornado', 'pyams_zmq.process'}.intersection(sys.modules)
-    """
-    subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(program)], check=True, timeout=30
-    )
 
 
 # Clients
@@ -251,7 +188,7 @@ def test_replies(errors):
     with pytest.raises(ZMQUnreachableError, match='down'):
         client.call('down')
     assert not errors()
-    # Whoever sends does not see the reply.
+    # `send` ignores the reply; errors are logged.
     for name in replies:
         client.send(name, [1, 2])
     assert errors() == [

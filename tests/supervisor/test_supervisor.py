@@ -23,14 +23,14 @@ from zope.interface.verify import verifyObject
 from app.handler import in_hand
 from app.program import Program, is_running, wait_for_end, wait_until
 from handlers import ExitingSetup, Process
-from pyams_zmq import supervisor as supervisor_module
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent
 from pyams_zmq.process import lock as lock_module
 from pyams_zmq.process.base import RECYCLED
-from pyams_zmq.process.descendants import POLL_INTERVAL
+from pyams_zmq.process.descendants import POLL_INTERVAL, poll
 from pyams_zmq.process.lock import NameLock
-from pyams_zmq.supervisor import LOCK_REFRESH, Supervisor, SupervisorProcess
+from pyams_zmq.supervisor import Supervisor, SupervisorProcess, driver
+from pyams_zmq.supervisor.process import LOCK_REFRESH
 
 ORPHAN_LIMIT = 2.0
 """Seconds after which everything has to be gone whose owner was killed"""
@@ -173,8 +173,8 @@ class Fakes:
 
 @pytest.fixture
 def fakes(monkeypatch):
-    monkeypatch.setattr(supervisor_module, 'has_ended', lambda process: process.ended)
-    monkeypatch.setattr(supervisor_module, 'open_pidfd', lambda pid: nullcontext(0))
+    monkeypatch.setattr(driver, 'has_ended', lambda process: process.ended)
+    monkeypatch.setattr(driver, 'open_pidfd', lambda pid: nullcontext(0))
     monkeypatch.setattr(Supervisor, 'hang_timeout', 0)
     return Fakes()
 
@@ -229,7 +229,7 @@ def test_start(fakes):
 
 
 def test_poll_without_pidfd(fakes, monkeypatch):
-    monkeypatch.setattr(supervisor_module, 'open_pidfd', lambda pid: nullcontext(None))
+    monkeypatch.setattr(driver, 'open_pidfd', lambda pid: nullcontext(None))
     assert fakes.step() == POLL_INTERVAL
 
 
@@ -438,7 +438,7 @@ def test_run_of_nothing():
 @pytest.mark.parametrize('adopts', [True, False])
 def test_run_fails(fakes, monkeypatch, adopts):
     if not adopts:  # as before Linux 3.4
-        monkeypatch.setattr(supervisor_module, 'subreaper', lambda: nullcontext(False))
+        monkeypatch.setattr(driver, 'subreaper', lambda: nullcontext(False))
 
     class Broken(Supervisor):
         def step(self, now):
@@ -714,7 +714,7 @@ def test_leader_without_children_keeps_the_lock(run, ask, address, lock):
 
 def can_read(program):
     """Tell if a program has said something."""
-    return bool(supervisor_module.poll([program.process.stdout.fileno()], 0))
+    return bool(poll([program.process.stdout.fileno()], 0))
 
 
 def test_name_lock(lock, monkeypatch):

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The clients of an application, `request.zmq(name)`."""
+"""The clients of an application: ``request.zmq(name)``."""
 
 import threading
 from typing import Any
 
 from pyams_zmq.client.transaction import is_under_way, send_on_commit
-from pyams_zmq.config import Service, services_of
+from pyams_zmq.config.service import Service, services_of
 from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
 
 
@@ -19,14 +19,15 @@ class RequestClient:
         self.request = client.request
 
     def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - the name of the field
-        """Send a message when the transaction of the request is committed, or now if it has none.
+        """Send a message when the transaction of the request is committed.
 
-        It has none without `request.tm`, and where nobody has begun one: in a callback after the
-        response, for instance. In an exception view pyramid_tm still has one, which it will abort.
+        Without a transaction it is sent now: if the request has no `tm`, or its transaction has
+        not begun or has ended, as in a finished callback. An exception view of pyramid_tm still has
+        one, which is aborted.
 
         :param type: type of the message, the name of the method
-        :param args: its arguments, anything that JSON can say
-        :raises: what :meth:`ZMQClient.send` and :func:`send_on_commit` do
+        :param args: its arguments, any JSON value
+        :raises: the errors of :meth:`ZMQClient.send` and :func:`send_on_commit`
         """
         manager = getattr(self._request, 'tm', None)
         if manager is not None and is_under_way(manager):
@@ -35,8 +36,8 @@ class RequestClient:
             self._client.send(type, args)
 
 
-class Clients:
-    """Clients of the application, one for each service, made when somebody asks for it."""
+class ClientRegistry:
+    """The clients of an application, one for each service, made at its first use."""
 
     def __init__(self, registry: Any):
         self._registry = registry
@@ -44,9 +45,9 @@ class Clients:
         self._lock = threading.Lock()
 
     def get(self, name: str) -> Any:
-        """Give the client of a service.
+        """Return the client of a service.
 
-        :raises LookupError: if there is no such service
+        :raises LookupError: if the service is not declared
         """
         with self._lock:
             client = self._clients.get(name)
@@ -54,13 +55,13 @@ class Clients:
                 service = self._registry.queryUtility(IZMQService, name)
                 if service is None:
                     names = ', '.join(sorted(services_of(self._registry))) or 'none'
-                    raise LookupError(f'There is no ØMQ service {name!r}; declared: {names}')
+                    raise LookupError(f'Unknown ØMQ service {name!r}; declared: {names}')
                 make = self._registry.queryUtility(IZMQClientFactory) or Service.make_client
                 client = self._clients[name] = make(service)
         return client
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all clients; the next use makes new ones."""
         with self._lock:
             clients, self._clients = self._clients, {}
         for client in clients.values():
@@ -68,9 +69,9 @@ class Clients:
 
 
 def request_zmq(request: Any, name: str) -> RequestClient:
-    """Give the client of a declared service; the method `zmq` of requests.
+    """Return the client of a declared service; the method `zmq` of requests.
 
     :param name: name of the service
-    :raises LookupError: if there is no such service
+    :raises LookupError: if the service is not declared
     """
     return RequestClient(request, request.registry.zmq_clients.get(name))

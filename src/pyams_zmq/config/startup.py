@@ -1,33 +1,34 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""An application which serves starts its services."""
+"""Starts the services of an application when it starts to serve requests."""
 
 import os
 import sys
 from functools import partial
 from typing import Any
 
-from pyams_zmq.config import PREFIX, Service, check_services, services_of
+from pyams_zmq.config.service import Service, services_of
+from pyams_zmq.config.settings import PREFIX, check_services
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQClientFactory
-from pyams_zmq.supervisor import SupervisorProcess
+from pyams_zmq.supervisor.process import SupervisingProcess, SupervisorProcess
 from pyams_zmq.wire.endpoint import Endpoint
 
 STOP_SLACK = 10.0
-"""Seconds that a supervisor has beside the `drain_timeout` of its process"""
+"""Seconds after the `drain_timeout` of a process that its supervisor has for its own stop"""
 
 
 def is_server() -> bool:
-    """Tell if this program serves requests, and does not just load the application.
+    """Return True if this program serves requests, False if it only loads the application.
 
     Scripts load it with `pyramid.paster.bootstrap`, or belong to Pyramid (`pshell`, `proutes`,
-    `prequest`), or to PyAMS (`pyams_...`).
+    `prequest`) or to PyAMS (`pyams_...`).
     """
     program = os.path.basename(sys.argv[0])
     if program.startswith('pyams_'):
         return False
     frame = sys._getframe()
     while frame is not None:
-        # With "python -m" it is "__main__", and its real name is here.
+        # With "python -m", `__name__` is "__main__", and the spec has the real name.
         spec = frame.f_globals.get('__spec__')
         module = frame.f_globals.get('__name__', '') if spec is None else spec.name
         if module.startswith('pyramid.scripts.') and module != 'pyramid.scripts.pserve':
@@ -41,7 +42,7 @@ def is_server() -> bool:
 def start_services(event: Any) -> None:
     """Start the services whose `start` is `'auto'`; a subscriber to ApplicationCreated.
 
-    :raises ConfigurationError: for settings of a service that nobody has declared
+    :raises ConfigurationError: for settings of a service that is not declared
     :raises ZMQStartError: in a program that gevent has patched
     """
     registry = event.app.registry
@@ -59,11 +60,15 @@ def start_services(event: Any) -> None:
                 ) from None
 
 
-def _make_supervisor(registry: Any, service: Service) -> SupervisorProcess:
+def _make_supervisor(registry: Any, service: Service) -> SupervisingProcess:
+    lock = _make_lock(registry, service)
+    if isinstance(service.factory, type) and issubclass(service.factory, SupervisingProcess):
+        pool: SupervisingProcess = service.make_process(registry)
+        pool.name = service.name
+        pool.lock = lock
+        return pool
     supervisor = SupervisorProcess(
-        {service.name: partial(service.make_process, registry)},
-        registry=registry,
-        lock=_make_lock(registry, service),
+        {service.name: partial(service.make_process, registry)}, registry=registry, lock=lock
     )
     usual = getattr(service.factory, 'drain_timeout', 0.0)
     drain = service.limits.get('drain_timeout', usual)
@@ -72,7 +77,11 @@ def _make_supervisor(registry: Any, service: Service) -> SupervisorProcess:
 
 
 def _make_lock(registry: Any, service: Service) -> str:
-    """Name what the workers of one application compete for; another one's bind has to fail."""
+    """Return the name of the lock that the workers of one application share.
+
+    Two applications with the same address have different locks, so that the second one fails to
+    bind instead of standing by.
+    """
     endpoint = Endpoint.parse(service.address, bind=True)
     address = endpoint.uri if endpoint.path is None else os.path.abspath(endpoint.path)
     return f'{registry.__name__} {service.name} {address}'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""From a message to a method, and from its result to a reply."""
+"""Message handlers: call the method that a message names, and reply with its result."""
 
 import asyncio
 import logging
@@ -13,15 +13,11 @@ from zope.interface import implementer
 
 from pyams_zmq.auth import ANONYMOUS, Peer
 from pyams_zmq.exceptions import ZMQMessageError
-from pyams_zmq.handler.deferred import (
-    DeferredReply,
-    MethodThreads,
-    call_in_thread,
-    call_plain,
-    error_reply,
-)
+from pyams_zmq.handler.deferred import DeferredReply
+from pyams_zmq.handler.errors import error_reply
 from pyams_zmq.handler.methods import Method, methods_of, zmq_method
-from pyams_zmq.handler.request import call_with_request
+from pyams_zmq.handler.request import call_in_thread_with_request, call_with_request
+from pyams_zmq.handler.threads import MethodThreads
 from pyams_zmq.interfaces import IZMQMessageHandler
 from pyams_zmq.wire.message import DRAINING, decode_request, encode
 
@@ -30,36 +26,35 @@ __all__ = ['ZMQMessageHandler', 'zmq_method']
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 _RESULTS = frozenset({list, tuple, dict, str, int, type(None)})
-"""Types of usual results, of which none is to be awaited"""
+"""Types of usual results, which are not awaitable"""
 
 _QUOTED = 80
-"""Characters of a peer's text that an answer or a log line repeats"""
+"""Characters of a peer's text that a reply or a log line repeats"""
 
 
 @implementer(IZMQMessageHandler)
 class ZMQMessageHandler:
-    """Answers every message of a stream with the result of a method, exactly once.
+    """Replies to each message of a stream exactly once, with the result of a method.
 
-    The type of the message names a public method of the `handler` class. It is called with the
-    frames of the message, of which the one with index *json_load* is replaced by the arguments
-    that it held: ``method(args)`` for the usual message of one frame. The method may be
-    `async def`. If it has a keyword-only parameter `peer`, it is told the
-    :class:`~pyams_zmq.auth.Peer` that sent the message; if it has one `request`, it gets a
-    Pyramid request of its own, see :func:`~pyams_zmq.handler.request.call_with_request`. It may
-    raise :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its answer; whatever else it
-    raises is logged under an error id, which is all that the peer gets.
+    The type of the message names a public method of the `handler` class. The method is called with
+    the frames of the message; the frame with index *json_load* is replaced by the arguments that
+    it contains: ``method(args)`` for the usual message of one frame. A keyword-only parameter
+    `peer` gets the :class:`~pyams_zmq.auth.Peer` that sent the message, one named `request` gets a
+    Pyramid request, see :func:`~pyams_zmq.handler.request.call_with_request`. The method may
+    raise :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its reply. Any other exception
+    is logged under an error id, and the peer gets the id only.
 
-    An `async def` method runs as a task. A plain one runs in a thread, if the `concurrency` of the
+    An `async def` method runs as a task. A plain one runs in a thread if the `concurrency` of the
     stream is above 1 or the method has a timeout, see
-    :func:`~pyams_zmq.handler.methods.zmq_method`; else it runs in the loop of the process.
+    :func:`~pyams_zmq.handler.methods.zmq_method`; otherwise it runs in the loop of the process.
 
     :param process: the ZMQProcess
-    :param stream: the ZMQStream that gets the replies
-    :param stop: callable which stops the process
-    :param handler: class (or instance) whose methods answer; the class attribute by default
-    :param int json_load: index of the frame which holds ``[type, args]``
-    :raises TypeError: when there is no handler
-    :raises ValueError: for declarations of its methods that cannot be
+    :param stream: the ZMQStream that sends the replies
+    :param stop: callable that stops the process
+    :param handler: class (or instance) with the methods; by default the class attribute
+    :param int json_load: index of the frame that contains ``[type, args]``
+    :raises TypeError: if no handler is given
+    :raises ValueError: for a bad declaration of a method
     """
 
     handler: Any = None
@@ -90,29 +85,29 @@ class ZMQMessageHandler:
             if method.is_async and method.wants_request and self._concurrency > 1:
                 raise ValueError(
                     f'{type(self.rep_handler).__name__}.{name} is `async def` and takes a request, '
-                    'which needs a thread of its own where messages are answered at the same time: '
+                    'which needs its own thread where messages are handled concurrently: '
                     'make it a plain method, or leave concurrency at 1'
                 )
-            # Where nobody waits for a reply, there is no deadline either.
+            # A stream without replies has no deadlines either.
             has_deadline = method.timeout is not None and hasattr(stream, 'detach')
             if not method.is_async and (self._concurrency > 1 or has_deadline):
                 self._methods[name] = method._replace(in_thread=True)
-        # Replies that are still owed; the process waits for them before it stops.
-        self._owed: set[asyncio.Future[Any]] = getattr(process, 'owed_replies', set())
+        # The process waits for these replies before it stops.
+        self._owed: set[asyncio.Future[None]] = getattr(process, 'owed_replies', set())
         self._max_size = getattr(process, 'max_message_size', inf)
-        # Only frames tell who sent them; bytes, which are faster, do where nobody asks.
+        # Only frames have the metadata of their peer. Bytes are faster where it is not needed.
         self.wants_frames = getattr(process, 'has_credentials', False) or any(
             method.wants_peer for method in self._methods.values()
         )
 
     def __call__(self, frames: list[Any]) -> None:
-        """Answer a message."""
+        """Handle a message."""
         try:
             method, call = self._prepare(frames)
             if call is None:
                 result = method.call(*frames)
             elif method.in_thread:
-                future = self._threads.run(partial(call_in_thread, call))
+                future = self._threads.run(call)
                 DeferredReply(self.rep_stream, method, self._owed).wait_for(future)
                 return
             else:
@@ -121,7 +116,7 @@ class ZMQMessageHandler:
                 DeferredReply(self.rep_stream, method, self._owed).wait_for_result(result)
                 return
             reply = encode(result)
-        except BaseException as error:  # noqa: BLE001 - a peer waits, whatever it was
+        except BaseException as error:  # noqa: BLE001 - the peer waits for a reply
             reply = error_reply(error)
         try:
             self._send(reply)
@@ -133,9 +128,10 @@ class ZMQMessageHandler:
         return MethodThreads(getattr(self.process, '_enter_thread', lambda: None))
 
     def _prepare(self, frames: list[Any]) -> tuple[Method, Callable[[], Any] | None]:
-        """Find the method for a message, and put its arguments into the frames.
+        """Return the method of a message, and put its arguments into the frames.
 
-        :return: the method, and what is to be called, if not the method with all frames
+        :return: the method, and a call of it that is not simply ``method.call(*frames)``, or None
+        :raises ZMQMessageError: if the message is refused
         """
         peer = None
         if self.wants_frames and frames:
@@ -143,9 +139,7 @@ class ZMQMessageHandler:
             frames[:] = map(bytes, frames)
         size = len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
         if size > self._max_size:
-            raise ZMQMessageError(
-                413, f'Message of {size} bytes, the service takes {self._max_size}'
-            )
+            raise ZMQMessageError(413, f'Message is {size} bytes; the limit is {self._max_size}')
         if getattr(self.process, 'draining', False):
             raise ZMQMessageError(*DRAINING)
         try:
@@ -156,7 +150,7 @@ class ZMQMessageHandler:
         method = self._methods.get(name)
         if method is None:
             raise ZMQMessageError(404, f'Unknown message type {name[:_QUOTED]!r}')
-        if not method.least <= len(frames) <= method.most:
+        if not method.min_frames <= len(frames) <= method.max_frames:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
         frames[self.json_load] = args
         if not (method.wants_peer or method.wants_request or method.in_thread):
@@ -165,19 +159,18 @@ class ZMQMessageHandler:
         if method.wants_peer:
             call = partial(call, peer=peer)
         if method.wants_request:
-            if method.in_thread:
-                call = partial(call_plain, call)
-            call = partial(call_with_request, self.process.registry, call)
+            call_it = call_in_thread_with_request if method.in_thread else call_with_request
+            call = partial(call_it, self.process.registry, call)
         return method, call
 
     def _identify(self, frame: Any) -> Peer:
-        """Say who sent a frame, as libzmq noted when the peer connected.
+        """Return the peer that sent a frame, from the metadata that libzmq keeps.
 
-        :raises ZMQMessageError: with status 401, if that user would not be let in any more
+        :raises ZMQMessageError: with status 401, if the user is not allowed any more
         """
         try:
             peer = Peer(frame['User-Id'], frame['Peer-Address'])
-        except (TypeError, KeyError, zmq.ZMQError):  # of a stream without access control
+        except (TypeError, KeyError, zmq.ZMQError):  # the stream has no access control
             peer = Peer(ANONYMOUS, '')
         authenticator = getattr(self.process, 'auth_thread', None)
         if authenticator is not None and not authenticator.policy.admits(peer.user):

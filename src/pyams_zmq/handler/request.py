@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A Pyramid request for a message, and its transaction."""
+"""A Pyramid request for each message, with its transaction."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from pyramid.interfaces import IRequestFactory, IRootFactory
@@ -11,42 +11,62 @@ from pyramid.traversal import DefaultRootFactory
 
 from pyams_zmq.wire.message import encode
 
-_ERRORS = 400
-"""First of the statuses that abort a transaction"""
+_FIRST_ERROR = 400
+"""The transaction is aborted for this status and those above"""
 
 
 def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
     """Call a method with the keyword argument `request`.
 
-    The request is like the one that :func:`pyramid.scripting.prepare` makes, with the `root` of
-    the application. If it has a transaction manager `tm` (of pyramid_tm), its transaction is
-    committed when the method succeeds, and aborted when it raises, when its result is no JSON, and
-    when the status of its result is 400 or above. No reply is sent before the commit.
+    The request is made as :func:`pyramid.scripting.prepare` makes one, with the `root` of the
+    application. If it has a transaction manager `tm` (of pyramid_tm), its transaction is committed
+    when the method succeeds. It is aborted when the method raises, when its result is not JSON, and
+    when the status of its result is 400 or above. The reply is sent after the commit.
 
     :param registry: registry of the application
     :param call: method, plain or `async def`
     :return: its result, or an awaitable of it
-    :raises: what the method raises, and the commit
+    :raises: the exceptions of the method, and of the commit
     """
-    scope = _Scope(registry)
+    scope = _RequestScope(registry)
     try:
         result = call(request=scope.request)
         if isinstance(result, Awaitable):
             return scope.wait(result)
     except BaseException:
-        scope.leave(is_good=False)
+        scope.leave(commit=False)
         raise
     return scope.finish(result)
 
 
-class _Scope:
-    """Request of a message, from begin to end."""
+def call_in_thread_with_request(registry: Any, call: Callable[..., Any]) -> Any:
+    """Call a plain method as `call_with_request` does, in a thread that the request belongs to.
+
+    :raises TypeError: if its result is awaitable: the loop runs in another thread
+    """
+
+    def call_plain(**options: Any) -> Any:
+        result = call(**options)
+        if isinstance(result, Awaitable):
+            if isinstance(result, Coroutine):
+                result.close()
+            raise TypeError(
+                f'{call} takes a request and returns an awaitable, which would run in another '
+                'thread than the request: return a result'
+            )
+        return result
+
+    return call_with_request(registry, call_plain)
+
+
+class _RequestScope:
+    """The request of a message, from begin to end."""
 
     _tm: Any = None
 
     def __init__(self, registry: Any):
-        # As `pyramid.scripting.prepare` does; but a root factory that looks into a database has
-        # to find the transaction there.
+        # Like `pyramid.scripting.prepare`, but the transaction begins before the root is made:
+        # a root factory that reads a database needs it.
         make_request = registry.queryUtility(IRequestFactory, default=Request)
         make_root = registry.queryUtility(IRootFactory, default=DefaultRootFactory)
         self.request = request = make_request.blank('/')
@@ -59,11 +79,11 @@ class _Scope:
             if tm is not None:
                 tm.begin()
                 self._tm = tm
-                # What pyramid_tm tells of a request whose transaction it manages.
+                # pyramid_tm marks a request whose transaction it manages with these.
                 request.environ.update({'tm.active': True, 'tm.manager': tm})
             request.root = request.context = make_root(request)
         except BaseException:
-            self.leave(is_good=False)
+            self.leave(commit=False)
             raise
 
     async def wait(self, result: Awaitable[Any]) -> Any:
@@ -71,36 +91,36 @@ class _Scope:
         try:
             value = await result
         except BaseException:
-            self.leave(is_good=False)
+            self.leave(commit=False)
             raise
         return self.finish(value)
 
     def finish(self, result: Any) -> Any:
-        """End the transaction as the result wants it."""
-        is_good = False
+        """Commit or abort the transaction, depending on the result; return the result."""
+        commit = False
         try:
-            encode(result)  # what cannot be told shall not be done
+            encode(result)  # abort if the result is not JSON
             match result:
-                case [int(status), _] if status >= _ERRORS:
+                case [int(status), _] if status >= _FIRST_ERROR:
                     pass
                 case _:
-                    is_good = True
+                    commit = True
         finally:
-            self.leave(is_good)
+            self.leave(commit)
         return result
 
-    def leave(self, is_good: bool) -> None:
-        """Commit or abort, and forget the request."""
+    def leave(self, commit: bool) -> None:
+        """Commit or abort the transaction, and end the request."""
         try:
             if self._tm is not None:
                 for key in ('tm.active', 'tm.manager'):
                     del self.request.environ[key]
-                if is_good:
+                if commit:
                     self._tm.commit()
                 else:
                     self._tm.abort()
         except BaseException:
-            self._tm.abort()  # or it would be joined to the next one
+            self._tm.abort()  # else the next message would use this transaction
             raise
         finally:
             try:

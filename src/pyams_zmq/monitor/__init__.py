@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What a monitoring system asks of the declared services."""
+"""The state of the declared services, for monitoring systems."""

@@ -9,19 +9,19 @@ from pyams_utils.monitor import MonitorExtensionStatusProperties
 from pyramid.interfaces import IRoutesMapper
 from zope.interface import implementer
 
-from pyams_zmq.config import services_of
+from pyams_zmq.config.service import services_of
 from pyams_zmq.exceptions import ZMQBaseError
 
 TIMEOUT = 1.0
-"""Seconds that a service gets to answer"""
+"""Seconds within which a service has to accept a connection"""
 
 
 @implementer(IMonitorExtension)
-class ServiceMonitor:
-    """Tells which of the declared services can be reached."""
+class ServicesStatus:
+    """Reports which of the declared services can be reached."""
 
     def get_status(self, request: Any) -> Iterator[Any]:
-        """Give the status of each service: UP, or DOWN and why."""
+        """Yield the status of each service: UP, or DOWN with the reason."""
         for name in sorted(services_of(request.registry)):
             status, message = 'UP', None
             try:
@@ -32,7 +32,7 @@ class ServiceMonitor:
 
 
 def register_monitor(config: Any) -> None:
-    """Add the services to the monitor, if the application has one."""
+    """Add the services to the monitor of pyams_utils, if the application includes it."""
     mapper = config.registry.queryUtility(IRoutesMapper)
     if mapper is not None and mapper.get_route(MONITOR_API_ROUTE) is not None:
-        config.registry.registerUtility(ServiceMonitor(), IMonitorExtension, name='pyams_zmq')
+        config.registry.registerUtility(ServicesStatus(), IMonitorExtension, name='pyams_zmq')

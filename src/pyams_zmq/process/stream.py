@@ -263,31 +263,6 @@ async def _await_result(result: Awaitable[Any]) -> None:
         raise RuntimeError(f'{type(error).__name__} in a callback') from error
 
 
-class Reply:
-    """The reply to one message, while others are in hand.
-
-    :param send: sends it
-    :param end: called at the end, when whatever the message was about has ended
-    """
-
-    is_sent = False
-
-    def __init__(self, send: Callable[[bytes], None], end: Callable[[], None] | None = None):
-        self._send = send
-        self._end = end
-
-    def send(self, data: bytes) -> None:
-        """Send it; what comes later is dropped."""
-        if not self.is_sent:
-            self.is_sent = True
-            self._send(data)
-
-    def end(self) -> None:
-        """Make room for another message."""
-        if self._end is not None:
-            self._end()
-
-
 class ReplyStream(ZMQStream):
     """Stream of a REP socket that replies to every message, made of a ROUTER socket.
 
@@ -322,16 +297,18 @@ class ReplyStream(ZMQStream):
     def _can_receive(self) -> bool:
         return self.envelope is None and self.in_hand < self.concurrency
 
-    def detach(self) -> Reply:
-        """Take over the reply to the message in hand.
+    def detach(self) -> tuple[Callable[[bytes], None], Callable[[], None]]:
+        """Return functions that reply to the current message later.
 
+        :return: a function that sends the reply, to be called once, and one to be called when the
+            message no longer counts for the `concurrency`
         :raises zmq.ZMQError: EFSM, if no message is owed a reply
         """
         envelope, self.envelope = self.envelope, None
         if envelope is None:
             raise zmq.ZMQError(zmq.EFSM, 'There is no message to reply to')
         self.in_hand += 1
-        return Reply(partial(self._reply_to, envelope), self._end_reply)
+        return partial(self._reply_to, envelope), self._end_reply
 
     def refuse(self) -> None:
         """Receive messages although late methods use up the concurrency: they will be refused."""

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""``pyams_zmq serve``: runs services of an application."""
+
+from argparse import ArgumentParser, Namespace
+from functools import partial
+from typing import Any
+
+from pyramid.scripts.common import parse_vars
+
+from pyams_zmq.cli.application import load_application
+from pyams_zmq.config.service import services_of
+from pyams_zmq.supervisor import Supervisor
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        'serve',
+        help='run processes until a signal stops them, and restart them when they crash',
+        description='Run processes that an application declares, until SIGTERM or SIGINT. SIGHUP '
+        'makes them read their users and keys again. The exit code is 1 when all of them have '
+        'ended, and one was given up because it crashed again and again.',
+    )
+    parser.add_argument('config_uri', metavar='INI', help='configuration of the application')
+    parser.add_argument(
+        'names',
+        metavar='NAME',
+        nargs='+',
+        help='name of a declared process; or VARIABLE=VALUE, which INI uses as %%(VARIABLE)s',
+    )
+    parser.set_defaults(run=partial(_run, parser))
+
+
+def _run(parser: ArgumentParser, args: Namespace) -> int:
+    names = [name for name in args.names if '=' not in name]
+    variables = parse_vars(name for name in args.names if '=' in name)
+    registry = load_application(parser, args.config_uri, variables)
+    services = services_of(registry)
+    unknown = [name for name in names if name not in services]
+    if unknown or not names:
+        problem = f'unknown process {", ".join(unknown)}' if unknown else 'no process is named'
+        declared = ', '.join(sorted(services)) or 'none'
+        parser.error(f'{problem}; {args.config_uri} declares: {declared}')
+    elsewhere = [name for name in names if services[name].handler is None]
+    if elsewhere:
+        parser.error(f'{", ".join(elsewhere)} has no handler: it runs elsewhere (start = never)')
+    factories = {name: partial(services[name].make_process, registry) for name in names}
+    return Supervisor(factories, registry=registry).run()

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""A declared service: makes its process and its clients."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from zope.interface import implementer
+
+from pyams_zmq.auth import Users, parse_users
+from pyams_zmq.auth.curve import CurveClient, CurveServer
+from pyams_zmq.client import ZMQClient
+from pyams_zmq.interfaces import IZMQService
+from pyams_zmq.process import ZMQProcess
+from pyams_zmq.wire.endpoint import Endpoint
+
+POOL_OPTIONS = ('workers', 'worker_address', 'worker_auth', 'worker_curve')
+"""Arguments of a ZMQPool that a ZMQProcess does not have"""
+
+
+@implementer(IZMQService)
+@dataclass(frozen=True)
+class Service:
+    """A declared service; :func:`~pyams_zmq.config.add_zmq_process` documents the fields."""
+
+    name: str
+    address: Any = None
+    handler: Any = None
+    factory: Callable[..., Any] = ZMQProcess
+    auth: Users = field(default=None, repr=False)
+    clients: Any = None
+    curve: CurveServer | None = field(default=None, repr=False)
+    client_auth: Users = field(default=None, repr=False)
+    client_curve: CurveClient | None = field(default=None, repr=False)
+    start: str = 'auto'
+    timeout: float = 10.0
+    retries: int = 0
+    send_deadline: bool = False
+    workers: int = 0
+    worker_address: Any = None
+    worker_auth: Users = field(default=None, repr=False)
+    worker_curve: CurveServer | None = field(default=None, repr=False)
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+    def make_process(self, registry: Any) -> Any:
+        """Return a new process of the service, not started.
+
+        :param registry: registry of the application
+        """
+        # The constructors of sibling packages take these by position, and do not know CURVE.
+        options: dict[str, Any] = {} if self.curve is None else {'curve': self.curve}
+        if self.workers:
+            options.update({name: getattr(self, name) for name in POOL_OPTIONS})
+        process = self.factory(
+            self.address, self.handler, self.auth, self.clients, registry, **options
+        )
+        for name, value in self.limits.items():
+            setattr(process, name, value)
+        return process
+
+    def make_client(self) -> ZMQClient:
+        """Return a new client of the service."""
+        auth = self.client_auth
+        if auth is None and self.client_curve is None:
+            # The application connects as the first user of the server.
+            auth = dict(list(parse_users(self.auth).items())[:1]) or None
+        return ZMQClient(
+            self.client_address,
+            auth=auth,
+            curve=self.client_curve,
+            timeout=self.timeout,
+            retries=self.retries,
+            send_deadline=self.send_deadline,
+        )
+
+    @property
+    def client_address(self) -> Any:
+        """Address that clients on this machine connect to."""
+        endpoint = Endpoint.parse(self.address, bind=True)
+        hosts = {'*': '127.0.0.1', '0.0.0.0': '127.0.0.1', '[::]': '[::1]'}  # noqa: S104 - to read
+        return replace(endpoint, host=hosts.get(endpoint.host, endpoint.host)).uri
+
+
+def services_of(registry: Any) -> dict[str, Service]:
+    """Return the services that an application declares, by name.
+
+    :param registry: registry of the application
+    """
+    return dict(registry.getUtilitiesFor(IZMQService))

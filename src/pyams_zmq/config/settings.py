@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""Reads the options of a service, from code and from settings ``pyams_zmq.NAME.KEY``."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from ipaddress import ip_address
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+from msgspec import Meta
+from pyramid.exceptions import ConfigurationError
+from pyramid.settings import asbool, aslist, falsey, truthy
+
+from pyams_zmq.auth import parse_clients, parse_users
+from pyams_zmq.auth.curve import CurveClient, CurveServer
+from pyams_zmq.config.service import POOL_OPTIONS, Service
+from pyams_zmq.interfaces import IZMQService
+from pyams_zmq.pool import ZMQPool
+from pyams_zmq.pool.broker import make_worker_access
+from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL
+from pyams_zmq.process import LIMITS
+from pyams_zmq.wire.endpoint import Endpoint
+
+PREFIX = 'pyams_zmq.'
+
+_NAME = re.compile(r'[A-Za-z0-9_-]+', re.ASCII)
+
+_POOL_LIMITS = 'queue_limit queue_size max_calls max_memory beat_interval stats_users'.split()
+_LIMITS = ('concurrency', *LIMITS, *_POOL_LIMITS)
+_NUMBERS = {int: Annotated[int, Meta(ge=0)], float: Annotated[float, Meta(ge=0, le=1e8)]}
+_HINTS = get_type_hints(ZMQPool)  # a ZMQPool has the limits of a ZMQProcess, and its own
+
+TYPES: Mapping[str, Any] = {
+    **{name: _NUMBERS[_HINTS[name]] for name in _LIMITS if _HINTS[name] in _NUMBERS},
+    'beat_interval': Annotated[float, Meta(ge=MIN_INTERVAL, le=MAX_INTERVAL)],
+    'concurrency': Annotated[int, Meta(ge=1)],
+    'retries': _NUMBERS[int],
+    'send_deadline': bool,
+    'start': Annotated[str, Meta(pattern='^(auto|external|never)$')],
+    'stats_users': tuple[str, ...],
+    'timeout': Annotated[float, Meta(gt=0)],
+    'workers': _NUMBERS[int],
+}
+"""Options that msgspec checks, and converts from the text of a setting"""
+
+OPTIONS = {item.name for item in fields(Service)} - {'name', 'limits'} | set(_LIMITS)
+"""Keyword arguments of the directive"""
+
+# Users, CURVE keys, and the settings of these keys: a socket has one mechanism.
+_MECHANISMS = (
+    ('auth', 'curve', 'server_key', 'client_keys'),
+    ('client_auth', 'client_curve', 'client_key', 'server_public_key'),
+)
+SETTINGS = OPTIONS - {'curve', 'client_curve', 'worker_curve'} | {
+    key for keys in _MECHANISMS for key in keys[2:]
+}
+"""Keys of settings"""
+
+
+def convert(key: str, value: Any) -> Any:
+    """Return the value of an option, checked and converted to its type.
+
+    :param key: one of `TYPES`
+    :raises ValueError: if the value is not allowed
+    """
+    if key == 'stats_users':
+        value = aslist(value)
+    elif key == 'send_deadline' and str(value).lower() in truthy | falsey:
+        value = asbool(value)
+    try:
+        return msgspec.convert(value, TYPES[key], strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(f'{value!r} is not allowed. {error}') from None
+
+
+def check_name(name: Any) -> None:
+    """Check the name of a service.
+
+    :raises ConfigurationError: if it has other characters than letters, digits, `_` and `-`
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f'Bad name of a ØMQ process {name!r}: write letters, digits, _ and -'
+        )
+
+
+def check_settings(registry: Any) -> list[str]:
+    """Return the names of the services that settings name.
+
+    :param registry: registry of the application
+    :raises ConfigurationError: for an unknown key
+    """
+    names = []
+    for setting in registry.settings or ():
+        if setting.startswith(PREFIX):
+            name, dot, key = setting.removeprefix(PREFIX).partition('.')
+            if not dot or key not in SETTINGS:
+                raise ConfigurationError(
+                    f'Unknown setting {setting!r}: write {PREFIX}NAME.KEY with one of the keys '
+                    + ', '.join(sorted(SETTINGS))
+                )
+            check_name(name)
+            names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def check_services(registry: Any) -> None:
+    """Check that the service of each setting is declared.
+
+    :raises ConfigurationError: if it is not
+    """
+    for name in check_settings(registry):
+        if registry.queryUtility(IZMQService, name) is None:
+            raise ConfigurationError(
+                f'ØMQ process {name!r} has no handler: set {PREFIX}{name}.handler, or call '
+                f'config.add_zmq_process({name!r}, handler=...)'
+            )
+
+
+def read_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:
+    """Return the service that options and settings describe; a setting overrides an option.
+
+    :param config: configurator of the application
+    :param name: name of the service
+    :param options: options that code has given
+    :raises ConfigurationError: for a bad or missing value; its text does not repeat a secret
+    """
+    prefix = f'{PREFIX}{name}.'
+    values = dict(options)
+    for setting, value in (config.registry.settings or {}).items():
+        if setting.startswith(prefix) and value != '':
+            values[setting.removeprefix(prefix)] = value
+    for key, value in values.items():
+        with _named(name, key):
+            values[key] = _read(config, key, value)
+    _read_keys(name, values)
+    for key in ('address', 'handler'):
+        if values.get(key) is None and (key, values.get('start')) != ('handler', 'never'):
+            raise ConfigurationError(
+                f'ØMQ process {name!r} has no {key}: pass it to add_zmq_process, or set '
+                f'{prefix}{key}'
+            )
+    with _named(name, 'address'):
+        _check_address(values['address'], values.get('start') != 'never')
+    _check_pool(name, values)
+    limits = {key: values.pop(key) for key in _LIMITS if key in values}
+    return Service(name, limits=limits, **values)
+
+
+@contextmanager
+def _named(name: str, key: str) -> Iterator[None]:
+    """Convert an error into a ConfigurationError that names the option."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, AttributeError) as error:
+        raise ConfigurationError(
+            f'ØMQ process {name!r}, bad {key} (setting {PREFIX}{name}.{key}): {error}'
+        ) from None
+
+
+def _read(config: Any, key: str, value: Any) -> Any:
+    if key in TYPES:
+        return convert(key, value)
+    if key in ('handler', 'factory'):
+        value = config.maybe_dotted(value)
+        if not callable(value):
+            raise TypeError(f'{value!r} is not a class')
+    elif key in ('auth', 'client_auth', 'worker_auth'):
+        parse_users(value)
+    elif key == 'clients':
+        parse_clients(value)
+    elif key == 'client_keys' and not os.path.isdir(value):
+        return aslist(value)
+    return value
+
+
+def _read_keys(name: str, values: dict[str, Any]) -> None:
+    """Replace the settings of CURVE keys by objects."""
+    for auth, curve, secret, public in _MECHANISMS:
+        if public in values and secret not in values:
+            raise ConfigurationError(
+                f'ØMQ process {name!r} has {public} but no {secret}: set {PREFIX}{name}.{secret}'
+            )
+        if secret in values:
+            with _named(name, secret):
+                if curve == 'curve':
+                    values[curve] = CurveServer(values.pop(secret), values.pop(public, ()))
+                else:
+                    values[curve] = CurveClient(values.pop(public, ''), values.pop(secret))
+        if values.get(auth) and values.get(curve):
+            raise ConfigurationError(
+                f'ØMQ process {name!r} has {auth} and CURVE keys: a socket has one mechanism'
+            )
+
+
+def _check_address(address: Any, is_bound: bool) -> None:
+    """Check that clients can connect to an address.
+
+    :param is_bound: true if a process on this machine binds it
+    :raises ValueError: if it has no port, or is the name of an interface, which ØMQ binds as well
+    """
+    endpoint = Endpoint.parse(address, bind=True)
+    if endpoint.protocol != 'tcp':
+        return
+    if not endpoint.port:
+        raise ValueError(f'{address!r} has no port, which clients need to know')
+    if is_bound and endpoint.host != '*':
+        try:
+            ip_address(endpoint.host.strip('[]'))
+        except ValueError:
+            raise ValueError(
+                f'{endpoint.host!r} is not an IP address, which clients need to know'
+            ) from None
+
+
+def _check_pool(name: str, values: dict[str, Any]) -> None:
+    """Check the options of a pool; with workers the service is one."""
+    if not values.get('workers'):
+        for key in (*POOL_OPTIONS, *_POOL_LIMITS):
+            if values.get(key):
+                raise ConfigurationError(
+                    f'ØMQ process {name!r} has {key}, which is for a pool: say how many workers'
+                )
+        return
+    factory = values.setdefault('factory', ZMQPool)
+    if not (isinstance(factory, type) and issubclass(factory, ZMQPool)):
+        raise ConfigurationError(
+            f'ØMQ process {name!r} has workers, but {factory!r} is not a subclass of ZMQPool'
+        )
+    with _named(name, 'worker_address'):
+        make_worker_access(*(values.get(key) for key in POOL_OPTIONS[1:]))

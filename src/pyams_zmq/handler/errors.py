@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The reply to a message whose method has failed."""
+
+import logging
+from contextlib import suppress
+from uuid import uuid4
+
+from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.wire.message import encode
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+
+def error_reply(error: BaseException) -> bytes:
+    """Return the encoded reply for an exception; it never raises.
+
+    The peer gets the text of a :class:`~pyams_zmq.exceptions.ZMQMessageError`. Any other exception
+    is logged under an error id, and the peer gets the id only.
+    """
+    try:
+        if isinstance(error, ZMQMessageError):
+            LOGGER.debug('Message refused: %s', error)
+            return encode([error.status, error.text])
+    except Exception as nested:  # noqa: BLE001 - a text that JSON cannot represent
+        error = nested
+    error_id = uuid4().hex[:12]
+    try:
+        LOGGER.error('Message handler failed, error id %s', error_id, exc_info=error)
+    except BaseException as nested:  # noqa: BLE001 - the traceback cannot be printed
+        with suppress(BaseException):
+            LOGGER.error(
+                'Message handler failed, error id %s, with an unprintable %s (%s)',
+                error_id,
+                type(error).__name__,
+                type(nested).__name__,
+            )
+    return encode([500, f'Internal error, see the log of the service under id {error_id}'])
