@@ -125,7 +125,9 @@ class ZMQProcess(ServiceProcess):
             if sock_type == zmq.SUB:
                 socket.subscribe(subscribe)
             if bind:
-                port = self._bind(socket, endpoint)
+                uri = self._sockets.bind(socket, endpoint.uri, self.access, path=endpoint.path)
+                self.bound_address = self.bound_address or uri
+                port = port_of(uri)
             else:
                 socket.connect(endpoint.uri)
                 port = endpoint.port
@@ -137,12 +139,6 @@ class ZMQProcess(ServiceProcess):
         if callback is not None:
             stream.on_recv(callback)
         return stream, port
-
-    def _bind(self, socket: Any, endpoint: Endpoint) -> int | None:
-        uri: str = self._sockets.bind(socket, endpoint.uri, self.access, path=endpoint.path)
-        if self.bound_address is None:
-            self.bound_address = uri
-        return port_of(uri)
 
     def _on_started(self) -> None:
         self.registry.notify(ZMQProcessStartedEvent(self))

@@ -75,7 +75,6 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
 
     def init_stream(self) -> None:
         """Open the sockets, and add their streams to `_streams`."""
-        raise NotImplementedError
 
     def _on_started(self) -> None:
         """Do what has to be done before the first message is handled."""
