@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from threading import local
 from time import monotonic
 from typing import Any
@@ -15,8 +15,7 @@ from weakref import WeakSet
 import zmq
 from tornado.ioloop import IOLoop
 
-from pyams_zmq.auth import AccessAttributes, Authenticator, Users
-from pyams_zmq.auth.curve import CurveServer
+from pyams_zmq.auth import AccessAttributes, Authenticator
 from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.process.descendants import (
     become_subreaper,
@@ -46,11 +45,9 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     A subclass opens its sockets in `init_stream`, and may override `_on_started`, `_report_ready`,
     `_reload`, `_drain`, `_on_stopped` and `_teardown`, all of which run in the child.
 
+    It needs `access`, the rules who may connect: a subclass assigns it, or calls `set_access`.
+
     :param registry: registry of the application
-    :param auth: users that may connect, see :func:`pyams_zmq.auth.parse_users`
-    :param clients: addresses that may connect, see :func:`pyams_zmq.auth.parse_clients`
-    :param curve: keys of the server and its clients, by default those of the class attribute
-    :raises ValueError: for credentials or addresses that cannot be parsed
     """
 
     loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
@@ -64,15 +61,8 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     _started = False
     _stopping = False
 
-    def __init__(
-        self,
-        registry: Any,
-        auth: Users = None,
-        clients: str | Iterable[Any] | None = None,
-        curve: CurveServer | None = None,
-    ):
+    def __init__(self, registry: Any):
         super().__init__(registry)
-        self.set_access(auth, clients, curve)
         self._streams: WeakSet[ZMQStream] = WeakSet()
 
     def stop(self) -> None:
@@ -93,7 +83,6 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
 
     def init_stream(self) -> None:
         """Open the sockets, and add their streams to `_streams`."""
-        raise NotImplementedError
 
     def _on_started(self) -> None:
         """Do what has to be done before the first message is handled."""
