@@ -13,6 +13,7 @@ import pytest
 from app.program import wait_until
 from pool_checks import TIMEOUT, client_of, in_threads, wait_for_file, wait_for_workers, workers_of
 from pool_handlers import Pool, PoolMessageHandler
+from pyams_zmq.pool.broker import PoolBroker
 from pyams_zmq.supervisor import Supervisor
 from pyams_zmq.testing import running
 
@@ -151,6 +152,18 @@ def test_reload_twice(folder, tmp_path):
         wait_until(lambda: len(list_begun()) > 2, TIMEOUT)
         third = list_begun()[2]
         wait_until(lambda: workers_of(process) == {third}, TIMEOUT)
+
+
+def test_sighup_before_the_broker_has_its_sockets(pool, ask, monkeypatch):
+    setup = PoolBroker.setup
+
+    def setup_after_sighup(self):
+        os.kill(os.getpid(), signal.SIGHUP)
+        setup(self)
+
+    monkeypatch.setattr(PoolBroker, 'setup', setup_after_sighup)
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    assert ask(process, ['echo', 1]) == [200, 1]
 
 
 def test_new_broker_after_a_reload(pool, ask, tmp_path):

@@ -54,13 +54,13 @@ class InProcess(BackgroundDevice):
             )
         return context
 
-    def _make_runner(self) -> Any:
+    def _make_launcher(self) -> Any:
         return DeviceProcess(self)
 
     def reload(self) -> None:
         """Read users and keys again, also in the process; see :meth:`Device.reload`."""
         super().reload()
-        self._get_runner().reload()
+        self._get_launcher().reload()
 
 
 def _count_threads() -> int:
@@ -146,7 +146,7 @@ class DeviceProcess(OwnedProcess):
 
     def run(self) -> None:
         """Run the device until a signal or the owner stops it."""
-        self._cut_off()
+        self._drop_inherited_state()
         close_inherited_listeners(kept=self._device._reserved)
         commands: SimpleQueue[Command] = SimpleQueue()
         watchdog = self._start_watchdog(commands.put)

@@ -17,12 +17,20 @@ from tornado.ioloop import IOLoop
 
 from pyams_zmq.auth import AccessAttributes, Authenticator
 from pyams_zmq.process.base import ReadyProcess
-from pyams_zmq.process.descendants import become_subreaper, end_tree, start_no_more, wait_for_tree
-from pyams_zmq.process.server_socket import LINGER, ServerSockets, SocketLimits
+from pyams_zmq.process.descendants import (
+    become_subreaper,
+    end_descendants,
+    forbid_new_processes,
+    wait_for_descendants,
+)
+from pyams_zmq.process.server_socket import LINGER, SOCKET_LIMITS, ServerSockets, SocketLimits
 from pyams_zmq.process.stream import ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE, SIGNALS, STOP_SIGNALS
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+LIMITS = ('drain_timeout', 'orphan_timeout', *SOCKET_LIMITS)
+"""Class attributes of a process that a setting can override"""
 
 TERM_GRACE = 0.5
 """Seconds at the end of `drain_timeout` in which descendants that still run are terminated"""
@@ -99,10 +107,10 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         # A subclass may do its own work in `run` before it calls ours: wrap both.
         self.run = self._run_child  # type: ignore[method-assign] # on this instance
         code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc] # it is private
-        start_no_more()
-        end_tree(END_GRACE)  # of processes that threads have started since `_leave_child`
+        forbid_new_processes()
+        end_descendants(END_GRACE)  # of processes that threads have started since `_leave_child`
         if self._watchdog is not None:
-            self._watchdog.rest()  # two threads that exit at once would race for the exit code
+            self._watchdog.disarm()  # two threads that exit at once would race for the exit code
         return code
 
     def _run_child(self) -> None:
@@ -118,7 +126,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             self._leave_child()
 
     def _enter_child(self) -> None:
-        self._cut_off()
+        self._drop_inherited_state()
         become_subreaper()
         self._masks = local()
         os.register_at_fork(
@@ -152,9 +160,9 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     def _leave_child(self) -> None:
         assert self._watchdog is not None  # noqa: S101 - for mypy: `_enter_child` made it
         deadline = self._watchdog.arm(self.drain_timeout + 1)
-        if not wait_for_tree(max(END_GRACE, deadline - TERM_GRACE - monotonic())):
-            start_no_more()
-            end_tree(KILL_GRACE)
+        if not wait_for_descendants(max(END_GRACE, deadline - TERM_GRACE - monotonic())):
+            forbid_new_processes()
+            end_descendants(KILL_GRACE)
 
     def run(self) -> None:
         """Set up everything and serve until `stop`."""

@@ -22,8 +22,8 @@ from pyams_zmq.process.descendants import (
     subreaper,
 )
 from pyams_zmq.process.heartbeat import (
+    CHECK_INTERVAL,
     HANG_TIMEOUT,
-    LOOK_INTERVAL,
     HeartbeatCounter,
     LivenessCheck,
 )
@@ -118,7 +118,7 @@ class Supervisor(RestartLimits):
         if any(child.running and child.pidfd is None for child in self._children):
             timeouts.append(POLL_INTERVAL)
         if any(child.liveness is not None for child in self._children):
-            timeouts.append(LOOK_INTERVAL)
+            timeouts.append(CHECK_INTERVAL)
         if self._stopping and self._exit_code is None:  # `stop` was called in this step
             timeouts.append(0.0)
         return min(timeouts, default=None)
@@ -259,7 +259,7 @@ class Supervisor(RestartLimits):
     def _kill_hanging(self, now: float) -> None:
         for child in self._children:
             process = child.process
-            if process is not None and child.liveness is not None and child.liveness.look(now):
+            if process is not None and child.liveness is not None and child.liveness.check(now):
                 LOGGER.error(
                     '%s (process %s) hangs: no heartbeat for %s s, it is killed',
                     child.name,

@@ -53,7 +53,7 @@ class SupervisingProcess(OwnedProcess):
 
     def run(self) -> None:
         """Supervise; runs in the child."""
-        self._cut_off()
+        self._drop_inherited_state()
         try:
             code = self._supervise()
         except Exception as error:
