@@ -306,6 +306,8 @@ def test_policy_keeps_no_state():
 
 # The authenticator
 
+HANDSHAKE_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+
 
 class Policy:
     """Returns or raises the given results in turn, then allows all connections."""
@@ -365,8 +367,7 @@ def handshake(endpoint, auth=None):
         socket.ipv6 = '[' in endpoint
         if auth is not None:
             socket.plain_username, socket.plain_password = auth
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        with socket.get_monitor_socket(events) as monitor:
+        with socket.get_monitor_socket(HANDSHAKE_EVENTS) as monitor:
             socket.connect(endpoint)
             assert monitor.poll(5000)
             event = recv_monitor_message(monitor)
@@ -547,12 +548,18 @@ def test_stop_of_an_authenticator():
 
 
 def send_from(source, endpoint, **options):
-    """Send a message from an address of the loopback network; return the status."""
+    """Send a message from an address of the loopback network; return the status, 401 if refused."""
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.linger = 0
         for name, value in options.items():
             setattr(socket, name, value)
-        socket.connect(endpoint.replace('tcp://', f'tcp://{source}:0;'))
+        with socket.get_monitor_socket(HANDSHAKE_EVENTS) as monitor:
+            socket.connect(endpoint.replace('tcp://', f'tcp://{source}:0;'))
+            assert monitor.poll(5000)
+            event = recv_monitor_message(monitor)['event']
+            socket.disable_monitor()
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            return 401
         socket.send_json(['echo', source])
         return zmq_response(socket, timeout=5)[0]
 

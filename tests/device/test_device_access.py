@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 import zmq
 import zmq.auth
+from zmq.utils.monitor import recv_monitor_message
 
 from checks import wait_until
 from devices import ALL, make_device
@@ -16,38 +17,59 @@ from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.device import STREAMER, ProcessDevice, ThreadDevice
 from pyams_zmq.exceptions import ZMQClosedError
 
+HANDSHAKE_ENDED = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 
-def try_to_send(device, peer, **options):
-    """Return True if a peer is let in."""
+
+def is_let_in(device, context, **options):
+    """Return True if a peer can connect; then its message is forwarded."""
     frames = device.statistics().in_to_out.frames
-    source = peer(zmq.PUSH, device.in_address, immediate=True, sndtimeo=300, **options)
-    try:
-        source.send(b'x')
-    except zmq.Again:
-        return False
-    wait_until(lambda: device.statistics().in_to_out.frames > frames)
-    return True
+    with context.socket(zmq.PUSH) as source:
+        source.linger = 0
+        for option, value in options.items():
+            setattr(source, option, value)
+        with source.get_monitor_socket(HANDSHAKE_ENDED) as monitor:
+            source.connect(device.in_address)
+            assert monitor.poll(5000)
+            event = recv_monitor_message(monitor)['event']
+        source.disable_monitor()
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            source.send(b'x')
+            wait_until(lambda: device.statistics().in_to_out.frames > frames)
+        return event == zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
 @pytest.mark.parametrize('factory', ALL)
-def test_users(peer, factory):
+def test_users(context, peer, factory):
     with make_device(factory, STREAMER, auth={'editor': 'secret'}) as device:
         good = {'plain_username': b'editor', 'plain_password': b'secret'}
         peer(zmq.PULL, device.out_address, **good)
-        assert try_to_send(device, peer, **good)
-        assert not try_to_send(device, peer)
-        assert not try_to_send(device, peer, plain_username=b'editor', plain_password=b'x')
+        assert is_let_in(device, context, **good)
+        assert not is_let_in(device, context)
+        assert not is_let_in(device, context, plain_username=b'editor', plain_password=b'x')
 
 
-def test_networks(peer):
+def test_attributes():
+    device = ThreadDevice(auth='editor:secret', clients='localhost 10.0.0.0/8')
+    assert device.passwords == {'editor': 'secret'}
+    assert device.clients == ['localhost', '10.0.0.0/8']
+    device = ThreadDevice()
+    assert (device.passwords, device.clients, device.curve) == (None, None, None)
+
+
+def test_networks(context, peer):
     with make_device(ThreadDevice, STREAMER, clients='10.0.0.0/8') as device:
-        assert not try_to_send(device, peer)
+        assert not is_let_in(device, context)
     with make_device(ThreadDevice, STREAMER, clients='localhost') as device:
         peer(zmq.PULL, device.out_address)
-        assert try_to_send(device, peer)
+        assert is_let_in(device, context)
 
 
-def test_keys(peer, tmp_path):
+def test_keys(context, peer, tmp_path):
     for name in ('server', 'client'):
         zmq.auth.create_certificates(tmp_path, name)
     server = CurveServer(tmp_path / 'server.key_secret', [tmp_path / 'client.key'])
@@ -61,23 +83,23 @@ def test_keys(peer, tmp_path):
         ThreadDevice(auth='a:b', curve=server)
     with make_device(ThreadDevice, STREAMER, curve=server) as device:
         peer(zmq.PULL, device.out_address, **keys)
-        assert try_to_send(device, peer, **keys)
-        assert not try_to_send(device, peer)
+        assert is_let_in(device, context, **keys)
+        assert not is_let_in(device, context)
 
 
 @pytest.mark.parametrize(
     ('factory', 'by_signal'),
     [(ThreadDevice, False), (ProcessDevice, False), (ProcessDevice, True)],
 )
-def test_reload(peer, tmp_path, caplog, factory, by_signal):
+def test_reload(context, peer, tmp_path, caplog, factory, by_signal):
     path = tmp_path / 'users'
     path.write_text('old:secret')
     old = {'plain_username': b'old', 'plain_password': b'secret'}
     new = {'plain_username': b'new', 'plain_password': b'secret'}
     with make_device(factory, STREAMER, auth=path) as device:
         peer(zmq.PULL, device.out_address, **old)
-        assert try_to_send(device, peer, **old)
-        assert not try_to_send(device, peer, **new)
+        assert is_let_in(device, context, **old)
+        assert not is_let_in(device, context, **new)
 
         def reload():
             if by_signal:
@@ -93,21 +115,21 @@ def test_reload(peer, tmp_path, caplog, factory, by_signal):
                 device.reload()
         with pytest.raises(ValueError, match='Bad credentials'):
             device.restart()
-        assert try_to_send(device, peer, **old)
+        assert is_let_in(device, context, **old)
         path.write_text('new:secret')
         reload()
-        wait_until(lambda: try_to_send(device, peer, **new))
-        assert not try_to_send(device, peer, **old)
+        wait_until(lambda: is_let_in(device, context, **new))
+        assert not is_let_in(device, context, **old)
         device.restart()  # the removed user is not let in again
         peer(zmq.PULL, device.out_address, **new)
-        assert try_to_send(device, peer, **new)
-        assert not try_to_send(device, peer, **old)
+        assert is_let_in(device, context, **new)
+        assert not is_let_in(device, context, **old)
     with pytest.raises(ZMQClosedError):
         device.reload()
 
 
 @pytest.mark.parametrize('factory', ALL)
-def test_reload_of_keys(peer, tmp_path, factory):
+def test_reload_of_keys(context, peer, tmp_path, factory):
     clients = tmp_path / 'clients'
     clients.mkdir()
     zmq.auth.create_certificates(tmp_path, 'server')
@@ -125,9 +147,9 @@ def test_reload_of_keys(peer, tmp_path, factory):
 
         peer(zmq.PULL, device.out_address, **keys_of('one'))
         zmq.auth.create_certificates(clients, 'two')
-        assert not try_to_send(device, peer, **keys_of('two'))
+        assert not is_let_in(device, context, **keys_of('two'))
         device.reload()
-        assert try_to_send(device, peer, **keys_of('two'))
+        assert is_let_in(device, context, **keys_of('two'))
 
 
 def test_reload_without_access_control(context):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from contextlib import suppress
 
 import pytest
@@ -107,10 +106,9 @@ def test_two_starts_at_once(factory):
 def test_stop_while_it_waits_for_a_peer(peer, factory):
     device = make_device(factory, STREAMER, options=[('out', zmq.LINGER, 0)])
     start_blocked(device, peer)
-    start = time.monotonic()
     device.stop()
     assert device.done
-    assert time.monotonic() - start < 3
+    assert factory is ThreadDevice or device.launcher.exitcode == 0  # it was not killed
     device.statistics()
 
 
@@ -140,7 +138,7 @@ def test_signal_handler_that_stops_the_device(peer, factory, command):
 
 def test_signal_handler_within_a_command(peer):
     with make_device(ThreadDevice) as device:
-        with device._runner._command():  # what a signal handler interrupts
+        with device.launcher._command():  # what a signal handler interrupts
             assert device.statistics().in_to_out.frames == 0
             device.stop()
             assert not device.done
@@ -155,7 +153,7 @@ def test_command_after_the_end(factory):
     device.pause()
     device.stop()
     with pytest.raises(ZMQClosedError, match='is not running'):
-        device._runner.resume()
+        device.launcher.resume()
 
 
 @pytest.mark.parametrize('factory', ALL)

@@ -122,7 +122,7 @@ def test_process_ends_with_its_owner():
         with tcp.socket() as probe:
             return probe.connect_ex(('127.0.0.1', port)) == errno.ECONNREFUSED
 
-    wait_until(is_free, 1)
+    wait_until(is_free)
     reader.close()
     writer.close()
 

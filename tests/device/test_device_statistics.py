@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import zmq
@@ -80,11 +81,15 @@ def test_late_answers(peer, factory, monkeypatch):
         with pytest.raises(ZMQTimeoutError, match='does not read'):
             command()
     device.resume()
-    received = 0
-    while sink.poll(300):
-        sink.recv()
-        received += 1
-    assert device.statistics().in_to_out.frames == received
+    received = []
+
+    def is_drained():
+        while sink.poll(100):
+            received.append(sink.recv())
+        with suppress(ZMQTimeoutError):
+            return device.statistics().in_to_out.frames == len(received)
+
+    wait_until(is_drained)
     device.stop()
 
 

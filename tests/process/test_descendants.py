@@ -368,7 +368,7 @@ def test_killed_process(supervise, start_programs, ask, address):
 def test_process_that_exits_in_the_middle(supervise, start_programs, ask, address, code):
     supervise()
     programs = start_programs(address)
-    ask(address, ['exit', code], timeout=0.01)
+    ask(address, ['exit', code], timeout=1)  # it gets no reply
     wait_until(lambda: not left(programs), TIMEOUT)
 
 

@@ -70,6 +70,7 @@ def run(request):
     gc.collect()
     if request.param == 'uvloop':  # its first loop opens a pipe which all loops share
         Runner(request.param).close_after_use()
+    zmq.Context.instance().destroy(0)  # examples of the documentation leave it open
     before = open_fds()
     runner = Runner(request.param)
     yield runner

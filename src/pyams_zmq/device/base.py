@@ -75,7 +75,7 @@ class Device(AccessAttributes, SocketLimits):
     """Bytes of the largest message; libzmq drops the peer of a larger one"""
 
     _prefixes: tuple[bytes, bytes] | tuple[None, None] = (None, None)
-    _runner: Any = None
+    _launcher: Any = None
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class Device(AccessAttributes, SocketLimits):
     @property
     def addresses(self) -> dict[str, list[str]]:
         """The bound addresses, with their real ports, by the name of the socket."""
-        return {} if self._runner is None else dict(self._runner.addresses)
+        return {} if self._launcher is None else dict(self._launcher.addresses)
 
     @property
     def in_address(self) -> str | None:
@@ -186,7 +186,7 @@ class Device(AccessAttributes, SocketLimits):
 
     def _was_restarted(self) -> bool:
         with self._lock:
-            return self._runner is not None and bool(self._runner.is_running)
+            return self._launcher is not None and bool(self._launcher.is_running)
 
     def stop(self) -> None:
         """End the device; what it has received is sent first, for at most a second.
@@ -200,8 +200,8 @@ class Device(AccessAttributes, SocketLimits):
         :raises Exception: the error by which the device has ended before
         """
         self._end()
-        if self._runner is not None:
-            self._runner.check()
+        if self._launcher is not None:
+            self._launcher.check()
 
     def restart(self) -> None:
         """End the device if it is running, and start it again with the same addresses.
@@ -225,7 +225,7 @@ class Device(AccessAttributes, SocketLimits):
         :raises ValueError: they cannot be read, or there are none; nothing has changed
         :raises ZMQClosedError: the device is not running; each start reads them as well
         """
-        self._get_runner()
+        self._get_launcher()
         self.access.reload()
         LOGGER.info('%s has read its users and keys again', self)
 
@@ -237,14 +237,14 @@ class Device(AccessAttributes, SocketLimits):
         :raises ZMQTimeoutError: a peer does not read; the device pauses as soon as it does
         :raises ZMQClosedError: the device is not running
         """
-        self._get_runner().pause()
+        self._get_launcher().pause()
 
     def resume(self) -> None:
         """Forward again; does nothing if the device is not paused.
 
         :raises ZMQClosedError: the device is not running
         """
-        self._get_runner().resume()
+        self._get_launcher().resume()
 
     def statistics(self) -> Statistics:
         """Return what was forwarded since the start, also after the end.
@@ -252,11 +252,11 @@ class Device(AccessAttributes, SocketLimits):
         :raises ZMQTimeoutError: a peer does not read
         :raises Exception: the error by which the device has ended
         """
-        if self._runner is None:
+        if self._launcher is None:
             counts = Counts()
         else:
-            counts = self._runner.statistics()
-            self._runner.check()
+            counts = self._launcher.statistics()
+            self._launcher.check()
         return counts.summarize(is_native=self._is_native)
 
     def join(self, timeout: float | None = None) -> None:
@@ -265,20 +265,20 @@ class Device(AccessAttributes, SocketLimits):
         :param timeout: seconds; None waits without limit
         :raises Exception: the error by which the device has ended
         """
-        runner = self._runner
-        if runner is not None:
-            runner.join(timeout)
-            runner.check()
+        launcher = self._launcher
+        if launcher is not None:
+            launcher.join(timeout)
+            launcher.check()
 
     @property
     def done(self) -> bool:
         """True when the device was started and has ended."""
-        return self._runner is not None and not self._runner.is_running
+        return self._launcher is not None and not self._launcher.is_running
 
     @property
     def launcher(self) -> Any:
         """The thread or process of the device, None before its start."""
-        return self._runner
+        return self._launcher
 
     def __enter__(self: _Self) -> _Self:  # noqa: PYI019 - Python 3.10 has no Self
         self._launch()
@@ -297,19 +297,21 @@ class Device(AccessAttributes, SocketLimits):
 
     def _launch(self) -> None:
         with self._lock:
-            if self._runner is not None and self._runner.is_running:
+            if self._launcher is not None and self._launcher.is_running:
                 raise ZMQStartError(f'{self} is already running: stop it first, or restart it')
             self.access.reload()  # else a user who was removed before a SIGHUP would come back
             self._check()
-            self._runner = None
-            runner = self._make_runner()
+            launcher = self._make_launcher()
             try:
-                runner.start()
+                launcher.start()
+            except BaseException:
+                self._launcher = None
+                raise
             finally:
                 self._release_bindings()
-            self._runner = runner
+            self._launcher = launcher
             for config in self._sockets:
-                addresses = runner.addresses[config.name]
+                addresses = launcher.addresses[config.name]
                 for binding, address in zip(config.bindings, addresses, strict=True):
                     binding.address = address  # which a restart binds again
 
@@ -320,28 +322,28 @@ class Device(AccessAttributes, SocketLimits):
                 'context_factory and inproc:// addresses'
             )
 
-    def _make_runner(self) -> Any:
+    def _make_launcher(self) -> Any:
         return DeviceThread(self)
 
-    def _get_runner(self) -> Any:
-        if self._runner is None or not self._runner.is_running:
-            if self._runner is not None:
-                self._runner.check()
+    def _get_launcher(self) -> Any:
+        if self._launcher is None or not self._launcher.is_running:
+            if self._launcher is not None:
+                self._launcher.check()
             raise ZMQClosedError(f'{self} is not running')
-        return self._runner
+        return self._launcher
 
     def _end(self) -> None:
         with self._lock:
             self._release_bindings()
-            if self._runner is not None:
-                self._runner.stop()
+            if self._launcher is not None:
+                self._launcher.stop()
 
     def _release_bindings(self) -> None:
         for config in self._sockets:
             for binding in config.bindings:
                 binding.release()
 
-    # What a runner needs
+    # For the thread of the device
 
     @property
     def _reserved(self) -> set[int]:

@@ -54,13 +54,13 @@ class InProcess(BackgroundDevice):
             )
         return context
 
-    def _make_runner(self) -> Any:
+    def _make_launcher(self) -> Any:
         return DeviceProcess(self)
 
     def reload(self) -> None:
         """Read users and keys again, also in the process; see :meth:`Device.reload`."""
         super().reload()
-        self._get_runner().reload()
+        self._get_launcher().reload()
 
 
 def _count_threads() -> int:

@@ -5,7 +5,7 @@ import atexit
 import errno
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
 from threading import RLock, Thread, get_ident
@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 import zmq
 
-from pyams_zmq.auth import ZAP_DOMAIN, Access, AccessPolicy, Authenticator, Verdict
+from pyams_zmq.auth import ZAP_DOMAIN, Authenticator
 from pyams_zmq.device.proxy import PAUSE, STATISTICS, TERMINATE, Counts
 from pyams_zmq.device.socket_config import INPROC, Binding, SocketConfig
 from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
@@ -34,25 +34,21 @@ _PAUSED, _RESUME, _STOP, _ENDED = b'paused', b'resume', b'stop', b'ended'
 _MIN_COUNTS = 8  # frames of an answer to STATISTICS
 
 
-class Ended(Exception):  # noqa: N818 - not an error, but the end of a command
+class _Ended(Exception):  # noqa: N818 - not an error, but the end of a command
     """The device has ended during a command."""
 
 
-class _AnonymousPolicy(AccessPolicy):
-    """Policy that does not name the user to libzmq.
+class _Authenticator(Authenticator):
+    """Authenticator that does not name the user to libzmq.
 
     libzmq 4.3.5 puts the name in front of what a peer sends. A REQ socket takes it for a malformed
     reply, and drops the peer.
-
-    :param access: rules to apply
     """
 
-    def __init__(self, access: Access):
-        self._access = access
-
-    def check(self, address: str, mechanism: bytes, credentials: Sequence[bytes]) -> Verdict:
-        """Return the verdict, without a name."""
-        return self._access.check(address, mechanism, credentials)._replace(user='')
+    def answer(self, msg: list[bytes]) -> list[bytes]:
+        """Answer a request of libzmq, without the user."""
+        *verdict, _user, metadata = super().answer(msg)
+        return [*verdict, b'', metadata]
 
 
 class DeviceThread(Thread):
@@ -112,7 +108,7 @@ class DeviceThread(Thread):
     def statistics(self) -> Counts:
         """Return what was forwarded since the start."""
         if self.is_running:  # else it has ended, or belongs to the process that forked this one
-            with suppress(Ended), self._command():
+            with suppress(_Ended), self._command():
                 if not self._is_paused:
                     self._send(STATISTICS)
                 self._receive(COMMAND_TIMEOUT)
@@ -128,7 +124,7 @@ class DeviceThread(Thread):
         try:
             with self._command():
                 self._pause(COMMAND_TIMEOUT)
-        except Ended:
+        except _Ended:
             self._raise_end()
 
     def resume(self) -> None:
@@ -138,7 +134,7 @@ class DeviceThread(Thread):
                 if self._is_paused:
                     self._send(_RESUME)
                     self._is_paused = False
-        except Ended:
+        except _Ended:
             self._raise_end()
 
     def stop(self) -> None:
@@ -151,7 +147,7 @@ class DeviceThread(Thread):
             # command stops the device when it returns.
             self._stop_after_command = True
             return
-        with suppress(Ended), self._command():
+        with suppress(_Ended), self._command():
             try:
                 self._pause(STOP_TIMEOUT)
                 self._send(_STOP)
@@ -171,10 +167,10 @@ class DeviceThread(Thread):
         try:
             with self._lock:
                 if self._has_ended or self._is_released:
-                    raise Ended
+                    raise _Ended
                 yield
         except zmq.ContextTerminated:
-            raise Ended from None
+            raise _Ended from None
         finally:
             if is_outermost:
                 self._threads_in_command.discard(thread)
@@ -216,7 +212,7 @@ class DeviceThread(Thread):
     def _handle_answer(self, frames: list[bytes]) -> None:
         if frames == [_ENDED]:
             self._has_ended = True
-            raise Ended
+            raise _Ended
         if frames == [_PAUSED]:
             self._pauses_confirmed += 1
             self._totals, self._current = self._totals.plus(self._current), Counts()
@@ -229,8 +225,7 @@ class DeviceThread(Thread):
 
     def _open(self) -> None:
         if self._owns_context:
-            policy = _AnonymousPolicy(self._device.access)
-            self._authenticator = Authenticator(self._zmq_context, policy)
+            self._authenticator = _Authenticator(self._zmq_context, self._device.access)
             self._authenticator.start()
         self._control = self._make_socket(zmq.PAIR)
         address = f'{INPROC}pyams_zmq.device-{id(self)}'
@@ -266,17 +261,17 @@ class DeviceThread(Thread):
             socket.connect(address)
 
     def _bind(self, socket: Any, binding: Binding) -> str:
-        access = self._device.access
-        domain = ZAP_DOMAIN if self._owns_context else None
-        if binding.listener is None:
-            uri, path = binding.address, binding.path
-            return self._server_sockets.bind(socket, uri, access, path=path, domain=domain)
-        if domain is not None:
-            access.protect(socket)
-        socket.setsockopt(zmq.USE_FD, binding.listener.detach())
-        socket.bind(binding.address)
+        if binding.listener is not None:
+            socket.setsockopt(zmq.USE_FD, binding.listener.detach())
+        address = self._server_sockets.bind(
+            socket,
+            binding.address,
+            self._device.access,
+            path=binding.path,
+            domain=ZAP_DOMAIN if self._owns_context else None,
+        )
         socket.setsockopt(zmq.USE_FD, -1)
-        return self._server_sockets.add(socket, access)
+        return address
 
     def _close(self) -> None:
         for socket in self._sockets:

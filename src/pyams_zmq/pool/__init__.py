@@ -16,10 +16,11 @@ from pyams_zmq.pool.broker import PoolBroker, make_worker_access
 from pyams_zmq.pool.protocol import check_interval
 from pyams_zmq.pool.supervisor import PoolSupervisor
 from pyams_zmq.pool.worker import PoolWorker
-from pyams_zmq.process import LIMITS, ZMQProcess
+from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import ReadyProcess, StopOrder
 from pyams_zmq.process.lock import PrivateFolder
 from pyams_zmq.process.server_socket import SocketLimits
+from pyams_zmq.process.service import LIMITS
 from pyams_zmq.supervisor.process import SupervisingProcess
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import check_concurrency, decode_reply

@@ -18,16 +18,15 @@ from pyams_zmq.interfaces import (
     ZMQProcessStartedEvent,
     ZMQProcessStoppedEvent,
 )
-from pyams_zmq.process.server_socket import SIZE_SLACK, SOCKET_LIMITS, closed_on_error
+from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, port_of
 from pyams_zmq.wire.message import check_concurrency
 
-LOGGER = logging.getLogger('PyAMS (zmq)')
+__all__ = ['ZMQProcess', 'process_exit_func']
 
-LIMITS = ('drain_timeout', 'orphan_timeout', *SOCKET_LIMITS)
-"""Class attributes of a process that a setting can override"""
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 SWITCH_INTERVAL = 0.001
 """Seconds after which a method that computes releases the interpreter to the loop and to other

@@ -23,11 +23,14 @@ from pyams_zmq.process.descendants import (
     forbid_new_processes,
     wait_for_descendants,
 )
-from pyams_zmq.process.server_socket import LINGER, ServerSockets, SocketLimits
+from pyams_zmq.process.server_socket import LINGER, SOCKET_LIMITS, ServerSockets, SocketLimits
 from pyams_zmq.process.stream import ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE, SIGNALS, STOP_SIGNALS
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+LIMITS = ('drain_timeout', 'orphan_timeout', *SOCKET_LIMITS)
+"""Class attributes of a process that a setting can override"""
 
 TERM_GRACE = 0.5
 """Seconds at the end of `drain_timeout` in which descendants that still run are terminated"""
