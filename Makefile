@@ -1,8 +1,10 @@
-# The house's commands; "make help" lists them. Needed: make, and Python 3.10 or later with venv.
+# The commands of the project; "make help" lists them. They need make, and Python 3.10 or later
+# with venv.
 #
-#   PYTHON=python3.12      the interpreter; each has an environment of its own under .venv
-#   ARGS='-k pool -x'      more arguments for pytest, or for the benchmark
-#   CLIP='my film.mp4'     the film of the demo
+#   PYTHON=python3.12      the interpreter; each has an environment of its own in .venv
+#   ARGS='-k pool -x'      more arguments for pytest, or for the benchmark; '-n 0' runs the tests
+#                          in one process, for debugging
+#   CLIP='my film.mp4'     the video clip for the demo
 
 PYTHON ?= python3
 VENV = .venv/$(or $(shell $(PYTHON) -c 'import sys; print(sys.implementation.cache_tag)' 2>&-),none)
@@ -10,7 +12,7 @@ RUN = $(VENV)/bin/python
 METADATA = setup.cfg setup.py pyproject.toml
 LOCALES = src/pyams_zmq/locales
 
-# The shell reads the film's name as it was typed: blanks, quotes and dollars included.
+# The shell receives the file name as it was typed: blanks, quotes and dollars included.
 override CLIP := $(value CLIP)
 export CLIP
 
@@ -20,24 +22,24 @@ export CLIP
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
-test: $(VENV)/.has-test ## run the test suite
-	$(RUN) -m pytest $(ARGS)
+test: $(VENV)/.has-test ## run the test suite, in several processes
+	$(RUN) -m pytest -n auto $(ARGS)
 
-test-slow: $(VENV)/.has-test ## run the test suite, the slow tests too
-	$(RUN) -m pytest -m 'slow or not slow' $(ARGS)
+test-slow: $(VENV)/.has-test ## run only the slow tests, which "make test" leaves out
+	$(RUN) -m pytest -n auto -m slow $(ARGS)
 
-demo: $(VENV)/.has-demo ## convert the film CLIP, or one made for it, in a ØMQ process
+demo: $(VENV)/.has-demo ## convert the video CLIP, or a generated one, in a ØMQ process
 	@$(RUN) -W 'ignore:pkg_resources is deprecated' examples/media_converter/demo.py $${CLIP:+-- "$$CLIP"}
 
 lint: $(VENV)/.has-tox ## check the style and the types
 	$(RUN) -m tox run -e lint
 
-bench: check-python ## compare the speed with others, in environments under .bench; a quarter of an hour
+bench: check-python ## compare the speed with other libraries, installed in .bench; 15 minutes
 	$(PYTHON) benchmarks/environments.py
 	.bench/ours/bin/python benchmarks/bench.py $(ARGS)
 	.bench/ours/bin/python -W ignore benchmarks/footprint.py
 
-coverage: $(VENV)/.has-tox ## measure what the test suite runs, child processes included
+coverage: $(VENV)/.has-tox ## measure the coverage of the test suite, child processes included
 	$(RUN) -m tox run -e coverage
 
 docs: $(VENV)/.has-tox ## build the documentation: docs/_build/html/index.html
@@ -51,7 +53,7 @@ locales: $(VENV)/.has-locales ## extract the messages, update and compile the ca
 	$(VENV)/bin/pybabel -q update --ignore-pot-creation-date -D pyams_zmq -i $(LOCALES)/pyams_zmq.pot -d $(LOCALES)
 	$(VENV)/bin/pybabel compile -D pyams_zmq -d $(LOCALES) --statistics
 
-clean: ## remove whatever these commands made
+clean: ## remove everything that these commands made
 	rm -rf .venv .bench .tox .coverage .coverage.* htmlcov build dist docs/_build src/*.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
@@ -60,9 +62,9 @@ check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>&- || { \
 	    echo "pyams_zmq needs Python 3.10 or later. PYTHON=$(PYTHON) is:" \
 	        "$$($(PYTHON) --version 2>&1 | head -n 1)." \
-	        "Name another one, for example: make test PYTHON=python3.13" >&2; exit 2; }
+	        "Use another interpreter, for example: make test PYTHON=python3.13" >&2; exit 2; }
 
-# tox with uv leaves a file of that name where there is no folder.
+# tox with uv leaves a file named .venv if there is no such folder.
 $(RUN): | check-python
 	@[ -d .venv ] || rm -f .venv
 	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Every code block of README.rst and of the documentation is run as a test."""
+"""How the tests run: code blocks of the documentation are tests, and tests run in parallel."""
 
 import doctest
+import os
+import signal
 import subprocess
 from pathlib import Path
 
+import pytest
 from sybil import Sybil
 from sybil.parsers.rest import CodeBlockParser, DocTestParser, PythonCodeBlockParser, SkipParser
 from xdist.scheduler import LoadScopeScheduling
@@ -13,7 +16,7 @@ ROOT = Path(__file__).parent
 
 
 def check_commands(example):
-    """Check that make has the targets which a console block shows."""
+    """Check that the make targets in a console block exist."""
     for line in example.parsed.splitlines():
         prompt, command, *arguments = line.split()
         assert prompt == '$', line
@@ -23,13 +26,19 @@ def check_commands(example):
             )
 
 
-def give_a_module(namespace):
-    """Let the code of a page belong to a module, which Pyramid looks for."""
+def set_module_name(namespace):
+    """Set the module of a page's code: Pyramid looks for the module of its caller."""
     namespace['__name__'] = __name__
 
 
+def pytest_configure():
+    """Restore SIGINT, which `nohup` and background shells ignore: children would inherit that."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Scheduling(LoadScopeScheduling):
-    """Distribution of pytest-xdist: the examples of a page in their order, other tests anyhow."""
+    """Keep the examples of a page together, in their order; distribute all other tests singly."""
 
     def _split_scope(self, nodeid):
         path = nodeid.partition('::')[0]
@@ -37,8 +46,31 @@ class Scheduling(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Give pytest-xdist its distribution."""
+    """Return the scheduler of pytest-xdist."""
     return Scheduling(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers():
+    """Return the number of processes for ``-n auto``: tests wait more than they compute."""
+    return max(4, 3 * len(os.sched_getaffinity(0)))
+
+
+def escape(value):
+    """Escape the lone surrogates in a report, which the channel of pytest-xdist cannot encode."""
+    if isinstance(value, str):
+        return value.encode(errors='backslashreplace').decode()
+    if isinstance(value, list | tuple):
+        return type(value)(map(escape, value))
+    if isinstance(value, dict):
+        return {escape(key): escape(item) for key, item in value.items()}
+    return value
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable():
+    """Escape the report of a test before pytest-xdist sends it."""
+    return escape((yield))
 
 
 pytest_collect_file = Sybil(
@@ -48,7 +80,7 @@ pytest_collect_file = Sybil(
         PythonCodeBlockParser(),
         CodeBlockParser('console', check_commands),
     ],
-    setup=give_a_module,
+    setup=set_module_name,
     path=str(ROOT),
     patterns=['README.rst', 'docs/*.rst', 'docs/howto/*.rst'],
 ).pytest()

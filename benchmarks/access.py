@@ -1,26 +1,29 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Access control, measured with real sockets.
 
-The verdict on each combination of mechanism, address and credentials (those of
-`tests/test_access.py`), and how soon a refused client knows; a good client during a flood of bad
-handshakes; how soon half-open peers are gone; what the answer 401 costs those who are let in.
+It measures the verdict on each combination of mechanism, address and credentials (the ones of
+`tests/access/test_access.py`) and the time until a refused client gets it; the latency of an
+authorized client during a flood of bad handshakes; the time until half-open peers are disconnected;
+and what the monitor of a socket, which detects refusals, costs an authorized client.
 """
 
 import argparse
 import gc
 import itertools
-import json
 import multiprocessing
 import socket as tcp
 import sys
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from statistics import median, quantiles
-from time import monotonic, perf_counter, sleep
+from time import monotonic, perf_counter, process_time, sleep
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
+sys.path.extend(
+    str(Path(__file__).resolve().parents[1] / 'tests' / folder) for folder in ('support', 'access')
+)
 
 from test_access import (
     ADDRESSES,
@@ -35,6 +38,8 @@ from test_access import (
 )
 
 from handlers import Process
+from pyams_zmq.client import ZMQClient
+from pyams_zmq.client import socket as client_socket
 from pyams_zmq.socket import zmq_response, zmq_socket
 
 ROW = '{:<34} {:<9} {:>5} {:>9} {:>8} {:>6}\n'
@@ -54,7 +59,7 @@ def serving(*args, factory=Process, **kwargs):
 
 
 def ask(address, message=('echo', 1), **credentials):
-    """Ask once, on a socket of its own; return reply and seconds."""
+    """Ask on a new socket; return the reply and the seconds."""
     start = perf_counter()
     with zmq_socket(address, **credentials) as socket:
         socket.send_json(message)
@@ -63,7 +68,7 @@ def ask(address, message=('echo', 1), **credentials):
 
 
 def run_matrix(keys, rounds):
-    """Try everything, print counts and times."""
+    """Try all combinations; print counts and times."""
     write(ROW.format('address', 'mechanism', 'sent', 'let in', 'refused', 'wrong'))
     seconds = {}
     wrong = 0
@@ -95,20 +100,20 @@ def run_matrix(keys, rounds):
 
 
 def latencies(socket, condition):
-    """Ask on a kept socket while a condition holds; return sorted milliseconds."""
+    """Ask on a kept socket while a condition is true; return the milliseconds of each call."""
     values = []
     while condition():
         start = perf_counter()
         socket.send_json(['echo', 1])
         if zmq_response(socket) != [200, 1]:
-            raise RuntimeError('a good client was not served')
+            raise RuntimeError('an authorized client was not served')
         values.append((perf_counter() - start) * 1000)
         sleep(0.0005)
     return values
 
 
 def run_flood():
-    """Serve a good client while others try bad passwords."""
+    """Serve an authorized client while others try wrong passwords."""
     with serving('127.0.0.1', auth='alice:wonder') as process:
         good = {'auth': 'alice:wonder'}
         address = process.bound_address
@@ -133,7 +138,7 @@ def run_flood():
 
 
 def run_half_open():
-    """Connect peers that never become good ones; see when they are gone."""
+    """Connect peers that never finish a handshake; wait until they are disconnected."""
     with serving('127.0.0.1', factory=QuickLimits) as process:
         address = process.bound_address
         ask(address)
@@ -149,49 +154,66 @@ def run_half_open():
             longest = max(longest, ask(address)[1] * 1000)
         limit = process.handshake_timeout + process.heartbeat_interval + process.heartbeat_timeout
         write(
-            f'{len(peers)} half-open peers of {len(HALF_OPEN)} kinds are gone after '
+            f'{len(peers)} half-open peers of {len(HALF_OPEN)} kinds are disconnected after '
             f'{monotonic() - start:.2f} s (handshake + heartbeat: {limit:.2f} s); '
-            f'longest call meanwhile {longest:.1f} ms\n\n'
+            f'longest call during that time {longest:.1f} ms\n\n'
         )
         for peer in peers:
             peer.close()
 
 
-def per_message(address, count, wait):
-    """Open a socket for each message; return messages per second."""
-    start = perf_counter()
+def per_message(address, count, recent, **credentials):
+    """Open a socket for each message; return the seconds and the processor seconds of a message.
+
+    :param recent: seconds after a reply in which a socket has no monitor, see `client.socket`
+    """
+    usual, client_socket.RECENT = client_socket.RECENT, recent
+    start, cpu = perf_counter(), process_time()
     for _ in range(count):
-        socket = zmq_socket(address, auth='alice:wonder')
-        socket.send_json(['echo', 1])
-        if wait(socket) != [200, 1]:
-            raise RuntimeError('a good client was not served')
-    return count / (perf_counter() - start)
+        with zmq_socket(address, **credentials) as socket:
+            socket.send_json(['echo', 1])
+            if zmq_response(socket) != [200, 1]:
+                raise RuntimeError('an authorized client was not served')
+    client_socket.RECENT = usual
+    return (perf_counter() - start) / count, (process_time() - cpu) / count
 
 
-def plain_wait(socket):
-    """Wait without a thought of refusals."""
-    if not socket.poll(10_000):
-        return [503, 'Connection timeout']
-    return json.loads(socket.recv())
+def kept_connection(client, count):
+    """Call on the kept connection of a client; return the same as `per_message`."""
+    start, cpu = perf_counter(), process_time()
+    for _ in range(count):
+        client.call('echo', 1)
+    return (perf_counter() - start) / count, (process_time() - cpu) / count
 
 
-def run_price(rounds):
-    """Compare `zmq_response` with a wait that knows nothing of refusals."""
-    rates = {'zmq_response': [], 'plain poll': []}
-    with serving('127.0.0.1', auth='alice:wonder') as process:
-        gc.disable()
+def run_price(rounds, **options):
+    """Compare ways to send a message, as medians of the ratios to a socket without a monitor."""
+    with (
+        serving('127.0.0.1', **options) as process,
+        ZMQClient(process.bound_address, **options) as client,
+    ):
+        address = process.bound_address
+        ways = {
+            'no monitor': lambda: per_message(address, 100, inf, **options),
+            'monitor always': lambda: per_message(address, 100, -inf, **options),
+            'zmq_socket as it is': lambda: per_message(
+                address, 100, client_socket.RECENT, **options
+            ),
+            'kept by ZMQClient': lambda: kept_connection(client, 100),
+        }
+        times = {name: [] for name in ways}
         for number in range(rounds + 1):
-            for name, wait in (('zmq_response', zmq_response), ('plain poll', plain_wait)):
-                rate = per_message(process.bound_address, 200, wait)
+            for name, measure in ways.items():
+                gc.collect()
+                measured = measure()
                 if number:
-                    rates[name].append(rate)
-            gc.collect()
-        gc.enable()
-    ours, plain = (median(rates[name]) for name in ('zmq_response', 'plain poll'))
-    write(
-        f'socket per message with PLAIN: zmq_response {ours:.0f}/s, plain poll {plain:.0f}/s, '
-        f'ratio {ours / plain:.3f}\n'
-    )
+                    times[name].append(measured)
+    write(f'a socket per message, {"PLAIN" if options else "NULL"}, without a monitor = 1\n')
+    for name, values in times.items():
+        pairs = list(zip(values, times['no monitor'], strict=True))
+        wall, cpu = (median(own[part] / base[part] for own, base in pairs) for part in (0, 1))
+        micros = median(own[1] for own in values) * 1e6
+        write(f'{name:<20} time {wall:5.2f}, processor {cpu:5.2f} ({micros:.0f} us)\n')
 
 
 def main():
@@ -203,7 +225,8 @@ def main():
         run_matrix(make_keys(Path(folder)), rounds)
     run_flood()
     run_half_open()
-    run_price(3 * rounds)
+    for options in ({}, {'auth': 'alice:wonder'}):
+        run_price(3 * rounds, **options)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Echo over asyncio: the transport of pyams_zmq.aio beside zmq.asyncio, interleaved in one run.
 
-A DEALER sends messages, a ROUTER in the same loop sends them back, over tcp: one at a time, and
-with many in flight. Each round runs every contender once, each in a process of its own which has
-nothing else in it: what others have left behind (I/O threads, garbage) slows nobody down. The table
-shows the median of the rates, of the ratios within a round, and of the median and the 99th
-percentile of the times from one reply to the next.
+A DEALER sends messages, and a ROUTER in the same loop sends them back, over tcp: one at a time, and
+with many in flight. Each round runs every contender once, each in a process of its own, so that the
+I/O threads and the garbage of one do not slow down another. The table shows the median of the
+rates, of the ratios within a round, and of the median and the 99th percentile of the times from one
+reply to the next.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import uvloop
 import zmq
 import zmq.asyncio
 
-# The same program echoes through both; here nothing else may be imported.
+# The same program measures both libraries; a process imports only the one that it measures.
 if sys.argv[1:3] == ['--run', 'aiozmq']:
     from aiozmq import ZmqProtocol, create_zmq_connection
 else:
@@ -33,10 +33,10 @@ MESSAGE = b'x' * 64
 ADDRESS = 'tcp://127.0.0.1:*'
 LOOPS = {'asyncio': asyncio.SelectorEventLoop, 'uvloop': uvloop.new_event_loop}
 WARM_UP = 200
-"""Messages before the first that counts"""
+"""Messages before the measurement"""
 
 FACTOR = 5
-"""Times as many messages of a turn, where many are in flight"""
+"""Factor of the number of messages where many are in flight"""
 
 
 def check(data):
@@ -46,22 +46,22 @@ def check(data):
 
 
 class Echo(ZmqProtocol):
-    """Sends back what it gets."""
+    """Sends each message back."""
 
     def connection_made(self, transport):
         """Keep the transport."""
         self.transport = transport
 
     def msg_received(self, data):
-        """Send it back."""
+        """Send the message back."""
         self.transport.write(data)
 
 
 class Asker(Echo):
-    """Sends the next message when one comes back."""
+    """Sends the next message when a reply arrives."""
 
     def ask(self, count, flight, times):
-        """Send the first ones; the future is done when *count* messages are back."""
+        """Send the first messages; return a future that is done after *count* replies."""
         self.left = count
         self.unsent = count - flight
         self.note = times.append
@@ -83,15 +83,15 @@ class Asker(Echo):
 
 
 class Waiter(ZmqProtocol):
-    """Gives each message to the coroutine which waits for it."""
+    """Passes each reply to the coroutine that waits for it."""
 
     def msg_received(self, data):
-        """Give it."""
+        """Set the result of the future."""
         self.reply.set_result(data)
 
 
 async def with_protocols(count, flight):
-    """Echo through transports, the protocol sends the next message; return the times."""
+    """Echo through transports whose protocol sends the next message; return the times."""
     server, _protocol = await create_zmq_connection(Echo, zmq.ROUTER, bind=ADDRESS)
     [address] = server.bindings()
     client, asker = await create_zmq_connection(Asker, zmq.DEALER, connect=address)
@@ -105,9 +105,9 @@ async def with_protocols(count, flight):
 
 
 async def with_futures(count, flight):
-    """Echo through transports, one at a time, a coroutine waits for each; return the times."""
+    """Echo through transports, with a coroutine that waits for each reply; return the times."""
     if flight != 1:
-        raise ValueError('One at a time')
+        raise ValueError(f'{flight} messages in flight; this style sends one at a time')
     server, _protocol = await create_zmq_connection(Echo, zmq.ROUTER, bind=ADDRESS)
     [address] = server.bindings()
     client, waiter = await create_zmq_connection(Waiter, zmq.DEALER, connect=address)
@@ -163,7 +163,7 @@ STYLES = {'pyzmq': with_pyzmq, 'protocols': with_protocols, 'futures': with_futu
 
 
 def run_here(loop, style, count, flight):
-    """Echo in this process; write the rate and the latencies in microseconds."""
+    """Echo in this process; write the rate and the latencies (microseconds) to stdout."""
     event_loop = LOOPS[loop]()
     gc.collect()
     gc.disable()
@@ -177,14 +177,14 @@ def run_there(python, library, loop, style, count, flight):
     """Echo in a new process; return the rate and the latencies."""
     command = [python, '-W', 'ignore', __file__, '--run', library, loop, style]
     command += [str(count), str(flight)]
-    done = subprocess.run(  # noqa: S603 - our Python, or one that was given by hand
+    done = subprocess.run(  # noqa: S603 - our Python, or the one of the command line
         command, stdout=subprocess.PIPE, text=True, check=True, timeout=120
     )
     return json.loads(done.stdout)
 
 
 def list_contenders(aiozmq):
-    """Give the contenders: name, Python, library and style; the first is the measure."""
+    """Return name, Python, library and style of each contender; the first one has ratio 1."""
     contenders = [
         ('zmq.asyncio', sys.executable, 'pyams_zmq.aio', 'pyzmq'),
         ('transport', sys.executable, 'pyams_zmq.aio', 'protocols'),
@@ -197,7 +197,7 @@ def list_contenders(aiozmq):
 
 
 def list_cases(loops, flights, contenders):
-    """Give each case: the loop, the messages in flight, and the contender."""
+    """Return the loop, the messages in flight, and the contender of each case."""
     return [
         (loop, flight, contender)
         for loop in loops
@@ -208,11 +208,11 @@ def list_cases(loops, flights, contenders):
 
 
 def measure(cases, rounds, count):
-    """Run all cases in turn; return the figures of each."""
+    """Run all cases in each round; return the figures of each case."""
     figures = {case: [] for case in cases}
     for number in range(rounds):
-        turn = number % len(cases)  # nobody always comes after the same one
-        for case in cases[turn:] + cases[:turn]:
+        first = number % len(cases)  # each round begins with another case
+        for case in cases[first:] + cases[:first]:
             loop, flight, (_name, python, library, style) = case
             messages = count if flight == 1 else FACTOR * count
             figures[case].append(run_there(python, library, loop, style, messages, flight))
@@ -239,9 +239,9 @@ def report(figures):
 def main():
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--aiozmq', metavar='PYTHON', help='compare with aiozmq, which this has')
+    parser.add_argument('--aiozmq', metavar='PYTHON', help='compare with its aiozmq')
     parser.add_argument('--rounds', type=int, default=11, help='rounds (11)')
-    parser.add_argument('--count', type=int, default=2000, help='messages of a turn (2000)')
+    parser.add_argument('--count', type=int, default=2000, help='messages of a case (2000)')
     parser.add_argument('--flight', type=int, default=256, help='most messages in flight (256)')
     parser.add_argument('--loop', choices=LOOPS, help='this loop only')
     parser.add_argument('--run', nargs=5, help=argparse.SUPPRESS)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""How long a declared service is away when its process, its owner or the server is killed.
+"""Time without a declared service after its process, its owner or the server was killed.
 
-Usage: ``python benchmarks/application.py [RUNS]``, in an environment with the extra ``test``, on a
-machine which does nothing else. It prints the median, the least and the most of each figure.
+Usage: ``python benchmarks/application.py [RUNS]``, in an environment with the extra ``test``, on an
+idle machine. It prints the median, the minimum and the maximum of each figure.
 """
 
 import os
@@ -10,6 +10,9 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests/support'))
 
 from app.program import WebServer
 from life import folder_for_run, owner_of, report, wait_until
@@ -23,7 +26,7 @@ SERVERS = {
 
 @contextmanager
 def running_server(label):
-    """Run a web server until its service answers, end it afterwards."""
+    """Run a web server with a service; yield it when the service answers."""
     name, *args = SERVERS[label]
     with folder_for_run() as (folder, stack):
         server = getattr(WebServer, name)(
@@ -37,7 +40,7 @@ def running_server(label):
 
 
 def time_until_answer(server, former, pid):
-    """Kill a process; seconds until another child than the former one answers a request."""
+    """Kill a process; return the seconds until a new child answers a request."""
     start = time.perf_counter()
     os.kill(pid, signal.SIGKILL)
     server.wait_for_service(but=[former])
@@ -45,7 +48,7 @@ def time_until_answer(server, former, pid):
 
 
 def measure(label):
-    """Kill what there is, one after the other."""
+    """Kill the processes of a server, one after the other; yield names and seconds."""
     with running_server(label) as server:
         [child] = server.children()
         yield f'{label}: kill -9 of the process', time_until_answer(server, child, child)
@@ -56,7 +59,7 @@ def measure(label):
             [child] = server.children()
             seconds = time_until_answer(server, child, owner_of(owner_of(child)))
             yield f'{label}: kill -9 of the owner worker', seconds
-        if label == 'pserve':  # workers of gunicorn take many seconds to notice it
+        if label == 'pserve':  # workers of gunicorn notice it only after many seconds
             start = time.perf_counter()
             server.send_signal(signal.SIGKILL)
             wait_until(lambda: not server.running(), 10)

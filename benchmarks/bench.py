@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Calls per second of all contenders, as ratios to a bare REQ/REP pair of pyzmq.
 
-Each contender has a program for its server and one for its clients, in an environment of its own.
-Every round gives each contender a turn, in another order; the first round warms up. A ratio is the
+Each contender has a program for its server and one for its clients, in its own environment. In each
+round every contender has a turn, in random order; the first round is a warm-up. A ratio is the
 median of the ratios within a round. See `README.rst`.
 """
 
@@ -39,7 +39,7 @@ HERE = Path(__file__).resolve().parent
 ENVIRONMENTS_FOLDER = HERE.parent / '.bench'
 START_TIMEOUT = 60
 TURN_TIMEOUT = 90
-"""Seconds above those of a turn, more than its clients are given: they tell what they wait for"""
+"""Seconds added to a turn; more than the limit of its clients, which report what they wait for"""
 
 
 class MissingError(Exception):
@@ -51,7 +51,7 @@ class FailedError(Exception):
 
 
 class Program:
-    """One side of a contender, see `side.py`.
+    """One side of a contender; see `side.py`.
 
     :param python: path of the interpreter
     :param role: `'server'` or `'clients'`
@@ -74,21 +74,21 @@ class Program:
 
     @property
     def pid(self):
-        """Its pid, and the session of whatever it has started."""
+        """The pid of the program, which is also the session id of its children."""
         return self._process.pid
 
     def read(self, timeout):
-        """Read a line.
+        """Read a line of JSON.
 
-        :raises MissingError: if it says that something is not there
-        :raises FailedError: if there is none
+        :raises MissingError: if the program reports that a package is missing
+        :raises FailedError: if it reports an error, has ended, or sends no line in time
         """
         output = self._process.stdout
         if not select.select([output], [], [], timeout)[0]:
-            raise FailedError(f'no answer after {timeout:.0f} s')
+            raise FailedError(f'no line after {timeout:.0f} s')
         line = output.readline()
         if not line:
-            raise FailedError(f'it has ended: {self._read_last_error()}')
+            raise FailedError(f'the program has ended: {self._read_last_error()}')
         fields = json.loads(line)
         if 'missing' in fields:
             raise MissingError(fields['missing'])
@@ -99,19 +99,19 @@ class Program:
     def _read_last_error(self):
         self._errors.seek(0)
         lines = self._errors.read().decode(errors='replace').splitlines()
-        return lines[-1][:200] if lines else 'without a word'
+        return lines[-1][:200] if lines else 'no error output'
 
     def ask(self, timeout, **fields):
-        """Write a line, and read one."""
+        """Write a line of JSON and read the answer."""
         try:
             self._process.stdin.write(f'{json.dumps(fields)}\n'.encode())
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise FailedError(f'it has ended: {self._read_last_error()}') from None
+            raise FailedError(f'the program has ended: {self._read_last_error()}') from None
         return self.read(timeout)
 
     def end(self):
-        """End it, and whatever it has started."""
+        """End the program and all processes of its session."""
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
@@ -124,7 +124,7 @@ class Program:
 
 
 class Runner:
-    """The programs of a contender, which start now.
+    """The two programs of a contender.
 
     :param python: path of the interpreter of its environment
     """
@@ -142,7 +142,7 @@ class Runner:
     def wait(self):
         """Wait until both programs are ready.
 
-        :raises MissingError: if it cannot be measured
+        :raises MissingError: if a program does not start
         """
         try:
             self._address = self._server.read(START_TIMEOUT)['address']
@@ -151,7 +151,7 @@ class Runner:
             raise MissingError(f'it does not start: {error}') from None
 
     def run_turn(self, payload, clients, seconds):
-        """Give it a turn; see `side.run_turn` for what it returns."""
+        """Run a turn; return the figures of `side.run_turn`."""
         flight = max(1, min(self._flight, FLIGHT_BYTES // payload) // clients)
         return self._clients.ask(
             TURN_TIMEOUT + seconds,
@@ -165,7 +165,7 @@ class Runner:
 
 
 def start_runners(names, pythons, stack):
-    """Start the programs of contenders; return those which run, and why others do not."""
+    """Start the programs of contenders; return the running ones and the reasons of the others."""
     runners, missing = {}, {}
     for name in names:
         contender = CONTENDERS[name]
@@ -185,18 +185,18 @@ def start_runners(names, pythons, stack):
 
 
 def explain_environment(name):
-    """Say why an environment is not there."""
+    """Return the reason why an environment is missing."""
     try:
         return (ENVIRONMENTS_FOLDER / f'{name}.failed').read_text(encoding='utf-8').strip()
     except FileNotFoundError:
-        return f'no environment {name!r}: "make bench" makes it'
+        return f'no environment {name!r}; run "make bench" to create it'
 
 
 def measure(runners, payload, clients, rounds, seconds, until=inf, show=None):
     """Measure a cell: all contenders in turn, for some rounds.
 
-    :param until: time of `monotonic` after which no further round begins, if one was counted
-    :param show: function to call with what is under way, if somebody wants to know
+    :param until: time of `monotonic` after which no further round begins; one round always counts
+    :param show: function to call with a text about the progress
     """
     rates = {name: [] for name in runners}
     times = {name: [] for name in runners}
@@ -205,7 +205,7 @@ def measure(runners, payload, clients, rounds, seconds, until=inf, show=None):
     for number in range(rounds + 1):
         if show is not None:
             show(f'{payload} bytes, {clients} clients, round {number} of {rounds}')
-        # In a random order: nobody always comes after the same one.
+        # In random order, so that no contender always runs after the same one.
         for name in rng.sample(list(rates), len(rates)):
             try:
                 turn = runners[name].run_turn(payload, clients, seconds)
@@ -228,7 +228,7 @@ def measure(runners, payload, clients, rounds, seconds, until=inf, show=None):
 
 
 def describe_machine():
-    """Say where it was measured."""
+    """Return versions and number of processors."""
     return {
         'python': '.'.join(map(str, sys.version_info[:3])),
         'pyzmq': zmq.__version__,
@@ -239,13 +239,13 @@ def describe_machine():
 
 
 def show_progress(text):
-    """Write what is under way, for a person."""
+    """Write the progress to a terminal."""
     if sys.stderr.isatty():
         sys.stderr.write(f'\r{text:70}\r')
 
 
 def run(arguments):
-    """Run what is asked for."""
+    """Measure the cells that the command line names; return the run."""
     pythons = {name: str(ENVIRONMENTS_FOLDER / name / 'bin/python') for name in ENVIRONMENTS}
     pythons[OURS] = sys.executable
     pythons.update(pair.split('=', 1) for pair in arguments.python)
@@ -274,24 +274,24 @@ def run(arguments):
                     show_progress,
                 )
             )
-            save(result, arguments.save)  # each cell: a run which is ended early is of use, too
+            save(result, arguments.save)  # after each cell, in case the run is interrupted
     show_progress('')
     return result
 
 
 def save(result, path):
-    """Save a run, if it is wanted."""
+    """Save a run, if a path is given."""
     if path:
         Path(path).write_text(json.dumps(result, indent=1), encoding='utf-8')
 
 
 def load(path):
-    """Read a run that was saved."""
+    """Return a saved run."""
     return json.loads(Path(path).read_text(encoding='utf-8'))
 
 
 def report(result, write, form=print_table, make=make_rows):
-    """Write the table, and what has to be known of it."""
+    """Write the machine, the table and the failures."""
     machine = result['machine']
     write(
         f'pyams_zmq {machine["pyams_zmq"]}, Python {machine["python"]}, pyzmq {machine["pyzmq"]}, '
@@ -304,7 +304,7 @@ def report(result, write, form=print_table, make=make_rows):
 
 
 def numbers(text):
-    """Read numbers that are separated by commas."""
+    """Parse positive integers separated by commas."""
     values = [int(part) for part in text.split(',')]
     if min(values) < 1:
         raise ValueError(text)
@@ -312,9 +312,9 @@ def numbers(text):
 
 
 def names(text):
-    """Find the contenders whose names contain one of some words; always the bare pair.
+    """Return the bare pair and the contenders whose names contain one of the given words.
 
-    :raises ValueError: if there are none
+    :raises ValueError: if no name matches
     """
     words = [word.strip().lower() for word in text.split(';')]
     found = [name for name in CONTENDERS if any(word in name.lower() for word in words)]
@@ -324,19 +324,24 @@ def names(text):
 
 
 def parse_arguments(args=None):
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add('--rounds', type=int, default=5, help='rounds that count (5)')
-    add('--minutes', type=float, default=12, help='then cells get fewer rounds, at least one (12)')
-    add('--seconds', type=float, default=0.25, help='seconds of a turn (0.25)')
+    add('--rounds', type=int, default=5, help='rounds after the warm-up (5)')
+    add(
+        '--minutes',
+        type=float,
+        default=12,
+        help='limit; then cells get fewer rounds (12)',
+    )
+    add('--seconds', type=float, default=0.25, help='duration of a turn (0.25)')
     add('--only', type=names, default=list(CONTENDERS), help='parts of names, separated by ;')
     add('--payload', type=numbers, default=[60, 10_000, 1_000_000], help='bytes (60,10000,1000000)')
     add('--clients', type=numbers, default=[1, 8, 64], help='numbers of clients (1,8,64)')
     add('--python', action='append', default=[], metavar='ENVIRONMENT=PATH', help='an interpreter')
     add('--save', metavar='FILE', help='save the run as JSON')
-    add('--compare', nargs=2, metavar=('OLD', 'NEW'), help='only compare two runs')
-    add('--show', metavar='FILE', help='only show a run, the payloads and clients that are given')
+    add('--compare', nargs=2, metavar=('OLD', 'NEW'), help='compare two saved runs instead')
+    add('--show', metavar='FILE', help='show the chosen cells of a saved run instead')
     add('--cpu', action='store_true', help='write processor time for each call instead of ratios')
     add('--rst', action='store_true', help='write the table for the documentation')
     return parser.parse_args(args)
@@ -345,7 +350,8 @@ def parse_arguments(args=None):
 def main():
     """Run the benchmark."""
     arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda _num, _frame: sys.exit(1))  # ends the programs, too
+    # SystemExit unwinds the stack, which ends the programs.
+    signal.signal(signal.SIGTERM, lambda _num, _frame: sys.exit(1))
     form = print_rst if arguments.rst else print_table
     write = sys.stdout.write
     if arguments.compare:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A ping beside slow methods of the same process: its latency, while they run.
+"""Latency of a fast method while slow methods run in the same process.
 
-Each row is a kind of slow method that takes the other places of a process with `concurrency`; the
-first one has none. Latencies in milliseconds, of a kept connection.
+Each row is a kind of slow method that occupies the other slots of a process with `concurrency`; in
+the first row no slow method runs. Latencies are in milliseconds, on a kept connection.
 """
 
 import argparse
@@ -19,26 +19,26 @@ PERCENT = 100
 
 
 class Slow:
-    """Methods that take long in different ways."""
+    """Methods that are slow in different ways."""
 
     def ping(self, args):
         """Answer at once."""
         return [200, args]
 
     def wait(self, seconds):
-        """Wait, as for another program."""
+        """Block a thread, like a call of another program."""
         time.sleep(seconds)
         return [200, None]
 
     def compute(self, seconds):
-        """Keep the interpreter busy."""
+        """Hold the interpreter lock."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             sum(range(1000))
         return [200, None]
 
     async def wait_async(self, seconds):
-        """Wait in the loop."""
+        """Wait in the event loop."""
         await asyncio.sleep(seconds)
         return [200, None]
 
@@ -50,7 +50,7 @@ class SlowMessageHandler(ZMQMessageHandler):
 
 
 class Process(ZMQProcess):
-    """Does not wait for slow methods at its end."""
+    """Does not wait for slow methods when it stops."""
 
     concurrency = 8
     drain_timeout = 0.0
@@ -65,12 +65,12 @@ def measure(method, slow, seconds, count):
             client.call('ping', 1)
             for _ in range(slow if method else 0):
                 client.send(method, seconds)
-            time.sleep(0.2)  # the slow ones have begun
+            time.sleep(0.2)  # until the slow methods have started
             latencies = []
             for number in range(count):
                 start = time.perf_counter()
                 if client.call('ping', number) != number:
-                    raise RuntimeError('Another answer came back')
+                    raise RuntimeError('Reply to another message')
                 latencies.append((time.perf_counter() - start) * 1000)
     finally:
         process.kill()
@@ -82,7 +82,7 @@ def main():
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--count', type=int, default=2000, help='pings of a row (2000)')
-    parser.add_argument('--seconds', type=float, default=60, help='of a slow method (60)')
+    parser.add_argument('--seconds', type=float, default=60, help='duration of a slow method (60)')
     arguments = parser.parse_args()
     sys.stdout.write(f'{"":28}{"median":>10}{"p99":>10}{"max":>10}\n')
     rows = [('', 0), ('wait', 1), ('wait', 7), ('wait_async', 7), ('compute', 1), ('compute', 7)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Devices of PyAMS_zmq beside a bare `zmq.proxy` and those of pyzmq, interleaved in one run.
+"""Compare devices of PyAMS_zmq with a bare `zmq.proxy` and the monitored queue of pyzmq.
 
-Each device runs in a process of its own, between a source here and a sink, or a server, in another
-process. Each round runs every contender once; the table shows the median over the rounds.
+Each device runs in a process, between a source in this process and a sink or server in a third one.
+Each round runs all contenders, one after the other; the table shows the median of the rounds.
 """
 
 import argparse
@@ -24,7 +24,7 @@ LOCAL = 'tcp://127.0.0.1:*'
 
 
 def run_bare(writer, loop, types):
-    """Run a loop of pyzmq for ever."""
+    """Run a loop of pyzmq until the process is killed."""
     with zmq.Context() as context, ExitStack() as stack:
         sockets = [stack.enter_context(context.socket(kind)) for kind in types]
         for socket in sockets:
@@ -34,7 +34,7 @@ def run_bare(writer, loop, types):
 
 
 def drain(address, pipe):
-    """Tell the seconds in which so many messages came in, as often as asked."""
+    """Receive as many messages as the pipe asks for, send the seconds back; repeat."""
     with zmq.Context() as context, context.socket(zmq.PULL) as socket:
         socket.connect(address)
         while True:
@@ -47,7 +47,7 @@ def drain(address, pipe):
 
 
 def echo(address, pipe):
-    """Send back what comes in."""
+    """Reply to each request with its own content."""
     with zmq.Context() as context, context.socket(zmq.REP) as socket:
         socket.connect(address)
         pipe.send(True)
@@ -56,13 +56,13 @@ def echo(address, pipe):
 
 
 class Contender:
-    """A device, and what is behind it.
+    """A device, its source, and its sink or server.
 
-    :param stack: ends them
+    :param stack: exit stack that ends them
     :param types: types of the sockets
-    :param factory: of a device of ours, or None
-    :param loop: of pyzmq, or None
-    :param native: choice of the loop of a device of ours
+    :param factory: class of the device, None for a loop of pyzmq
+    :param loop: loop of pyzmq
+    :param native: whether a device may use the loop of libzmq
     """
 
     def __init__(self, stack, types, factory=None, loop=None, native=True):
@@ -117,8 +117,8 @@ def measure(contenders, rounds, count, message):
     gc.disable()
     for number in range(rounds + 1):
         names = list(contenders)
-        turn = number % len(names)  # nobody always comes after the same one
-        for name in names[turn:] + names[:turn]:
+        first = number % len(names)  # no contender always runs first
+        for name in names[first:] + names[:first]:
             rate = contenders[name].run(count, message)
             if number:  # the first round warms up
                 rates[name].append(rate)
@@ -128,12 +128,12 @@ def measure(contenders, rounds, count, message):
 
 
 def report(title, rates):
-    """Write a table; the first one is what the others are compared with."""
+    """Write a table with ratios to the first contender."""
     write = sys.stdout.write
     write(f'{title:44}{"median/s":>10}{"min/s":>10}{"max/s":>10}{"ratio":>8}\n')
     base = next(iter(rates.values()))
     for name, values in rates.items():
-        # Ratios within a round: the machine drifts from one to the next.
+        # Ratios within a round: the speed of the machine changes between rounds.
         ratio = median(one / other for one, other in zip(values, base, strict=True))
         write(
             f'{name:44}{median(values):10.0f}{min(values):10.0f}{max(values):10.0f}{ratio:8.2f}\n'
@@ -141,7 +141,7 @@ def report(title, rates):
 
 
 def compare(title, types, rounds, count, message):
-    """Compare what forwards between sockets of some types."""
+    """Compare the contenders for sockets of these types."""
     with ExitStack() as stack:
         pair, with_monitor = types, (*types, zmq.PUB)
         contenders = {

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Makes the environments of the contenders under `.bench`, one for each name in `contenders`.
+"""Create the environments of the contenders in `.bench`, one for each name in `contenders`.
 
-A peer that cannot be installed is no error: `bench.py` says so in its table, where it reads why in
-`.bench/NAME.failed`. Ours is one. Usage: ``python benchmarks/environments.py [NAME ...]``.
+If another library cannot be installed, the reason is written to `.bench/NAME.failed`; the table of
+`bench.py` shows it. A failure of our own environment is an error.
+Usage: ``python benchmarks/environments.py [NAME ...]``.
 """
 
 import shutil
@@ -28,13 +29,13 @@ IMPORTS = {
     VERSION_2: 'pyams_zmq.process, pyams_zmq.handler, pyams_zmq.socket',
 }
 TIMEOUT = 600
-"""Seconds that an installation may take"""
+"""Time limit of an installation, in seconds"""
 
 
 def run(*command):
     """Run a command.
 
-    :raises RuntimeError: with the last line that it wrote, if it fails
+    :raises RuntimeError: if it fails; the text is the last line of its output
     """
     try:
         done = subprocess.run(  # noqa: S603 - the tools of the environment
@@ -43,13 +44,13 @@ def run(*command):
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RuntimeError(str(error)) from None
     if done.returncode:
-        lines = done.stdout.decode(errors='replace').strip().splitlines() or ['it fails']
+        lines = done.stdout.decode(errors='replace').strip().splitlines() or ['no output']
         errors = [line for line in lines if line.startswith('ERROR')]
         raise RuntimeError((errors or lines)[-1])
 
 
 def find_python(name):
-    """Find an interpreter: this one, unless it is too new for aiozmq, which 3.13 still runs."""
+    """Return an interpreter: this one, or an older one for aiozmq, which does not run on 3.14."""
     if name == AIOZMQ and sys.version_info >= (3, 14):
         for minor in (13, 12, 11, 10):
             path = shutil.which(f'python3.{minor}')
@@ -59,9 +60,9 @@ def find_python(name):
 
 
 def make(name, requirements):
-    """Make an environment, unless it is there with these requirements.
+    """Create an environment, unless it exists with these requirements.
 
-    :raises RuntimeError: if that cannot be done
+    :raises RuntimeError: if the installation or an import fails
     """
     folder = FOLDER / name
     wanted = '\n'.join([find_python(name), *requirements])
@@ -79,7 +80,7 @@ def make(name, requirements):
 
 
 def main():
-    """Make the environments that the command line names, or all."""
+    """Create the environments that the command line names, or all."""
     FOLDER.mkdir(exist_ok=True)
     for name in sys.argv[1:] or ENVIRONMENTS:
         failure = FOLDER / f'{name}.failed'

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What a process costs besides its calls: start, memory, idle connections, the millionth call.
+"""Cost of a process besides its calls: start, memory, idle connections, growth over many calls.
 
-Everything is compared with a bare pyzmq child that was forked from the same parent.
+Each figure is compared with a bare pyzmq child that was forked from the same parent.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from results import print_table
 FORK = multiprocessing.get_context('fork')
 ARGS = make_args(60)
 WARM_UP = 1000
-"""Calls after which a process has what it needs"""
+"""Calls after which a process has allocated what it needs"""
 
 MB = 1024 * 1024
 GOALS = {
@@ -38,17 +38,17 @@ GOALS = {
     'growth of the server, MB': 1,
     'growth of the client, MB': 1,
 }
-"""Most that each figure may be"""
+"""Upper limit of each figure"""
 
 
 def serve_bare(writer):
-    """Serve with nothing but pyzmq."""
+    """Serve with pyzmq only."""
     ReqRep().serve(writer.send)
 
 
 @contextmanager
 def bare():
-    """Run a bare child; give it and its address."""
+    """Run a bare child; yield it and its address."""
     reader, writer = FORK.Pipe(duplex=False)
     process = FORK.Process(target=serve_bare, args=(writer,), daemon=True)
     process.start()
@@ -63,7 +63,7 @@ def bare():
 
 @contextmanager
 def ours():
-    """Run a ZMQProcess; give it and its address."""
+    """Run a ZMQProcess; yield it and its address."""
     process = ZMQProcess(LOCAL, EchoMessageHandler)
     process.start()
     try:
@@ -74,7 +74,7 @@ def ours():
 
 
 def run_calls(exchange, count):
-    """Call; return the seconds of each call."""
+    """Make calls; return the seconds of each."""
     times = []
     for _ in range(count):
         start = perf_counter()
@@ -85,13 +85,13 @@ def run_calls(exchange, count):
 
 @contextmanager
 def calling(address):
-    """Give a function which calls over a bare REQ socket."""
+    """Yield a function that calls over a bare REQ socket."""
     with open_socket(address, zmq.REQ) as socket:
         yield lambda args: call(socket, args)
 
 
 def read_memory(pid, field):
-    """Read bytes of memory of a process: `Pss`, `Rss`."""
+    """Return a memory figure of a process in bytes: `Pss` or `Rss`."""
     for line in Path(f'/proc/{pid}/smaps_rollup').read_text(encoding='ascii').splitlines():
         name, number, *_unit = line.split()
         if name == f'{field}:':
@@ -100,7 +100,7 @@ def read_memory(pid, field):
 
 
 def measure_start(runs):
-    """Start processes in turn."""
+    """Compare the start of a process with that of a bare child."""
     times = {bare: [], ours: []}
     for _ in range(runs + 1):
         for make, values in times.items():
@@ -112,7 +112,7 @@ def measure_start(runs):
 
 
 def measure_memory(runs, calls=WARM_UP):
-    """Compare processes that share the memory of this one, after some calls."""
+    """Compare the memory of both after some calls; they share the pages of this process."""
     figures = []
     for _ in range(runs):
         with bare() as (plain, plain_address), ours() as (process, address):
@@ -125,7 +125,7 @@ def measure_memory(runs, calls=WARM_UP):
 
 
 def stay_idle(address, number, channel):
-    """Connect, call once on each connection, then do nothing until told."""
+    """Open connections, call once on each, keep them idle until a message arrives."""
     with zmq.Context() as context:
         context.max_sockets = number + 1
         sockets = []
@@ -143,7 +143,7 @@ def stay_idle(address, number, channel):
 
 @contextmanager
 def idle_connections(address, number):
-    """Hold connections in a process of their own."""
+    """Hold idle connections in another process."""
     channel, other = FORK.Pipe()
     process = FORK.Process(target=stay_idle, args=(address, number, other), daemon=True)
     process.start()
@@ -158,7 +158,7 @@ def idle_connections(address, number):
 
 
 def measure_idle(number, rounds, calls):
-    """Compare two processes: one has idle connections, the other has none."""
+    """Compare a process that has idle connections with one that has none."""
     ratios = []
     with (
         ours() as (_quiet, quiet),
@@ -174,16 +174,16 @@ def measure_idle(number, rounds, calls):
 
 
 def read_processor_time(pid):
-    """Read the seconds of processor time that a process has had so far."""
+    """Return the seconds of processor time that a process has used."""
     text = Path(f'/proc/{pid}/stat').read_text(encoding='utf-8')
     fields = text.rpartition(')')[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def measure_flat(calls, slices=20, turns=10):
-    """Call very often; see whether the last calls cost what the first ones did.
+    """Make many calls; compare the cost of the last ones with that of the first ones.
 
-    A bare pair has a turn after each of ours: the processor does not always do as much in its time.
+    Turns of a bare pair alternate with ours, because the speed of the processor varies.
     """
     size = max(1, calls // slices // turns)
     with (
@@ -211,7 +211,7 @@ def measure_flat(calls, slices=20, turns=10):
                 (use(ask, process, size), use(exchange, plain, size // 2)) for _ in range(turns)
             ]
             one, other = map(sum, zip(*ticks, strict=True))
-            used.append(one / other if other else 1)  # few calls take no time
+            used.append(one / other if other else 1)  # a few calls may take no tick
         after = [read_memory(pid, 'Rss') for pid in (process.pid, 'self')]
     quarter = max(1, slices // 4)
     first, last = median(used[:quarter]), median(used[-quarter:])
@@ -221,7 +221,7 @@ def measure_flat(calls, slices=20, turns=10):
 
 
 def judge(name, value):
-    """Say whether a goal is reached."""
+    """Return the text for the goal of a figure, empty if it has none."""
     most = GOALS.get(name)
     if most is None:
         return ''
@@ -229,7 +229,7 @@ def judge(name, value):
 
 
 def measure(arguments):
-    """Measure everything."""
+    """Yield the names and values of all figures."""
     runs = arguments.runs
     yield from measure_start(runs)
     yield from measure_memory(max(1, runs // 3))
@@ -241,9 +241,9 @@ def parse_arguments(args=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add('--runs', type=int, default=15, help='starts, and rounds of other measures (15)')
+    add('--runs', type=int, default=15, help='starts, and rounds of the other measures (15)')
     add('--idle', type=int, default=1000, help='idle connections (1000)')
-    add('--calls', type=int, default=200_000, help='calls that have to cost the same (200000)')
+    add('--calls', type=int, default=200_000, help='calls whose cost is compared (200000)')
     add('--save', metavar='FILE', help='save the figures as JSON')
     return parser.parse_args(args)
 

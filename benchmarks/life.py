@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""How long a process takes to start, to stop, and to end when its owner was killed.
+"""Time that a process takes to start, to stop, and to end after its owner was killed.
 
-Usage: ``python benchmarks/life.py [RUNS]``, in an environment with the extra ``test``, on a
-machine which does nothing else. It prints the median, the least and the most of each figure.
+Usage: ``python benchmarks/life.py [RUNS]``, in an environment with the extra ``test``, on an
+idle machine. It prints the median, the minimum and the maximum of each figure.
 """
 
 import os
@@ -15,7 +15,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / 'tests'))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests/support'))
 
 from app.handler import Process, in_hand
 from app.program import Program, WebServer, is_running, wait_until
@@ -55,7 +55,7 @@ def measure_process():
 
 
 def measure_owner(label, code, work=None):
-    """Kill a plain interpreter."""
+    """Kill an interpreter that owns a process."""
     with folder_for_run() as (folder, stack):
         address = f'ipc://{folder}/zmq.sock'
         owner = Program(folder, '-c', code, address)
@@ -68,7 +68,7 @@ def measure_owner(label, code, work=None):
 
 
 def measure_server(label):
-    """Kill a server, end it, make it reload."""
+    """Kill a server, and end it with SIGTERM and SIGINT."""
     for num in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         with running_server(label) as server:
             [child] = server.children()
@@ -82,13 +82,13 @@ def measure_server(label):
 
 
 def measure_reload():
-    """Make `pserve --reload` start again."""
+    """Make `pserve --reload` restart its worker."""
     with running_server('pserve --reload') as server:
         [child] = server.children()
         worker = owner_of(child)
         start = 0.0
         while is_running(worker):
-            if time.perf_counter() > start + 1.5:  # its first look is none, and comes late
+            if time.perf_counter() > start + 1.5:  # its first check comes late and finds no change
                 start = time.perf_counter()
                 (server.folder / 'watched').touch()
             time.sleep(0.005)
@@ -100,14 +100,14 @@ def measure_reload():
 
 @contextmanager
 def folder_for_run():
-    """Give a new folder, and a stack for what has to be ended."""
+    """Yield a temporary folder and an exit stack."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         yield Path(name), stack
 
 
 @contextmanager
 def running_server(label):
-    """Run a web server until it answers, end it afterwards."""
+    """Run a web server; yield it when it answers."""
     name, *args = SERVERS[label]
     with folder_for_run() as (folder, stack):
         server = getattr(WebServer, name)(folder, *args, address=f'ipc://{folder}/zmq.sock')
@@ -119,7 +119,7 @@ def running_server(label):
 
 
 def owner_of(pid):
-    """Pid of the parent of a process."""
+    """Return the pid of the parent of a process."""
     for line in Path(f'/proc/{pid}/status').read_text(encoding='ascii').splitlines():
         if line.startswith('PPid'):
             return int(line.split()[1])
@@ -127,7 +127,7 @@ def owner_of(pid):
 
 
 def time_of_end(pid, action):
-    """Seconds from an action to the end of a process."""
+    """Run an action; return the seconds until a process has ended."""
     fd = os.pidfd_open(pid)
     try:
         poller = select.poll()
@@ -135,15 +135,15 @@ def time_of_end(pid, action):
         start = time.perf_counter()
         action()
         if not poller.poll(30_000):
-            raise TimeoutError(f'process {pid} still runs')
+            raise TimeoutError(f'process {pid} still runs after 30 s')
         return time.perf_counter() - start
     finally:
         os.close(fd)
 
 
 def report(measures, runs=10):
-    """Measure several times, and print it."""
-    print(f'{"milliseconds, of " + str(runs) + " runs":60} {"median":>8} {"least":>8} {"most":>8}')
+    """Run the measures several times; print the figures."""
+    print(f'{"milliseconds, of " + str(runs) + " runs":60} {"median":>8} {"min":>8} {"max":>8}')
     for measure in measures:
         figures = {}
         for _ in range(runs):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Every class of malformed message against one process: sent, answered, with which status.
+"""Send every class of malformed message to one process; count the replies and their status.
 
-The messages and the answers they must get are those of `tests/test_malformed.py`. The kinds are
-sent in a random order by several clients at once; memory and descriptors of the process are
-compared with those after a first round.
+The messages and the expected replies are those of `tests/support/messages.py`. Several clients send
+them at the same time in random orders. The memory and descriptors of the process are compared with
+those after the first round.
 """
 
 import argparse
@@ -17,18 +17,17 @@ from time import perf_counter
 
 import zmq
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
-
-from test_malformed import MESSAGES, Dealer, call
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests/support'))
 
 from handlers import LoggedProcess
+from messages import MESSAGES, Dealer, call
 
 CLIENTS = 4
 ROW = '{:<13} {:<38} {:>7} {:>9}  {}'
 
 
 def describe(reply):
-    """Name a reply as the table does."""
+    """Return the text for a reply in the table."""
     match reply:
         case [int(status), _]:
             return str(status)
@@ -36,7 +35,7 @@ def describe(reply):
 
 
 def send_round(dealers, rng, answers):
-    """Let each client send all messages once, and count the answers."""
+    """Send all messages once from each client; count the replies."""
     orders = [rng.sample(MESSAGES, len(MESSAGES)) for _ in dealers]
     for cases in zip(*orders, strict=True):
         for dealer, case in zip(dealers, cases, strict=True):
@@ -46,11 +45,11 @@ def send_round(dealers, rng, answers):
             _envelope, reply = dealer.receive()
             answers[case.group, case.name, describe(reply)] += 1
         if dealer.ask(call('echo')) != [([b''], [200, None])]:
-            sys.exit('An answer too many, or none to a good message')
+            sys.exit('A message got more than one reply, or a valid message got none')
 
 
 def measure(dealer, kind):
-    """Ask the process for a number."""
+    """Return a number that the process measures."""
     ((_envelope, (_status, value)),) = dealer.ask(call(kind))
     return value
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A pool: what two workers bring, what the broker costs, and what kills do to its callers.
+"""A pool: speed-up of two workers, cost of the broker, and the effect of kills on callers.
 
-The echo through the broker stands beside `zmq.proxy` with one REP worker, which does the same for a
-message as ours (JSON in, a method, JSON out), and beside a ZMQProcess without a broker. The rounds
-of all of them alternate.
+The echo through the broker is compared with `zmq.proxy` and one REP worker that does the same work
+(decode JSON, call, encode JSON), and with a ZMQProcess without a broker. Their rounds alternate.
 """
 
 import argparse
@@ -19,7 +18,9 @@ from time import perf_counter
 
 import zmq
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tests'))
+sys.path.extend(
+    str(Path(__file__).resolve().parents[1] / 'tests' / folder) for folder in ('support', 'pool')
+)
 
 from handlers import Process
 from pool_checks import kill_workers
@@ -41,7 +42,7 @@ def proxy(channel, folder):
 
 
 def rep_worker(folder, through_handler):
-    """Answer in a loop, as simple as it can be."""
+    """Answer messages in a minimal loop."""
     context = zmq.Context()
     socket = context.socket(zmq.REP)
     socket.connect(f'ipc://{folder}/back')
@@ -55,7 +56,7 @@ def rep_worker(folder, through_handler):
 
 @contextmanager
 def proxied(*, through_handler=True):
-    """Run a proxy and its worker."""
+    """Run a proxy and its worker; yield the address."""
     parent, child = multiprocessing.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
@@ -73,7 +74,7 @@ def proxied(*, through_handler=True):
 
 
 def call(address, message, in_flight, seconds):
-    """Keep some messages in flight for a while; return the replies per second."""
+    """Keep *in_flight* messages in flight for some seconds; return the replies per second."""
     data = encode(message)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
@@ -92,7 +93,7 @@ def call(address, message, in_flight, seconds):
 
 
 def compare(addresses, message, in_flight, rounds, seconds):
-    """Measure several services in turns; return the rates of each."""
+    """Measure several services in turn; return the rates of each."""
     rates = {name: [] for name in addresses}
     for _ in range(rounds):
         for name, address in addresses.items():
@@ -101,14 +102,14 @@ def compare(addresses, message, in_flight, rounds, seconds):
 
 
 def compute(rounds):
-    """Do what the CPU-bound method does."""
+    """Do the work of the CPU-bound method."""
     digest = b''
     for _ in range(rounds):
         digest = hashlib.sha256(digest).digest()
 
 
 def compare_bare(work, rounds):
-    """Tell what two processes without a pool bring on this machine, in calls per second."""
+    """Return the calls per second of one and of two processes without a pool."""
     rates = {1: [], 2: []}
     for _ in range(rounds):
         for count, values in rates.items():
@@ -162,7 +163,7 @@ def run_echo(args):
 
 
 def run_kills(args):
-    """Kill workers again and again."""
+    """Kill workers repeatedly during calls."""
     with running(Pool) as process:
         replies, times = kill_workers(process, args.kills, args.kills * 100)
         lost = args.kills * 100 - len({number for number, _reply in replies})
@@ -177,13 +178,13 @@ def run_kills(args):
 
 
 def main():
-    """Run what is asked for."""
+    """Run the parts that the command line names."""
     parts = {'cpu': run_cpu, 'echo': run_echo, 'kills': run_kills}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('parts', nargs='*', default=list(parts), help=', '.join(parts))
     parser.add_argument('--rounds', type=int, default=9)
-    parser.add_argument('--seconds', type=float, default=0.5, help='of each round')
-    parser.add_argument('--work', type=int, default=20_000, help='hashes of a CPU-bound call')
+    parser.add_argument('--seconds', type=float, default=0.5, help='duration of a round')
+    parser.add_argument('--work', type=int, default=20_000, help='hashes in a CPU-bound call')
     parser.add_argument('--kills', type=int, default=50)
     args = parser.parse_args()
     write(f'Python {sys.version.split()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]}\n')

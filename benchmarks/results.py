@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What the figures of a run say: ratios, goals, the table, and what has changed between two runs.
+"""Evaluation of a run: ratios, goals, tables, and the comparison of two runs.
 
-A run is what is saved as JSON: the machine, what was missing, and for each cell (a size of message
-and a number of clients) the rates of each contender, one for each round, and the seconds of
-processor time that each call took in clients and server.
+A run is saved as JSON: the machine, the missing contenders, and the cells. A cell is a message size
+and a number of clients; it has the rates of each contender, one for each round, and the seconds of
+processor time of a call in clients and server.
 """
 
 from statistics import median
@@ -26,11 +26,11 @@ NOTHING = '-'
 
 
 class Goal(NamedTuple):
-    """A ratio to be reached with the small message.
+    """A minimum for a ratio.
 
     :ivar name: contender
-    :ivar least: ratio
-    :ivar over: contender whose rate is 1
+    :ivar least: minimum of the ratio
+    :ivar over: contender to compare with
     :ivar clients: number of clients
     """
 
@@ -54,7 +54,7 @@ GOALS = (
 
 
 def ratio(rates, name, over=BARE):
-    """Median of the ratios within a round; None if one of both was not measured.
+    """Return the median of the ratios within a round; None if one of both was not measured.
 
     :param rates: rates of each contender
     """
@@ -65,7 +65,7 @@ def ratio(rates, name, over=BARE):
 
 
 def judge(run, goal):
-    """Ratio of a goal, None if it was not measured."""
+    """Return the ratio of a goal; None if it was not measured."""
     for cell in run['cells']:
         if (cell['payload'], cell['clients']) == (goal.payload, goal.clients):
             return ratio(cell['rates'], goal.name, goal.over)
@@ -73,7 +73,7 @@ def judge(run, goal):
 
 
 def describe_goal(run, goal):
-    """Say whether a goal is reached."""
+    """Return the text for a goal: reached, missed or not measured."""
     text = f'{goal.least:g}'
     if goal.clients > 1:
         text += f' with {goal.clients} clients'
@@ -86,19 +86,19 @@ def describe_goal(run, goal):
 
 
 def describe_goals(run, name):
-    """Say which goals of a contender are reached."""
+    """Return the text for the goals of a contender."""
     return '; '.join(describe_goal(run, goal) for goal in GOALS if goal.name == name)
 
 
 def count_rounds(run):
-    """Say of how many rounds the medians are."""
+    """Return the text for the number of rounds."""
     rounds = [len(cell['rates'].get(BARE, ())) for cell in run['cells']]
     least, most = min(rounds, default=0), max(rounds, default=0)
     return f'{most}' if least == most else f'{least} to {most}'
 
 
 def name_size(size):
-    """Write a number of bytes."""
+    """Return the text for a number of bytes."""
     for unit, factor in (('MB', 1_000_000), ('kB', 1000)):
         if size >= factor:
             return f'{size / factor:g} {unit}'
@@ -106,9 +106,9 @@ def name_size(size):
 
 
 def make_rows(run):
-    """Make the table: first row, one for the rates of the bare pair, one for each other.
+    """Yield the rows of the table: header, rates of the bare pair, ratios of the others.
 
-    What was not measured has a line instead of ratios: why.
+    The row of a missing contender has the reason instead of ratios.
     """
     cells = run['cells']
     yield [
@@ -123,7 +123,7 @@ def make_rows(run):
     ]
     for name in run['names']:
         if name in run['missing']:
-            yield [name, f'not there: {run["missing"][name]}']
+            yield [name, f'not measured: {run["missing"][name]}']
         elif name != BARE:
             yield [
                 name,
@@ -133,7 +133,7 @@ def make_rows(run):
 
 
 def make_rows_of_times(run):
-    """Make a table of the processor time for each call, which a busy machine changes less."""
+    """Yield the rows of a table of processor times; they depend less on the load than rates."""
     yield [
         'processor time of a call, us: client + server',
         *(f'{name_size(cell["payload"])} x{cell["clients"]}' for cell in run['cells']),
@@ -149,13 +149,13 @@ def make_rows_of_times(run):
 
 
 def processor_time(cell, name):
-    """Median of the microseconds of processor time for a call; None if it was not measured."""
+    """Return the median processor time of a call in microseconds; None if it was not measured."""
     times = cell['times'].get(name)
     return median(map(sum, times)) * 1e6 if times else None
 
 
 def list_failures(run):
-    """Tell what went wrong, one line each."""
+    """Yield a line for each failure."""
     for cell in run['cells']:
         for name, text in cell['failed'].items():
             yield f'{name}, {name_size(cell["payload"])} x{cell["clients"]}: {text}'
@@ -176,7 +176,7 @@ def _write(value, form):
 
 
 def print_table(rows, write):
-    """Write rows in columns, as wide as they need to be."""
+    """Write rows as a table with aligned columns."""
     rows = list(rows)
     columns = len(rows[0])
     whole = [row for row in rows if len(row) == columns]
@@ -190,7 +190,7 @@ def print_table(rows, write):
 
 
 def print_rst(rows, write):
-    """Write rows as a table of reStructuredText."""
+    """Write rows as a reStructuredText table."""
     rows = list(rows)
     columns = len(rows[0])
     write('.. list-table::\n   :header-rows: 1\n\n')
@@ -201,9 +201,9 @@ def print_rst(rows, write):
 
 
 def compare(old, new):
-    """Make a table of the ratios of two runs.
+    """Yield the rows of a table that compares two runs.
 
-    Rates are compared as ratios: the machine was not the same, or did something else meanwhile.
+    It compares ratios, not rates: the machine or its load may differ.
     """
     nothing = {'rates': {}, 'times': {}}
     former = {(cell['payload'], cell['clients']): cell for cell in old['cells']}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""One side of a contender: a program in its environment, led by lines of JSON.
+"""One side of a contender: a program in its environment, controlled by lines of JSON.
 
-``side.py server PAIR`` tells its address and serves; ``side.py clients PAIR`` forks clients for
-each turn that it is told, waits until all are warm, lets them go at once, and tells the rate. Both
-end with their standard input.
+``side.py server PAIR`` writes its address and serves. ``side.py clients PAIR`` reads a line for
+each turn, forks the clients, waits until all have warmed up, starts them together, and writes the
+rate. Both end with their standard input.
 """
 
 import gc
@@ -21,10 +21,10 @@ from time import monotonic, process_time
 from contenders.base import make_args
 
 GRACE = 30
-"""Seconds that the clients of a turn may take for connecting, and above its own"""
+"""Seconds that clients may take to connect, and to end after their turn"""
 
 WARM_UP = 0.1
-"""Part of the seconds of a turn in which its clients call before it begins, at least once"""
+"""Duration of the calls before a turn, as a part of the turn; at least one call"""
 
 
 def load(name):
@@ -33,14 +33,14 @@ def load(name):
     return getattr(importlib.import_module(f'contenders.{module}'), attribute)()
 
 
-def tell(**fields):
+def write_line(**fields):
     """Write a line for the driver."""
     sys.stdout.write(f'{json.dumps(fields)}\n')
     sys.stdout.flush()
 
 
 def run_server(pair):
-    """Serve until the driver has no more use for it."""
+    """Serve until the standard input ends."""
 
     def end():
         sys.stdin.read()
@@ -50,25 +50,25 @@ def run_server(pair):
             os._exit(0)
 
     def begin(address):
-        # Not before: most servers have forked by now.
+        # Start the thread only now: most servers fork before.
         threading.Thread(target=end, daemon=True).start()
-        tell(address=address)
+        write_line(address=address)
 
     pair.serve(begin)
 
 
 def run_clients(pair):
-    """Run turns until the driver has no more use for them."""
-    tell()
+    """Run turns until the standard input ends."""
+    write_line()
     for line in sys.stdin:
         try:
-            tell(**run_turn(pair, owner=sys.stdin.fileno(), **json.loads(line)))
-        except Exception as error:  # noqa: BLE001 - whatever a contender raises stands in the table
-            tell(error=str(error))
+            write_line(**run_turn(pair, owner=sys.stdin.fileno(), **json.loads(line)))
+        except Exception as error:  # noqa: BLE001 - the table shows any error of a contender
+            write_line(error=str(error))
 
 
 def read_processor_time(session):
-    """Seconds of processor time that the processes of a session have had so far."""
+    """Return the seconds of processor time that the processes of a session have used."""
     ticks = 0
     for path in Path('/proc').glob('[0-9]*/stat'):
         with suppress(OSError):  # it has ended meanwhile
@@ -79,19 +79,19 @@ def read_processor_time(session):
 
 
 def run_turn(pair, address, size, clients, flight, seconds, server=0, owner=None):
-    """Fork clients, let them call.
+    """Fork clients and let them call.
 
-    :param size: bytes of a message
-    :param flight: calls of each client under way at a time
-    :param seconds: how long they start calls
-    :param server: session of the processes of the server
-    :param owner: descriptor that can be read when nobody waits for the turn any more
+    :param size: message size in bytes
+    :param flight: calls in flight for each client
+    :param seconds: duration of the turn
+    :param server: session id of the processes of the server
+    :param owner: descriptor that becomes readable when the driver has ended
     :return: `rate`, calls per second of all clients; `client` and `server`, seconds of processor
         time for each call
     """
     args = make_args(size)
     turn = Turn(owner)
-    # The collector runs as Python sets it, but not over what was there before.
+    # The collector keeps its settings, but skips the objects that exist already.
     gc.collect()
     gc.freeze()
     children = []
@@ -114,7 +114,7 @@ def run_turn(pair, address, size, clients, flight, seconds, server=0, owner=None
         }
     finally:
         for pid in children:
-            os.kill(pid, signal.SIGKILL)  # who has told the result has nothing left to do
+            os.kill(pid, signal.SIGKILL)  # clients that have sent their result are idle
             os.waitpid(pid, 0)
         turn.close()
 
@@ -131,7 +131,7 @@ class Turn:
     # In a client
 
     def run_client(self, connect, seconds):
-        """Connect, warm up, wait for the others, call; never return."""
+        """Connect, warm up, wait for the others, call, and exit."""
         try:
             os.close(self._begin)
             call_for = connect()
@@ -141,37 +141,37 @@ class Turn:
             before = process_time()
             count, took = call_for(seconds)
             self._write([count, took, process_time() - before])
-        except BaseException as error:  # noqa: BLE001 - the parent tells it
+        except BaseException as error:  # noqa: BLE001 - the parent reports it
             self._write(f'{type(error).__name__}: {error}'[:200])
         os._exit(0)
 
     def _write(self, value):
-        os.write(self._result, f'{json.dumps(value)}\n'.encode())  # short: nobody cuts it in two
+        os.write(self._result, f'{json.dumps(value)}\n'.encode())  # shorter than PIPE_BUF: atomic
 
     # In their parent
 
     def drop_ends_of_clients(self):
-        """Close what only clients use."""
+        """Close the descriptors that only clients use."""
         os.close(self._result)
         os.close(self._signal)
         self._result = self._signal = None
 
     def wait_for_clients(self, clients):
-        """Wait until all are connected."""
+        """Wait until all clients are ready."""
         for line in self._read_lines(clients, GRACE):
             if line != 'ready':
                 raise RuntimeError(line)
 
     def begin(self):
-        """Let all go."""
+        """Start the calls of all clients."""
         os.close(self._begin)
         self._begin = None
 
     def read_results(self, clients, seconds):
-        """Give for each its calls, the seconds, and those of processor time."""
+        """Yield the calls, seconds, and seconds of processor time of each client."""
         for line in self._read_lines(clients, GRACE + seconds):
             if not isinstance(line, list):
-                raise RuntimeError(line)  # noqa: TRY004 - the text of an error
+                raise RuntimeError(line)  # noqa: TRY004 - a client failed
             yield line
 
     def _read_lines(self, number, seconds):
@@ -186,30 +186,30 @@ class Turn:
             left = max(0, deadline - monotonic())
             ready = select.select([self._results, *self._owner], [], [], left)[0]
             if not ready:
-                raise TimeoutError(f'{number} clients are not ready after {seconds:.0f} s')
+                raise TimeoutError(f'no line from {number} clients after {seconds:.0f} s')
             if self._results not in ready:
-                sys.exit(1)  # the driver has gone
+                sys.exit(1)  # the driver has ended
             data = os.read(self._results, 65536)
             if not data:
-                raise RuntimeError(f'{number} clients ended without a word')
+                raise RuntimeError(f'{number} clients ended without a result')
             self._unread += data
 
     def close(self):
-        """Close what is open."""
+        """Close the pipes."""
         for fd in (self._results, self._result, self._signal, self._begin):
             if fd is not None:
                 os.close(fd)
 
 
 def main():
-    """Run the side which the command line names."""
+    """Run the side that the command line names."""
     role, name = sys.argv[1:]
     try:
         pair = load(name)
         {'server': run_server, 'clients': run_clients}[role](pair)
     except ImportError as error:
-        tell(missing=str(error))
-    except KeyboardInterrupt:  # from the terminal: the driver has heard it, too
+        write_line(missing=str(error))
+    except KeyboardInterrupt:  # Ctrl-C in the terminal; the driver gets it, too
         with suppress(Exception):
             pair.end()
 

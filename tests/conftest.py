@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Fixtures: real processes on free ports, and nothing left behind."""
+"""Fixtures: real processes on free ports, which a test must not leave running."""
 
 import gc
 import multiprocessing
@@ -8,32 +8,27 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from pyramid.testing import setUp, tearDown
 
 from checks import wait_until
 from handlers import Process
 from pyams_zmq.socket import zmq_response, zmq_socket
 
+# On a loaded machine an example takes longer than hypothesis allows.
+settings.register_profile('suite', deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('suite')
+
 
 def pytest_collection_finish():
-    """Keep what is there from each collection of garbage, of which there is one for each test."""
+    """Exclude the imported modules from the collection of garbage after each test."""
     gc.collect()
     gc.freeze()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport():
-    """Escape what UTF-8 cannot encode, a lone surrogate in a log line: pytest-xdist would abort."""
-    report = yield
-    report.sections = [
-        (title, text.encode(errors='backslashreplace').decode()) for title, text in report.sections
-    ]
-    return report
-
-
 @pytest.fixture(autouse=True)
 def _nothing_is_left():
-    """Fail a test that leaves a child or a thread."""
+    """Fail a test that leaves a child process or a thread running."""
     threads = set(threading.enumerate())
     yield
     gc.collect()
@@ -55,21 +50,21 @@ def _nothing_is_left():
 
 @pytest.fixture
 def tmp_path():
-    """A folder whose path leaves room for that of an ipc socket, which has 107 bytes."""
+    """Return a folder with a short path: the path of an ipc socket has at most 107 bytes."""
     with tempfile.TemporaryDirectory(prefix='t-', ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def config():
-    """Pyramid configurator of a test."""
+    """Return a Pyramid configurator."""
     yield setUp(hook_zca=True)
     tearDown()
 
 
 @pytest.fixture
 def start():
-    """Start processes, wait until they are ready, stop them at the end."""
+    """Start processes and wait until they are ready; stop them at the end."""
     started = []
 
     def start_process(*args, factory=Process, **kwargs):
@@ -87,11 +82,11 @@ def start():
 
 @pytest.fixture
 def ask():
-    """Send one message to an address, return the reply."""
+    """Send a message to a process or an address; return the reply."""
 
     def send(process, message, **kwargs):
         address = process if isinstance(process, str) else process.bound_address
-        timeout = kwargs.pop('timeout', 5)
+        timeout = kwargs.pop('timeout', 20)
         socket = zmq_socket(address, **kwargs)
         try:
             socket.send_json(message)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The contenders: who echoes a message, in which environment, with how many calls in flight."""
+"""The contenders: pairs of a server and a client, their environments and calls in flight."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ OURS, PEERS, AIOZMQ, VERSION_2 = ENVIRONMENTS = ('ours', 'peers', 'aiozmq', 'pya
 
 FLIGHT = 256
 FLIGHT_BYTES = 16 * 1024 * 1024
-"""Bytes of the messages in flight, at most: 256 of 1 MB would measure the memory"""
+"""Limit of the bytes in flight; 256 messages of 1 MB would measure the memory"""
 
 BARE = 'bare REQ/REP'
 BARE_PIPELINED = 'bare DEALER/ROUTER, 256 in flight'
@@ -23,9 +23,9 @@ ASYNC_PIPELINED = 'ours: AsyncZMQClient, 256 in flight'
 class Contender(NamedTuple):
     """A pair of a server and a client.
 
-    :ivar environment: name of the environment that has its packages
-    :ivar pair: module in this package, and class in it, see :class:`contenders.base.Pair`
-    :ivar flight: calls under way at a time, of all clients together; 1 for one of each client
+    :ivar environment: name of the environment with its packages
+    :ivar pair: module and class in this package; see :class:`contenders.base.Pair`
+    :ivar flight: calls in flight of all clients together; 1 for one of each client
     """
 
     name: str

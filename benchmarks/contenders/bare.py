@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Nothing but pyzmq, a blocking loop and the JSON of the standard library."""
+"""pyzmq only, with a blocking loop and the JSON of the standard library."""
 
 import json
 from functools import partial
@@ -29,7 +29,7 @@ class ReqRep(Pair):
     """A REQ socket for each client."""
 
     def serve(self, tell):
-        """Receive, send."""
+        """Receive and send in a loop."""
         with zmq.Context() as context, context.socket(zmq.REP) as socket:
             socket.bind(ANY_PORT)
             tell(socket.last_endpoint.decode())
@@ -37,15 +37,15 @@ class ReqRep(Pair):
                 socket.send(answer(socket.recv()))
 
     def connect(self, address):
-        """Keep a socket."""
+        """Return a call on a kept socket."""
         return partial(call, open_socket(address, zmq.REQ))
 
 
 class DealerRouter(Pair):
-    """A DEALER socket for each client: it sends the next message when a reply comes in."""
+    """A DEALER socket for each client; it sends the next message when a reply arrives."""
 
     def serve(self, tell):
-        """Receive, send."""
+        """Receive and send in a loop."""
         with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
             socket.bind(ANY_PORT)
             tell(socket.last_endpoint.decode())

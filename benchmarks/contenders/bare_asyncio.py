@@ -23,7 +23,7 @@ class ReqRep(AsyncPair):
     """A REQ socket for each client."""
 
     async def serve_async(self, tell):
-        """Receive, send."""
+        """Receive and send in a loop."""
         with zmq.asyncio.Context() as context, context.socket(zmq.REP) as socket:
             socket.bind(ANY_PORT)
             tell(socket.last_endpoint.decode())
@@ -31,7 +31,7 @@ class ReqRep(AsyncPair):
                 await socket.send(answer(await socket.recv()))
 
     async def connect_async(self, address):
-        """Keep a socket."""
+        """Return a call on a kept socket."""
         socket = open_socket(address, zmq.REQ)
 
         async def call(args):
@@ -42,10 +42,10 @@ class ReqRep(AsyncPair):
 
 
 class DealerRouter(AsyncPair):
-    """A DEALER socket for each client: it sends the next message when a reply comes in."""
+    """A DEALER socket for each client; it sends the next message when a reply arrives."""
 
     async def serve_async(self, tell):
-        """Receive, send."""
+        """Receive and send in a loop."""
         with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as socket:
             socket.bind(ANY_PORT)
             tell(socket.last_endpoint.decode())
@@ -54,7 +54,7 @@ class DealerRouter(AsyncPair):
                 await socket.send_multipart([*envelope, answer(request)])
 
     def open(self, address, args, flight):
-        """Open a socket in a loop."""
+        """Open a socket in an event loop."""
         loop = asyncio.new_event_loop()
         socket = loop.run_until_complete(self.connect_async(address))
 
@@ -81,5 +81,5 @@ class DealerRouter(AsyncPair):
         )
 
     async def connect_async(self, address):
-        """Give the socket, which needs a loop."""
+        """Return a socket; zmq.asyncio needs a running loop for it."""
         return open_socket(address, zmq.DEALER)

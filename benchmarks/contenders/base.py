@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What all pairs do alike: the message, the check of its reply, and the clock."""
+"""Base classes of the pairs: the message, the check of the reply, and the clock."""
 
 import asyncio
 import json
@@ -10,14 +10,14 @@ ANY_PORT = 'tcp://127.0.0.1:*'
 KIND = 'echo'
 ARGS = {'path': '/this/is/my/path', 'format': 'JPEG'}
 SMALL = 60
-"""Bytes of that message, about"""
+"""Approximate size of that message in bytes"""
 
 TIMEOUT = 20
-"""Seconds that a call of a client may take"""
+"""Time limit of a call, in seconds"""
 
 
 class Echo:
-    """Handler of the servers that call methods."""
+    """Handler for servers that call methods."""
 
     def echo(self, args):
         """Return the arguments."""
@@ -25,14 +25,14 @@ class Echo:
 
 
 def make_args(size):
-    """Make arguments for a message of *size* bytes of JSON: a field is padded, above 60 bytes."""
+    """Return arguments for a message of *size* bytes of JSON; above 60 bytes a field is padded."""
     if size <= SMALL:
         return ARGS
     return {**ARGS, 'path': ARGS['path'] + 'x' * (size - len(json.dumps([KIND, ARGS])))}
 
 
 def answer(request):
-    """Answer a message with nothing but the standard library."""
+    """Answer a message with the standard library only."""
     _kind, args = json.loads(request)
     return json.dumps([200, args]).encode()
 
@@ -45,17 +45,17 @@ def check(reply, args):
 
 
 class Pair:
-    """A server, and clients which have one call under way at a time."""
+    """A server, and clients with one call at a time."""
 
     def serve(self, tell):
-        """Serve for ever.
+        """Serve forever.
 
-        :param tell: function to call with the address as soon as it can be connected to
+        :param tell: function to call with the address when the server is bound
         """
         raise NotImplementedError
 
     def end(self):
-        """End what would outlive the program of the server."""
+        """Stop processes that would outlive the program of the server."""
 
     def connect(self, address):
         """Open a connection; return a function of the arguments that returns the reply."""
@@ -64,9 +64,9 @@ class Pair:
     def open(self, address, args, flight):
         """Open a connection.
 
-        :param flight: calls to have under way at a time
-        :return: a function which calls for some seconds, and returns how many calls it made and
-            the seconds that they took
+        :param flight: calls in flight
+        :return: a function that makes calls for some seconds and returns their number and the
+            seconds that they took
         """
         return partial(self._call_for, self.connect(address), args)
 
@@ -82,10 +82,10 @@ class Pair:
 
 
 class AsyncPair(Pair):
-    """A pair whose client has a loop, and a coroutine for each call in flight."""
+    """A pair whose client runs a coroutine for each call in flight."""
 
     async def serve_async(self, tell):
-        """Serve for ever, in a loop."""
+        """Serve forever in an event loop."""
         raise NotImplementedError
 
     async def connect_async(self, address):
@@ -93,11 +93,11 @@ class AsyncPair(Pair):
         raise NotImplementedError
 
     def serve(self, tell):
-        """Serve in a loop."""
+        """Serve in an event loop."""
         asyncio.run(self.serve_async(tell))
 
     def open(self, address, args, flight):
-        """Open a connection in a loop."""
+        """Open a connection in an event loop."""
         loop = asyncio.new_event_loop()
         call = loop.run_until_complete(self.connect_async(address))
         return lambda seconds: loop.run_until_complete(

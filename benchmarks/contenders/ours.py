@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What this package has: its servers with a bare client, its clients with a serial server."""
+"""This package: its servers with a bare client, its clients with a serial server."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ class AsyncEchoMessageHandler(ZMQMessageHandler):
 
 
 class ConcurrentProcess(ZMQProcess):
-    """Has several messages under way."""
+    """Handles up to eight messages at a time."""
 
     concurrency = 8
 
@@ -51,7 +51,7 @@ class Served(Pair):
     process = None
 
     def make(self):
-        """Make the process."""
+        """Return the process."""
         return ZMQProcess(LOCAL, EchoMessageHandler)
 
     def serve(self, tell):
@@ -71,7 +71,7 @@ class BareClient(Served):
     """REQ socket of pyzmq, JSON of the standard library."""
 
     def connect(self, address):
-        """Keep a socket."""
+        """Return a call on a kept socket."""
         return partial(call, open_socket(address, zmq.REQ))
 
 
@@ -79,7 +79,7 @@ class OnUvloop(BareClient):
     """A process that runs on uvloop."""
 
     def make(self):
-        """Make the process."""
+        """Return the process."""
         import uvloop  # noqa: PLC0415 - not every system has it
 
         process = super().make()
@@ -91,7 +91,7 @@ class Concurrent(BareClient):
     """A process with `concurrency`, and a coroutine as handler."""
 
     def make(self):
-        """Make the process."""
+        """Return the process."""
         return ConcurrentProcess(LOCAL, AsyncEchoMessageHandler)
 
 
@@ -99,7 +99,7 @@ class Pool(BareClient):
     """Several processes behind an address."""
 
     def make(self):
-        """Make the pool."""
+        """Return the pool."""
         return ZMQPool(LOCAL, EchoMessageHandler, workers=4)
 
 
@@ -107,7 +107,7 @@ class KeptSocket(Served):
     """One socket for all messages."""
 
     def connect(self, address):
-        """Keep a socket."""
+        """Return a call on a kept socket."""
         socket = zmq_socket(address)
 
         def call(args):
@@ -121,7 +121,7 @@ class SocketPerMessage(Served):
     """A socket for each message."""
 
     def connect(self, address):
-        """Open it when there is a message."""
+        """Return a call that opens a socket for each message."""
 
         def call(args):
             socket = zmq_socket(address)
@@ -132,23 +132,23 @@ class SocketPerMessage(Served):
 
 
 class Client(Served):
-    """The client which keeps its connections."""
+    """The client that keeps its connections."""
 
     def connect(self, address):
-        """Keep a client."""
+        """Return a call of a client."""
         client = ZMQClient(address, timeout=TIMEOUT)
         return lambda args: client.request([KIND, args])
 
 
 class ClientOnUvloop(Client, OnUvloop):
-    """The same, and the process runs on uvloop."""
+    """The same with a process on uvloop."""
 
 
 class RequestClient(Served):
     """The client of a Pyramid request, looked up for each message."""
 
     def connect(self, address):
-        """Make an application, and a request for it."""
+        """Return a call on the client of a Pyramid request."""
         config = Configurator()
         config.include('pyams_zmq')
         config.add_zmq_process('echo', address=address, start='never', timeout=TIMEOUT)
@@ -163,6 +163,6 @@ class AsyncClient(Served, AsyncPair):
     """The client of asyncio."""
 
     async def connect_async(self, address):
-        """Keep a client."""
+        """Return a call of a client."""
         client = AsyncZMQClient(address, timeout=TIMEOUT)
         return lambda args: client.request([KIND, args])

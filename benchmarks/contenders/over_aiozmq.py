@@ -9,7 +9,7 @@ from contenders.base import ANY_PORT, TIMEOUT, AsyncPair
 
 
 class Handler(aiozmq.rpc.AttrHandler):
-    """Its handler."""
+    """Handler of the server."""
 
     @aiozmq.rpc.method
     def echo(self, args):
@@ -28,6 +28,6 @@ class Rpc(AsyncPair):
         await asyncio.Event().wait()
 
     async def connect_async(self, address):
-        """Keep a client."""
+        """Return a call of a client."""
         client = await aiozmq.rpc.connect_rpc(connect=address, timeout=TIMEOUT)
         return client.call.echo

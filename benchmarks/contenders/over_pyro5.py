@@ -16,7 +16,7 @@ class Pyro5(Pair):
             daemon.requestLoop()
 
     def connect(self, address):
-        """Keep a proxy."""
+        """Return a call of a proxy."""
         proxy = api.Proxy(address)
         proxy._pyroTimeout = TIMEOUT
         return proxy.echo

@@ -12,7 +12,7 @@ LOCAL = '127.0.0.1'
 
 
 class EchoService(rpyc.Service):
-    """Answers JSON: of a dictionary it would give a reference, which costs a call for each key."""
+    """Answers JSON; for a dictionary RPyC returns a reference, which costs a call for each key."""
 
     def exposed_echo(self, request):
         """Answer a message."""
@@ -29,12 +29,12 @@ class RPyC(Pair):
         server.start()
 
     def connect(self, address):
-        """Keep a connection."""
+        """Return a call on a kept connection."""
         connection = rpyc.connect(LOCAL, address, config={'sync_request_timeout': TIMEOUT})
         echo = connection.root.echo
 
         def call(args):
             return json.loads(echo(json.dumps([KIND, args])))
 
-        call.connection = connection  # which ends with the last reference to it
+        call.connection = connection  # keep a reference, or it is closed
         return call

@@ -17,7 +17,7 @@ class Zerorpc(Pair):
         server.run()
 
     def connect(self, address):
-        """Keep a client."""
+        """Return a call of a client."""
         client = zerorpc.Client(timeout=TIMEOUT)
         client.connect(address)
         return client.echo

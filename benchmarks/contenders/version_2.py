@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""pyams_zmq 2.0.0, in an environment of its own."""
+"""pyams_zmq 2.0.0, in its own environment."""
 
 import multiprocessing
 
@@ -16,14 +16,14 @@ class EchoMessageHandler(ZMQMessageHandler):
 
 
 class Process(ZMQProcess):
-    """Tells its port, which formerly nobody but the child knew."""
+    """Sends its port to the parent; in 2.0.0 only the child knows it."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.reader, self._writer = multiprocessing.Pipe(duplex=False)
 
     def stream(self, *args, **kwargs):
-        """Make a stream."""
+        """Open a stream and send its port."""
         stream, port = super().stream(*args, **kwargs)
         self._writer.send(port)
         return stream, port
@@ -44,12 +44,12 @@ class KeptSocket(Pair):
         self.process.join()
 
     def end(self):
-        """End the process; its `stop` works in the child only."""
+        """Kill the process; in 2.0.0 `stop` works only in the child."""
         if self.process is not None:
             self.process.kill()
 
     def connect(self, address):
-        """Keep a socket."""
+        """Return a call on a kept socket."""
         socket = zmq_socket(address)
 
         def call(args):
@@ -63,7 +63,7 @@ class SocketPerMessage(KeptSocket):
     """A socket for each message, as its documentation shows it."""
 
     def connect(self, address):
-        """Open it when there is a message."""
+        """Return a call that opens a socket for each message."""
 
         def call(args):
             socket = zmq_socket(address)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Video clips: convert, describe and make them, with ffmpeg."""
+"""Convert, describe and generate video clips with ffmpeg."""
 
 import re
 import subprocess
@@ -11,11 +11,11 @@ FORMATS = {
     'mp4': '-f mp4 -c:v libx264 -c:a aac -pix_fmt yuv420p -vf pad=ceil(iw/2)*2:ceil(ih/2)*2',
     'webm': '-f webm -c:v libvpx-vp9 -c:a libopus -crf 32 -b:v 0 -row-mt 1 -cpu-used 2',
 }
-"""What a clip can be converted to, and the arguments of ffmpeg for it"""
+"""Target formats and their ffmpeg arguments"""
 
 _REPORT = ['-nostats', '-loglevel', 'level+info', '-progress', 'pipe:1', '-stats_period', '0.2']
-# Local files only, whatever the name of the clip or a playlist in it says; from it a picture, not
-# that of a cover, and a sound if there is one.
+# Read local files only, even if the name of the clip or a playlist in it is a URL. Take the first
+# video stream that is not a cover picture, and the first audio stream, if the clip has one.
 _INPUT = ['-protocol_whitelist', 'file', '-i']
 _STREAMS = ['-map', '0:V:0', '-map', '0:a:0?']
 _TEST = '-f lavfi -i testsrc=d={0}:s={1}:r=25 -f lavfi -i sine=f=440:d={0}'
@@ -28,24 +28,24 @@ _ERROR = re.compile(r'\[(?:error|fatal)\] (.+)')
 
 
 class ClipError(Exception):
-    """A clip that ffmpeg cannot read or write."""
+    """ffmpeg cannot read or write a clip."""
 
 
 class Conversion:
-    """A run of ffmpeg, which can be stopped."""
+    """A run of ffmpeg that can be stopped."""
 
     def __init__(self):
         self.stopped = False
         self._ffmpeg = None
 
     def run(self, source, target, format_name):
-        """Convert; yield the seconds done and their total, None where the clip does not tell."""
+        """Convert a clip; yield the converted seconds and the total, None if it is unknown."""
         files = f'file:{source}', *_STREAMS, *FORMATS[format_name].split(), f'file:{target}'
         command = _command(*_REPORT, *_INPUT, *files)
         seconds, duration, errors = 0, None, []
         output = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
         with subprocess.Popen(command, **output, **_TEXT) as self._ffmpeg:  # noqa: S603 - no shell
-            if self.stopped:  # when there was nothing to kill yet
+            if self.stopped:  # before ffmpeg was started
                 self.stop()
             for line in self._ffmpeg.stdout:
                 if match := _CONVERTED.match(line):
@@ -57,22 +57,22 @@ class Conversion:
                     duration = _seconds(match)
         if self.stopped:
             raise ClipError('The conversion was stopped')
-        # ffmpeg goes over errors. That is fine if it got to the end; it takes some garbage for a
-        # clip, too, which then has no duration.
+        # ffmpeg continues after errors. The result is good if it reached the end of the clip. It
+        # also accepts some garbage as a clip; such a clip has no duration.
         is_broken = errors and (duration is None or seconds < 0.9 * duration)
         if self._ffmpeg.returncode != 0 or is_broken:
             reason = '; '.join(errors[:2]) or f'exit code {self._ffmpeg.returncode}'
             raise ClipError(f'ffmpeg cannot convert {source}: {reason}')
 
     def stop(self):
-        """End it; a signal handler may call this at any moment."""
+        """Stop ffmpeg; safe to call from a signal handler at any time."""
         self.stopped = True
         if self._ffmpeg is not None:
             self._ffmpeg.kill()
 
 
 def describe(path):
-    """Read a clip, all of it; return its format, codecs, resolution and duration in seconds."""
+    """Read a whole clip; return its format, codecs, resolution and duration in seconds."""
     about = _run('-i', f'file:{path}', '-map', '0', '-c', 'copy', '-f', 'null', '-')
     about = about.partition('Output #0')[0]
     return {
@@ -84,7 +84,7 @@ def describe(path):
 
 
 def make_clip(path, seconds=5, size='640x360'):
-    """Make an mp4 file, with a test picture and a tone."""
+    """Generate an mp4 file with a test picture and a tone."""
     _run(*_TEST.format(seconds, size).split(), *FORMATS['mp4'].split(), f'file:{path}')
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A service that converts video clips in the background: a few lines on top of pyams_zmq.
+"""A service that converts video clips in the background, built on pyams_zmq.
 
-A ØMQ process answers every message at once. Each conversion is a child of it, which a thread
-follows.
+The ØMQ process answers every message at once. It runs each conversion in a child process, and a
+thread that reads the reports of the child.
 """
 
 import errno
@@ -22,14 +22,14 @@ from pyams_zmq.handler import ZMQMessageHandler
 from pyams_zmq.process import ZMQProcess
 
 MAX_RUNNING = 2
-"""Conversions at the same time; more are refused"""
+"""Limit of concurrent conversions; the service refuses more"""
 
 MAX_FINISHED = 100
-"""Finished conversions that `status` still knows"""
+"""Number of finished conversions whose status is kept"""
 
 
 class FFmpegProcess(Process):
-    """Child that converts one clip, and reports into a pipe as it goes."""
+    """Child process that converts one clip and sends its progress through a pipe."""
 
     def __init__(self, source, target, format_name):
         super().__init__()
@@ -38,12 +38,12 @@ class FFmpegProcess(Process):
         self.reader, self.writer = Pipe(duplex=False)
 
     def start(self):
-        """Fork; from now on the pipe ends with the child."""
+        """Start the child, and leave the writing end of the pipe to it: the pipe ends with it."""
         super().start()
         self.writer.close()
 
     def run(self):
-        """Convert, and report how that ended."""
+        """Convert the clip and report the result."""
         self.reader.close()
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -58,8 +58,8 @@ class FFmpegProcess(Process):
             self.report(state='done')
 
     def convert(self):
-        """Write the target, all of it or nothing."""
-        folder = self.target.parent  # a file can be renamed only within its file system
+        """Write the target completely, or not at all."""
+        folder = self.target.parent  # a rename works only within one file system
         if self.target.is_dir():
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         with TemporaryDirectory(prefix='.conversion-', dir=folder) as scratch:
@@ -69,22 +69,22 @@ class FFmpegProcess(Process):
             part.replace(self.target)
 
     def report(self, **changes):
-        """Tell the service."""
+        """Send changes of the status to the service."""
         try:
             self.writer.send(changes)
-        except OSError:  # it was killed
+        except OSError:  # the service was killed
             self.conversion.stop()
 
 
 class ConversionThread(Thread):
-    """Thread of the service that follows a conversion."""
+    """Thread of the service that reads the reports of a conversion."""
 
     def __init__(self, process, status):
         super().__init__()
         self.process, self.status = process, status
 
     def run(self):
-        """Keep the status up to date; it is done when its process has ended."""
+        """Update the status until the process of the conversion has ended."""
         end = {'state': 'failed', 'error': 'The conversion was killed'}
         with self.process.reader as reports:
             try:
@@ -100,7 +100,7 @@ class ConversionThread(Thread):
 
 
 class ConversionHandler:
-    """Answers the messages."""
+    """Handles the messages."""
 
     def __init__(self):
         self.conversions = {}
@@ -113,7 +113,7 @@ class ConversionHandler:
             raise ZMQMessageError(503, f'{MAX_RUNNING} conversions are running, try again later')
         for key in finished[:-MAX_FINISHED]:
             del self.conversions[key]
-        # Beside the clip, and never the clip itself.
+        # The suffix is appended, so the target is never the clip itself.
         target = Path(f'{source}.{format_name}')
         process = FFmpegProcess(source, target, format_name)
         process.start()
@@ -125,13 +125,13 @@ class ConversionHandler:
         return [200, key]
 
     def status(self, key):
-        """Tell how far a conversion is."""
+        """Return the status of a conversion."""
         if not isinstance(key, str) or key not in self.conversions:
             raise ZMQMessageError(404, f'Unknown conversion {key!r}')
         return [200, self.conversions[key]]
 
     def formats(self, _data):
-        """Tell what a clip can be converted to."""
+        """Return the names of the target formats."""
         return [200, list(FORMATS)]
 
     @staticmethod
@@ -147,7 +147,7 @@ class ConversionHandler:
             raise ZMQMessageError(400, f'The path {path!r} is not absolute')
         try:
             source = Path(path).resolve(strict=True)
-            str(source).encode()  # or it cannot be told in an answer
+            str(source).encode()  # a reply must be able to contain it
         except (OSError, RuntimeError, ValueError) as error:
             reason = getattr(error, 'strerror', error)
             raise ZMQMessageError(404, f'Cannot open {path!r}: {reason}') from None
@@ -157,7 +157,7 @@ class ConversionHandler:
 
 
 class ConversionMessageHandler(ZMQMessageHandler):
-    """Hands the messages to a ConversionHandler."""
+    """Passes the messages to a ConversionHandler."""
 
     handler = ConversionHandler
 
@@ -165,9 +165,9 @@ class ConversionMessageHandler(ZMQMessageHandler):
 class ConversionProcess(ZMQProcess):
     """The service."""
 
-    drain_timeout = 1.0  # seconds: whoever stops it does not wait for the end of a film
+    drain_timeout = 1.0  # seconds; stop() does not wait for the end of a conversion
 
     def setup(self):
-        """Start only where there is an ffmpeg."""
+        """Fail at the start if ffmpeg is not installed."""
         get_ffmpeg_exe()
         super().setup()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Convert a clip in a ØMQ service, as a web application would."""
+"""Convert a clip in a ØMQ service, as a web application does."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ PATIENCE = 60
 
 
 class Client:
-    """Asks the service."""
+    """Client of the service."""
 
     def __init__(self, address, auth):
         self.address, self.auth = address, auth
@@ -38,7 +38,7 @@ class Client:
 
 
 def convert(client, clip):
-    """Have a clip converted, and show how that goes; return the path of the result."""
+    """Convert a clip and print the progress; return the path of the result."""
     target_format = 'mp4' if clip.suffix == '.webm' else 'webm'
     message = ['convert', {'path': str(clip.absolute()), 'format': target_format}]
     start = time.monotonic()
@@ -52,7 +52,7 @@ def convert(client, clip):
             show_progress(seen, status['duration'])
         elif time.monotonic() > deadline:
             raise ClipError(f'The conversion has made no progress for {PATIENCE} s')
-        time.sleep(0.1)  # the service answers questions, it does not announce anything
+        time.sleep(0.1)  # the service does not announce progress, so poll
     if status['state'] == 'failed':
         raise ClipError(status['error'])
     print(f'   done after {time.monotonic() - start:.1f} s')
@@ -60,14 +60,14 @@ def convert(client, clip):
 
 
 def show_progress(seconds, duration):
-    """Draw a bar, if the length of the clip is known."""
+    """Print the progress, with a bar if the length of the clip is known."""
     part = min(1, seconds / duration) if duration else 0
     bar = f'[{"#" * int(30 * part):30}] {part:4.0%}, ' if duration else ''
     print(f'   {bar}{seconds:.1f} s of the clip', flush=True)
 
 
 def show_clip(path):
-    """Read a clip back."""
+    """Print the properties of a clip."""
     about = describe(path)
     print(path)
     print(f'   format    {about["format"]} ({", ".join(about["codecs"])}, {about["resolution"]})')
@@ -76,8 +76,8 @@ def show_clip(path):
 
 
 def run(clip):
-    """Start the service, have the clip converted, stop the service."""
-    auth = f'demo:{token_hex()}'  # other users of this machine are not let in
+    """Start the service, convert the clip, stop the service."""
+    auth = f'demo:{token_hex()}'  # refuse other users of this machine
     process = ConversionProcess('127.0.0.1', ConversionMessageHandler, auth=auth)
     process.start()
     try:
@@ -86,16 +86,17 @@ def run(clip):
         try:
             show_clip(convert(client, clip))
         except (ClipError, ZMQMessageError):
-            print('The service goes on, it converts to', ', '.join(client.ask('formats', None)))
+            formats = ', '.join(client.ask('formats', None))
+            print('The service is still running; it converts to', formats)
             raise
     finally:
         process.stop()
 
 
 def main():
-    """Convert the clip that the command line names, or one made for this."""
+    """Convert the clip that the command line names, or a generated one."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('clip', nargs='?', type=Path, help='by default, a clip made for the demo')
+    parser.add_argument('clip', nargs='?', type=Path, help='default: a generated clip')
     clip = parser.parse_args().clip
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` does the same as Ctrl-C
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The contracts of this package."""
+"""The interfaces of this package, and its events."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,20 +13,19 @@ class IZMQProcess(Interface):
 
     socket_type = Attribute('Type of the socket that `init_stream` binds (class attribute)')
     concurrency = Attribute(
-        'Messages that are answered at a time (class attribute): above 1, plain methods run in '
+        'Messages that are handled at a time (class attribute); above 1, plain methods run in '
         'threads and must be thread-safe'
     )
-    max_message_size = Attribute('Largest message that is handled, in bytes (class attribute)')
+    max_message_size = Attribute('Bytes of the largest message that is handled (class attribute)')
     drain_timeout = Attribute(
-        'Seconds that a stopping process gives to the message in hand (class attribute)'
+        'Seconds in which a stopping process finishes its messages (class attribute)'
     )
     orphan_timeout = Attribute(
-        'Seconds that a process whose owner died gives to the message in hand (class attribute)'
+        'Seconds in which a process finishes its messages when its owner has died (class attribute)'
     )
     bind_timeout = Attribute(
-        'Seconds to wait, as standby, for an address which is in use (class attribute)'
+        'Seconds to wait, as a standby, for an address that is in use (class attribute)'
     )
-
     handshake_timeout = Attribute(
         'Seconds until a peer that has not finished its handshake is dropped (class attribute)'
     )
@@ -34,24 +33,32 @@ class IZMQProcess(Interface):
     heartbeat_timeout = Attribute(
         'Seconds until a peer that does not answer a heartbeat is dropped (class attribute)'
     )
-    receive_hwm = Attribute('Messages of a peer that wait, at most (class attribute)')
-    send_hwm = Attribute('Replies to a peer that wait, at most (class attribute)')
-    backlog = Attribute('Connections that wait to be accepted, at most (class attribute)')
-    curve = Attribute('CurveServer, or None (class attribute or keyword)')
+    receive_hwm = Attribute('Received messages that wait, per peer (class attribute)')
+    send_hwm = Attribute('Messages that wait to be sent, per peer (class attribute)')
+    backlog = Attribute('Connections that wait to be accepted (class attribute)')
+    curve = Attribute('CurveServer, or None (class attribute or keyword argument)')
     loop_factory = Attribute(
-        'Function that makes the asyncio loop below the IOLoop of the child (class attribute)'
+        'Function that returns a new asyncio loop, for the IOLoop of the child (class attribute)'
     )
 
     context = Attribute('ØMQ context of the child, None in the parent')
     loop = Attribute('IOLoop of the child, None in the parent')
-    auth_thread = Attribute('ThreadAuthenticator of the child, None in the parent')
-    bind_addr = Attribute('Address to bind, as it was given')
-    rep_stream = Attribute('ZMQStream of the child on which messages come in')
+    auth_thread = Attribute(
+        'Authenticator of the child, a started thread (`is_alive`, `stop`); None in the parent'
+    )
+    bind_addr = Attribute('Address to bind, as given')
+    rep_stream = Attribute('ZMQStream of the child that receives the messages')
     handler = Attribute('Factory of the message handler, a class that provides IZMQMessageHandler')
-    passwords = Attribute('Passwords of the users that may connect, by user name')
-    clients = Attribute('IP addresses that may connect; all of them when there is none')
+    passwords = Attribute(
+        'Passwords by user name of the users that may connect; None if there are no users'
+    )
+    clients = Attribute(
+        'IP addresses and networks that may connect, as a list of strings; None if all may connect'
+    )
     registry = Attribute('Registry of the application')
-    bound_address = Attribute('URI that was really bound; None in the parent before `wait_ready`')
+    bound_address = Attribute(
+        'Bound URI, with the real port; None in the parent before `wait_ready`'
+    )
     draining = Attribute('True in a child that is about to stop')
 
     def start() -> None:
@@ -74,7 +81,7 @@ class IZMQProcess(Interface):
         """Create context, loop, authenticator and streams; runs in the child."""
 
     def init_stream() -> None:
-        """Bind the stream on which messages come in; runs in the child."""
+        """Bind the stream that receives the messages; runs in the child."""
 
     def stream(
         sock_type: int,
@@ -87,58 +94,59 @@ class IZMQProcess(Interface):
 
         :param sock_type: type of the ØMQ socket, `zmq.REP` for instance
         :param addr: address, see :class:`pyams_zmq.endpoint.Endpoint`
-        :param bind: bind to the address if true, else connect to it
-        :param callback: given to the `on_recv` of the stream
+        :param bind: true to bind the address, false to connect to it
+        :param callback: argument for the `on_recv` of the stream
         :param subscribe: pattern of a SUB socket
         :return: the stream and its port (None for ipc)
-        :raises ValueError: for an address that cannot be understood
+        :raises ValueError: for an address that cannot be parsed
         :raises ZMQBindError: for an address that cannot be bound
         """
 
     def stop() -> None:
         """End the process.
 
-        In the parent: ask the child to finish the message in hand within `drain_timeout`, wait,
-        then terminate it, then kill it. In the child: finish the message in hand, refuse others,
-        then stop the loop; returns at once. Elsewhere, before the start and after the end: nothing.
+        In the parent: ask the child to finish its messages within `drain_timeout`, wait, then
+        terminate it, then kill it. In the child: finish the messages in hand, refuse others, then
+        stop the loop; returns at once. In other processes, before the start and after the end it
+        does nothing.
         """
 
     def reload() -> None:
         """Read the users and keys again, from the file or folder that was given.
 
         In the parent this asks the child to do so, as SIGHUP does. New connections follow the new
-        rules, and messages of a user who is not there any more are refused. What cannot be read
-        changes nothing, and is logged.
+        rules, and messages of removed users are refused. If users or keys cannot be read, the error
+        is logged and nothing changes.
         """
 
     def exit(num: int | None = None, frame: Any = None) -> None:
-        """Signal handler of the child: finish the message in hand, refuse others, then stop."""
+        """Signal handler of the child: finish the messages in hand, refuse others, then stop."""
 
 
 class IZMQMessageHandler(Interface):
-    """Callable which answers each message that comes in on a stream, exactly once."""
+    """Callable that replies to each message of a stream exactly once."""
 
-    handler = Attribute('Class whose methods answer the messages, one for each message type')
+    handler = Attribute('Class whose methods handle the messages, one method per message type')
     rep_handler = Attribute('Instance of `handler`; its `process` is the ZMQProcess')
 
     def __call__(frames: list[bytes]) -> None:
-        """Answer a message.
+        """Reply to a message.
 
         :param frames: frames of the message
         """
 
 
 class IZMQService(Interface):
-    """A service that an application has declared, a utility registered under its name."""
+    """A service that an application declares: a utility, registered under its name."""
 
     name = Attribute('Name of the service')
-    address = Attribute('Address that its process binds')
+    address = Attribute('Address to bind')
     handler = Attribute('Class of its message handler')
     factory = Attribute('Class of its process')
-    start = Attribute("Who starts it: `'auto'`, `'external'` or `'never'`")
+    start = Attribute("What starts its process: `'auto'`, `'external'` or `'never'`")
 
     def make_process(registry: Any) -> Any:
-        """Make the process of the service, which is not started.
+        """Make the process of the service, without starting it.
 
         :param registry: registry of the application
         """
@@ -148,7 +156,7 @@ class IZMQService(Interface):
 
 
 class IZMQClientFactory(Interface):
-    """Utility that makes the clients of requests; that of `pyams_zmq.testing` records."""
+    """Utility that makes the clients of requests; `pyams_zmq.testing` replaces it."""
 
     def __call__(service: IZMQService) -> Any:
         """Make a client.
@@ -160,7 +168,7 @@ class IZMQClientFactory(Interface):
 class IZMQProcessEvent(IObjectEvent):
     """Event of a ZMQProcess, its object, notified to the registry of the process.
 
-    It is notified in the child, unless its own interface says where.
+    It is notified in the child, unless the interface of the event says otherwise.
     """
 
 
@@ -169,13 +177,14 @@ class IZMQProcessStartedEvent(IZMQProcessEvent):
 
 
 class IZMQProcessStoppedEvent(IZMQProcessEvent):
-    """The process that had started serves no more; its sockets are about to be closed."""
+    """The process has stopped serving; its sockets are about to be closed."""
 
 
 class IZMQProcessGivenUpEvent(IZMQProcessEvent):
-    """A supervisor, in whose process this is notified, does not start the process any more.
+    """A supervisor has given the process up, and does not start it again.
 
-    Its object is the last process that was started; None if none could even be made.
+    It is notified in the process of the supervisor. Its object is the last process that was
+    started; None if no process could be made.
     """
 
     name = Attribute('Name of the child of the supervisor')
@@ -193,12 +202,12 @@ class ZMQProcessStartedEvent(ZMQProcessEvent):
 
 @implementer(IZMQProcessStoppedEvent)
 class ZMQProcessStoppedEvent(ZMQProcessEvent):
-    """The process that had started serves no more."""
+    """The process has stopped serving."""
 
 
 @implementer(IZMQProcessGivenUpEvent)
 class ZMQProcessGivenUpEvent(ZMQProcessEvent):
-    """A supervisor does not start the process any more.
+    """A supervisor has given the process up, and does not start it again.
 
     :param process: last process that was started, or None
     :param name: name of the child of the supervisor

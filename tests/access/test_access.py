@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Who may connect: the matrix of mechanisms, addresses and credentials, on real sockets."""
+"""Access control on real sockets: the matrix of mechanisms, addresses and credentials."""
 
 import itertools
 import logging
@@ -22,10 +22,10 @@ from pyams_zmq.socket import zmq_response, zmq_socket
 SECRET = 'open:sesame'
 
 LOADED = 2.0
-"""Seconds that a loaded machine may take longer"""
+"""Additional seconds for a loaded machine"""
 
 ADDRESSES = {
-    # what the server binds, the rule, whether this machine may come in
+    # bound host, allowed clients, True if this machine may connect
     'tcp, no rule': ('127.0.0.1', None, True),
     'tcp, allowed': ('127.0.0.1', '10.0.0.1, 127.0.0.1', True),
     'tcp, in a network': ('127.0.0.1', '127.0.0.0/8', True),
@@ -43,7 +43,7 @@ ADDRESSES = {
 }
 MECHANISMS = ('NULL', 'PLAIN', 'CURVE')
 CREDENTIALS = {
-    # the mechanism for which they are good
+    # the mechanism for which they are valid
     'none': 'NULL',
     'good password': 'PLAIN',
     'wrong password': None,
@@ -55,7 +55,7 @@ CREDENTIALS = {
 
 
 def make_keys(folder):
-    """Make the keys of the server, of clients it knows, and of a stranger."""
+    """Make keys of the server, of two known clients, and of an unknown client."""
     clients = folder / 'clients'
     clients.mkdir()
     zmq.auth.create_certificates(folder, 'server')
@@ -112,10 +112,10 @@ def test_matrix(address, mechanism, keys, start, ask):
         assert reply[0] == expected, credentials
         if expected == 401:
             assert 'check user, password' in reply[1]
-            assert time.monotonic() - started < 5  # ten seconds without the news
+            assert time.monotonic() - started < 5  # the time-out is ten seconds
 
 
-def test_nobody_there_is_no_refusal(ask):
+def test_missing_server_is_not_a_refusal(ask):
     assert ask('tcp://127.0.0.1:9', ['echo', 1], timeout=0.2) == [503, 'Connection timeout']
 
 
@@ -159,10 +159,10 @@ def test_removed_key_is_refused(keys, start, ask):
 
 def test_users_of_a_file(tmp_path, start, ask):
     users = tmp_path / 'users'
-    users.write_text('# who may\n\nalice:open:sesame\nbob:builder\n')
+    users.write_text('# users\n\nalice:open:sesame\nbob:builder\n')
     process = start('127.0.0.1', auth=users)
     assert ask(process, ['echo', 1], auth='alice:open:sesame') == [200, 1]
-    users.write_text('nonsense')  # keeps what it had
+    users.write_text('nonsense')  # the users do not change
     os.kill(process.pid, signal.SIGHUP)
     assert ask(process, ['echo', 1], auth='alice:open:sesame') == [200, 1]
     users.write_text('bob:builder')
@@ -171,8 +171,8 @@ def test_users_of_a_file(tmp_path, start, ask):
     assert ask(process, ['echo', 1], auth='bob:builder') == [200, 1]
 
 
-class DyingPolicy:
-    """Dies when eve comes."""
+class FailingPolicy:
+    """Raises SystemExit when eve connects."""
 
     def __init__(self, policy):
         self.policy = policy
@@ -188,8 +188,8 @@ class DyingPolicy:
         return self.policy.admits(user)
 
 
-class DyingProcess(Process):
-    """Logs to a file, and has an authenticator which dies."""
+class FailingProcess(Process):
+    """Logs to a file, and has an authenticator that fails."""
 
     log = None
 
@@ -198,13 +198,13 @@ class DyingProcess(Process):
         logging.getLogger().addHandler(handler)
         logging.getLogger().setLevel(logging.DEBUG)
         super().setup()
-        self.auth_thread.policy = DyingPolicy(self.auth_thread.policy)
+        self.auth_thread.policy = FailingPolicy(self.auth_thread.policy)
 
 
 def test_fails_closed(tmp_path, start, ask):
     log = tmp_path / 'log'
     process = start(
-        '127.0.0.1', auth='alice:wonder', factory=type('P', (DyingProcess,), {'log': log})
+        '127.0.0.1', auth='alice:wonder', factory=type('P', (FailingProcess,), {'log': log})
     )
     for user in ('eve', 'mallory', 'eve'):
         assert ask(process, ['echo', 1], auth=f'{user}:hush', timeout=1)[0] in (401, 503)
@@ -260,7 +260,7 @@ class LoggingProcess(Process):
         ({'curve': True}, None),
     ],
 )
-def test_open_to_the_network(options, warning, tmp_path, keys, start):
+def test_warning_of_exposure(options, warning, tmp_path, keys, start):
     log = tmp_path / 'log'
     if 'curve' in options:
         options = server_options('CURVE', keys)
@@ -285,7 +285,7 @@ def test_open_to_the_network(options, warning, tmp_path, keys, start):
         ({'auth': {'alice': ''}}, 'Bad credentials'),
     ],
 )
-def test_rules_that_cannot_be(options, culprit):
+def test_bad_rules(options, culprit):
     with pytest.raises(ValueError, match=culprit):
         Process('127.0.0.1', **options)
 
@@ -300,7 +300,7 @@ def test_one_mechanism(keys):
 
 
 class QuickLimits(Process):
-    """Drops silent peers soon."""
+    """Drops silent peers after a short time."""
 
     handshake_timeout = 0.5
     heartbeat_interval = 0.4
@@ -344,7 +344,7 @@ def test_half_open_peers(start, ask):
         limit = process.handshake_timeout + process.heartbeat_interval + process.heartbeat_timeout
         deadline = time.monotonic() + limit + 0.5 + LOADED
         while ask(process, ['fds', None])[1] > before + 2:
-            assert time.monotonic() < deadline, 'half-open peers stay'
+            assert time.monotonic() < deadline, 'half-open peers are still connected'
             assert ask(process, ['echo', 1], timeout=1) == [200, 1]
     finally:
         for peer in peers:
@@ -413,14 +413,14 @@ def test_limits_on_sockets():
     ('server', 'clients', 'text'),
     [
         ('nobody.key_secret', 'clients', 'nobody.key_secret.*no such file'),
-        ('server.key', 'clients', 'server.key.*holds no secret key'),
-        ('rubbish.key', 'clients', 'rubbish.key.*holds no key'),
-        ('binary.key', 'clients', 'binary.key.*holds no key'),
+        ('server.key', 'clients', 'server.key.*does not contain a secret key'),
+        ('rubbish.key', 'clients', 'rubbish.key.*does not contain a key'),
+        ('binary.key', 'clients', 'binary.key.*does not contain a key'),
         ('clients', 'clients', 'CURVE key .*clients'),
         ('server.key_secret', 'nowhere', 'nowhere.*No such file'),
         ('server.key_secret', 'server.key', 'server.key.*Not a directory'),
         ('server.key_secret', 'empty', 'at least one client'),
-        ('server.key_secret', 'spoilt', 'spoilt/rubbish.key.*holds no key'),
+        ('server.key_secret', 'spoilt', 'spoilt/rubbish.key.*does not contain a key'),
     ],
 )
 def test_key_that_cannot_be_read(keys, server, clients, text):
@@ -470,8 +470,8 @@ def test_curve_of_the_class(keys, start, ask):
     assert ask(process, ['echo', 1])[0] == 401
 
 
-def test_socket_whose_keys_nobody_knows(keys, start):
-    """It gets its answer, or a time-out; pyzmq does not read keys back, to try them."""
+def test_socket_with_keys_of_its_own(keys, start):
+    """It gets the reply, or a time-out: pyzmq cannot read the keys of a socket."""
     process = start(**server_options('CURVE', keys))
     for credentials, reply in (
         ('good key', [200, 1]),
@@ -502,8 +502,8 @@ def test_users_that_cannot_be_read(tmp_path, content, text):
         Process(auth=path)
 
 
-def test_reload_elsewhere(start):
-    """Before the start, and after the end, there is nobody to tell."""
+def test_reload_without_a_child(start):
+    """Before the start and after the end it does nothing."""
     process = Process()
     process.reload()
     process = start()
@@ -512,7 +512,7 @@ def test_reload_elsewhere(start):
 
 
 class HungUpSetup(Process):
-    """Is told to reload before it has a loop."""
+    """Gets a SIGHUP before it has a loop."""
 
     def setup(self):
         os.kill(os.getpid(), signal.SIGHUP)

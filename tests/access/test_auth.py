@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Who may connect: the parsers, the policy, and the policy at work on real sockets."""
+"""Access control: the parsers, the policy, and the authenticator on real sockets."""
 
 import logging
 import threading
@@ -80,9 +80,9 @@ def test_parse_users(auth, users):
         17,
         True,
         pytest.param(object(), id='object'),
-        f'user:secret{"é" * 127}',  # more than PLAIN can carry
+        f'user:secret{"é" * 127}',  # too long for PLAIN
         f'{"u" * 255}:secret',
-        'user:secret\udcff',  # no UTF-8
+        'user:secret\udcff',  # not UTF-8
         'secret\udcff:password',
     ],
     ids=repr,
@@ -93,7 +93,7 @@ def test_parse_bad_users(auth):
     ) as caught:
         parse_users(auth)
     assert 'secret' not in repr(caught.value)
-    assert type(caught.value) is ValueError  # an error of Unicode would hold the secret
+    assert type(caught.value) is ValueError  # a UnicodeError would contain the secret
     assert caught.value.__context__ is None or 'secret' not in repr(vars(caught.value.__context__))
 
 
@@ -156,19 +156,19 @@ def test_parse_clients(clients, networks):
         ('example.com', "'example.com'"),
         ('10.0.0.1 www.example.com', "'www.example.com'"),
         ('10.0.0.256', "'10.0.0.256'"),
-        ('10.0.0.1/8', "'10.0.0.1/8'"),  # is it the host or the network?
+        ('10.0.0.1/8', "'10.0.0.1/8'"),  # ambiguous: a host or a network
         ('10.0.0.1/33', "'10.0.0.1/33'"),
         ('10.0.0.1;10.0.0.2', "'10.0.0.1;10.0.0.2'"),
         ('10.0.0.1:5555', "'10.0.0.1:5555'"),
         ('*', "'*'"),
         ('[::1]', "'[::1]'"),
         ('::g', "'::g'"),
-        ('10.0.0.010', "'10.0.0.010'"),  # octal to some
+        ('10.0.0.010', "'10.0.0.010'"),  # some read this as octal
         (['10.0.0.1 10.0.0.2'], "'10.0.0.1 10.0.0.2'"),
         ([None], 'None'),
         ([b'10.0.0.1'], "b'10.0.0.1'"),
-        ([b'\x7f\0\0\1'], r"b'\x7f\x00\x00\x01'"),  # the packed form, says ipaddress
-        ([5], '5'),  # 0.0.0.5, says ipaddress
+        ([b'\x7f\0\0\1'], r"b'\x7f\x00\x00\x01'"),  # ipaddress accepts the packed form
+        ([5], '5'),  # ipaddress accepts it as 0.0.0.5
         (b'10.0.0.1', '49'),
         ([('10.0.0.0', 8)], "('10.0.0.0', 8)"),
         (5, '5'),
@@ -217,7 +217,7 @@ NETWORKS = '10.0.0.1 192.168.0.0/16 2001:db8::/32'
 GOOD = [b'user', SECRET.encode()]
 
 
-# clients, address of the peer, is it allowed?
+# clients, address of the peer, True if it is allowed
 ADDRESSES = [
     (None, '203.0.113.5', True),
     (None, '::1', True),
@@ -230,7 +230,7 @@ ADDRESSES = [
     (NETWORKS, '2001:db8::5', True),
     (NETWORKS, '2001:db9::5', False),
     (NETWORKS, '2001:db8::5%eth0', True),
-    (NETWORKS, '::ffff:10.0.0.1', True),  # what a socket of both families says
+    (NETWORKS, '::ffff:10.0.0.1', True),  # from a socket of both families
     (NETWORKS, '::ffff:10.0.0.2', False),
     (NETWORKS, '::1', False),
     (NETWORKS, '127.0.0.1', False),
@@ -243,7 +243,7 @@ ADDRESSES = [
     ('localhost', '::1', True),
     ('localhost', '::ffff:127.0.0.1', True),
     ('localhost', '128.0.0.1', False),
-    # An ipc peer is local: it has an address if, and only if, 127.0.0.1 has one.
+    # An ipc peer counts as 127.0.0.1.
     ('localhost', 'localhost:1000:1000:4711', True),
     ('127.0.0.1', 'localhost:1000:1000:4711', True),
     ('::1', 'localhost:1000:1000:4711', False),
@@ -290,13 +290,13 @@ def test_policy(users, mechanism, credentials, verdict):
 
 @pytest.mark.parametrize('address', ['', 'example.com', '10.0.0.1:5555', 'localhost'])
 def test_policy_does_not_guess_addresses(address):
-    """libzmq knows no address of a peer which is gone already: that one is not local."""
+    """The address of a disconnected peer is empty: it does not count as local."""
     with pytest.raises(ValueError, match='address'):
         check({}, 'localhost', address, b'NULL', [])
 
 
-def test_policy_is_not_confused_by_others():
-    """A decided connection says nothing on the next one."""
+def test_policy_keeps_no_state():
+    """The decision on a connection does not depend on earlier ones."""
     policy = AccessPolicy(USERS, parse_clients('10.0.0.1'))
     for _ in range(2):
         assert policy.check('10.0.0.1', b'PLAIN', GOOD).status == b'200'
@@ -306,9 +306,11 @@ def test_policy_is_not_confused_by_others():
 
 # The authenticator
 
+HANDSHAKE_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+
 
 class Policy:
-    """Does what a list says; then allows everybody."""
+    """Returns or raises the given results in turn, then allows all connections."""
 
     def __init__(self, *results):
         self.results = list(results)
@@ -324,7 +326,7 @@ class Policy:
 
 @contextmanager
 def serve(policy, *addresses, **options):
-    """Serve `(number of the message)` on some addresses, under a policy."""
+    """Reply with the number of the message on some addresses, under a policy."""
 
     def run():
         for number in range(1000):
@@ -344,7 +346,7 @@ def serve(policy, *addresses, **options):
         for address in addresses or ['tcp://127.0.0.1:*']:
             socket.bind(address)
             endpoints.append(socket.last_endpoint.decode())
-        # The end comes over inproc, where nobody authenticates.
+        # The last message comes over inproc, which has no access control.
         socket.bind('inproc://end')
         thread = threading.Thread(target=run)
         thread.start()
@@ -359,14 +361,13 @@ def serve(policy, *addresses, **options):
 
 
 def handshake(endpoint, auth=None):
-    """Connect, and send a message if that succeeds: name of the event, and its value."""
+    """Connect, and send a message if that succeeds; return 'allowed' or the status."""
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.linger = 0
         socket.ipv6 = '[' in endpoint
         if auth is not None:
             socket.plain_username, socket.plain_password = auth
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        with socket.get_monitor_socket(events) as monitor:
+        with socket.get_monitor_socket(HANDSHAKE_EVENTS) as monitor:
             socket.connect(endpoint)
             assert monitor.poll(5000)
             event = recv_monitor_message(monitor)
@@ -390,7 +391,7 @@ def test_authenticator():
 
 @pytest.mark.parametrize('frame', [0, 5])
 def test_reply_that_cannot_be_sent(monkeypatch, frame):
-    """Its peer is not let in, the next one is."""
+    """Its peer stays refused, the next one is accepted."""
     frames = iter(range(100))
 
     def fail_once(*args):
@@ -409,7 +410,7 @@ def test_reply_that_cannot_be_sent(monkeypatch, frame):
         assert handshake(endpoint) == 'allowed'
 
 
-def test_wake_up_for_nothing(monkeypatch):
+def test_wake_up_without_a_request(monkeypatch):
     wake_ups = []
 
     def find_nothing_at_first(socket):
@@ -431,7 +432,7 @@ def test_authenticator_with_plain():
 
 
 def test_user_of_a_message():
-    """Who has connected is known to who receives the message."""
+    """The receiver of a message gets the name of the user."""
     with zmq.Context() as context, context.socket(zmq.REP) as socket:
         socket.zap_domain = ZAP_DOMAIN
         socket.plain_server = True
@@ -459,7 +460,7 @@ def test_user_of_a_message():
     ids=repr,
 )
 def test_failing_policy(result, caplog):
-    """It fails closed, tells no secret, and the next connection is decided again."""
+    """It refuses the connection, logs no secret, and decides on the next one."""
     caplog.set_level(logging.DEBUG)
     policy = Policy(result)
     with serve(policy, plain_server=True) as endpoint:
@@ -479,7 +480,7 @@ def test_long_series_of_failures():
 
 
 def test_broken_log():
-    """A log that cannot be written does not close the door for good."""
+    """If the log cannot be written, the authenticator still works."""
     logger = logging.getLogger('PyAMS (zmq)')
     handler = BrokenLog()
     level = logger.level
@@ -507,7 +508,7 @@ def test_broken_log():
         [b'1.0', b'7', b'', b'127.0.0.1', b'', b'PLAIN', b'\xff', SECRET.encode()],
     ],
 )
-def test_answer_to_the_unforeseen(message, caplog):
+def test_reply_to_malformed_requests(message, caplog):
     caplog.set_level(logging.DEBUG)
     with zmq.Context() as context:
         authenticator = Authenticator(context, AccessPolicy(USERS, ()))
@@ -518,7 +519,7 @@ def test_answer_to_the_unforeseen(message, caplog):
 
 
 def test_enter_of_an_authenticator():
-    """What its thread needs is done in it, and first."""
+    """The function is called first, and in the thread."""
     entered = []
     with zmq.Context() as context:
         authenticator = Authenticator(
@@ -547,12 +548,18 @@ def test_stop_of_an_authenticator():
 
 
 def send_from(source, endpoint, **options):
-    """Ask from an address of the loopback network."""
+    """Send a message from an address of the loopback network; return the status, 401 if refused."""
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.linger = 0
         for name, value in options.items():
             setattr(socket, name, value)
-        socket.connect(endpoint.replace('tcp://', f'tcp://{source}:0;'))
+        with socket.get_monitor_socket(HANDSHAKE_EVENTS) as monitor:
+            socket.connect(endpoint.replace('tcp://', f'tcp://{source}:0;'))
+            assert monitor.poll(5000)
+            event = recv_monitor_message(monitor)['event']
+            socket.disable_monitor()
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            return 401
         socket.send_json(['echo', source])
         return zmq_response(socket, timeout=5)[0]
 
@@ -595,7 +602,7 @@ def test_clients_of_ipc(start, ask, tmp_path, clients, status, address):
 
 
 def test_address_of_an_ipc_peer(tmp_path):
-    """What libzmq says of it is what the policy knows it by."""
+    """libzmq passes it in the form that the policy expects."""
     policy = Policy()
     uris = [f'ipc://{tmp_path}/socket', f'ipc://@{tmp_path}']
     with serve(policy, *uris) as endpoints:
@@ -633,8 +640,8 @@ def test_bad_arguments_of_a_process(arguments, text):
 # Secrets
 
 
-class TalkativeProcess(Process):
-    """Logs all it can."""
+class VerboseProcess(Process):
+    """Logs at level DEBUG."""
 
     def __init__(self, log_path, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -647,17 +654,17 @@ class TalkativeProcess(Process):
         super().setup()
 
 
-class FailingTalkativeProcess(TalkativeProcess):
+class FailingVerboseProcess(VerboseProcess):
     def setup(self):
         super().setup()
         raise RuntimeError
 
 
-def test_no_secret_is_told(start, ask, tmp_path, caplog, capfd):
+def test_secrets_are_not_logged(start, ask, tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     path = tmp_path / 'log'
     secrets = ['s3cret-of-the-server', 's3cret-of-a-client']
-    process = start(log_path=path, auth=f'user:{secrets[0]}', factory=TalkativeProcess)
+    process = start(log_path=path, auth=f'user:{secrets[0]}', factory=VerboseProcess)
     texts = [repr(process), str(process)]
     socket = zmq_socket(process.bound_address, auth=f'user:{secrets[0]}')
     texts += [repr(socket), str(socket)]
@@ -672,14 +679,14 @@ def test_no_secret_is_told(start, ask, tmp_path, caplog, capfd):
     process.stop()
     texts += [repr(process), str(process)]
     log = path.read_text(encoding='utf-8')
-    assert log.count('Connection refused') >= 3  # there is something to look at
+    assert log.count('Connection refused') >= 3  # the log was written
     output = capfd.readouterr()
     texts += [log, caplog.text, output.out, output.err]
     assert not [text for text in texts if 's3cret' in text]
 
 
-def test_no_secret_is_told_by_a_failure(tmp_path, caplog, capfd):
-    process = FailingTalkativeProcess(tmp_path / 'log', auth='user:s3cret')
+def test_failure_does_not_log_secrets(tmp_path, caplog, capfd):
+    process = FailingVerboseProcess(tmp_path / 'log', auth='user:s3cret')
     with pytest.raises(ZMQStartError) as caught:
         process.wait_ready()
     texts = [repr(caught.value)]
@@ -693,7 +700,7 @@ def test_no_secret_is_told_by_a_failure(tmp_path, caplog, capfd):
 
 
 def test_refusals_are_logged(start, ask, tmp_path):
-    process = start(log_path=tmp_path / 'log', auth='user:password', factory=TalkativeProcess)
+    process = start(log_path=tmp_path / 'log', auth='user:password', factory=VerboseProcess)
     assert ask(process, ['echo', 1], auth='user:x')[0] == 401
     wait_until(
         lambda: 'Connection refused: 127.0.0.1 Bad credentials' in (tmp_path / 'log').read_text()

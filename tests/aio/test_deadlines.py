@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Deadlines of many calls: a step of the clock at a time, nobody waits."""
+"""Deadlines of many calls, with a clock that the test moves."""
 
 from math import inf
 
@@ -9,7 +9,7 @@ from pyams_zmq.aio.deadlines import SLACK, Deadlines
 
 
 class Clock:
-    """What deadlines want of a loop: its time, and timers, of which at most one is set."""
+    """The part of an event loop that deadlines use: its time and at most one timer."""
 
     def __init__(self):
         self.now = 1000.0
@@ -29,7 +29,7 @@ class Clock:
         self.timer = None
 
     def go_to(self, now, early=0.0):
-        """Let time pass; timers may be early."""
+        """Move the clock and call due timers, each *early* seconds before its time."""
         while self.timer is not None and self.timer[0] <= now:
             when, callback = self.timer
             self.timer = None
@@ -81,16 +81,16 @@ def test_order(clock, expired, deadlines):
     assert clock.timer[0] == inf
 
 
-def test_loop_that_is_early(clock, expired, deadlines):
-    """One whose clock has milliseconds, for instance."""
+def test_early_timer(clock, expired, deadlines):
+    """A loop whose clock counts milliseconds may call a timer early."""
     deadlines.begin(b'1', 1)
     clock.go_to(1001, early=0.0005)
     assert expired == [(b'1', 1)]
     assert clock.timers == 1
 
 
-def test_calls_that_end_before(clock, calls, expired, deadlines):
-    """They cost no timer each, and leave nothing behind."""
+def test_ended_calls(clock, calls, expired, deadlines):
+    """They need no timer each, and are removed."""
     for number in range(10 * SLACK):
         deadlines.begin(b'%d' % number, 10)
         del calls[b'%d' % number]
@@ -103,7 +103,7 @@ def test_calls_that_end_before(clock, calls, expired, deadlines):
     assert clock.timers == 1
 
 
-def test_timer_of_a_call_that_has_ended(clock, calls, expired, deadlines):
+def test_timer_of_an_ended_call(clock, calls, expired, deadlines):
     deadlines.begin(b'1', 1)
     deadlines.begin(b'2', 2)
     deadlines.begin(b'3', 3)

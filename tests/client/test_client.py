@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""ZMQClient: what became of each call, whatever happens to the service."""
+"""ZMQClient: results and errors of calls, connections and forks."""
 
 import gc
 import os
@@ -14,9 +14,10 @@ import zmq
 
 from checks import check_attempts, open_fds, wait_until
 from handlers import CountingMessageHandler
-from pyams_zmq.client import MAX_IDLE, Channel, Connection, ZMQClient
-from pyams_zmq.client import socket as socket_module
+from pyams_zmq.client import MAX_IDLE, ZMQClient
+from pyams_zmq.client.channel import CallChannel, SendChannel
 from pyams_zmq.client.connection import ServiceAddress
+from pyams_zmq.client.socket import get_context
 from pyams_zmq.exceptions import (
     ZMQBaseError,
     ZMQClosedError,
@@ -29,27 +30,21 @@ from pyams_zmq.exceptions import (
 )
 from pyams_zmq.wire.message import decode_reply, encode_request
 
-AT_ONCE = 2.0
+AT_ONCE = 5.0
 """Seconds that stand for at once on a loaded machine, and for no time-out of ten seconds"""
 
 
 @pytest.fixture
 def process(start):
-    """Process that counts."""
+    """Process with a counting handler."""
     return start(handler=CountingMessageHandler)
 
 
 @pytest.fixture
 def client(process):
-    """Client of it."""
+    """Client of the process."""
     with ZMQClient(process.bound_address) as client:
         yield client
-
-
-@pytest.fixture
-def address(tmp_path):
-    """Address which a service can be restarted at."""
-    return f'ipc://{tmp_path}/zmq.sock'
 
 
 def test_call(client):
@@ -94,7 +89,7 @@ def test_errors_are_builtins():
         assert issubclass(error, ZMQBaseError)
 
 
-def test_what_json_cannot_say(client):
+def test_arguments_without_a_json_form(client):
     with pytest.raises(TypeError):
         client.call('echo', object())
     with pytest.raises(ValueError, match='JSON'):
@@ -104,14 +99,14 @@ def test_what_json_cannot_say(client):
     assert client.call('echo', 1) == 1
 
 
-def test_reply_that_is_no_json():
+def test_reply_that_is_not_json():
     with zmq.Context() as context, context.socket(zmq.REP) as server:
         port = server.bind_to_random_port('tcp://127.0.0.1')
         with ThreadPoolExecutor() as pool, ZMQClient(f'127.0.0.1:{port}') as client:
             call = pool.submit(client.call, 'echo')
             server.recv()
             server.send(b'hello')
-            with pytest.raises(ZMQReplyError, match='no JSON'):
+            with pytest.raises(ZMQReplyError, match='not JSON'):
                 call.result()
 
 
@@ -163,7 +158,7 @@ def test_timeouts_in_a_row(client):
     assert client.call('echo', 'last') == 'last'
 
 
-def test_nobody_there(address):
+def test_no_service(address):
     with ZMQClient(address, timeout=0.2) as client:
         start = time.monotonic()
         with pytest.raises(
@@ -257,10 +252,10 @@ def test_each_attempt_has_its_deadline(send_deadline):
         check_attempts(server, send_deadline)
 
 
-def test_refusal_is_no_reason_to_retry(start, monkeypatch):
-    attempts, exchange = [], Connection.exchange
+def test_refusal_is_not_retried(start, monkeypatch):
+    attempts, exchange = [], CallChannel.exchange
     monkeypatch.setattr(
-        Connection, 'exchange', lambda *args: attempts.append(args) or exchange(*args)
+        CallChannel, 'exchange', lambda *args: attempts.append(args) or exchange(*args)
     )
     process = start(auth='user:password')
     client = ZMQClient(process.bound_address, auth='user:wrong', retries=9)
@@ -269,7 +264,7 @@ def test_refusal_is_no_reason_to_retry(start, monkeypatch):
     assert len(attempts) == 1
 
 
-def test_an_answer_is_no_reason_to_retry(process):
+def test_error_status_is_not_retried(process):
     with ZMQClient(process.bound_address, retries=3) as client:
         with pytest.raises(ZMQRemoteError):
             client.call('status', 503)
@@ -279,7 +274,7 @@ def test_an_answer_is_no_reason_to_retry(process):
 # Deadlines
 
 
-def test_service_does_not_start_what_nobody_waits_for(process):
+def test_service_does_not_start_a_call_after_its_deadline(process):
     with (
         ZMQClient(process.bound_address, send_deadline=True) as client,
         ThreadPoolExecutor() as pool,
@@ -342,8 +337,8 @@ def test_refused(start, auth):
 
 
 def test_channel_without_a_connection(address):
-    """It takes no message that it would have to keep."""
-    channel = Channel(ServiceAddress.parse(address, None, None))
+    """It refuses a message that it cannot send at once."""
+    channel = SendChannel(ServiceAddress.parse(address, None, None))
     assert not channel.send([b'', b'["echo",1]'])
     assert not channel.is_connected
     channel.close()
@@ -351,17 +346,17 @@ def test_channel_without_a_connection(address):
 
 def test_refused_before_it_is_sent(start, monkeypatch):
     process = start(auth='user:password')
-    # Nobody looks at its monitor in time: there is no room for a message any more. Now and then
-    # libzmq leaves the room, and connects once more; then it takes another connection.
+    # The refusal comes before the monitor is read: the socket has no room for a message. Now and
+    # then libzmq keeps the room and connects again; then the test takes another connection.
     while True:
-        connection = Connection(ServiceAddress.parse(process.bound_address, None, None))
+        connection = CallChannel(ServiceAddress.parse(process.bound_address, None, None))
         deadline = time.monotonic() + 0.5
         while connection._socket.get(zmq.EVENTS) & zmq.POLLOUT and time.monotonic() < deadline:
             pass
         if time.monotonic() < deadline:
             break
         connection.close()
-    monkeypatch.setattr(connection, '_read_monitor', lambda: False)
+    monkeypatch.setattr(connection._monitor, 'read_events', lambda: False)
     with pytest.raises(ZMQRefusedError, match='check user, password'):
         connection.exchange(b'["echo", 1]', 5)
     connection.close()
@@ -374,7 +369,7 @@ def test_refused_address(start):
 
 
 def test_server_of_another_kind():
-    """Its greeting never comes."""
+    """It sends no greeting."""
     with zmq.Context() as context, context.socket(zmq.STREAM) as server:
         port = server.bind_to_random_port('tcp://127.0.0.1')
         client = ZMQClient(f'127.0.0.1:{port}', timeout=0.3)
@@ -390,15 +385,15 @@ def test_threads(client):
         assert list(pool.map(lambda number: client.call('echo', number), range(500))) == list(
             range(500)
         )
-    assert len(client._idle) <= MAX_IDLE
+    assert len(client._idle.get()) <= MAX_IDLE
 
 
 def test_connections_are_kept(client):
     client.call('echo')
-    [connection] = client._idle
+    [connection] = client._idle.get()
     for _ in range(10):
         client.call('echo')
-    assert client._idle == [connection]
+    assert client._idle.get() == [connection]
 
 
 def test_forks(client):
@@ -427,9 +422,9 @@ def test_forks(client):
 
 
 def test_terminated_context(client):
-    """Somebody has ended what all sockets of this process share."""
+    """The context that all client sockets of this process share was destroyed."""
     client.call('echo')
-    socket_module._shared_context.get().destroy(0)
+    get_context().destroy(0)
     assert client.call('echo', 1) == 1
 
 
@@ -450,7 +445,7 @@ def test_closed_during_a_call(process):
         time.sleep(0.1)  # until it is under way
         client.close()
         assert call.result() == 1
-    assert not client._idle
+    assert not client._idle.get()
 
 
 @pytest.mark.parametrize('close', [ZMQClient.close, lambda client: None], ids=['closed', 'dropped'])
@@ -480,13 +475,13 @@ def test_repr(process):
 
 @pytest.mark.parametrize('interval', [0.02, 0.005])
 def test_timeout_under_signals(interval):
-    """A sampling profiler, for instance, does not put off the time-out of a call."""
+    """Signals, for example of a sampling profiler, do not postpone the time-out of a call."""
     former = signal.signal(signal.SIGALRM, lambda *args: None)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as silent:
         port = silent.bind_to_random_port('tcp://127.0.0.1')
         signal.setitimer(signal.ITIMER_REAL, interval, interval)
         # It ends in any case: the signals do.
-        end = threading.Timer(5, signal.setitimer, (signal.ITIMER_REAL, 0))
+        end = threading.Timer(20, signal.setitimer, (signal.ITIMER_REAL, 0))
         end.start()
         begin = time.monotonic()
         try:
@@ -500,4 +495,4 @@ def test_timeout_under_signals(interval):
             signal.signal(signal.SIGALRM, former)
             end.cancel()
             end.join()
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 15

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What the events of a monitor tell of a connection."""
+"""The state of a connection, derived from monitor events."""
 
 import pytest
 import zmq
@@ -12,47 +12,54 @@ ENDPOINT = Endpoint.parse('10.1.1.1:5555', bind=False)
 
 
 @pytest.fixture
-def link():
-    """A link that was never connected."""
+def state():
+    """State before any event."""
     return ConnectionState(ENDPOINT)
 
 
-def test_life(link):
-    assert not link.is_connected
-    assert not link.note(zmq.EVENT_DISCONNECTED)  # before the end of the handshake
+def test_life(state):
+    assert not state.is_connected
     for _ in range(2):
-        assert not link.note(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        assert link.is_connected
-        assert link.note(zmq.EVENT_DISCONNECTED)
-        assert not link.is_connected
+        assert not state.handle_event(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        assert state.is_connected
+        assert state.handle_event(zmq.EVENT_DISCONNECTED)
+        assert not state.is_connected
 
 
 @pytest.mark.parametrize(
     'event', [zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL]
 )
-def test_refused(link, event):
+def test_refused(state, event):
     with pytest.raises(ZMQRefusedError, match='10.1.1.1:5555.*check user, password or keys'):
-        link.note(event)
+        state.handle_event(event)
 
 
-def test_hangups(link):
-    """One that goes down hangs up, too; but not again and again."""
+def test_end_without_a_handshake(state):
+    """Events of a server without ZMTP, for a client with credentials."""
+    with pytest.raises(ZMQRefusedError):
+        state.handle_event(zmq.EVENT_DISCONNECTED)
+
+
+def test_hangups(state):
+    """A stopping server hangs up, too, but not repeatedly."""
     for _ in range(2):
         for _ in range(MAX_HANGUPS - 1):
-            assert not link.note(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
-        link.note(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+            assert not state.handle_event(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+            assert not state.handle_event(zmq.EVENT_DISCONNECTED)
+        state.handle_event(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        assert state.handle_event(zmq.EVENT_DISCONNECTED)
     for _ in range(MAX_HANGUPS - 1):
-        link.note(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+        state.handle_event(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
     with pytest.raises(ZMQRefusedError):
-        link.note(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+        state.handle_event(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
 
 
-def test_silence(link):
-    error = link.describe_silence(0.5)
+def test_silence(state):
+    error = state.describe_silence(0.5)
     assert isinstance(error, ZMQUnreachableError)
     assert str(error) == 'No service has answered at tcp://10.1.1.1:5555 for 0.5 s'
-    link.note(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-    error = link.describe_silence(0.5)
+    state.handle_event(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    error = state.describe_silence(0.5)
     assert isinstance(error, ZMQTimeoutError)
     assert str(error) == 'tcp://10.1.1.1:5555 has not replied within 0.5 s'
-    assert isinstance(link.describe_loss(), RETRIED)
+    assert isinstance(state.describe_loss(), RETRIED)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The benchmarks run, and their policies are right. No test looks at a rate."""
+"""The benchmarks run, and their calculations are right. No test checks a rate."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def _benchmarks_can_be_imported(monkeypatch):
 
 @pytest.fixture
 def run():
-    """Run a program of the benchmarks, return what it writes."""
+    """Run a program of the benchmarks; return its output."""
 
     def run_program(name, *arguments):
         done = subprocess.run(
@@ -49,6 +49,18 @@ def make_run(**rates):
 # The programs
 
 
+def test_all_modules_can_be_imported():
+    """No test runs some of the programs, which use modules of the tests and of the package."""
+    names = ','.join(path.stem for path in BENCHMARKS.glob('*.py'))
+    code = f"""
+import sys
+sys.path[0] = {str(BENCHMARKS)!r}
+import {names}
+"""
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, timeout=60)
+
+
+@pytest.mark.slow
 def test_contenders_of_this_environment_are_measured(run, tmp_path):
     from contenders import CONTENDERS, OURS
 
@@ -81,14 +93,14 @@ def test_contenders_of_this_environment_are_measured(run, tmp_path):
     assert '.. list-table::' in run('bench.py', '--show', file, '--rst', *cells)
 
 
-def test_peers_without_an_environment_are_told(run, tmp_path):
+def test_peers_without_an_environment_are_listed(run, tmp_path):
     elsewhere = [f'--python={name}={tmp_path}/no' for name in ('peers', 'aiozmq', 'pyams_zmq-2')]
     text = run(
         'bench.py',
         *('--rounds', 1, '--seconds', 0.01, '--payload', 60, '--clients', 1),
         *('--only', 'rpyc;aiozmq;2.0.0', *elsewhere),
     )
-    lines = [line for line in text.splitlines() if 'not there' in line]
+    lines = [line for line in text.splitlines() if 'not measured: no environment' in line]
     assert [line.split('  ')[0] for line in lines] == [
         'RPyC',
         'aiozmq.rpc',
@@ -98,15 +110,16 @@ def test_peers_without_an_environment_are_told(run, tmp_path):
     ]
 
 
-def test_peers_that_cannot_be_imported_are_told(run):
+def test_peers_that_cannot_be_imported_are_listed(run):
     text = run(
         'bench.py',
         *('--rounds', 1, '--seconds', 0.01, '--payload', 60, '--clients', 1),
         *('--only', 'rpyc', f'--python=peers={sys.executable}'),
     )
-    assert "not there: No module named 'rpyc'" in text
+    assert "not measured: No module named 'rpyc'" in text
 
 
+@pytest.mark.slow
 def test_footprint_is_measured(run, tmp_path):
     from footprint import GOALS
 
@@ -166,7 +179,7 @@ def test_a_wrong_reply_ends_a_turn(reply):
     ('pair', 'error'),
     [('bare.ReqRep', 'TypeError'), ('bare.DealerRouter', 'TypeError')],
 )
-def test_clients_tell_what_went_wrong(pair, error):
+def test_clients_report_errors(pair, error):
     from side import load, run_turn
 
     with pytest.raises(RuntimeError, match=error):
@@ -174,7 +187,7 @@ def test_clients_tell_what_went_wrong(pair, error):
 
 
 def find_programs(mark):
-    """Pids of processes that have a mark in their environment."""
+    """Return the pids of processes that have a mark in their environment."""
     found = []
     for path in Path('/proc').glob('[0-9]*/environ'):
         with suppress(OSError):
@@ -183,6 +196,7 @@ def find_programs(mark):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_driver(num, tmp_path):
     driver = subprocess.Popen(
@@ -196,7 +210,7 @@ def test_nothing_outlives_the_driver(num, tmp_path):
     )
     mark = f'MARK_OF_TEST={tmp_path}\0'.encode()
     try:
-        # The driver, two servers, one of which has a child, two programs for clients, two clients.
+        # The driver, two servers (one has a child), two programs for clients, two clients.
         wait_until(lambda: len(find_programs(mark)) >= 8, 60)
     finally:
         driver.send_signal(num)
@@ -204,7 +218,7 @@ def test_nothing_outlives_the_driver(num, tmp_path):
     wait_until(lambda: not find_programs(mark), 30)
 
 
-# Policies
+# Calculations
 
 
 @pytest.mark.parametrize('size', [75, 10_000, 1_000_000])
@@ -214,7 +228,7 @@ def test_messages_have_the_size(size):
     assert len(json.dumps([KIND, make_args(size)])) == size
 
 
-def test_small_message_is_the_usual_one():
+def test_small_message_is_not_padded():
     from contenders.base import ARGS, make_args
 
     assert make_args(60) == ARGS == {'path': '/this/is/my/path', 'format': 'JPEG'}
@@ -266,7 +280,7 @@ def test_goals_name_contenders():
     assert {goal.name for goal in GOALS} | {goal.over for goal in GOALS} <= set(CONTENDERS)
 
 
-def test_goals_of_the_footprint_are_most_values():
+def test_goals_of_the_footprint_are_maxima():
     from footprint import judge
 
     assert judge('start to ready, ms', 60) == 'at most 60: reached'
@@ -291,7 +305,7 @@ def test_comparison_of_two_runs():
     assert list(make_rows_of_times(new))[2] == [CLIENT, '30 + 20', '']
 
 
-def test_table_tells_what_is_missing_and_what_failed():
+def test_table_shows_missing_and_failed_contenders():
     from contenders import BARE, CLIENT, CONCURRENT, SERIAL
     from results import list_failures, make_rows, print_rst, print_table
 
@@ -305,7 +319,7 @@ def test_table_tells_what_is_missing_and_what_failed():
         [f'{BARE}, calls per second', '100', ''],
         [CLIENT, '1.20', '1.15: reached (1.20)'],
         [SERIAL, 'failed', '0.95: not measured; 1 with 8 clients: not measured'],
-        [CONCURRENT, 'not there: not yet'],
+        [CONCURRENT, 'not measured: not yet'],
     ]
     assert list(list_failures(result)) == [f'{SERIAL}, 60 B x1: it ended']
     text = io.StringIO()
@@ -329,7 +343,7 @@ def test_table_tells_what_is_missing_and_what_failed():
 @pytest.mark.parametrize(
     'arguments', [['--clients', '0'], ['--payload', 'x'], ['--only', 'nobody']]
 )
-def test_bad_arguments_are_told(arguments, capsys):
+def test_bad_arguments_are_refused(arguments, capsys):
     from bench import parse_arguments
 
     with pytest.raises(SystemExit):
@@ -344,7 +358,7 @@ def test_bare_pair_is_always_measured():
     assert parse_arguments(['--only', 'ZMQClient']).only[:2] == [BARE, CLIENT]
 
 
-def test_failed_installation_is_the_reason(tmp_path, monkeypatch):
+def test_reason_of_a_missing_environment_is_the_failed_installation(tmp_path, monkeypatch):
     import bench
     import environments
 
@@ -354,5 +368,5 @@ def test_failed_installation_is_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['environments.py', 'peers'])
     with redirect_stdout(io.StringIO()):
         environments.main()
-    assert bench.explain_environment('peers') == 'it fails'
+    assert bench.explain_environment('peers') == 'no output'
     assert 'make bench' in bench.explain_environment('aiozmq')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The media converter of the examples, with a real ffmpeg and real clips."""
+"""The media converter example, with a real ffmpeg and real clips."""
 
 import os
 import random
@@ -23,12 +23,12 @@ clips = import_module('clips')
 converter = import_module('converter')
 sys.path.remove(str(EXAMPLE))
 
-PATIENCE = 30
+PATIENCE = 60
 
 
 @pytest.fixture(scope='session')
 def studio(tmp_path_factory):
-    """A folder with a clip, which is converted at once, and a film, which takes minutes."""
+    """Return a folder with a short clip, and a film whose conversion takes minutes."""
     folder = tmp_path_factory.mktemp('studio')
     clip, film = folder / 'clip.mp4', folder / 'film.mp4'
     clips.make_clip(clip, 1, '160x90')
@@ -63,25 +63,25 @@ def service(start, ask):
 
 
 def convert(service, path, name='webm'):
-    """Start a conversion, return its key."""
+    """Start a conversion; return its key."""
     status, key = service.ask('convert', {'path': str(path), 'format': name})
     assert status == 200, key
     return key
 
 
 def result(service, key):
-    """Wait for the end of a conversion, return its last status."""
+    """Wait for the end of a conversion; return its last status."""
     wait_until(lambda: service.ask('status', key)[1]['state'] != 'running', PATIENCE)
     return service.ask('status', key)[1]
 
 
 def make_progress(service, key):
-    """Wait until ffmpeg has converted a bit."""
+    """Wait until ffmpeg has converted a part of the clip."""
     wait_until(lambda: service.ask('status', key)[1]['seconds'] > 0, PATIENCE)
 
 
 def ffmpegs(folder):
-    """Return the processes that convert a clip of a folder."""
+    """Return the ffmpeg processes that convert a clip of a folder."""
     return [
         process
         for process in psutil.process_iter(['cmdline'])
@@ -112,8 +112,7 @@ def test_conversion(service, clip, name, container, codecs):
     assert sorted(os.listdir(Path(clip).parent)) == ['clip.mp4', f'clip.mp4.{name}']
 
 
-def test_again(service, clip):
-    """The result of an earlier conversion is replaced."""
+def test_result_of_an_earlier_conversion_is_replaced(service, clip):
     target = Path(f'{clip}.webm')
     target.write_text('old')
     assert result(service, convert(service, clip))['state'] == 'done'
@@ -127,7 +126,7 @@ def current_umask():
     return umask
 
 
-def test_source_is_never_the_target(service, clip):
+def test_target_is_never_the_source(service, clip):
     source = Path(clip).rename(f'{clip}.webm')
     Path(clip).symlink_to(source)  # beside the link, the target would be the source
     before = source.read_bytes()
@@ -155,14 +154,14 @@ def test_source_is_never_the_target(service, clip):
         ({'path': '/dev/zero', 'format': 'webm'}, 400, 'not a file'),
     ],
 )
-def test_refused(service, data, status, text):
+def test_bad_request_is_refused(service, data, status, text):
     answer = service.ask('convert', data)
     assert answer[0] == status
     assert text in answer[1]
     assert service.ask('formats', None) == [200, ['gif', 'mp4', 'webm']]
 
 
-def test_names_that_cannot_be_told(service, clip):
+def test_name_that_is_not_utf8_is_refused(service, clip):
     name = os.fsencode(clip) + b'\xff'
     os.rename(clip, name)
     os.symlink(name, clip)
@@ -171,13 +170,13 @@ def test_names_that_cannot_be_told(service, clip):
 
 
 @pytest.mark.parametrize('key', ['none', None, [], {}])
-def test_unknown_conversion(service, key):
+def test_status_of_an_unknown_conversion(service, key):
     assert service.ask('status', key) == [404, f'Unknown conversion {key!r}']
 
 
 def damage(clip, how):
     path = Path(clip)
-    if how in ('garbage', 'lookalike'):  # some bytes look like an old kind of video, h263
+    if how in ('garbage', 'lookalike'):  # some bytes look like H.263 video
         seed = 1936 if how == 'lookalike' else 0
         path.write_bytes(random.Random(seed).randbytes(50_000))
     elif how == 'empty':
@@ -196,7 +195,7 @@ def run_ffmpeg(*arguments):
 
 
 @pytest.mark.parametrize('how', ['garbage', 'lookalike', 'empty', 'sound', 'truncated'])
-def test_damaged_clip(service, clip, studio, how):
+def test_conversion_of_a_damaged_clip_fails(service, clip, studio, how):
     damage(clip, how)
     status = result(service, convert(service, clip))
     assert status['state'] == 'failed'
@@ -233,7 +232,7 @@ def test_folder_is_not_writable(service, clip):
     assert status['error'] == f'Cannot write {clip}.webm: Permission denied'
 
 
-def test_too_many(service, film, clip):
+def test_more_conversions_than_the_limit_are_refused(service, film, clip):
     first = convert(service, film)
     second = convert(service, film, 'mp4')
     message = {'path': clip, 'format': 'webm'}
@@ -294,8 +293,7 @@ def test_service_is_stopped(service, film):
     assert os.listdir(Path(film).parent) == ['film.mp4']
 
 
-def test_service_is_stopped_at_once(service, film):
-    """Nothing is left, however young the conversion is."""
+def test_service_is_stopped_right_after_the_start_of_a_conversion(service, film):
     convert(service, film)
     service.stop()
     assert not ffmpegs(film)
@@ -310,7 +308,7 @@ def test_service_is_killed(service, film):
     wait_until(lambda: os.listdir(Path(film).parent) == ['film.mp4'])
 
 
-def test_without_ffmpeg(monkeypatch):
+def test_start_without_ffmpeg_fails(monkeypatch):
     def fail():
         raise RuntimeError('No ffmpeg exe could be found')
 
@@ -324,13 +322,13 @@ def test_without_ffmpeg(monkeypatch):
 
 @pytest.fixture
 def demo(tmp_path):
-    """Start the demo, with a folder for its temporary files."""
+    """Start the demo, with its own folder for temporary files."""
     temporary = tmp_path / 'temporary'
     temporary.mkdir()
     environ = {
         'TMPDIR': str(temporary),
         'PYTHONUNBUFFERED': '1',
-        # What Pyramid 2 imports says so, where setuptools is 80 or 81.
+        # Pyramid 2 imports pkg_resources, which setuptools 80 and 81 warn about.
         'PYTHONWARNINGS': 'ignore:pkg_resources is deprecated',
     }
     started = []
@@ -356,7 +354,7 @@ def demo(tmp_path):
 
 def test_demo(demo, tmp_path):
     program = demo()
-    # The end of the output is the end of everything that was started.
+    # The output ends when all processes have ended.
     output, errors = program.communicate(timeout=PATIENCE)
     assert program.returncode == 0, errors
     assert '-> ["convert", {"path": ' in output
@@ -397,9 +395,10 @@ def test_demo_fails(demo, clip, what, text):
     assert len(errors.splitlines()) == 1, errors
     assert errors.startswith('FAILED: ')
     assert text in errors
-    assert 'The service goes on, it converts to gif, mp4, webm' in output
+    assert 'The service is still running; it converts to gif, mp4, webm' in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('send', 'number'),
     [

@@ -344,8 +344,8 @@ def test_cancelled_method_does_not_count(start, occupy, ask):
 def test_in_time(process, ask, tmp_path):
     """A method with a timeout can fail, or end before it."""
     assert ask(process, ['touch_later', str(tmp_path / 'x')]) == [200, str(tmp_path / 'x')]
-    assert ask(process, ['late', str(tmp_path / 'no' / 'folder')])[0] == 500
-    assert ask(process, ['async_late', str(tmp_path / 'no' / 'folder')])[0] == 500
+    assert ask(process, ['wait_for', str(tmp_path / 'no' / 'folder')])[0] == 500
+    assert ask(process, ['async_wait_for', str(tmp_path / 'no' / 'folder')])[0] == 500
 
 
 def test_threads_see_the_registry(process, ask):
@@ -576,6 +576,7 @@ def test_eager_client(tmp_path):
     ]
     path = tmp_path / 'late'
     assert client.request(['late', str(path)])[0] == 504
+    wait_until(path.exists)
     path.unlink()  # it has not ended before
 
 

@@ -353,7 +353,7 @@ def test_result_is_not_json(method, name, caplog):
 
 
 @pytest.mark.parametrize(
-    ('name', 'reply'), [('text subclass', 'text'), ('big', 2**70), ('tuple', [200, 'OK'])]
+    ('name', 'reply'), [('str subclass', 'text'), ('big', 2**70), ('tuple', [200, 'OK'])]
 )
 @pytest.mark.parametrize('method', ['returns', 'async_returns'])
 def test_result_is_json(method, name, reply):

@@ -73,13 +73,14 @@ def test_message_that_kills_every_worker(pool):
         wait_for_workers(process)
 
 
+@pytest.mark.slow
 def test_fifty_killed_workers(pool):
     kills, calls = 50, 5000
     process = pool()
     replies, times = kill_workers(process, kills, calls)
     assert sorted(replies) == [(number, number) for number in range(calls)]
-    # The median, because other programs may load the machine for a while.
-    assert sorted(times)[len(times) // 2] < 1
+    # benchmarks/pool.py measures the figure; this limit holds on a loaded machine.
+    assert sorted(times)[len(times) // 2] < 5
     assert process.stats()['lost'] == 0
 
 

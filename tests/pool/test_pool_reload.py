@@ -13,6 +13,7 @@ import pytest
 from app.program import wait_until
 from pool_checks import TIMEOUT, client_of, in_threads, wait_for_file, wait_for_workers, workers_of
 from pool_handlers import Pool, PoolMessageHandler
+from pyams_zmq.pool.broker import PoolBroker
 from pyams_zmq.supervisor import Supervisor
 from pyams_zmq.testing import running
 
@@ -153,8 +154,20 @@ def test_reload_twice(folder, tmp_path):
         wait_until(lambda: workers_of(process) == {third}, TIMEOUT)
 
 
+def test_sighup_before_the_broker_has_its_sockets(pool, ask, monkeypatch):
+    setup = PoolBroker.setup
+
+    def setup_after_sighup(self):
+        os.kill(os.getpid(), signal.SIGHUP)
+        setup(self)
+
+    monkeypatch.setattr(PoolBroker, 'setup', setup_after_sighup)
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    assert ask(process, ['echo', 1]) == [200, 1]
+
+
 def test_new_broker_after_a_reload(pool, ask, tmp_path):
-    """A broker that replaces a dead one has the users of the last reload."""
+    """A broker that replaces a dead one reads the users, and does not start without them."""
     users = tmp_path / 'users'
     users.write_text('alice:a\nbob:b\n')
     process = pool(auth=users, workers=1)
@@ -162,8 +175,10 @@ def test_new_broker_after_a_reload(pool, ask, tmp_path):
     users.write_text('alice:a\n')
     process.reload()
     wait_for_workers(process, before, count=1)
-    users.write_text('nonsense')  # the next reload keeps the users
-    process.reload()
+    users.write_text('nonsense')
+    process.reload()  # the present broker keeps the users
+    assert ask(process, ['echo', 1], auth='alice:a') == [200, 1]
     os.kill(process.stats()['pid'], signal.SIGKILL)
+    users.write_text('alice:a\n')
     wait_until(lambda: ask(process, ['echo', 1], auth='alice:a') == [200, 1], TIMEOUT)
     assert ask(process, ['echo', 1], auth='bob:b')[0] == 401

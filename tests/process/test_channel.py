@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from queue import SimpleQueue
 
 import pytest
@@ -18,7 +19,8 @@ from app.handler import Process
 from pyams_zmq.exceptions import ZMQMessageError, ZMQStartError, ZMQTimeoutError
 from pyams_zmq.process.base import OwnedProcess
 from pyams_zmq.process.channel import STOP, Command, make_portable, open_channel
-from pyams_zmq.process.watchdog import SIGNALS
+from pyams_zmq.process.watchdog import SIGNALS, Watchdog
+from pyams_zmq.supervisor import SupervisorProcess
 
 TIMEOUT = 10
 
@@ -28,14 +30,15 @@ ADDRESSES = {'in': ['tcp://127.0.0.1:1', 'ipc:///tmp/x'], 'out': []}
 class Worker(OwnedProcess):
     """Obeys its owner in a main thread without a loop."""
 
-    drain_timeout = 5.0
+    drain_timeout = 20.0
+    orphan_timeout = 20.0
 
     def __init__(self):
         super().__init__(Registry())
         self.commands = SimpleQueue()
 
     def run(self):
-        self._cut_off()
+        self._drop_inherited_state()
         self._start_watchdog(self.commands.put).forward_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._send_report(ADDRESSES, None)
@@ -186,12 +189,12 @@ def test_child_is_stopped(worker):
     assert worker.exitcode == 0
 
 
-def test_unknown_command():
-    """A process that takes no commands says so at once."""
-    with running(Process()) as process:
-        process.wait_ready()
-        with pytest.raises(ZMQStartError, match="Unknown command 'dance'"):
-            process._call('dance', timeout=TIMEOUT)
+@pytest.mark.parametrize('factory', [Process, partial(SupervisorProcess, {}, lock=__name__)])
+def test_unknown_command(factory):
+    """A process that takes no commands answers with an error at once."""
+    unknown = pytest.raises(ZMQStartError, match="Unknown command 'dance'")
+    with running(factory()) as process, unknown:
+        process._call('dance', timeout=TIMEOUT)
 
 
 class Loop(OwnedProcess):
@@ -201,7 +204,7 @@ class Loop(OwnedProcess):
         super().__init__(Registry())
 
     def run(self):
-        self._cut_off()
+        self._drop_inherited_state()
         asyncio.run(self.serve())
 
     async def serve(self):
@@ -232,7 +235,7 @@ class Closed(OwnedProcess):
     """Cannot pass a command on."""
 
     def run(self):
-        self._cut_off()
+        self._drop_inherited_state()
         loop = asyncio.new_event_loop()
         loop.close()
         self._start_watchdog(loop.call_soon_threadsafe)
@@ -328,8 +331,29 @@ def test_reports_come_before_a_reset(channel):
         owner._receive()
 
 
+def test_another_process_has_the_end_of_the_child(channel):
+    """The end of the child is not seen in the channel then, what it has reported is."""
+    owner, control = channel
+    end, other_end = os.pipe()
+    os.close(other_end)  # it is readable as a pidfd is
+    assert owner.wait(lambda: owner.result, end, TIMEOUT) is None
+    control.report_result(1)
+    assert owner.wait(lambda: owner.result, end, TIMEOUT) == (1, None)
+    os.close(end)
+
+
+def test_command_is_not_there_any_more(channel):
+    """The watchdog is woken up for nothing."""
+    _owner, control = channel
+    watchdog = Watchdog(os.getppid(), 1, control, int, int)
+    watchdog._read_control(control)
+    assert watchdog._deadline is None
+    os.close(watchdog._wake_read)
+    os.close(watchdog._wake_write)
+
+
 def test_child_does_not_block(channel):
-    """An owner that reads nothing loses what has no room; a full watchdog would end nothing."""
+    """An owner that does not read loses messages; a watchdog that blocks would end nothing."""
     _owner, control = channel
     for _time in range(2000):
         control.refuse(Command('any', (), 1))

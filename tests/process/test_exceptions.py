@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The tree of errors: what catches them, and that they cross from a child to its parent."""
+"""The errors: their base classes, and that a child can send them to its parent."""
 
 import copy
 import errno
@@ -29,15 +29,15 @@ ERRORS = [
     ZMQStartError('it ended with exit code 7'),
     BIND_ERROR,
     ZMQTimeoutError('not ready after 10 s'),
-    ZMQReplyError('no JSON'),
+    ZMQReplyError('not JSON'),
     ZMQClosedError('closed'),
-    ZMQUnreachableError('nobody there'),
+    ZMQUnreachableError('no service'),
     ZMQRefusedError('wrong password'),
     ZMQRemoteError(409, {'reason': 'conflict'}),
 ]
 
 
-def test_all_are_here():
+def test_list_is_complete():
     classes = {
         item
         for item in vars(exceptions).values()
@@ -61,7 +61,7 @@ def test_all_are_here():
         (ZMQRemoteError, RuntimeError),
     ],
 )
-def test_tree(error, builtin):
+def test_base_classes(error, builtin):
     assert issubclass(error, ZMQBaseError)
     assert issubclass(error, builtin)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Peers that do not speak ZMTP (RFC 23), or stop speaking it, while good ones are served."""
+"""Peers that do not use ZMTP (RFC 23), or stop using it, while good clients are served."""
 
 import random
 import socket
@@ -81,7 +81,7 @@ AFTER_HANDSHAKE = {
     'a giant command': b'\x06' + b'\x7f' + b'\xff' * 7,
 }
 
-# After a good handshake, no harm: the next message on the same connection is answered.
+# Harmless after a good handshake: the next message on the connection gets a reply.
 IGNORED = {
     'a second READY': READY,
     'an unknown command': command(b'\x04NONE'),
@@ -91,7 +91,7 @@ IGNORED = {
     'an empty frame': frame(b''),
 }
 
-# Nothing wrong so far: libzmq waits, 30 s for the end of the handshake.
+# Valid so far: libzmq waits for the rest of the handshake, for 30 s by default.
 SILENT = {
     'nothing': b'',
     'half a signature': greeting()[:5],
@@ -116,12 +116,12 @@ def shake_hands(peer):
 def send(peer, data):
     try:
         peer.sendall(data)
-    except OSError:  # it hung up already
+    except OSError:  # the peer has closed the connection
         return
 
 
 def hung_up(peer):
-    """Tell whether the other side ends the connection."""
+    """Return True if the other side ends the connection."""
     try:
         while peer.recv(65_536):
             pass
@@ -134,13 +134,13 @@ def hung_up(peer):
 
 @pytest.fixture
 def process(start):
-    """Process that is spoken to."""
+    """The process that gets the garbage."""
     return start()
 
 
 @pytest.fixture
 def good(process):
-    """Return a check that a good client is served, and a new one too."""
+    """Return a check that an old and a new good client are served."""
     with zmq.Context() as context:
         kept = Dealer(context, process.bound_address)
 
@@ -156,7 +156,7 @@ def good(process):
 
 @pytest.fixture
 def fds(ask, process):
-    """Return a function which counts the descriptors of the process."""
+    """Return a function that counts the descriptors of the process."""
 
     def count():
         status, number = ask(process, ['fds', None])
@@ -167,10 +167,10 @@ def fds(ask, process):
 
 
 def settled(count):
-    """Count when the connections that were closed are gone."""
+    """Count the descriptors when the number does not change any more."""
     numbers = [count()]
     while len(numbers) < 3 or len(set(numbers[-3:])) > 1:
-        time.sleep(0.02)  # nothing announces it
+        time.sleep(0.02)  # no event is sent
         numbers.append(count())
     return numbers[-1]
 
@@ -228,14 +228,14 @@ def test_many_peers_that_send_garbage(process, good, fds):
                 send(peers[-1], data)
             if number % 3 == 0:
                 good()
-        wait_until(lambda: fds() <= before)  # although none of them hangs up
+        wait_until(lambda: fds() <= before)  # although no client closes its connection
         assert all(map(hung_up, peers))
     good()
     wait_until(lambda: fds() <= before)
 
 
 def test_silent_peers(process, good, fds):
-    """They hold a descriptor each as long as they stay, and are no harm to others."""
+    """Each holds a descriptor while it is connected; others are served."""
     good()
     before = settled(fds)
     with ExitStack() as stack:
@@ -248,8 +248,8 @@ def test_silent_peers(process, good, fds):
     good()
 
 
-def test_peers_that_leave_in_the_middle(process, good, fds):
-    """At any byte of a good conversation."""
+def test_peers_that_disconnect_early(process, good, fds):
+    """At any byte of a valid conversation."""
     good()
     before = settled(fds)
     conversation = frame(b'hop', more=True) + frame(b'', more=True) + frame(b'["echo",1]')

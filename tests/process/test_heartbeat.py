@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A process that hangs, told from one that works."""
+"""A process that hangs is told apart from one that works."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ import pytest
 
 from app.program import wait_until
 from handlers import Process
-from pyams_zmq.process import heartbeat as pulse_module
+from pyams_zmq.process import heartbeat as heartbeat_module
 from pyams_zmq.process.heartbeat import (
+    CHECK_INTERVAL,
     HANG_TIMEOUT,
     HEARTBEAT_INTERVAL,
-    LOOK_INTERVAL,
     HeartbeatCounter,
     LivenessCheck,
 )
@@ -24,112 +24,112 @@ from pyams_zmq.supervisor import SupervisorProcess
 TIMEOUT = 20
 
 
-class Patient:
-    """Looks at the pulse of a process that does not exist."""
+class Checked:
+    """Checks the heartbeat of a process that does not exist."""
 
     def __init__(self, timeout=HANG_TIMEOUT):
-        self.pulse = HeartbeatCounter()
-        self.detector = LivenessCheck(self.pulse, 1, timeout)
+        self.heartbeat = HeartbeatCounter()
+        self.liveness = LivenessCheck(self.heartbeat, 1, timeout)
         self.now = 1000.0
 
-    def look(self, seconds=LOOK_INTERVAL):
+    def check(self, seconds=CHECK_INTERVAL):
         self.now += seconds
-        return self.detector.look(self.now)
+        return self.liveness.check(self.now)
 
     def time_to_hang(self):
-        looks = 1
-        while not self.look():
-            looks += 1
-            assert looks < 100
-        return looks * LOOK_INTERVAL
+        checks = 1
+        while not self.check():
+            checks += 1
+            assert checks < 100
+        return checks * CHECK_INTERVAL
 
 
 @pytest.fixture
-def work(monkeypatch):
-    """Processor time of the process; None if it says nothing."""
-    work = [7]
-    monkeypatch.setattr(pulse_module, '_work_of', lambda pid: work[0])
-    return work
+def cpu_time(monkeypatch):
+    """Processor time of the process; None if it proves nothing."""
+    cpu_time = [7]
+    monkeypatch.setattr(heartbeat_module, '_read_cpu_time', lambda pid: cpu_time[0])
+    return cpu_time
 
 
 @pytest.fixture
-def patient(work):
-    return Patient()
+def checked(cpu_time):
+    return Checked()
 
 
-def test_beats(patient):
+def test_beats(checked):
     for _ in range(100):
-        patient.pulse.beat()
-        assert not any(patient.look() for _ in range(round(HEARTBEAT_INTERVAL / LOOK_INTERVAL)))
+        checked.heartbeat.beat()
+        assert not any(checked.check() for _ in range(round(HEARTBEAT_INTERVAL / CHECK_INTERVAL)))
 
 
-def test_hang(patient):
-    patient.pulse.beat()
-    assert patient.time_to_hang() <= HANG_TIMEOUT
+def test_hang(checked):
+    checked.heartbeat.beat()
+    assert checked.time_to_hang() <= HANG_TIMEOUT
 
 
-def test_goes_on(patient):
-    patient.pulse.beat()
+def test_beats_again(checked):
+    checked.heartbeat.beat()
     for _ in range(4):
-        assert not patient.look()
-    patient.pulse.beat()
-    assert patient.time_to_hang() > HANG_TIMEOUT - HEARTBEAT_INTERVAL
+        assert not checked.check()
+    checked.heartbeat.beat()
+    assert checked.time_to_hang() > HANG_TIMEOUT - HEARTBEAT_INTERVAL
 
 
-def test_before_the_first_beat_and_at_rest(patient):
-    assert not any(patient.look() for _ in range(100))
-    patient.pulse.beat()
-    patient.look()
-    patient.pulse.rest()
-    assert not any(patient.look() for _ in range(100))
-    patient.pulse.close()
+def test_before_the_first_beat_and_after_the_last(checked):
+    assert not any(checked.check() for _ in range(100))
+    checked.heartbeat.beat()
+    checked.check()
+    checked.heartbeat.clear()
+    assert not any(checked.check() for _ in range(100))
+    checked.heartbeat.close()
 
 
-def test_computes(patient, work):
-    patient.pulse.beat()
+def test_computes(checked, cpu_time):
+    checked.heartbeat.beat()
     for _ in range(100):
-        work[0] += 1
-        assert not patient.look()
-    work[0] = None
-    assert not any(patient.look() for _ in range(100))
-    work[0] = 8
-    assert patient.time_to_hang() <= HANG_TIMEOUT
+        cpu_time[0] += 1
+        assert not checked.check()
+    cpu_time[0] = None
+    assert not any(checked.check() for _ in range(100))
+    cpu_time[0] = 8
+    assert checked.time_to_hang() <= HANG_TIMEOUT
 
 
-def test_looks_are_not_too_many(patient):
-    patient.pulse.beat()
-    assert not any(patient.look(LOOK_INTERVAL / 1000) for _ in range(100))
+def test_checks_are_not_too_many(checked):
+    checked.heartbeat.beat()
+    assert not any(checked.check(CHECK_INTERVAL / 1000) for _ in range(100))
 
 
-def test_late_look(patient):
-    patient.pulse.beat()
-    patient.look()
-    assert not patient.look(3600)
+def test_late_check(checked):
+    checked.heartbeat.beat()
+    checked.check()
+    assert not checked.check(3600)
 
 
-def test_short_timeout(work):
-    patient = Patient(0.001)
-    patient.pulse.beat()
-    assert patient.time_to_hang() <= 3 * LOOK_INTERVAL
+def test_short_timeout(cpu_time):
+    checked = Checked(0.001)
+    checked.heartbeat.beat()
+    assert checked.time_to_hang() <= 3 * CHECK_INTERVAL
 
 
-def test_work():
-    before = pulse_module._work_of(os.getpid())
-    while pulse_module._work_of(os.getpid()) in (before, None):
+def test_cpu_time():
+    before = heartbeat_module._read_cpu_time(os.getpid())
+    while heartbeat_module._read_cpu_time(os.getpid()) in (before, None):
         sum(range(10_000))
         if Path('/proc/self/stat').read_text().rpartition(')')[2].split()[0] == 'R':
             break
-    assert pulse_module._work_of(2**30) is None
+    assert heartbeat_module._read_cpu_time(2**30) is None
 
 
-def test_work_of_one_that_waits():
+def test_cpu_time_of_a_stopped_process():
     pid = os.fork()
     if not pid:
         signal.pause()
     try:
         os.kill(pid, signal.SIGSTOP)
         os.waitpid(pid, os.WUNTRACED)
-        assert pulse_module._work_of(pid) is not None
+        assert heartbeat_module._read_cpu_time(pid) is not None
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

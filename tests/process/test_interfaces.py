@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The classes keep what the interfaces promise, and who subscribes to events sees them."""
+"""The classes provide their interfaces, and subscribers get the events."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ EVENTS = [
 
 
 class Converter(Process):
-    """Has something of its own."""
+    """Has an attribute of its own."""
 
     def __init__(self, tool, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -40,7 +40,7 @@ class Converter(Process):
 
 
 class Journal:
-    """Lines that subscribers in a child write, for the parent."""
+    """Lines that subscribers write in a child, and the test reads."""
 
     def __init__(self, path):
         self.path = path
@@ -62,7 +62,7 @@ def journal(tmp_path):
 
 @pytest.fixture
 def registry(journal):
-    """A registry that notes the events in the journal."""
+    """A registry whose subscribers write the events to the journal."""
     registry = Registry('tests')
     registry.settings = {'converter.tool': 'ffmpeg'}
 
@@ -106,7 +106,7 @@ def test_event(interface, event_class):
     assert verifyObject(interface, event)
     assert event.object is process
     assert IZMQProcessEvent.providedBy(event)
-    # As those of version 2, so that subscribers to any object's events get them too.
+    # As in version 2: subscribers to IObjectEvent get them, too.
     assert IObjectEvent.providedBy(event)
 
 
@@ -135,7 +135,7 @@ def test_events_go_to_the_current_registry(config, start, journal):
 
 
 def test_events_of_objects(start, registry, journal):
-    """A process is announced to subscribers of the events of its interface, too."""
+    """Subscribers to the interface of the process get its events, too."""
 
     def subscribe(process, event):
         journal.write(type(event).__name__)

@@ -179,7 +179,7 @@ def test_no_locks_left(path, make_lock, monkeypatch):
 
 @pytest.mark.parametrize('replace', [False, True], ids=['removed', 'replaced'])
 def test_former_holder_removes_the_file(path, make_lock, monkeypatch, replace):
-    """It does so between our open and our lock: what we have locked is no longer the file."""
+    """It does so between our open and our lock: the locked file is not at its path any more."""
     flock, calls = fcntl.flock, []
 
     def slow_flock(fd, flags):
@@ -201,7 +201,7 @@ def test_former_holder_removes_the_file(path, make_lock, monkeypatch, replace):
     assert open_fds() == fds + 1
 
 
-def test_somebody_removes_the_file(path, make_lock):
+def test_file_is_removed(path, make_lock):
     """A cleaner of /tmp for instance; the end of the process must not fail for that."""
     lock = make_lock(path)
     lock.acquire()
@@ -211,7 +211,7 @@ def test_somebody_removes_the_file(path, make_lock):
     assert open_fds() == fds - 1
 
 
-def test_somebody_else_has_it_by_now(path, make_lock):
+def test_file_is_removed_and_made_by_another_process(path, make_lock):
     """Its file was removed, another process took the path: nothing of that is ours to remove."""
     lock = make_lock(path)
     lock.acquire()
@@ -374,7 +374,7 @@ def test_release_with_a_fork_that_has_the_descriptor(path, make_lock, monkeypatc
 
 
 def test_link_in_the_place_of_the_file(path, make_lock):
-    """Of another user, who wants us to make a file elsewhere."""
+    """Of another user, to make us write a file elsewhere."""
     os.symlink(f'{path}.other', f'{path}.lock')
     with pytest.raises(OSError, match='symbolic links'):
         make_lock(path).acquire()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A process and its owner: who ends whom, when, and what both leave."""
+"""A process and its owner: how one ends the other, and what they leave behind."""
 
 import asyncio
 import errno
@@ -27,11 +27,12 @@ from pyams_zmq.process.watchdog import has_ended
 from pyams_zmq.socket import zmq_response, zmq_socket
 from pyams_zmq.wire.message import DRAINING
 
-ORPHAN_LIMIT = 2.0
-"""Seconds after which the child of a killed owner has to be gone"""
+ORPHAN_LIMIT = 30.0
+"""Seconds to wait for the end of an orphan, which else goes on for a minute or more; the time that
+it really takes is measured by `benchmarks/life.py`"""
 
-STOP_LIMIT = 1.5
-"""Seconds in which an idle child stops, even on a busy machine; it drains for 3 if it is not"""
+STOP_LIMIT = 15.0
+"""Seconds in which an idle child stops on a busy machine; one that is not idle takes a minute"""
 
 OWNER = """
 import json, os, signal, sys, threading
@@ -107,7 +108,7 @@ for line in sys.stdin:
     print('0', flush=True)
 """
 
-STRANGER = """
+OTHER_PROGRAM = """
 import sys, zmq
 
 with zmq.Context() as context, context.socket(zmq.REP) as socket:
@@ -119,7 +120,7 @@ with zmq.Context() as context, context.socket(zmq.REP) as socket:
 
 @pytest.fixture
 def run(tmp_path):
-    """Start programs; at the end kill whatever is left of them."""
+    """Start programs; kill what is left of them at the end."""
     programs = []
 
     def start(code, *args):
@@ -134,30 +135,30 @@ def run(tmp_path):
 
 @pytest.fixture
 def path(tmp_path):
-    """Path of an ipc socket, of which a clean end leaves nothing."""
+    """Return the path of an ipc socket, which a clean end removes."""
     return tmp_path / 'zmq.sock'
 
 
 @pytest.fixture
 def address(path):
-    """Address on that path."""
+    """Return the address of that path."""
     return f'ipc://{path}'
 
 
 def left_at(path):
-    """What there is of an ipc socket."""
+    """List the files of an ipc socket."""
     return sorted(found.name for found in path.parent.glob(f'{path.name}*'))
 
 
 def ends_on(pid, num):
-    """Tell if a process neither handles nor blocks a signal."""
+    """Return True if a process neither handles nor blocks a signal."""
     with open(f'/proc/{pid}/status', encoding='ascii') as status:
         masks = [line.split()[1] for line in status if line.startswith(('SigCgt', 'SigBlk'))]
     return not any(int(mask, 16) & 1 << num - 1 for mask in masks)
 
 
 def collect_all(*args):
-    """Collect whatever child has ended; a handler of SIGCHLD."""
+    """Collect any child that has ended; a handler of SIGCHLD."""
     with suppress(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
@@ -165,20 +166,20 @@ def collect_all(*args):
 def kill(process):
     """Kill a process; `join` with a time-out would wait for its children, too."""
     process.kill()
-    wait_for_end(process.pid, 5)
+    wait_for_end(process.pid, STOP_LIMIT)
 
 
 def spawn(ask, address):
-    """Let a process start a child, give its pid once that has dropped what it inherited."""
+    """Let a process start a child; return its pid when it has reset what it inherited."""
     status, pid = ask(address, ['spawn', 60])
     assert status == 200
-    wait_until(lambda: ends_on(pid, signal.SIGTERM), 5)
+    wait_until(lambda: ends_on(pid, signal.SIGTERM), STOP_LIMIT)
     assert is_running(pid)
     return pid
 
 
 def timed(function, *args):
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     start = time.monotonic()
     function(*args)
     return time.monotonic() - start
@@ -192,6 +193,12 @@ def running(process):
         yield process.wait_ready()
     finally:
         process.stop()
+
+
+@pytest.fixture(autouse=True)
+def _long_drain(monkeypatch):
+    """A stop that waits for the end of `drain_timeout` is seen to be late."""
+    monkeypatch.setattr(Process, 'drain_timeout', 60.0)
 
 
 # The owner dies
@@ -253,7 +260,7 @@ def test_owner_is_killed_before_the_child_is_ready(run, address):
 def test_owner_ends(run, address, path, code, exit_code):
     owner = run(OWNER + code, address)
     child, _ = owner.read()
-    assert owner.wait(5) == exit_code
+    assert owner.wait(20) == exit_code
     wait_for_end(child, ORPHAN_LIMIT)
     assert 'Exception ignored' not in owner.log.read_text()
     assert left_at(path) == [] or 'SIGKILL' in code
@@ -269,19 +276,19 @@ def test_all_get_the_signal(run, address, path, num):
     with in_hand(address, 'work', 0.5) as socket:
         owner.send_signal_to_all(num)
         assert zmq_response(socket) == [200, 0.5]
-    owner.wait(5)
+    owner.wait(20)
     wait_for_end(child, ORPHAN_LIMIT)
     assert left_at(path) == []
 
 
 def test_fork_of_the_owner_ends(run, ask, address):
-    """Workers of a preforking server run atexit hooks which they inherited."""
+    """Workers of a preforking server run atexit hooks that they have inherited."""
     owner = run(OWNER + FORK, address)
     child, _ = owner.read()
     assert owner.read() == 0
     assert ask(address, ['pid', None]) == [200, child]
     owner.write(None)
-    assert owner.wait(5) == 0
+    assert owner.wait(20) == 0
     assert 'Traceback' not in owner.log.read_text()
 
 
@@ -294,8 +301,8 @@ def test_owner_does_not_see_the_end_of_its_children(handler):
         process.start()
         process.wait_ready()
         assert timed(process.stop) < STOP_LIMIT
-        # Nobody can wait for it any more, and the system is about to forget it.
-        wait_until(lambda: not psutil.pid_exists(process.pid), 5)
+        # Its exit code is collected, and the system is about to remove it.
+        wait_until(lambda: not psutil.pid_exists(process.pid), STOP_LIMIT)
         assert timed(process.stop) < STOP_LIMIT
         with pytest.raises(ZMQStartError, match='ended'):
             process.wait_ready()
@@ -313,7 +320,7 @@ def test_owner_becomes_another_program(run, address, path):
 
 
 def test_traced_child_works_when_its_owner_becomes_another_program(run, address):
-    """As in a debugger: in CPython 3.11 a signal can hold up whatever the other threads call."""
+    """As in a debugger: in CPython 3.11 a signal can block the calls of other threads."""
     owner = run(
         TRACED + OWNER + "input(); os.execv(sys.executable, [sys.executable, '-c', 'input()'])",
         address,
@@ -324,17 +331,18 @@ def test_traced_child_works_when_its_owner_becomes_another_program(run, address)
         wait_for_end(child, ORPHAN_LIMIT)
 
 
-def test_pid_of_a_stranger():
-    """The pid of a child that somebody else collected may be anybody's."""
+def test_pid_that_is_reused():
+    """The pid of a child whose exit code was collected elsewhere may be reused."""
     assert has_ended(SimpleNamespace(pid=os.getppid(), is_alive=lambda: True))
 
 
 # The child has children
 
 
-def test_stop_ends_grandchildren(ask):
+def test_stop_ends_grandchildren(ask, monkeypatch):
+    monkeypatch.setattr('pyams_zmq.process.service.TERM_GRACE', 14.0)  # for a loaded machine
     process = Process()
-    process.drain_timeout = 1.0
+    process.drain_timeout = 15.0
     with running(process) as address:
         grandchild = spawn(ask, address)
         process.stop()
@@ -347,7 +355,7 @@ def test_grandchild_ends_on_a_signal(start, ask, num):
     process = start(factory=Process)
     grandchild = spawn(ask, process)
     os.kill(grandchild, num)
-    wait_for_end(grandchild, 1)
+    wait_for_end(grandchild, STOP_LIMIT)
     assert ask(process, ['pid', None]) == [200, process.pid]
 
 
@@ -399,7 +407,7 @@ def test_warnings_are_errors(run, ask, address):
     owner.read()
     assert ask(address, ['spawn', 0])[0] == 200  # it has threads too
     owner.write(None)
-    assert owner.wait(5) == 0
+    assert owner.wait(20) == 0
     assert 'Traceback' not in owner.log.read_text()
 
 
@@ -420,7 +428,7 @@ def test_started_in_a_loop(ask):
         await usr1.wait()
         assert await asyncio.to_thread(ask, address, ['async_echo', 2]) == [200, 2]
         os.kill(process.pid, signal.SIGINT)
-        await asyncio.to_thread(process.join, 5)
+        await asyncio.to_thread(process.join, STOP_LIMIT)
         assert process.exitcode == 0
         await asyncio.to_thread(process.stop)
 
@@ -498,7 +506,7 @@ def test_started_twice():
     assert process.exitcode == 0
 
 
-# Two want one address
+# Several processes for one address
 
 
 @pytest.fixture
@@ -540,9 +548,9 @@ def test_path_of_a_killed_process(ask, address, path):
         assert left_at(path) == []
 
 
-def test_path_of_a_stranger(run, address, path):
-    stranger = run(STRANGER, address)
-    stranger.read()
+def test_path_of_another_program(run, address, path):
+    other = run(OTHER_PROGRAM, address)
+    other.read()
     process = Process(address)
     process.start()
     with pytest.raises(ZMQBindError) as error:
@@ -550,8 +558,8 @@ def test_path_of_a_stranger(run, address, path):
     assert error.value.errno == errno.EADDRINUSE
     process.stop()
     assert left_at(path) == ['zmq.sock']
-    stranger.send_signal(signal.SIGKILL)
-    stranger.wait(5)
+    other.send_signal(signal.SIGKILL)
+    other.wait(20)
     with running(Process(address)):
         assert left_at(path) == ['zmq.sock', 'zmq.sock.lock']
     assert left_at(path) == []
@@ -592,7 +600,7 @@ def test_standby_stops(start, address):
     assert standby.exitcode == 0
 
 
-# It is told to stop
+# Stop
 
 
 def test_stop_without_a_child():
@@ -645,7 +653,7 @@ def test_stop_of_a_child_that_works_too_long(work):
         assert process.exitcode == 1  # its watchdog ended it
 
 
-def test_stop_of_a_child_that_does_not_hear():
+def test_stop_of_a_child_that_does_not_react():
     deaf, native, stopped = processes = [Process() for _ in range(3)]
     with ExitStack() as stack:
         for process in processes:
@@ -658,7 +666,7 @@ def test_stop_of_a_child_that_does_not_hear():
         with ThreadPoolExecutor() as pool:
             list(pool.map(Process.stop, processes))
         assert time.monotonic() - start < 0.3 + 2 + 1 + STOP_LIMIT
-    # Their watchdogs ended those which could still run any.
+    # Watchdogs ended the first two; the third could not run its own.
     assert [process.exitcode for process in processes] == [1, 1, -signal.SIGKILL]
 
 
@@ -674,12 +682,12 @@ def test_drain(start, work, num):
         os.kill(process.pid, num)
         assert zmq_response(socket) == [200, 0.5]
         assert zmq_response(late) == list(DRAINING)
-    process.join(5)
+    process.join(STOP_LIMIT)
     assert process.exitcode == 0
 
 
 def test_signal_does_not_interrupt_the_loop(start, ask):
-    """As one that comes right before the loop waits."""
+    """As a signal that comes right before the loop waits."""
     process = start(factory=Process)
     assert ask(process, ['signal_elsewhere', 0.2]) == [200, 0.2]
     wait_for_end(process.pid, 0.2 + STOP_LIMIT)
@@ -687,7 +695,7 @@ def test_signal_does_not_interrupt_the_loop(start, ask):
 
 
 def test_signal_while_its_owner_stops_it(start):
-    """The first signal from outside is not the second one: systemd sends it to all processes."""
+    """The first signal from outside does not count as the second: systemd sends one to all."""
     process = start(factory=Process)
     with ThreadPoolExecutor() as pool, zmq_socket(process.bound_address) as socket:
         socket.send_json(['sleep', 0.5])
@@ -695,7 +703,7 @@ def test_signal_while_its_owner_stops_it(start):
         stopping = pool.submit(process.stop)
         time.sleep(0.1)
         os.kill(process.pid, signal.SIGTERM)
-        assert zmq_response(socket, timeout=5) == [200, 0.5]
+        assert zmq_response(socket, timeout=20) == [200, 0.5]
         stopping.result()
     assert process.exitcode == 0
 
@@ -734,7 +742,7 @@ def test_kept_socket_after_a_kill_with_children(start, ask, path, kind):
                 kill(process)
                 start(address, factory=Process)
                 socket.send_json(['echo', 1])
-                assert zmq_response(socket, timeout=5) == [200, 1]
+                assert zmq_response(socket, timeout=20) == [200, 1]
             finally:
                 os.kill(child, signal.SIGKILL)
 
@@ -744,7 +752,7 @@ def test_second_signal_ends_at_once(start, num):
     process = start(factory=Process)
     with in_hand(process.bound_address, 'work'):
         os.kill(process.pid, num)
-        wait_until(lambda: ends_on(process.pid, num), 5)
+        wait_until(lambda: ends_on(process.pid, num), STOP_LIMIT)
         os.kill(process.pid, num)
-        process.join(1)
+        process.join(STOP_LIMIT)
         assert process.exitcode == -num

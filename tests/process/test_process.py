@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Life of a process: start, ready, stop, and the sad cases of each."""
+"""Life of a process: start, ready, stop, and the failures of each."""
 
 import asyncio
 import gc
@@ -62,7 +62,7 @@ def test_exit_before_ready():
 
 
 class Watched(Process):
-    """Notes the registries which its threads see."""
+    """Notes the current registry of its threads."""
 
     notes = None
 
@@ -87,7 +87,7 @@ def test_registry_of_threads(start, tmp_path):
 
 
 def test_reload_after_the_end(start):
-    """There is nobody to signal, or a stranger who has got the pid."""
+    """It sends no signal: another process may have the pid."""
     process = start()
     process.stop()
     process.reload()
@@ -95,7 +95,7 @@ def test_reload_after_the_end(start):
 
 
 def test_local_registry(start, tmp_path, monkeypatch):
-    """The one that pyams_utils keeps for a thread is forgotten."""
+    """The registry that pyams_utils keeps for a thread is reset."""
     notes = tmp_path / 'notes'
 
     def note(registry):
@@ -167,7 +167,7 @@ def test_address_that_cannot_be_bound(bind_addr, text):
 
 
 class SlowSetup(Process):
-    """Takes its time."""
+    """Needs half a second to set up."""
 
     def setup(self):
         time.sleep(0.5)
@@ -194,36 +194,36 @@ def test_never_started():
     process = Process()
     with pytest.raises(ZMQStartError, match='was not started by this process'):
         process.wait_ready()
-    process.exit(signal.SIGTERM)  # nor has it anything to stop
+    process.exit(signal.SIGTERM)  # there is nothing to stop
     process_exit_func(process)
 
 
 class Unpicklable(Exception):
-    """Does not come back from a pickle."""
+    """Can be pickled, but not unpickled."""
 
     def __init__(self, one, two):
         super().__init__(f'{one} {two}')
 
 
-class Talkative(Process):
-    """Cannot start, and says more than fits into a pipe."""
+class LongError(Process):
+    """Cannot start; its error does not fit into a pipe."""
 
     def setup(self):
         raise ValueError('x' * 1_000_000)
 
 
 def test_error_that_is_too_long():
-    process = Talkative()
+    process = LongError()
     process.start()
     process.join(5)
-    assert process.exitcode == 1  # nobody has read it yet
+    assert process.exitcode == 1  # although the report is not read yet
     with pytest.raises(ZMQStartError, match='ValueError: xxx') as error:
         process.wait_ready()
     assert len(str(error.value)) < 2000
 
 
-class FailingStrangely(Process):
-    """Cannot start, and can hardly say why."""
+class UnpicklableError(Process):
+    """Cannot start; its error cannot be unpickled."""
 
     def setup(self):
         raise Unpicklable('no', 'ffmpeg')
@@ -232,7 +232,7 @@ class FailingStrangely(Process):
 def test_error_that_cannot_be_pickled():
     with pytest.raises(TypeError):
         pickle.loads(pickle.dumps(Unpicklable('no', 'ffmpeg')))
-    process = FailingStrangely()
+    process = UnpicklableError()
     process.start()
     with pytest.raises(ZMQStartError, match='Unpicklable: no ffmpeg'):
         process.wait_ready()
@@ -240,7 +240,7 @@ def test_error_that_cannot_be_pickled():
 
 
 class LeavingAChild(Process):
-    """Ends before it is ready, while a child of its own holds what it had open."""
+    """Exits before it is ready, while a child of its own has inherited its descriptors."""
 
     def setup(self):
         ForkProcess(target=time.sleep, args=(1,)).start()
@@ -255,7 +255,7 @@ def test_exit_before_ready_with_a_child():
 
 
 def test_run_in_the_foreground(ask, tmp_path):
-    """Under a supervisor of one's own, without `start`."""
+    """Under another supervisor, without `start`."""
     address = f'ipc://{tmp_path}/zmq.sock'
     child = ForkProcess(target=Process(address, StoppingMessageHandler).run)
     child.start()
@@ -270,7 +270,7 @@ def test_run_in_the_foreground(ask, tmp_path):
 
 
 class StoppingHandler(Handler):
-    """Ends its process in its own way."""
+    """Stops its process from within, in several ways."""
 
     def stop_and_exit(self, args):
         self.process.stop()
@@ -358,8 +358,10 @@ def test_stop_without_a_stream(start, ask):
     assert process.exitcode == 0
 
 
-class InattentiveProcess(Process):
-    """Has a stream whose messages nobody takes."""
+class ProcessWithoutCallback(Process):
+    """Has a stream without a callback, whose messages wait."""
+
+    drain_timeout = 60.0
 
     def setup(self):
         super().setup()
@@ -369,19 +371,19 @@ class InattentiveProcess(Process):
 
 
 def test_stop_while_a_message_waits(start, ask):
-    process = start(factory=InattentiveProcess)
+    process = start(factory=ProcessWithoutCallback)
     assert ask(process, ['echo', 1]) == [200, 1]
     start = time.monotonic()
     process.stop()
     assert process.exitcode == 0
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
 
 
 # Subclasses, as sibling packages have them
 
 
 class Scheduler:
-    """Stands for the scheduler of a sibling, which has threads of its own."""
+    """Replaces the scheduler of a sibling package, which has threads of its own."""
 
     def __init__(self):
         self.ticks = 0
@@ -441,7 +443,7 @@ def test_scheduler(ask):
 
 
 class RelayHandler(Handler):
-    """Publishes, and says what came back."""
+    """Publishes messages, and returns those that were received."""
 
     def publish(self, text):
         self.process.publisher.send_multipart([b'news', text.encode()])
@@ -492,7 +494,7 @@ def test_streams_of_a_subclass(start, ask):
 
 
 class ReusingHandler(Handler):
-    """Opens something under the descriptor of a former listener."""
+    """Opens a file with the descriptor of a closed listener."""
 
     def reuse(self, args):
         stream, _port = self.process.stream(zmq.PULL, '127.0.0.1', bind=True)
@@ -515,7 +517,7 @@ class ReusingMessageHandler(MessageHandler):
     handler = ReusingHandler
 
 
-def test_children_of_the_child_keep_what_is_open(start, ask):
+def test_children_of_the_child_keep_open_files(start, ask):
     assert ask(start(handler=ReusingMessageHandler), ['reuse', None]) == [200, 0]
 
 
@@ -544,12 +546,12 @@ class ReopeningMessageHandler(MessageHandler):
 
 
 class ImpatientProcess(Process):
-    """Does not wait for addresses."""
+    """Does not wait for an address that is in use."""
 
     bind_timeout = 0.0
 
 
-def test_streams_that_come_and_go(start, ask, tmp_path):
+def test_opened_and_closed_streams(start, ask, tmp_path):
     process = start(handler=ReopeningMessageHandler)
     path = tmp_path / 'zmq.sock'
     for _ in range(2):
@@ -560,7 +562,7 @@ def test_streams_that_come_and_go(start, ask, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_failed_starts_leave_nothing(start):
+def test_failed_starts_leave_no_descriptors(start):
     address = start().bound_address
     fds = None
     for _ in range(5):

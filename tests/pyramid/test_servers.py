@@ -182,7 +182,7 @@ def check_reloads(serve, count):
 
 
 def test_reload(serve):
-    check_reloads(serve, 5)
+    check_reloads(serve, 3)
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Children of a supervisor: when they are started, and when they are not any more."""
+"""Processes under a supervisor: when they are started, stopped and given up."""
 
 import logging
 import os
@@ -23,17 +23,17 @@ from zope.interface.verify import verifyObject
 from app.handler import in_hand
 from app.program import Program, is_running, wait_for_end, wait_until
 from handlers import ExitingSetup, Process
-from pyams_zmq import supervisor as supervisor_module
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent
 from pyams_zmq.process import lock as lock_module
 from pyams_zmq.process.base import RECYCLED
-from pyams_zmq.process.descendants import POLL_INTERVAL
+from pyams_zmq.process.descendants import POLL_INTERVAL, poll
 from pyams_zmq.process.lock import NameLock
-from pyams_zmq.supervisor import LOCK_REFRESH, Supervisor, SupervisorProcess
+from pyams_zmq.supervisor import Supervisor, SupervisorProcess, driver
+from pyams_zmq.supervisor.process import LOCK_REFRESH
 
-ORPHAN_LIMIT = 2.0
-"""Seconds after which everything has to be gone whose owner was killed"""
+ORPHAN_LIMIT = 30.0
+"""Seconds to wait for the end of orphans, which else run for a minute or more"""
 
 TIMEOUT = 20
 """Seconds to wait for what has to happen, however busy the machine is"""
@@ -115,7 +115,7 @@ for line in""",
 
 
 class Fake:
-    """A process that does what a test says."""
+    """Does as a process what a test orders."""
 
     drain_timeout = 3
 
@@ -166,22 +166,22 @@ class Fakes:
         return self.supervisor.step(self.now)
 
     def crash(self, life=0.0, exit_code=1):
-        """Let the process crash after some seconds, give the delay until the next one starts."""
+        """Let the process crash after some seconds; return the delay of the next start."""
         self.made[-1].end(exit_code)
         return self.step(life)
 
 
 @pytest.fixture
 def fakes(monkeypatch):
-    monkeypatch.setattr(supervisor_module, 'has_ended', lambda process: process.ended)
-    monkeypatch.setattr(supervisor_module, 'open_pidfd', lambda pid: nullcontext(0))
+    monkeypatch.setattr(driver, 'has_ended', lambda process: process.ended)
+    monkeypatch.setattr(driver, 'open_pidfd', lambda pid: nullcontext(0))
     monkeypatch.setattr(Supervisor, 'hang_timeout', 0)
     return Fakes()
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Start programs; at the end kill whatever is left of them."""
+    """Start programs; kill what is left of them at the end."""
     programs = []
 
     def start(code, *args):
@@ -201,14 +201,14 @@ def address(tmp_path):
 
 @pytest.fixture
 def lock():
-    """Name of a lock that nobody else has; its file goes with the test."""
+    """Return the name of a lock that is not in use; its file is removed with the test."""
     name = f'test {uuid4()}'
     yield name
     Path(NameLock(name).path).unlink(missing_ok=True)
 
 
 def read(program, expected):
-    """Read what a program says; it is about this."""
+    """Read the next line of a program, and check its first word."""
     word, *rest = program.read(TIMEOUT)
     assert word == expected, (word, rest)
     return rest
@@ -229,7 +229,7 @@ def test_start(fakes):
 
 
 def test_poll_without_pidfd(fakes, monkeypatch):
-    monkeypatch.setattr(supervisor_module, 'open_pidfd', lambda pid: nullcontext(None))
+    monkeypatch.setattr(driver, 'open_pidfd', lambda pid: nullcontext(None))
     assert fakes.step() == POLL_INTERVAL
 
 
@@ -382,7 +382,7 @@ def test_stop(fakes):
     assert len(fakes.made) == 2
 
 
-def test_stop_of_a_process_that_does_not_hear(fakes, caplog):
+def test_stop_of_a_process_that_does_not_react(fakes, caplog):
     fakes.step()
     fakes.supervisor.stop()
     assert [fakes.step(), fakes.step(1), fakes.step(4), fakes.step(1)] == [5, 4, 1, 5]
@@ -438,7 +438,7 @@ def test_run_of_nothing():
 @pytest.mark.parametrize('adopts', [True, False])
 def test_run_fails(fakes, monkeypatch, adopts):
     if not adopts:  # as before Linux 3.4
-        monkeypatch.setattr(supervisor_module, 'subreaper', lambda: nullcontext(False))
+        monkeypatch.setattr(driver, 'subreaper', lambda: nullcontext(False))
 
     class Broken(Supervisor):
         def step(self, now):
@@ -451,7 +451,7 @@ def test_run_fails(fakes, monkeypatch, adopts):
 
 
 def test_run_fails_and_leaves_nothing():
-    """Also of what a process has left to it."""
+    """Orphans that it has adopted are ended too."""
     orphans = []
 
     class Broken(Supervisor):
@@ -536,7 +536,7 @@ def test_second_signal_ends_at_once(run, address, num):
 
 
 def handles(pid, num):
-    """Tell if a process has a handler for a signal."""
+    """Return True if a process has a handler for a signal."""
     with open(f'/proc/{pid}/status', encoding='ascii') as status:
         mask = next(line.split()[1] for line in status if line.startswith('SigCgt'))
     return bool(int(mask, 16) & 1 << num - 1)
@@ -713,8 +713,8 @@ def test_leader_without_children_keeps_the_lock(run, ask, address, lock):
 
 
 def can_read(program):
-    """Tell if a program has said something."""
-    return bool(supervisor_module.poll([program.process.stdout.fileno()], 0))
+    """Return True if a program has printed something."""
+    return bool(poll([program.process.stdout.fileno()], 0))
 
 
 def test_name_lock(lock, monkeypatch):
@@ -742,7 +742,7 @@ def test_name_lock_twice_in_a_process(lock, try_name):
 
 
 def test_name_lock_in_a_fork(lock, try_name):
-    """A child has no locks, and cannot take that of its parent away."""
+    """A child has no locks, and cannot release that of its parent."""
     own = NameLock(lock)
     assert own.acquire()
 
@@ -760,7 +760,7 @@ def test_name_lock_in_a_fork(lock, try_name):
 
 @pytest.fixture
 def try_name():
-    """Tell if another process gets a name."""
+    """Return a function that returns True if another process gets a name."""
 
     def try_it(name):
         child = ForkProcess(target=lambda: sys.exit(int(NameLock(name).acquire())))
@@ -818,7 +818,7 @@ def race(tmp_path, starters, rounds):
             supervisor.start()
         try:
             wait_until(lambda notes=notes: list(notes.iterdir()), 20)
-            time.sleep(0.5)  # in which nobody else starts
+            time.sleep(0.5)  # no other one may start meanwhile
             [note] = notes.iterdir()
             assert is_running(int(note.name))
         finally:

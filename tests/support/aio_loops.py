@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Runs the tests of pyams_zmq.aio on every loop, and finds what they leave behind."""
+"""Runs the tests of pyams_zmq.aio on two kinds of loops, and finds what they leave behind."""
 
 import asyncio
 import gc
@@ -13,7 +13,18 @@ from tornado.ioloop import IOLoop
 from checks import open_fds, wait_until
 from pyams_zmq.aio import ZmqEventLoop, ZmqProtocol, create_zmq_connection
 
-LOOPS = ['asyncio', 'uvloop', 'tornado', 'zmq']
+LOOPS = ['asyncio', 'uvloop']
+"""Loops of all tests; the others are derived from the one of asyncio and have a smoke test each"""
+
+ONE_LOOP = pytest.mark.parametrize('run', ['asyncio'], indirect=True)
+"""For tests of arguments only, in which the loop makes no difference"""
+
+ARRIVAL = 0.05
+"""Seconds within which a message arrives, where the test must not access the socket to check"""
+
+DEAD = 'tcp://127.0.0.1:9'
+"""An address without a service"""
+
 FACTORIES = {
     'asyncio': asyncio.SelectorEventLoop,
     'uvloop': uvloop.new_event_loop,
@@ -24,7 +35,7 @@ FACTORIES = {
 class Runner:
     """Runs coroutines on a loop.
 
-    :ivar errors: what the exception handler of the loop was told
+    :ivar errors: what the exception handler of the loop was called with
     """
 
     def __init__(self, kind):
@@ -55,10 +66,11 @@ class Runner:
 
 @pytest.fixture(params=LOOPS)
 def run(request):
-    """Run coroutines on each loop in turn; what its exception handler gets is an error."""
+    """Run coroutines on each kind of loop; fail if the exception handler of the loop is called."""
     gc.collect()
     if request.param == 'uvloop':  # its first loop opens a pipe which all loops share
         Runner(request.param).close_after_use()
+    zmq.Context.instance().destroy(0)  # examples of the documentation leave it open
     before = open_fds()
     runner = Runner(request.param)
     yield runner
@@ -73,7 +85,7 @@ def run(request):
 
 
 class Peers:
-    """Makes the peers, which are plain sockets, and closes them."""
+    """Opens plain sockets as peers, and closes them."""
 
     def __init__(self):
         self._context = zmq.Context()
@@ -101,7 +113,7 @@ def context():
 
 
 class Recorder(ZmqProtocol):
-    """Remembers what it was called with."""
+    """Records the calls of its methods."""
 
     def __init__(self):
         self.calls = []
@@ -135,7 +147,7 @@ def os_error(number):
 
 
 async def until(condition, timeout=5):
-    """Wait for a condition which no event announces; fail after *timeout* seconds."""
+    """Wait for a condition that no event announces; fail after *timeout* seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, 'it did not happen in time'
@@ -143,28 +155,35 @@ async def until(condition, timeout=5):
 
 
 async def end(*transports):
-    """Abort transports, wait for their end."""
+    """Abort transports and wait for their end."""
     for transport in transports:
         transport.abort()
-    for _turn in range(2):  # takes no time: connection_lost is called on the next turn of the loop
+    for _ in range(2):  # takes no time: the loop calls connection_lost in its next iteration
         await asyncio.sleep(0)
 
 
 async def make(zmq_type, factory=Recorder, **kwargs):
-    """Make a transport, bound to any free port unless told otherwise."""
+    """Make a transport, which is bound to a free port by default."""
     if not kwargs:
         kwargs['bind'] = 'tcp://127.0.0.1:*'
     return await create_zmq_connection(factory, zmq_type, **kwargs)
 
 
+async def make_unconnected(high=None, low=None):
+    """Make a PUSH transport without a peer, which buffers what it sends."""
+    transport, protocol = await make(zmq.PUSH)
+    transport.set_write_buffer_limits(high, low)
+    return transport, protocol
+
+
 def address_of(transport):
-    """Address of a transport that is bound to one."""
+    """Return the only address that a transport is bound to."""
     [address] = transport.listeners()
     return address
 
 
 def plain(context, zmq_type, connect):
-    """Make a plain socket which is connected."""
+    """Open a plain socket and connect it."""
     socket = context.socket(zmq_type)
     socket.connect(connect)
     return socket

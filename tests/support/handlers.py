@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Handlers that the tests serve; importable, so that any start method could use them."""
+"""Handlers and processes of the tests; importable, so that any start method can use them."""
 
 import asyncio
 import ctypes
@@ -23,36 +23,36 @@ from pyams_zmq.process import ZMQProcess
 
 
 class Unprintable(Exception):
-    """An exception that cannot be shown."""
+    """An exception without a printable text."""
 
     def __str__(self):
-        raise RuntimeError('no text')
+        raise RuntimeError('not printable')
 
     __repr__ = __str__
 
 
 class Text(str):
-    """A text that is no plain str, as a translation string is."""
+    """A subclass of str, as a translation string is."""
 
     __slots__ = ()
 
 
 class Journal:
-    """Data manager that notes how its transaction ended."""
+    """Data manager that records how its transaction ended."""
 
     def __init__(self, manager, path, fails=False):
         self.transaction_manager = manager
         self.path, self.fails = path, fails
 
-    def note(self, text):
+    def record(self, text):
         with open(self.path, 'a', encoding='utf-8') as file:
             file.write(f'{text}\n')
 
     def abort(self, transaction):
-        self.note('abort')
+        self.record('abort')
 
     def tpc_begin(self, transaction):
-        """Nothing is to do."""
+        """Do nothing."""
 
     commit = tpc_begin
 
@@ -61,17 +61,17 @@ class Journal:
             raise ValueError('the vote failed')
 
     def tpc_finish(self, transaction):
-        self.note('commit')
+        self.record('commit')
 
     def tpc_abort(self, transaction):
-        self.note('tpc_abort')
+        self.record('tpc_abort')
 
-    def sortKey(self):  # noqa: N802 - its name
+    def sortKey(self):  # noqa: N802 - named by the interface
         return 'journal'
 
 
 class Handler:
-    """Methods for the good cases, and one for each way to misbehave."""
+    """Methods that work, and one for each way to fail."""
 
     value = 42
     Nested = type('Nested', (), {})
@@ -81,7 +81,7 @@ class Handler:
 
     @property
     def secret(self):
-        os._exit(66)  # a peer that reads it is noticed
+        os._exit(66)  # a peer must not be able to read it
 
     def _private(self, args):
         return [200, args]
@@ -117,8 +117,6 @@ class Handler:
 
     def pid(self, args):
         return [200, os.getpid()]
-
-    # What takes time is their purpose.
 
     def sleep(self, seconds):
         time.sleep(seconds)
@@ -177,23 +175,23 @@ class Handler:
             'generator': (i for i in range(3)),
             'tuple key': {(1, 2): 3},
             'cycle': cycle,
-            'text subclass': Text('text'),
+            'str subclass': Text('text'),
             'big': 2**70,
             'tuple': (200, 'OK'),
         }[name]
 
     def registry(self, args):
-        """Say whether this thread sees the registry of the process."""
+        """Return True if this thread has the registry of the process."""
         return [200, get_current_registry() is self.process.registry]
 
     def start_method(self, args):
         return [200, multiprocessing.get_start_method()]
 
     def signal_elsewhere(self, seconds):
-        """Have a SIGTERM taken by another thread, when the loop sleeps."""
+        """Make another thread handle a SIGTERM while the loop sleeps."""
 
         def take():
-            time.sleep(seconds)  # until the loop sleeps, which nothing announces
+            time.sleep(seconds)  # until the loop sleeps, which no event announces
             signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
         threading.Thread(target=take).start()
@@ -204,21 +202,21 @@ class Handler:
         return [200, 'stopping']
 
     def spawn(self, seconds):
-        """Start a child of the child, which lives on."""
+        """Start a child of the child, which keeps running."""
         child = multiprocessing.Process(target=time.sleep, args=(seconds,))
         child.start()
         return [200, child.pid]
 
     def rss(self, args):
-        """Resident memory in KiB."""
+        """Return the resident memory in KiB."""
         with open('/proc/self/status', encoding='ascii') as status:
             line = next(line for line in status if line.startswith('VmRSS'))
         return [200, int(line.split()[1])]
 
     def trimmed_rss(self, args):
-        """The same, without the free memory that the allocator keeps."""
+        """Return the resident memory without the free memory of the allocator."""
         gc.collect()
-        with suppress(AttributeError):  # not every C library has it
+        with suppress(AttributeError):  # glibc only
             ctypes.CDLL(None).malloc_trim(0)
         return self.rss(args)
 
@@ -230,7 +228,7 @@ class Handler:
         return [200, path]
 
     def wait_for(self, path):
-        """Make a file, and block until it is removed."""
+        """Create a file, and block until it is removed."""
         Path(path).touch()
         while Path(path).exists():
             time.sleep(0.001)
@@ -280,13 +278,13 @@ class CountingHandler(Handler):
 
     def count(self, seconds):
         self.calls += 1
-        time.sleep(seconds)  # to take time is what this method is for
+        time.sleep(seconds)
         return [200, self.calls]
 
     def slow_at_first(self, seconds):
         self.calls += 1
         if self.calls == 1:
-            time.sleep(seconds)  # to take time is what this method is for
+            time.sleep(seconds)
         return [200, self.calls]
 
     def status(self, status):
@@ -303,7 +301,7 @@ class CountingMessageHandler(MessageHandler):
 
 
 class Process(ZMQProcess):
-    """Serves Handler, and does not wait long."""
+    """Serves Handler with a short drain time."""
 
     drain_timeout = 3.0
 
@@ -312,13 +310,13 @@ class Process(ZMQProcess):
 
 
 class PatientProcess(Process):
-    """Gives the message in hand more time."""
+    """Serves Handler with a long drain time."""
 
     drain_timeout = 60.0
 
 
 class FailingSetup(Process):
-    """Cannot start."""
+    """Fails at the start."""
 
     def setup(self):
         super().setup()
@@ -326,14 +324,14 @@ class FailingSetup(Process):
 
 
 class ExitingSetup(Process):
-    """Ends before it is ready, without a word."""
+    """Ends before it is ready, without an error."""
 
     def setup(self):
         sys.exit(7)
 
 
 class LoggedProcess(Process):
-    """Logs to a file, and nowhere else."""
+    """Logs only to a file."""
 
     max_message_size = 2_000_000
 
@@ -349,14 +347,14 @@ class LoggedProcess(Process):
 
 
 class BrokenLog(logging.Handler):
-    """A handler of the logging that fails itself."""
+    """A log handler that fails."""
 
     def emit(self, record):
         raise OSError('no space left on device')
 
 
 class BrokenLogProcess(Process):
-    """Cannot log."""
+    """Its log handler fails."""
 
     def setup(self):
         super().setup()
@@ -364,7 +362,7 @@ class BrokenLogProcess(Process):
 
 
 class RawProcess(LoggedProcess):
-    """Serves callbacks of its own beside its message handler."""
+    """Serves callbacks on raw streams beside its message handler."""
 
     def init_stream(self):
         super().init_stream()
@@ -393,7 +391,7 @@ class RawProcess(LoggedProcess):
 
     async def reply_then_async_fail(self, frames):
         self.reply_then_async_fail_stream.send(b'"replied"')
-        await asyncio.sleep(0.001)  # meanwhile the next message comes in
+        await asyncio.sleep(0.001)  # the next message arrives during this time
         self.fail(frames)
 
     def half_reply_then_fail(self, frames):
@@ -402,7 +400,7 @@ class RawProcess(LoggedProcess):
 
 
 class FuzzHandler:
-    """What a fuzzer may call: whatever it sends can only be answered."""
+    """Methods that a fuzzer may call: none has a side effect."""
 
     def echo(self, args):
         return [200, args]

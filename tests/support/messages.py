@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Every class of malformed message with its answer: `MESSAGES` is the specification."""
+"""Every class of malformed message with its reply; `MESSAGES` is the specification."""
 
 import json
 import re
@@ -16,18 +16,18 @@ SECRET = 'the secret of the handler'
 
 
 class Case(NamedTuple):
-    """A message and its answer."""
+    """A message and its reply."""
 
     group: str
     name: str
     frames: list
-    """All frames that a DEALER sends; behind the delimiter is what a REQ would send."""
-    answer: object
-    """A status with a text, or a Value."""
+    """All frames that a DEALER sends; a REQ would send those after the delimiter."""
+    expected: object
+    """The status of an error reply, or a Value."""
 
 
 class Value(NamedTuple):
-    """An answer which is just this value."""
+    """A reply that is exactly this value."""
 
     value: object
 
@@ -41,18 +41,18 @@ FRAMES = [
     ('no delimiter', [ECHO], 400),
     ('two, no delimiter', [b'x', ECHO], 400),
     ('1 000, no delimiter', [b'x'] * 1000, 400),
-    ('nothing behind the delimiter', [b'x', b''], 400),
-    ('an empty one', [b'', b''], 400),
-    ('two empty ones', [b'', b'', b''], 400),
-    ('one too many', [b'', b'x', ECHO], 400),
-    ('one too many behind', [b'', ECHO, b'x'], 400),
+    ('nothing after the delimiter', [b'x', b''], 400),
+    ('an empty frame', [b'', b''], 400),
+    ('two empty frames', [b'', b'', b''], 400),
+    ('one too many before', [b'', b'x', ECHO], 400),
+    ('one too many after', [b'', ECHO, b'x'], 400),
     ('one too few', call('first'), 400),
     ('1 000', [b'', *[b'x'] * 999, ECHO], 400),
-    ('1 000 empty ones', [b''] * 1001, 400),
+    ('1 000 empty frames', [b''] * 1001, 400),
     ('1 000, for a method that takes them', [*[b''] * 1000, call('many')[1]], Value([200, 1000])),
     ('1 000 in the envelope', [*[b'x'] * 1000, b'', ECHO], Value([200, 1])),
     ('larger than the limit', [b'', b'x' * (LIMIT + 1)], 413),
-    ('larger than the limit together', [b'', *[b'x' * (LIMIT // 10)] * 11], 413),
+    ('larger than the limit in total', [b'', *[b'x' * (LIMIT // 10)] * 11], 413),
     ('as large as the limit', [b'', b'x' * LIMIT], 400),
 ]
 
@@ -62,16 +62,16 @@ JSON = [
     ('UTF-16', '["echo",1]'.encode('utf-16'), 400),
     ('a byte order mark', b'\xef\xbb\xbf["echo",1]', 400),
     ('not JSON', b'echo', 400),
-    ('no quotes but apostrophes', b"['echo',1]", 400),
+    ('single quotes', b"['echo',1]", 400),
     ('a NUL', b'\0', 400),
-    ('a NUL behind', b'["echo",1]\0', 400),
-    ('a NUL in a text', b'["echo","\0"]', 400),
-    ('garbage behind', b'["echo",1]]', 400),
-    ('two texts', b'["echo",1]["echo",1]', 400),
-    ('cut off', b'["echo",', 400),
+    ('a NUL after the message', b'["echo",1]\0', 400),
+    ('a NUL in a string', b'["echo","\0"]', 400),
+    ('garbage after the message', b'["echo",1]]', 400),
+    ('two messages', b'["echo",1]["echo",1]', 400),
+    ('truncated', b'["echo",', 400),
     ('a comma too many', b'["echo",1,]', 400),
     ('a number', b'1', 400),
-    ('a text', b'"echo"', 400),
+    ('a string', b'"echo"', 400),
     ('null', b'null', 400),
     ('an object', b'{"echo":1}', 400),
     ('a list of 0', b'[]', 400),
@@ -91,7 +91,7 @@ JSON = [
     ('a surrogate pair', rb'["echo","\ud83d\ude00"]', Value([200, '😀'])),
     ('an escaped NUL', rb'["echo","\u0000"]', Value([200, '\0'])),
     ('duplicate keys', b'["echo",{"a":1,"a":2}]', Value([200, {'a': 2}])),
-    ('blanks around', b' \r\n\t[ "echo" , 1 ]\n', Value([200, 1])),
+    ('white space around', b' \r\n\t[ "echo" , 1 ]\n', Value([200, 1])),
 ]
 
 TYPES = [
@@ -110,15 +110,15 @@ TYPES = [
     ('an attribute of the class', 'value', 404),
     ('a nested class', 'Nested', 404),
     ('a method of the metaclass', 'mro', 404),
-    ('in capitals', 'ECHO', 404),
-    ('with a blank', 'echo ', 404),
+    ('in upper case', 'ECHO', 404),
+    ('with a space', 'echo ', 404),
     ('with a NUL', 'echo\0', 404),
     ('of 1 MB', 'x' * 1_000_000, 404),
     ('of 1 MB, not ASCII', '\u0394' * 300_000, 404),
 ]
 
 METHODS = [
-    ('takes no arguments', 'no_args', None, 400),
+    ('takes no argument', 'no_args', None, 400),
     ('takes two frames', 'first', None, 400),
     *[
         (f'raises {name}', 'raises', name, 500)
@@ -134,9 +134,9 @@ METHODS = [
             'Unprintable',
         )
     ],
-    ('recurses without end', 'recurse', None, 500),
-    ('chooses its answer', 'raises', 'ZMQMessageError', Value([418, 'I am a teapot'])),
-    ('chooses an answer which is no JSON', 'raises', 'bad ZMQMessageError', 500),
+    ('recurses infinitely', 'recurse', None, 500),
+    ('chooses its reply', 'raises', 'ZMQMessageError', Value([418, 'I am a teapot'])),
+    ('chooses a reply that is not JSON', 'raises', 'bad ZMQMessageError', 500),
     *[
         (f'returns {name}', 'returns', name, 500)
         for name in (
@@ -153,7 +153,7 @@ METHODS = [
     ],
     ('returns 100 000 lists', 'deep_result', None, 500),
     ('returns None', 'nothing', None, Value(None)),
-    ('returns a kind of text', 'returns', 'text subclass', Value('text')),
+    ('returns a subclass of str', 'returns', 'str subclass', Value('text')),
     ('returns a large number', 'returns', 'big', Value(2**70)),
     ('returns a tuple', 'returns', 'tuple', Value([200, 'OK'])),
 ]
@@ -162,13 +162,13 @@ ASYNC = {'raises', 'recurse', 'returns', 'deep_result', 'nothing'}
 
 MESSAGES = [
     *[Case('frames', *case) for case in FRAMES],
-    *[Case('JSON', name, [b'', data], answer) for name, data, answer in JSON],
-    *[Case('type', name, call(kind), answer) for name, kind, answer in TYPES],
-    *[Case('method', name, call(kind, args), answer) for name, kind, args, answer in METHODS],
+    *[Case('JSON', name, [b'', data], expected) for name, data, expected in JSON],
+    *[Case('type', name, call(kind), expected) for name, kind, expected in TYPES],
+    *[Case('method', name, call(kind, args), expected) for name, kind, args, expected in METHODS],
     Case('method', 'is a generator', call('generates'), 500),
     *[
-        Case('async method', name, call(f'async_{kind}', args), answer)
-        for name, kind, args, answer in METHODS
+        Case('async method', name, call(f'async_{kind}', args), expected)
+        for name, kind, args, expected in METHODS
         if kind in ASYNC
     ],
     *[
@@ -180,7 +180,7 @@ MESSAGES = [
 
 
 class Dealer:
-    """A client that sees every reply, also one too many."""
+    """A client that receives every reply, also an unexpected one."""
 
     def __init__(self, context, address):
         self.socket = context.socket(zmq.DEALER)
@@ -191,14 +191,14 @@ class Dealer:
     def send(self, frames):
         self.socket.send_multipart(frames)
 
-    def receive(self, timeout=10):
-        """Receive a reply, return its envelope and its value."""
+    def receive(self, timeout=30):
+        """Receive a reply; return its envelope and its value."""
         assert self.socket.poll(timeout * 1000), 'no reply'
         *envelope, reply = self.socket.recv_multipart()
         return envelope, json.loads(reply)
 
     def ask(self, frames):
-        """Send a message, return all of its replies: those before the one to the next message."""
+        """Send a message; return all replies before the reply to a second message."""
         self.number += 1
         nonce = f'{self.number} of {id(self)}'
         self.send(frames)
@@ -209,18 +209,18 @@ class Dealer:
         return replies
 
     def close(self):
-        self.socket.close(linger=10_000)  # what was sent arrives
+        self.socket.close(linger=10_000)  # sent messages still arrive
 
 
 def check(case, replies):
-    """Check that a message got its answer, once."""
+    """Check that a message got exactly its reply."""
     ((envelope, reply),) = replies
     assert envelope == (case.frames[: case.frames.index(b'') + 1] if b'' in case.frames else [])
-    if isinstance(case.answer, Value):
-        assert reply == case.answer.value
+    if isinstance(case.expected, Value):
+        assert reply == case.expected.value
         return
     status, text = reply
-    assert status == case.answer
+    assert status == case.expected
     assert isinstance(text, str)
     assert len(text) < 500
     assert SECRET not in text

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""One parser for all forms of an address."""
+"""Addresses: their forms, and the parser."""
 
 import pytest
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyams_zmq.wire.endpoint import Endpoint, parse_ip, port_of
+from pyams_zmq.wire.endpoint import Endpoint, is_local, parse_ip, port_of
 
 LONGEST_PATH = '/' + 'x' * (zmq.IPC_PATH_MAX_LEN - 1)
 
@@ -48,60 +48,60 @@ CONNECTABLE = [
 
 REFUSED = [
     # address, bind, reason
-    ('', True, 'no host and port'),
-    (':5555', True, 'no host and port'),
-    ('host:', True, 'no host and port'),
-    ('host:http', True, 'no host and port'),
-    ('host:-1', True, 'no host and port'),
-    ('host:+1', True, 'no host and port'),
-    ('host: 1', True, 'no host and port'),
-    ('host:1\n', True, 'no host and port'),
-    ('host:123456', True, 'no host and port'),
-    ('host:\u0665', True, 'no host and port'),
-    ('höst:1', True, 'no host and port'),
-    ('-host:1', True, 'no host and port'),
-    ('host.:1', True, 'no host and port'),
-    ('user@host:1', True, 'no host and port'),
-    ('host:1/path', True, 'no host and port'),
-    ('1:2:3', True, 'no host and port'),
-    ('::1', True, 'no host and port'),
-    ('[::1', True, 'no host and port'),
-    ('[]:1', True, 'no host and port'),
-    ('[::1]5555', True, 'no host and port'),
+    ('', True, 'not a host and a port'),
+    (':5555', True, 'not a host and a port'),
+    ('host:', True, 'not a host and a port'),
+    ('host:http', True, 'not a host and a port'),
+    ('host:-1', True, 'not a host and a port'),
+    ('host:+1', True, 'not a host and a port'),
+    ('host: 1', True, 'not a host and a port'),
+    ('host:1\n', True, 'not a host and a port'),
+    ('host:123456', True, 'not a host and a port'),
+    ('host:\u0665', True, 'not a host and a port'),
+    ('höst:1', True, 'not a host and a port'),
+    ('-host:1', True, 'not a host and a port'),
+    ('host.:1', True, 'not a host and a port'),
+    ('user@host:1', True, 'not a host and a port'),
+    ('host:1/path', True, 'not a host and a port'),
+    ('1:2:3', True, 'not a host and a port'),
+    ('::1', True, 'not a host and a port'),
+    ('[::1', True, 'not a host and a port'),
+    ('[]:1', True, 'not a host and a port'),
+    ('[::1]5555', True, 'not a host and a port'),
     ('[1.2.3.4]:1', True, "'1.2.3.4'"),
     ('[:::]:1', True, ':::'),
-    ('a;b:1', True, 'no host and port'),
-    ('tcp://', True, 'no host and port'),
-    ('tcp://tcp://host:1', True, 'no host and port'),
-    ('host:65536', True, r'port is not in 1\.\.65535'),
-    ('host:99999', False, r'port is not in 1\.\.65535'),
-    ('udp://host:1', True, "protocol 'udp' is not known"),
-    ('TCP://host:1', True, "protocol 'TCP' is not known"),
-    ('://host:1', True, "protocol '' is not known"),
+    ('a;b:1', True, 'not a host and a port'),
+    ('tcp://', True, 'not a host and a port'),
+    ('tcp://tcp://host:1', True, 'not a host and a port'),
+    ('host:65536', True, r'port \d+ is not in 1\.\.65535'),
+    ('host:99999', False, r'port \d+ is not in 1\.\.65535'),
+    ('udp://host:1', True, "unknown protocol 'udp'"),
+    ('TCP://host:1', True, "unknown protocol 'TCP'"),
+    ('://host:1', True, "unknown protocol ''"),
     ('ipc://', True, 'path is empty'),
     ('ipc://@', True, 'path is empty'),
     ('ipc:///a\0b', True, 'contains a NUL'),
     (f'ipc://{LONGEST_PATH}x', True, 'longer than'),
     ('ipc:///' + 'é' * 60, True, 'longer than'),
     ('ipc:///\ud800', True, 'surrogates'),
-    ('*:5555', False, 'for binding'),
-    ('host', False, 'has a port'),
-    ('host:0', False, 'has a port'),
-    ('host:*', False, 'has a port'),
-    (None, True, 'no text'),
-    (5555, True, 'no text'),
-    (1.5, True, 'no text'),
-    (b'host:5555', True, 'no text'),
-    ({'host': 1}, True, 'no text'),
+    ('*:5555', False, 'only for binding'),
+    ('host', False, 'needs a port'),
+    ('host:0', False, 'needs a port'),
+    ('host:*', False, 'needs a port'),
+    (None, True, 'not a string'),
+    (5555, True, 'not a string'),
+    (1.5, True, 'not a string'),
+    (b'host:5555', True, 'not a string'),
+    ({'host': 1}, True, 'not a string'),
     ((), True, 'unpack'),
     (('host',), True, 'unpack'),
     (('host', 1, 2), True, 'unpack'),
-    (('host', None), True, 'port is no number'),
-    (('host', 1.0), True, 'port is no number'),
-    (('host', True), True, 'port is no number'),
-    (('host', b'1'), True, 'port is no number'),
-    (('host', -1), True, 'no host and port'),
-    (('host', ''), True, 'no host and port'),
+    (('host', None), True, 'port is not a number'),
+    (('host', 1.0), True, 'port is not a number'),
+    (('host', True), True, 'port is not a number'),
+    (('host', b'1'), True, 'port is not a number'),
+    (('host', -1), True, 'not a host and a port'),
+    (('host', ''), True, 'not a host and a port'),
     (('a:b', 1), True, 'a:b'),
     ((None, 1), True, '.'),
     ((5, 1), True, '.'),
@@ -151,7 +151,7 @@ def test_default_protocol(address, protocol, expected):
 
 @pytest.mark.parametrize('protocol', ['udp', '', None, 5])
 def test_unknown_default_protocol(protocol):
-    with pytest.raises(ValueError, match='is not known'):
+    with pytest.raises(ValueError, match='unknown protocol'):
         Endpoint.parse('host:1', bind=False, protocol=protocol)
 
 
@@ -202,7 +202,7 @@ def test_libzmq_binds_it(address):
         assert bound.port == port_of(socket.last_endpoint.decode())
 
 
-# Texts made of what addresses are made of, so that many of them are good.
+# Strings made of parts of addresses, so that many are valid.
 PIECES = [
     'tcp',
     'ipc',
@@ -277,3 +277,21 @@ def test_round_trip(host, port):
 )
 def test_parse_ip(address, expected):
     assert str(parse_ip(address)) == expected
+
+
+@pytest.mark.parametrize(
+    ('address', 'expected'),
+    [
+        ('tcp://127.0.0.1:5555', True),
+        ('tcp://[::1]:5555', True),
+        ('tcp://[::ffff:127.0.0.1]:5555', True),
+        ('tcp://0.0.0.0:5555', False),
+        ('tcp://[::]:5555', False),
+        ('tcp://192.0.2.1:5555', False),
+        ('tcp://[fe80::1%lo]:5555', False),
+        ('ipc:///run/sock', True),
+        ('ipc://@name', True),
+    ],
+)
+def test_is_local(address, expected):
+    assert is_local(address) is expected

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The wire format."""
+"""Encoding and decoding of messages and replies."""
 
 import enum
 import json
@@ -73,7 +73,7 @@ BAD_JSON = [
 ]
 
 BAD_REQUESTS = [
-    # JSON, but no request
+    # JSON, but not a request
     b'1',
     b'"echo"',
     b'null',
@@ -101,7 +101,7 @@ def test_bad_json(data):
     with pytest.raises(ZMQMessageError, match=r'^400 Bad message, expected') as caught:
         decode_request(b'["echo",' + data + b']')
     assert len(caught.value.text) < 250
-    with pytest.raises(ZMQReplyError, match=r'^The reply is no JSON'):
+    with pytest.raises(ZMQReplyError, match=r'^The reply is not JSON'):
         decode_reply(data)
 
 
@@ -114,23 +114,23 @@ def test_bad_request(data):
 
 
 class Number(enum.IntEnum):
-    """An integer that says it is something else."""
+    """An integer with another `repr`."""
 
     ONE = 1
 
 
 class Text(str):
-    """A text that is no plain str, as a translation string is."""
+    """A subclass of str, as a translation string is."""
 
     __slots__ = ()
 
 
 class Mapping(dict):
-    """A dictionary that is no plain dict."""
+    """A subclass of dict."""
 
 
 class Sequence(list):
-    """A list that is no plain list."""
+    """A subclass of list."""
 
 
 ENCODED = [
@@ -244,7 +244,7 @@ ODD = st.recursive(
 
 
 def strict_json(data):
-    """Read JSON with the standard library, without what it lets through."""
+    """Decode JSON with the standard library, without its extensions."""
 
     def refuse(constant):
         raise ValueError(constant)

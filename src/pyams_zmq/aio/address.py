@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The endpoints of a socket, as they were given and as they are."""
+"""The endpoints that a socket is bound and connected to."""
 
 from collections.abc import Generator
 from ipaddress import ip_address
@@ -9,7 +9,7 @@ import zmq
 
 
 class AwaitableEndpoint(str):
-    """An endpoint; to await it gives it, too."""
+    """An endpoint that can also be awaited, which returns it."""
 
     __slots__ = ()
 
@@ -18,25 +18,8 @@ class AwaitableEndpoint(str):
         return self
 
 
-def check_numeric(endpoint: str) -> None:
-    """Check that libzmq need not look up a name, while other sockets of the context would wait.
-
-    :raises ValueError: if a tcp endpoint has no IP address
-    """
-    host, colon, port = endpoint.removeprefix('tcp://').rpartition(';')[2].rpartition(':')
-    if not endpoint.startswith('tcp://') or not colon:  # without a port it is refused as it is
-        return
-    try:
-        ip_address(host.strip('[]'))
-    except ValueError:
-        raise ValueError(
-            f'Bad endpoint {endpoint!r}: {host!r} is no IP address; resolve a name first, for '
-            f'example by "await loop.getaddrinfo({host!r}, {port!r})"'
-        ) from None
-
-
 class Addresses:
-    """Binds and connects a socket, and knows what it is bound and connected to.
+    """Binds and connects a socket, and keeps its endpoints in both forms, given and real.
 
     :param sock: `zmq.Socket`
     """
@@ -48,38 +31,39 @@ class Addresses:
 
     @property
     def listeners(self) -> frozenset[str]:
-        """Endpoints that are bound."""
+        """Endpoints that are bound, in their real form."""
         return frozenset(self._listeners)
 
     @property
     def connections(self) -> frozenset[str]:
-        """Endpoints that are connected to."""
+        """Endpoints that are connected to, in their real form."""
         return frozenset(self._connections)
 
     def bind(self, endpoint: str) -> AwaitableEndpoint:
-        """Bind an endpoint; return the real one."""
+        """Bind an endpoint; return its real form."""
         return self._attach(self._sock.bind, endpoint, self._listeners)
 
     def unbind(self, endpoint: str) -> AwaitableEndpoint:
-        """Unbind an endpoint, in either form; return the real one."""
+        """Unbind an endpoint, in either form; return its real form."""
         bound = _find(endpoint, self._listeners)
         self._sock.unbind(bound)
         self._listeners.pop(bound, None)
         return AwaitableEndpoint(bound)
 
     def connect(self, endpoint: str) -> AwaitableEndpoint:
-        """Connect to an endpoint; return the real one."""
+        """Connect to an endpoint; return its real form."""
         return self._attach(self._sock.connect, endpoint, self._connections)
 
     def disconnect(self, endpoint: str) -> AwaitableEndpoint:
-        """Disconnect from an endpoint, in either form; return the real one."""
+        """Disconnect from an endpoint, in either form; return its real form."""
         connected = _find(endpoint, self._connections)
+        # libzmq registers a connection under the form that was given.
         self._sock.disconnect(self._connections.get(connected, connected))
         self._connections.pop(connected, None)
         return AwaitableEndpoint(connected)
 
     def clear(self) -> None:
-        """Forget all, when the socket is closed."""
+        """Remove all endpoints, when the socket is closed."""
         self._listeners.clear()
         self._connections.clear()
 
@@ -92,20 +76,37 @@ class Addresses:
         return AwaitableEndpoint(real)
 
 
-def check_str(endpoint: Any) -> str:
-    """Check that an endpoint is text.
-
-    :raises TypeError: if it is not
-    """
-    if not isinstance(endpoint, str):
-        raise TypeError(f'The endpoint {endpoint!r} is no str')
-    return endpoint
-
-
 def _find(endpoint: str, table: dict[str, str]) -> str:
-    """Find the real form of an endpoint, of the last one that was given so."""
+    """Return the real form of an endpoint, the latest one if it was given several times."""
     if endpoint not in table:
         for real, given in reversed(table.items()):
             if given == endpoint:
                 return real
     return endpoint
+
+
+def check_str(endpoint: Any) -> str:
+    """Return an endpoint that is a string.
+
+    :raises TypeError: if it is not
+    """
+    if not isinstance(endpoint, str):
+        raise TypeError(f'The endpoint {endpoint!r} is not a str')
+    return endpoint
+
+
+def check_numeric(endpoint: str) -> None:
+    """Check that an endpoint has no host name: its look-up would block the sockets of the context.
+
+    :raises ValueError: if the host of a tcp endpoint is not an IP address
+    """
+    host, colon, port = endpoint.removeprefix('tcp://').rpartition(';')[2].rpartition(':')
+    if not endpoint.startswith('tcp://') or not colon:  # libzmq refuses an endpoint without a port
+        return
+    try:
+        ip_address(host.strip('[]'))
+    except ValueError:
+        raise ValueError(
+            f'Bad endpoint {endpoint!r}: {host!r} is not an IP address; resolve a name first, for '
+            f'example by "await loop.getaddrinfo({host!r}, {port!r})"'
+        ) from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Messages that wait for the socket, and when there are too many."""
+"""Messages that wait for the socket, and the flow control of their producer."""
 
 from collections import deque
 
@@ -10,10 +10,10 @@ Message = tuple[bytes, ...]
 
 
 class WriteBuffer(deque[Message]):
-    """Messages that the socket has not taken.
+    """Messages that the socket has not taken yet.
 
-    :ivar size: their bytes
-    :ivar limits: bytes down to which, and above which writing is resumed and paused
+    :ivar size: number of their bytes
+    :ivar limits: number of bytes at which writing is resumed, and above which it is paused
     """
 
     def __init__(self) -> None:
@@ -28,13 +28,13 @@ class WriteBuffer(deque[Message]):
         self.size += sum(map(len, message))
 
     def take(self) -> Message:
-        """Remove the first message."""
+        """Remove and return the first message."""
         message = self.popleft()
         self.size -= sum(map(len, message))
         return message
 
     def put_back(self, message: Message) -> None:
-        """Add the message that was taken as the first one again."""
+        """Add a message at the front."""
         self.appendleft(message)
         self.size += sum(map(len, message))
 
@@ -57,16 +57,16 @@ class WriteBuffer(deque[Message]):
         self.limits = low, high
 
     def must_pause(self) -> bool:
-        """Tell if writing must be paused now; once, until it may be resumed."""
+        """Return True once when the size passes the high limit, until `may_resume` is true."""
         _low, high = self.limits
-        # Empty frames have no size: without a limit, an empty buffer is what counts.
+        # Empty frames have no size. With a limit of 0, any message in the buffer counts.
         if self._is_paused or not (self.size > high or (self and not high)):
             return False
         self._is_paused = True
         return True
 
     def may_resume(self) -> bool:
-        """Tell if writing that was paused may be resumed now; once."""
+        """Return True once when writing is paused and the size is down to the low limit."""
         low, _high = self.limits
         if not self._is_paused or self.size > low or (self and not low):
             return False

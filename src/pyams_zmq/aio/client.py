@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Calls a service from a coroutine; many calls share a connection."""
+"""Client of a service for coroutines, whose calls share a connection."""
 
 import asyncio
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +26,8 @@ from pyams_zmq.client.connection import (
     keep_connected,
 )
 from pyams_zmq.exceptions import ZMQBaseError, ZMQClosedError, ZMQRefusedError
+from pyams_zmq.wire.fork import ForkLocal
+from pyams_zmq.wire.frames import receive
 from pyams_zmq.wire.message import (
     check_retries,
     check_timeout,
@@ -36,61 +37,62 @@ from pyams_zmq.wire.message import (
 )
 
 SEND_HWM = 24
-"""Requests that wait in a socket, at most; further ones wait where their deadline can end them.
+"""Most requests that wait in a socket; further ones wait in the client, until their deadline.
 
-With 10, 256 calls under way take a tenth more processor time: more often the socket is full, and
-wakes the loop when it has room again.
+With 10 instead, 256 calls under way take a tenth more processor time: the socket is full more
+often, and each time it has room again it wakes the loop.
 """
 
 FRESH = 0.001
-"""Seconds for which it is known how a connection is"""
+"""Seconds for which the state of a connection is not checked again"""
 
 
 class Connection(ZmqProtocol):
-    """A DEALER socket for all calls of a client, until it is lost.
+    """A DEALER socket for all calls of a client, until its connection is lost.
 
-    Each request has a number in its envelope (RFC 28/REQREP), which comes back with the reply: a
-    late one finds nobody. Requests wait here while there is no connection, or it takes no more.
+    Each request has a number in its envelope (RFC 28/REQREP), which comes back with the reply. A
+    reply whose call has ended is dropped. Requests wait here until the service is connected and
+    the socket takes them.
 
     :param loop: event loop
-    :param target: what to connect to
+    :param service: address and credentials of the service
+    :ivar is_lost: true when no further call is possible
     :raises OSError: EMFILE, when the process has no descriptor left
     """
 
-    def __init__(self, loop: Any, target: ServiceAddress):
+    def __init__(self, loop: Any, service: ServiceAddress):
         self.loop = loop
-        self.pid = os.getpid()
         self.is_lost = False
-        self.closes = False
-        self._link = ConnectionState(target.endpoint)
+        self._is_closing = False
+        self._state = ConnectionState(service.endpoint)
         self._number = 0
         self._may_write = True
-        self._looked = 0.0
+        self._checked = 0.0
         self._calls: dict[bytes, asyncio.Future[bytes]] = {}
         self._deadlines = Deadlines(loop, self._calls, self._expire)
         self._unsent: OrderedDict[bytes, bytes] = OrderedDict()
         with as_os_error():
             self._socket = get_context(loop).socket(zmq.DEALER, socket_class=zmq.Socket)
             try:
-                configure(self._socket, *target)
+                configure(self._socket, *service)
                 keep_connected(self._socket)
                 self._socket.sndhwm = SEND_HWM
-                self._socket.rcvhwm = 0  # as many as calls wait for: libzmq would drop the others
+                self._socket.rcvhwm = 0  # a full queue would make a ROUTER drop replies
                 self._transport = ZmqTransport(loop, self._socket, self)
                 self._transport.start()
                 self._transport.enable_monitor(CONNECTION_EVENTS)
-                self._socket.connect(target.endpoint.uri)
+                self._socket.connect(service.endpoint.uri)
             except BaseException:
                 self._socket.close(0)
                 raise
 
     async def exchange(self, data: bytes, timeout: float) -> bytes:
-        """Send a request, wait for the reply; to cancel this lets the others go on.
+        """Send a request and wait for the reply; cancelling it does not affect other calls.
 
-        :param timeout: seconds, for connecting, sending and waiting together
-        :raises ZMQTimeoutError: there is a service, and it has not replied in time
-        :raises ZMQUnreachableError: there is none, or the connection to it was lost
-        :raises ZMQRefusedError: it does not let us in
+        :param timeout: seconds for connecting, sending and waiting together
+        :raises ZMQTimeoutError: if the service is connected and has not replied in time
+        :raises ZMQUnreachableError: if no service is connected, or the connection was lost
+        :raises ZMQRefusedError: if the service refuses the connection
         """
         self._number += 1
         number = b'%d' % self._number
@@ -104,39 +106,39 @@ class Connection(ZmqProtocol):
         finally:
             self._calls.pop(number, None)
             self._unsent.pop(number, None)
-            self._leave()
+            self._close_if_unused()
 
     def _expire(self, number: bytes, timeout: float) -> None:
         reply = self._calls[number]
         if not reply.done():
-            reply.set_exception(self._link.describe_silence(timeout))
+            reply.set_exception(self._state.describe_silence(timeout))
 
     def _send(self) -> None:
-        while self._unsent and self._may_write and self._link.is_connected:
+        while self._unsent and self._may_write and self._state.is_connected:
             number, data = self._unsent.popitem(last=False)
             self._transport.write((number, b'', data))
 
     def close(self) -> None:
         """Close the connection when the last call has ended."""
-        self.closes = True
-        self._leave()
+        self._is_closing = True
+        self._close_if_unused()
 
     def abort(self) -> None:
         """Close the connection now."""
         self._deadlines.clear()
         self._transport.abort()
 
-    def _leave(self) -> None:
-        if self.closes and (not self._calls or self.loop.is_closed()):
+    def _close_if_unused(self) -> None:
+        if self._is_closing and (not self._calls or self.loop.is_closed()):
             self.abort()
 
-    def look(self) -> None:
-        """Learn what has happened since the loop looked; see `is_lost` then."""
-        # Many calls begin in one turn of the loop: the first one learns it for the others.
+    def update_state(self) -> None:
+        """Handle the events that the loop has not handled yet; they may set `is_lost`."""
+        # If many calls begin in one iteration of the loop, only the first one does this.
         now = monotonic()
-        if now > self._looked + FRESH:
-            self._looked = now
-            self._transport.look_at_events()
+        if now > self._checked + FRESH:
+            self._checked = now
+            self._transport.read_monitor()
 
     def _fail(self, make_error: Callable[[], ZMQBaseError]) -> None:
         self.is_lost = True
@@ -145,51 +147,51 @@ class Connection(ZmqProtocol):
             if not reply.done():
                 reply.set_exception(make_error())
 
-    # What the transport calls
+    # Called by the transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Learn that somebody has ended the socket, or its context."""
+        """Fail the calls, because other code has closed the socket or terminated its context."""
         if not self.is_lost:
-            self._fail(lambda: ZMQClosedError(f'The connection was ended: {exc}'))
+            self._fail(lambda: ZMQClosedError(f'The socket or its context was closed: {exc}'))
 
     def msg_received(self, data: tuple[bytes, ...]) -> None:
-        """Give a reply to the call that waits for it, if there still is one."""
+        """Pass a reply to its call, unless that has ended."""
         reply = self._calls.get(data[0])
         if reply is not None and not reply.done():
             reply.set_result(data[-1])
 
     def event_received(self, event: SocketEvent) -> None:
-        """Learn how the connection is."""
+        """Update the state of the connection; fail the calls when it is refused or lost."""
         try:
-            is_lost = self._link.note(event.event)
+            is_lost = self._state.handle_event(event.event)
         except ZMQRefusedError:
-            self._fail(self._link.describe_refusal)
+            self._fail(self._state.describe_refusal)
             return
         if is_lost:
-            # What came in before it was lost is there, and not received yet.
-            with suppress(zmq.ZMQError):  # there is no more, or the socket was ended, too
-                while True:
-                    self.msg_received(tuple(self._socket.recv_multipart(zmq.NOBLOCK)))
-            self._fail(self._link.describe_loss)
+            # Replies that arrived before the loss may still be in the socket.
+            with suppress(zmq.ZMQError):  # the socket may be closed, too
+                while (frames := receive(self._socket)) is not None:
+                    self.msg_received(tuple(frames))
+            self._fail(self._state.describe_loss)
         else:
             self._send()
 
     def pause_writing(self) -> None:
-        """Keep requests here, where a deadline can still end them."""
+        """Keep further requests here, where their deadline can end them."""
         self._may_write = False
 
     def resume_writing(self) -> None:
-        """Send what has waited."""
+        """Send the requests that have waited."""
         self._may_write = True
         self._send()
 
 
 class AsyncZMQClient:
-    """Client of a service, for many calls at once from coroutines of one loop at a time.
+    """Client of a service for coroutines: many calls at once, in one event loop at a time.
 
-    It keeps one connection, which it renews when it was lost, in another loop and after a fork.
-    Use it as an asynchronous context manager, or close it. Its arguments, and what its calls raise,
-    are those of :class:`~pyams_zmq.client.ZMQClient`. While the name of a host in the address is
+    It keeps one connection, and opens a new one after a loss, after a fork, and in another loop.
+    Use it as an asynchronous context manager, or close it. The arguments, and the errors of the
+    calls, are those of :class:`~pyams_zmq.client.ZMQClient`. While a host name in the address is
     looked up, other sockets of the context wait.
     """
 
@@ -203,18 +205,17 @@ class AsyncZMQClient:
         retries: int = 0,
         send_deadline: bool = False,
     ):
-        self._target = ServiceAddress.parse(address, auth, curve)
+        self._service = ServiceAddress.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
         self.retries = check_retries(retries)
         self.send_deadline = send_deadline
         self._is_closed = False
-        self._connection: Connection | None = None
-        self._inherited: list[Connection] = []
+        self._connections: ForkLocal[list[Connection]] = ForkLocal(list)  # at most one
 
     @property
     def address(self) -> str:
         """URI of the service."""
-        return self._target.endpoint.uri
+        return self._service.endpoint.uri
 
     async def call(
         self,
@@ -224,22 +225,22 @@ class AsyncZMQClient:
         timeout: float | None = None,
         retries: int | None = None,
     ) -> Any:
-        """Call a method of the service, and wait for its result.
+        """Call a method of the service and wait for its result.
 
-        The arguments, the result and the errors are those of :meth:`.ZMQClient.call`; these two
-        are more:
+        The arguments, the result and the errors are those of :meth:`.ZMQClient.call`, and in
+        addition:
 
-        :raises ZMQClosedError: if the ØMQ context of the loop was terminated, too
-        :raises RuntimeError: if it was used in another loop, which is not closed yet
+        :raises ZMQClosedError: also if the ØMQ context of the loop was terminated
+        :raises RuntimeError: if the client was used in another loop that is not closed yet
         """
         return payload_of(await self.request([type, args], timeout=timeout, retries=retries))
 
     async def request(
         self, message: Any, *, timeout: float | None = None, retries: int | None = None
     ) -> Any:
-        """Send a message, and wait for the reply of whatever form; see :meth:`.ZMQClient.request`.
+        """Send a message and wait for the reply, see :meth:`.ZMQClient.request`.
 
-        :raises: what `call` does, except ZMQRemoteError
+        :raises: the errors of `call`, except ZMQRemoteError
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_retries(self.retries if retries is None else retries)
@@ -259,32 +260,33 @@ class AsyncZMQClient:
         if self._is_closed:
             raise ZMQClosedError(f'The client of {self.address} was closed')
         loop = asyncio.get_running_loop()
-        connection = self._connection
-        if connection is not None and connection.pid != os.getpid():
-            self._inherited.append(connection)  # kept: nobody may touch it here
-        elif connection is not None and connection.loop is not loop:
-            if not connection.loop.is_closed():
-                raise RuntimeError(f'{self!r} is used by another loop, which is not closed yet')
-            connection.abort()
-        elif connection is not None:
-            connection.look()
-            if not connection.is_lost:
-                return connection
-        self._connection = Connection(loop, self._target)
-        return self._connection
+        connections = self._connections.get()
+        for connection in connections:
+            if connection.loop is loop:
+                connection.update_state()
+                if not connection.is_lost:
+                    return connection
+            elif connection.loop.is_closed():
+                connection.abort()
+            else:
+                raise RuntimeError(
+                    f'{self!r} is used in another loop; close that first, or make a client for each'
+                )
+        connections[:] = [Connection(loop, self._service)]
+        return connections[0]
 
     def close(self) -> None:
-        """Close the connection; calls under way end as they would have."""
+        """Close the client; calls under way continue."""
         self._is_closed = True
-        connection = self._connection
-        if connection is not None and connection.pid == os.getpid():
-            self._connection = None
-            connection.close()
+        connections = self._connections.get()
+        while connections:
+            connections.pop().close()
 
     def __del__(self) -> None:
-        # Nobody waits for a call, else that would hold it; perhaps this is another thread.
-        connection = getattr(self, '_connection', None)
-        if connection is not None and connection.pid == os.getpid():
+        # No call is under way, because it would hold the client. This may be any thread.
+        if not hasattr(self, '_connections'):  # the arguments were not valid
+            return
+        for connection in self._connections.get():
             try:
                 connection.loop.call_soon_threadsafe(connection.close)
             except RuntimeError:  # the loop is closed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""When the calls of a connection end, with one timer for all."""
+"""Deadlines of the calls of a connection, with one timer for all."""
 
 from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush
@@ -7,18 +7,18 @@ from math import inf
 from typing import Any
 
 SLACK = 100
-"""Deadlines of calls that have ended which are kept beside as many as there are calls"""
+"""Deadlines of ended calls that may be kept, in addition to one for each call under way"""
 
 
 class Deadlines:
     """Deadlines of calls, most of which end before.
 
-    A timer of the loop for each call takes longer than to send it. Here a call that ends does not
-    even say so: its deadline is dropped with others, at a cost that does not grow.
+    A timer of the loop for each call would take longer than sending the call. Here a call that
+    ends is not removed; its deadline is dropped later, together with others, at constant cost.
 
     :param loop: event loop
     :param calls: numbers of the calls under way
-    :param expire: called with the number and the time-out of a call that has reached its deadline
+    :param expire: called with the number and the time-out of a call that reaches its deadline
     """
 
     def __init__(self, loop: Any, calls: Collection[bytes], expire: Callable[[bytes, float], None]):
@@ -30,7 +30,7 @@ class Deadlines:
         self._when = inf
 
     def add(self, number: bytes, timeout: float) -> None:
-        """Note the deadline of a call.
+        """Add the deadline of a call.
 
         :param number: its number
         :param timeout: seconds from now
@@ -44,7 +44,7 @@ class Deadlines:
             self._set_timer()
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all deadlines."""
         self._heap.clear()
         self._set_timer()
 
@@ -54,10 +54,10 @@ class Deadlines:
             self._timer = None
         if self._heap:
             self._when = self._heap[0][0]
-            self._timer = self._loop.call_at(self._when, self._pass)
+            self._timer = self._loop.call_at(self._when, self._expire_due)
 
-    def _pass(self) -> None:
-        # A loop may be early, by what its clock cannot tell.
+    def _expire_due(self) -> None:
+        # A loop may call a timer early, by up to the resolution of its clock.
         now = max(self._when, self._loop.time())
         while self._heap and (self._heap[0][0] <= now or self._heap[0][1] not in self._calls):
             _when, number, timeout = heappop(self._heap)

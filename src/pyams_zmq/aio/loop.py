@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Makes transports, on any running loop or on one with a context."""
+"""Makes transports, on any running loop or on an event loop with a ØMQ context."""
 
 import asyncio
 import threading
@@ -11,17 +11,17 @@ import zmq
 import zmq.asyncio
 import zmq.eventloop.future
 
-from pyams_zmq.aio.address import check_numeric
+from pyams_zmq.aio.address import check_numeric, check_str
 from pyams_zmq.aio.transport import ZmqTransport
 from pyams_zmq.client.connection import as_os_error
 
 LINGER = 1000
-"""Milliseconds that messages wait for their peer after the end of a socket that was made here"""
+"""Milliseconds for which messages are still sent after a socket that was made here is closed"""
 
 Endpoints = str | Iterable[str] | None
 Pair = tuple[ZmqTransport, Any]
 
-_contexts: set[zmq.Context[Any]] = set()  # of loops which are not closed; never collected
+_contexts: set[zmq.Context[Any]] = set()  # of open loops; keeps them alive
 
 _FUTURES = (zmq.asyncio.Socket, zmq.eventloop.future.Socket)
 
@@ -42,22 +42,23 @@ async def create_zmq_connection(
     connect: Endpoints = None,
     zmq_sock: Any = None,
 ) -> Pair:
-    """Make a transport and its protocol on the running loop, whichever has `add_reader`.
+    """Make a transport and its protocol on the running loop, which must have `add_reader`.
 
-    The socket belongs to the context of a :class:`ZmqEventLoop`, or to `zmq.Context.instance()`.
-    Options that must be set before it is connected are set on the transport after `connect=()`,
-    which connects it to nothing, or on a socket which is handed over.
+    On a :class:`ZmqEventLoop` the socket is made in the context of the loop, otherwise in
+    `zmq.Context.instance()`. To set options before the socket is connected, pass `connect=()`, set
+    them on the transport, and call its `connect`; or pass a socket of your own.
 
     :param protocol_factory: callable that makes a :class:`.ZmqProtocol`
-    :param zmq_type: type of the socket, `zmq.DEALER` for instance
+    :param zmq_type: type of the socket, for example `zmq.DEALER`
     :param bind: endpoint or endpoints to bind
     :param connect: endpoint or endpoints to connect to, see :meth:`.ZmqTransport.connect`
-    :param zmq_sock: a `zmq.Socket` to take over; from then on it belongs to the transport
-    :return: the transport and the protocol; `connection_made` was called
+    :param zmq_sock: a `zmq.Socket`, which belongs to the transport from then on
+    :return: the transport and the protocol, after the call of its `connection_made`
     :raises TypeError: if an argument has the wrong type
     :raises ValueError: unless exactly one of *bind*, *connect* and *zmq_sock* is given, or if an
-        endpoint to connect to is the name of a host
-    :raises OSError: if an endpoint cannot be bound or connected to
+        endpoint to connect to has a host name
+    :raises OSError: if an endpoint cannot be bound or connected to; EMFILE, when the process has no
+        descriptor left
     """
     loop = asyncio.get_running_loop()
     socket_type, addresses = _check(protocol_factory, zmq_type, bind, connect, zmq_sock)
@@ -73,29 +74,29 @@ async def create_zmq_connection(
         transport = ZmqTransport(loop, socket, protocol)
         for address in addresses:
             (transport.connect if bind is None else transport.bind)(address)
+        transport.start()
     except BaseException:
         socket.close(0)
         raise
-    transport.start()
     return transport, protocol
 
 
 def get_context(loop: asyncio.AbstractEventLoop) -> zmq.Context[Any]:
-    """Give the context for the sockets of a loop: its own, or the one of this process."""
+    """Return the context for the sockets of a loop: its own, or the one of this process."""
     return loop.zmq_context if isinstance(loop, ZmqEventLoop) else zmq.Context.instance()
 
 
 def _check(
     protocol_factory: Any, zmq_type: Any, bind: Any, connect: Any, zmq_sock: Any
 ) -> tuple[zmq.SocketType, list[str]]:
-    """Check what can be known before there is a socket; return the type and the endpoints."""
+    """Check the arguments before a socket is opened; return the type and the endpoints."""
     if not callable(protocol_factory):
         raise TypeError(f'The protocol factory {protocol_factory!r} is not callable')
     if isinstance(zmq_type, bool) or not isinstance(zmq_type, int):
-        raise TypeError(f'The type {zmq_type!r} is none of a socket, zmq.DEALER for instance is')
+        raise TypeError(f'zmq_type {zmq_type!r} is not a socket type; pass for example zmq.DEALER')
     socket_type = zmq.SocketType(zmq_type)
     if sum(given is not None for given in (bind, connect, zmq_sock)) != 1:
-        raise ValueError('Give exactly one of bind, connect and zmq_sock')
+        raise ValueError('Pass exactly one of bind, connect and zmq_sock')
     if zmq_sock is not None:
         _check_socket(zmq_sock, socket_type)
         return socket_type, []
@@ -108,35 +109,34 @@ def _check(
 
 def _check_socket(zmq_sock: Any, socket_type: zmq.SocketType) -> None:
     if not isinstance(zmq_sock, zmq.Socket) or isinstance(zmq_sock, _FUTURES):
-        raise TypeError(f'zmq_sock {zmq_sock!r} is no zmq.Socket; those of zmq.asyncio are not')
+        raise TypeError(
+            f'zmq_sock {zmq_sock!r} is not a plain zmq.Socket; pass one of a zmq.Context, '
+            f'not of zmq.asyncio.Context'
+        )
     if zmq_sock.closed:
-        raise ValueError(f'zmq_sock {zmq_sock!r} is closed')
+        raise ValueError(f'zmq_sock {zmq_sock!r} is closed; pass an open socket')
     with as_os_error():
         actual_type = zmq_sock.getsockopt(zmq.TYPE)
     if actual_type != socket_type:
-        raise ValueError(f'zmq_sock {zmq_sock!r} is of another type than {socket_type.name}')
+        raise ValueError(f'zmq_sock {zmq_sock!r} is not of zmq_type {socket_type.name}')
 
 
 def _check_endpoints(endpoints: Any) -> list[str]:
     if not isinstance(endpoints, Iterable):
         raise TypeError(f'{endpoints!r} is neither an endpoint nor an iterable of them')
-    addresses = [endpoints] if isinstance(endpoints, str) else list(endpoints)
-    for address in addresses:
-        if not isinstance(address, str):
-            raise TypeError(f'The endpoint {address!r} is no str')
-    return addresses
+    return [check_str(each) for each in ([endpoints] if isinstance(endpoints, str) else endpoints)]
 
 
 class ZmqEventLoop(asyncio.SelectorEventLoop):
-    """Event loop of asyncio with a ØMQ context, which ends with the loop.
+    """Event loop of asyncio with a ØMQ context, which is terminated when the loop is closed.
 
-    `asyncio.Runner(loop_factory=ZmqEventLoop)` uses it, no policy is needed. A transport does not
-    need it either: see :func:`create_zmq_connection`.
+    Use it with `asyncio.Runner(loop_factory=ZmqEventLoop)`; it needs no event loop policy. A
+    transport works on other loops, too: see :func:`create_zmq_connection`.
 
-    :ivar zmq_context: the `zmq.Context` of its sockets
     :param io_threads: number of I/O threads of the context (`ZMQ_IO_THREADS`)
-    :raises TypeError: if that is no number
-    :raises ValueError: if that is negative
+    :ivar zmq_context: the `zmq.Context` of its sockets
+    :raises TypeError: if *io_threads* is not an int
+    :raises ValueError: if *io_threads* is negative
     """
 
     _is_collected = False
@@ -169,9 +169,10 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
         )
 
     def close(self) -> None:
-        """Close the loop, its context, and the sockets which are still open in there.
+        """Close the loop, its context, and the open sockets of the context.
 
-        It takes as long as messages of closed sockets linger, one second unless you say more.
+        This waits for messages of sockets that were closed before, up to their linger period, which
+        is one second by default.
         """
         super().close()
         if not self._is_collected:
@@ -179,8 +180,9 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
             _contexts.discard(self.zmq_context)
 
     def __del__(self) -> None:
-        # If it was not closed its sockets may be collected with it, and nobody knows them any more:
-        # the context would wait for them for ever. It is left, and asyncio warns.
+        # If the loop was not closed, its sockets may be collected together with it, and can no
+        # longer be closed. The context would wait for them forever, so it is not terminated.
+        # asyncio warns about the loop.
         self._is_collected = True
         super().__del__()
 
@@ -189,8 +191,8 @@ class _LocalFlag(threading.local):
     is_set = False
 
 
-class ZmqEventLoopPolicy(_Policy):  # the base exists as long as policies do
-    """Policy that makes each loop a :class:`ZmqEventLoop`.
+class ZmqEventLoopPolicy(_Policy):
+    """Event loop policy that makes loops of :class:`ZmqEventLoop`.
 
     :param io_threads: number of I/O threads of the context of each loop
     """
@@ -202,7 +204,7 @@ class ZmqEventLoopPolicy(_Policy):  # the base exists as long as policies do
         self._has_loop = _LocalFlag()
 
     def get_event_loop(self) -> asyncio.AbstractEventLoop:
-        """Get the loop of this thread; the main thread gets one if it has none.
+        """Return the loop of this thread; in the main thread, make it first if needed.
 
         :raises RuntimeError: if another thread has none
         """
@@ -215,30 +217,30 @@ class ZmqEventLoopPolicy(_Policy):  # the base exists as long as policies do
         return ZmqEventLoop(io_threads=self._io_threads)
 
     def set_child_watcher(self, watcher: Any) -> None:
-        """Set the child watcher, which Python 3.14 has no more.
+        """Set the child watcher, which Python 3.14 does not have.
 
-        :param watcher: the watcher or None
-        :raises TypeError: for anything else
+        :param watcher: the watcher, or None
+        :raises TypeError: if it is something else
         """
         try:
             super().set_child_watcher(watcher)
         except AssertionError:
-            raise TypeError(f'{watcher!r} is no child watcher') from None
+            raise TypeError(f'{watcher!r} is not a child watcher') from None
 
     def set_event_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Set the loop of this thread.
 
-        :param loop: the loop or None
-        :raises TypeError: for anything else
+        :param loop: the loop, or None
+        :raises TypeError: if it is something else
         """
         if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
-            raise TypeError(f'{loop!r} is no event loop')
+            raise TypeError(f'{loop!r} is not an event loop')
         super().set_event_loop(loop)
         self._has_loop.is_set = True
 
 
 def _check_io_threads(io_threads: Any) -> None:
     if isinstance(io_threads, bool) or not isinstance(io_threads, int):
-        raise TypeError(f'io_threads {io_threads!r} is no number of threads')
+        raise TypeError(f'io_threads {io_threads!r} is not an int')
     if io_threads < 0:
         raise ValueError(f'io_threads {io_threads!r} is negative')

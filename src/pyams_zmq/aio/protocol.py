@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What a transport calls."""
+"""The protocol of a ØMQ socket: the methods that its transport calls."""
 
 import asyncio
 from typing import NamedTuple
@@ -8,11 +8,11 @@ import zmq
 
 
 class SocketEvent(NamedTuple):
-    """Something that happened to a connection; see `zmq_socket_monitor(3)`.
+    """An event of a connection, see `zmq_socket_monitor(3)`.
 
     :ivar event: a flag of `zmq.Event`
-    :ivar value: a descriptor, an errno or an interval in milliseconds, as the event has it
-    :ivar endpoint: the endpoint it happened at
+    :ivar value: a descriptor, an errno or an interval in milliseconds, depending on the event
+    :ivar endpoint: the endpoint of the connection
     """
 
     event: zmq.Event
@@ -21,41 +21,41 @@ class SocketEvent(NamedTuple):
 
 
 class ZmqProtocol(asyncio.BaseProtocol):
-    """Protocol of a ØMQ socket; override what you need.
+    """Protocol of a ØMQ socket; override the methods that you need.
 
-    Nothing is called before `connection_made`, nor after `connection_lost`. An exception in one of
-    these methods goes to the exception handler of the loop, and stops nothing.
+    No method is called before `connection_made` or after `connection_lost`. An exception in one of
+    them goes to the exception handler of the loop; the transport goes on.
     """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Get the transport, before anything else is called.
+        """Handle the start of the transport; called first.
 
         :param transport: the :class:`~pyams_zmq.aio.transport.ZmqTransport`
         """
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Learn that the transport has ended.
+        """Handle the end of the transport; called last.
 
-        :param exc: None if it was closed or aborted, the OSError that ended it otherwise
+        :param exc: None if it was closed or aborted, otherwise the OSError that ended it
         """
 
     def pause_writing(self) -> None:
-        """Learn that more bytes are buffered than the high-water limit.
+        """Handle a write buffer above the high-water limit.
 
-        It is called once, within the `write` that passes the limit.
+        Called once, within the `write` that passes the limit.
         """
 
     def resume_writing(self) -> None:
-        """Learn that no more bytes are buffered than the low-water limit; once for each pause."""
+        """Handle a write buffer down to the low-water limit; called once for each pause."""
 
     def msg_received(self, data: tuple[bytes, ...]) -> None:
-        """Take a message.
+        """Handle a message.
 
         :param data: its frames, at least one
         """
 
     def event_received(self, event: SocketEvent) -> None:
-        """Take an event of the monitor, see :meth:`.ZmqTransport.enable_monitor`.
+        """Handle an event of the monitor, see :meth:`.ZmqTransport.enable_monitor`.
 
-        :param event: what happened to a connection
+        :param event: the event of a connection
         """

@@ -1,93 +1,110 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A ØMQ socket as a transport, on any loop with `add_reader`."""
+"""A ØMQ socket as a transport of asyncio, on any loop with `add_reader`."""
 
+import asyncio
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import zmq
 
 from pyams_zmq.aio.address import Addresses, AwaitableEndpoint, check_numeric, check_str
-from pyams_zmq.aio.monitor import MonitorProtocol, close_monitor, open_monitor
-from pyams_zmq.aio.turns import Turns
+from pyams_zmq.aio.protocol import SocketEvent
+from pyams_zmq.aio.pump import MessagePump
+from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 
-class ZmqTransport(Turns):
+class ZmqTransport(asyncio.BaseTransport):
     """Transport of a ØMQ socket, made by :func:`~pyams_zmq.aio.loop.create_zmq_connection`.
 
-    It is for the thread of its loop only. After its end all methods can be called: those that
+    Use it in the thread of its loop only. After its end all methods can still be called: those that
     need the socket raise OSError (ENOTSOCK), the others do nothing.
 
     :param loop: event loop
     :param sock: `zmq.Socket`, which belongs to the transport from then on
     :param protocol: :class:`.ZmqProtocol`
-    :param is_shared: true if somebody else may use the socket, too
+    :param is_shared: true if other code may use the socket, too
     """
 
     def __init__(self, loop: Any, sock: Any, protocol: Any, *, is_shared: bool = False):
-        super().__init__(loop, sock, protocol, is_shared)
+        self._pump = MessagePump(loop, sock, protocol, self, self._release)
+        super().__init__({'zmq_socket': sock, 'zmq_type': self._pump.type})
+        self._loop = loop
+        self._sock = sock
+        self._is_shared = is_shared
         self._addresses = Addresses(sock)
         self._subscriptions: set[bytes] = set()
-        self._monitor: ZmqTransport | None = None
+        self._monitor: MessagePump | None = None
 
     def __repr__(self) -> str:
-        state = 'closed' if self._is_ending else 'closing' if self._is_closing else 'open'
+        pump = self._pump
+        state = 'closed' if pump.is_ended else 'closing' if pump.is_closing else 'open'
         reading = 'reading' if self.is_reading() else 'not reading'
         return (
-            f'<{type(self).__name__} {self._type.name}, {state}, {reading}, '
-            f'{len(self._buffer)} messages ({self._buffer.size} bytes) buffered>'
+            f'<{type(self).__name__} {pump.type.name}, {state}, {reading}, '
+            f'{len(pump.buffer)} messages ({pump.buffer.size} bytes) buffered>'
         )
 
-    # What the transport is
+    def start(self) -> None:
+        """Call `connection_made`, and from then on the other methods of the protocol.
+
+        :raises OSError: EMFILE, when the process has no descriptor left
+        """
+        self._pump.start()
+        if self._is_shared:
+            self._pump.guard()
+        self._pump.call('connection_made', self)
+
+    # Information and options
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Get information.
+        """Return information about the transport.
 
-        :param name: `'zmq_socket'`, for the `zmq.Socket`, or `'zmq_type'`; who uses the socket
-            beside the transport may delay messages by a tenth of a second
+        :param name: `'zmq_socket'`, for the `zmq.Socket`, or `'zmq_type'`; using the socket beside
+            the transport may delay messages by a tenth of a second
         :param default: what is returned for other names
         """
-        if name == 'zmq_socket' and not self._is_shared:
-            self._is_shared = True
-            self._guard()
+        if name == 'zmq_socket':
+            self._pump.guard()
         return super().get_extra_info(name, default)
 
     def get_protocol(self) -> Any:
-        """Get the protocol."""
-        return self._protocol
+        """Return the protocol."""
+        return self._pump.protocol
 
     def set_protocol(self, protocol: Any) -> None:
-        """Set the protocol that is called from now on; its `connection_made` is not.
+        """Set the protocol that is called from now on, without a call of its `connection_made`.
 
         :param protocol: :class:`.ZmqProtocol`
         """
-        self._protocol = protocol
+        self._pump.protocol = protocol
 
     def getsockopt(self, option: int) -> Any:
-        """Get an option of the socket, see `zmq_getsockopt(3)`.
+        """Return an option of the socket, see `zmq_getsockopt(3)`.
 
         :param option: a number of `zmq.SocketOption`
         :raises OSError: if there is no such option
         """
-        with self._touch():
+        with self._pump.access():
             return self._sock.getsockopt(option)
 
     def setsockopt(self, option: int, value: Any) -> None:
         """Set an option of the socket, see `zmq_setsockopt(3)`.
 
         :param option: a number of `zmq.SocketOption`
-        :param value: its value, as its type demands
+        :param value: its value, of the type that the option requires
         :raises OSError: if there is no such option, or the value is refused
         """
-        if self._type == zmq.SUB and option == zmq.SUBSCRIBE:
+        if self._pump.type == zmq.SUB and option == zmq.SUBSCRIBE:
             self.subscribe(value)
-        elif self._type == zmq.SUB and option == zmq.UNSUBSCRIBE:
+        elif self._pump.type == zmq.SUB and option == zmq.UNSUBSCRIBE:
             self.unsubscribe(value)
         else:
-            with self._touch():
+            with self._pump.access():
                 self._sock.setsockopt(option, value)
 
     # Addresses
@@ -95,27 +112,27 @@ class ZmqTransport(Turns):
     def bind(self, endpoint: str) -> AwaitableEndpoint:
         """Bind an endpoint, see `zmq_bind(3)`.
 
-        :param endpoint: URI, with wildcards or without
-        :return: the endpoint that is bound, without wildcards; it can be awaited, too
+        :param endpoint: URI, with or without wildcards
+        :return: the endpoint that is bound, without wildcards; it can also be awaited
         :raises OSError: if it cannot be bound
         """
         check_str(endpoint)
-        with self._touch():
+        with self._pump.access():
             return self._addresses.bind(endpoint)
 
     def unbind(self, endpoint: str) -> AwaitableEndpoint:
         """Unbind an endpoint.
 
-        :param endpoint: as it was given to `bind`, or as that returned it
-        :return: the endpoint that was bound; it can be awaited, too
+        :param endpoint: the one that was passed to `bind`, or that `bind` has returned
+        :return: the endpoint that was bound; it can also be awaited
         :raises OSError: if it is not bound
         """
         check_str(endpoint)
-        with self._touch():
+        with self._pump.access():
             return self._addresses.unbind(endpoint)
 
     def listeners(self) -> frozenset[str]:
-        """Get the endpoints that are bound, those which were bound by the transport."""
+        """Return the endpoints that the transport has bound."""
         return self._addresses.listeners
 
     bindings = listeners
@@ -123,97 +140,100 @@ class ZmqTransport(Turns):
     def connect(self, endpoint: str) -> AwaitableEndpoint:
         """Connect to an endpoint, see `zmq_connect(3)`.
 
-        :param endpoint: URI; with tcp its host is an IP address, no name
-        :return: the endpoint; it can be awaited, too
+        :param endpoint: URI; the host of a tcp endpoint is an IP address, not a name
+        :return: the endpoint; it can also be awaited
         :raises ValueError: if the host is a name
         :raises OSError: if it cannot be connected to
         """
         check_numeric(check_str(endpoint))
-        with self._touch():
+        with self._pump.access():
             return self._addresses.connect(endpoint)
 
     def disconnect(self, endpoint: str) -> AwaitableEndpoint:
         """Disconnect from an endpoint.
 
-        :param endpoint: as it was given to `connect`, or as that returned it
-        :return: the endpoint; it can be awaited, too
+        :param endpoint: the one that was passed to `connect`, or that `connect` has returned
+        :return: the endpoint; it can also be awaited
         :raises OSError: if it is not connected
         """
         check_str(endpoint)
-        with self._touch():
+        with self._pump.access():
             return self._addresses.disconnect(endpoint)
 
     def connections(self) -> frozenset[str]:
-        """Get the endpoints it is connected to, those which were connected by the transport."""
+        """Return the endpoints that the transport has connected to."""
         return self._addresses.connections
 
     # Subscriptions
 
     def subscribe(self, value: bytes) -> None:
-        """Subscribe a SUB socket to messages that start with *value*; again makes no difference.
+        """Subscribe a SUB socket to messages that start with *value*; a second time has no effect.
 
         :param value: prefix of the first frame, `b''` for all messages
-        :raises NotImplementedError: if it is no SUB socket
+        :raises NotImplementedError: if it is not a SUB socket
         :raises TypeError: if *value* is not bytes
         """
         self._check_subscription(value)
         if value not in self._subscriptions:
-            with self._touch():
+            with self._pump.access():
                 self._sock.setsockopt(zmq.SUBSCRIBE, value)
             self._subscriptions.add(value)
 
     def unsubscribe(self, value: bytes) -> None:
         """End a subscription.
 
-        :param value: prefix that it was made for
-        :raises NotImplementedError: if it is no SUB socket
+        :param value: prefix that was subscribed to
+        :raises NotImplementedError: if it is not a SUB socket
         :raises TypeError: if *value* is not bytes
         """
         self._check_subscription(value)
-        with self._touch():
+        with self._pump.access():
             self._sock.setsockopt(zmq.UNSUBSCRIBE, value)
         self._subscriptions.discard(value)
 
     def subscriptions(self) -> frozenset[bytes]:
-        """Get the prefixes that the transport has subscribed to.
+        """Return the prefixes that the transport has subscribed to.
 
-        :raises NotImplementedError: if it is no SUB socket
+        :raises NotImplementedError: if it is not a SUB socket
         """
         self._check_subscription(b'')
         return frozenset(self._subscriptions)
 
     def _check_subscription(self, value: bytes) -> None:
-        if self._type != zmq.SUB:
-            raise NotImplementedError(f'A {self._type.name} socket has no subscriptions, SUB has')
+        if self._pump.type != zmq.SUB:
+            raise NotImplementedError(
+                f'A {self._pump.type.name} socket has no subscriptions; use a SUB socket'
+            )
         if not isinstance(value, bytes):
             raise TypeError(f'The subscription {value!r} is not bytes')
 
     # Monitor
 
     def enable_monitor(self, events: int | None = None) -> AwaitableEndpoint:
-        """Call `event_received` of the protocol with what happens to the connections.
+        """Call `event_received` of the protocol with the events of the connections.
 
         :param events: flags of `zmq.Event`, all by default
-        :return: the endpoint of the monitor; it can be awaited, too
-        :raises OSError: if there cannot be one
+        :return: the endpoint of the monitor; it can also be awaited
+        :raises OSError: if the monitor cannot be opened
         """
         self._drop_monitor()
-        with self._touch():
-            pair, endpoint = open_monitor(self._sock, events)
+        with self._pump.access():
+            socket = open_monitor(self._sock, zmq.EVENT_ALL if events is None else events)
+            protocol = _MonitorProtocol(partial(self._pump.call, 'event_received'))
+            close = partial(close_monitor, self._sock, socket)
+            monitor = MessagePump(self._loop, socket, protocol, self, close)
             try:
-                monitor = ZmqTransport(self._loop, pair, MonitorProtocol(self._call))
                 monitor.start()
             except BaseException:
-                close_monitor(self._sock)
-                pair.close(0)
+                close()
                 raise
         self._monitor = monitor
-        return AwaitableEndpoint(endpoint)
+        return AwaitableEndpoint(socket.getsockopt(zmq.LAST_ENDPOINT).decode())
 
     def disable_monitor(self) -> AwaitableEndpoint:
-        """End what `enable_monitor` began, if it did.
+        """End what `enable_monitor` has started, if anything.
 
-        :return: `''`; it can be awaited, too
+        :return: `''`; it can also be awaited
         """
         self._drop_monitor()
         return AwaitableEndpoint()
@@ -221,63 +241,54 @@ class ZmqTransport(Turns):
     def _drop_monitor(self) -> None:
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
-            close_monitor(self._sock)
             monitor.abort()
 
-    def look_at_events(self) -> None:
-        """Call `event_received` with what the monitor has to tell now, before the loop does."""
-        if self._monitor is not None and not self._monitor._has_ended():
-            self._monitor._turn(has_message=False)
+    def read_monitor(self) -> None:
+        """Call `event_received` with the events that wait in the monitor now."""
+        if self._monitor is not None:
+            self._monitor.take_turn()
 
     # Reading
 
     def is_reading(self) -> bool:
-        """Tell if messages are received."""
-        return self._is_reading and not self._is_closing
+        """Return True if messages are received."""
+        return self._pump.is_reading and not self._pump.is_closing
 
     def pause_reading(self) -> None:
-        """Receive no message until `resume_reading`; further ones wait in the socket."""
-        if not self._is_closing:
-            self._is_reading = False
+        """Receive no message until `resume_reading`; messages that arrive wait in the socket."""
+        self._pump.pause_reading()
 
     def resume_reading(self) -> None:
         """Receive messages again."""
-        if not self._is_closing:
-            self._is_reading = True
-            self._look_soon()
+        self._pump.resume_reading()
 
     # Writing
 
     def write(self, data: Iterable[Any]) -> None:
-        """Send a message now, or as soon as the socket takes it; nothing is sent of an empty one.
+        """Send a message now, or as soon as the socket takes it; an empty one is not sent.
 
-        :param data: iterable of its frames, which are bytes, bytearray, memoryview or the like
+        :param data: iterable of its frames, each bytes, bytearray, memoryview or another buffer
         :raises TypeError: if it is something else
-        :raises OSError: if such a socket cannot send it, a REP without a request for instance
+        :raises OSError: if such a socket cannot send it, for example a REP without a request
         """
         frames = data if type(data) is tuple else _make_tuple(data)
         for part in frames:
             if type(part) is not bytes:
                 frames = tuple(map(_make_bytes, frames))
                 break
-        if self._is_closing:
+        pump = self._pump
+        if pump.is_closing:
             LOGGER.warning('%r is closed: a message was dropped', self)
-            return
-        if not frames:
-            return
-        if self._buffer or not self._write_now(frames):
-            self._buffer.put(frames)
-            self._pause_or_resume()
-        if not self._is_in_turn and self._looks is None:
-            self._look_after_write()
+        elif frames:
+            pump.send(frames)
 
     def get_write_buffer_size(self) -> int:
-        """Get the number of bytes in the write buffer."""
-        return self._buffer.size
+        """Return the number of bytes in the write buffer."""
+        return self._pump.buffer.size
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
-        """Get the limits of the write buffer in bytes, the low one first."""
-        return self._buffer.limits
+        """Return the limits of the write buffer in bytes, the low one first."""
+        return self._pump.buffer.limits
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set the limits of the write buffer.
@@ -287,47 +298,50 @@ class ZmqTransport(Turns):
         :param low: bytes down to which `resume_writing` is called; a quarter of *high* by default
         :raises ValueError: unless `high >= low >= 0`
         """
-        self._buffer.set_limits(high, low)
-        self._pause_or_resume()
+        self._pump.buffer.set_limits(high, low)
+        self._pump.pause_or_resume()
 
     # End
 
     def is_closing(self) -> bool:
-        """Tell if the transport is closed, or will be."""
-        return self._is_closing
+        """Return True if the transport is closed or closing."""
+        return self._pump.is_closing
 
     def close(self) -> None:
-        """Receive no more, send what is buffered, then call `connection_lost(None)`."""
-        if not self._is_closing:
-            self._is_closing = True
-            # Requests that wait for the reply to the last one; nobody wants their replies now.
-            self._is_reading = self._type == zmq.REQ
-            if self._buffer and not self._loop.is_closed():
-                self._look_soon()
-            else:
-                self._stop(None)
+        """Receive no more, send the buffered messages, then call `connection_lost(None)`."""
+        self._pump.close()
 
     def abort(self) -> None:
-        """Close at once, drop what was not sent, then call `connection_lost(None)`."""
-        self._stop(None)
-        self._close_socket(0)
+        """Close at once, drop the buffered messages, then call `connection_lost(None)`."""
+        self._pump.abort()
 
     def __del__(self) -> None:
-        # The loop holds it until its end: so that has come, and nobody has closed the transport.
-        if getattr(self, '_is_started', False) and not self._is_ending:
+        # The loop holds an open transport, so the loop has ended and the transport was not closed.
+        pump = getattr(self, '_pump', None)
+        if pump is not None and pump.is_started and not pump.is_ended:
             warnings.warn(f'unclosed {self!r}', ResourceWarning, stacklevel=2, source=self)
             self.abort()
 
-    def _close_socket(self, linger: int | None) -> None:
+    def _release(self) -> None:
         self._drop_monitor()
-        super()._close_socket(linger)
         self._addresses.clear()
         self._subscriptions.clear()
 
 
+class _MonitorProtocol(asyncio.BaseProtocol):
+    """Protocol of the socket that receives the events of a monitor."""
+
+    def __init__(self, handle_event: Callable[[SocketEvent], None]):
+        self._handle_event = handle_event
+
+    def msg_received(self, data: tuple[bytes, ...]) -> None:
+        event, value = parse_event(data)
+        self._handle_event(SocketEvent(zmq.Event(event), value, data[1].decode()))
+
+
 def _make_tuple(data: Any) -> tuple[Any, ...]:
     if isinstance(data, (bytes, bytearray, memoryview, str)):
-        raise TypeError(f'A message is an iterable of frames: write([{type(data).__name__}])')
+        raise TypeError(f'A message is an iterable of frames: use write([{type(data).__name__}])')
     return tuple(data)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The keys of CURVE (RFC 26/CURVEZMQ).
 
-A key is written as its 40 characters of Z85 (RFC 32), or as the path of a file which
-:func:`zmq.auth.create_certificates` has made: `NAME.key` holds the public key, `NAME.key_secret`
-both. No text of this module, error or repr, holds a secret key.
+A key is given as its 40 characters of Z85 (RFC 32), or as the path of a file that
+:func:`zmq.auth.create_certificates` has written: `NAME.key` contains the public key,
+`NAME.key_secret` both keys. No error and no repr of this module contains a secret key.
 """
 
 import os
@@ -23,12 +23,12 @@ _SUFFIXES = ('.key', '.key_secret')
 
 
 class CurveServer:
-    """Keys of a server, and of the clients that it lets in.
+    """Key of a server, and the public keys of the clients that may connect.
 
     :param key: secret key of the server, its text or the path of a `.key_secret` file
     :param clients: public keys of the clients: a folder of `.key` files, or a sequence of keys;
-        whoever has none of them is refused
-    :raises ValueError: for a key that cannot be read, or when there is no client
+        clients with other keys are refused
+    :raises ValueError: for a key that cannot be read, and if there are no clients
     """
 
     def __init__(self, key: Key, clients: Key | Iterable[Key]):
@@ -38,10 +38,10 @@ class CurveServer:
         self.reload()
 
     def reload(self) -> None:
-        """Read the keys of the clients again, whose folder may have changed.
+        """Read the keys of the clients again, from the folder that was given.
 
-        :raises ValueError: for a key that cannot be read, or when there is none; then the keys
-            stay what they were
+        :raises ValueError: for a key that cannot be read, and if there are no clients; then the
+            keys do not change
         """
         source: Any = self._source
         if isinstance(source, (str, os.PathLike)):
@@ -49,7 +49,7 @@ class CurveServer:
             try:
                 names = os.listdir(source)
             except (OSError, ValueError) as error:
-                reason = getattr(error, 'strerror', None) or 'that is no name'
+                reason = getattr(error, 'strerror', None) or 'not a valid path'
                 raise ValueError(f'Folder of CURVE keys{name}: {reason}') from None
             source = [Path(source, name) for name in sorted(names) if name.endswith('.key')]
         keys = frozenset(_load_public(key).decode() for key in source)
@@ -58,14 +58,14 @@ class CurveServer:
         self.clients = keys
 
     def apply(self, socket: Any) -> None:
-        """Make a socket the server of its connections."""
+        """Set the keys of a socket, as a server."""
         socket.curve_server = True
         socket.curve_publickey = self.public
         socket.curve_secretkey = self._secret
 
 
 class CurveClient:
-    """Keys of a client, and of the server that it trusts.
+    """Key of a client, and the public key of the server that it trusts.
 
     :param server: public key of the server, its text or the path of a `.key` file
     :param key: secret key of the client, its text or the path of a `.key_secret` file
@@ -77,7 +77,7 @@ class CurveClient:
         self.public, self._secret = _load_pair(key)
 
     def apply(self, socket: Any) -> None:
-        """Make a socket a client."""
+        """Set the keys of a socket, as a client."""
         socket.curve_serverkey = self.server
         socket.curve_publickey = self.public
         socket.curve_secretkey = self._secret
@@ -93,7 +93,9 @@ def _load_pair(key: Key) -> tuple[bytes, bytes]:
     if _is_path(key):
         public, secret = _load_file(key)
         if secret is None:
-            raise ValueError(f'CURVE key {os.fspath(key)!r}: it holds no secret key')
+            raise ValueError(
+                f'CURVE key {os.fspath(key)!r}: the file does not contain a secret key'
+            )
     else:
         secret = _check_text(key)
         public = zmq.curve_public(secret)
@@ -121,7 +123,7 @@ def _load_file(key: Any) -> tuple[bytes, bytes | None]:
     except OSError as error:
         raise ValueError(f'CURVE key {path!r}: {error.strerror or "no such file"}') from None
     except (ValueError, IndexError):
-        raise ValueError(f'CURVE key {path!r}: it holds no key') from None
+        raise ValueError(f'CURVE key {path!r}: it does not contain a key') from None
 
 
 def _check_text(key: Any) -> bytes:
@@ -133,5 +135,5 @@ def _check_text(key: Any) -> bytes:
     except (ValueError, KeyError, TypeError, struct.error):
         pass
     raise ValueError(
-        f'A CURVE key is {_KEY_LENGTH} characters of Z85, or the path of a {_SUFFIXES} file'
+        f'A CURVE key is {_KEY_LENGTH} characters of Z85, or the path of a .key or .key_secret file'
     )

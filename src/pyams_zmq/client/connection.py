@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What a client connects to, and how its connection is.
+"""The address of a service, and the state of a connection to it.
 
-No I/O: the clients of threads and of asyncio connect, read the events of the monitor and send, each
-in its own way.
+This module does no I/O: the client for threads and the client for asyncio connect, read events of
+the monitor and send in different ways.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,28 +17,27 @@ from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError, ZMQUnreachableError
 from pyams_zmq.wire.endpoint import Endpoint
 
-HANDSHAKE_EVENTS = (
+CONNECTION_EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_DISCONNECTED
 )
-
-CONNECTION_EVENTS = HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED
-"""Events that a :class:`ConnectionState` has to see"""
+"""Events that :meth:`ConnectionState.handle_event` needs"""
 
 MAX_HANGUPS = 3
-"""Handshakes in a row without an end, after which they are no accident"""
+"""Handshakes in a row that the server ends without an error, until it counts as a refusal"""
 
 RECONNECT_IVL = 10
 MAX_RECONNECT_IVL = 500
 """Milliseconds between two attempts to connect, at first and at most"""
 
 HEARTBEAT_IVL = 5000
-"""Milliseconds between two heartbeats, and until a peer without an answer counts as gone"""
+"""Milliseconds between two heartbeats, and until a peer that does not answer counts as gone"""
 
 RETRIED = (ZMQTimeoutError, ZMQUnreachableError)
-"""Errors after which a call that may run twice is tried again"""
+"""Errors after which a call that may run twice is repeated"""
 
 REFUSED = _(
     'Connection refused: check user, password or keys, the mechanism, and the addresses that '
@@ -48,7 +47,7 @@ REFUSED = _(
 
 @contextmanager
 def as_os_error() -> Iterator[None]:
-    """Raise a ZMQError as the OSError with its errno."""
+    """Raise a ZMQError as the OSError with the same errno."""
     try:
         yield
     except zmq.ZMQError as error:
@@ -56,16 +55,16 @@ def as_os_error() -> Iterator[None]:
 
 
 def make_os_error(error: zmq.ZMQError) -> OSError:
-    """Make the OSError that says the same as a ZMQError."""
+    """Return the OSError with the errno and the text of a ZMQError."""
     return OSError(int(error.errno or 0), error.strerror)
 
 
 class ServiceAddress(NamedTuple):
-    """What a client connects to, and as whom.
+    """Endpoint and credentials for connecting to a service.
 
-    :ivar endpoint: the service
-    :ivar users: the user with the password, or nobody
-    :ivar curve: the keys, if any
+    :ivar endpoint: the endpoint of the service
+    :ivar users: the user and the password; empty without them
+    :ivar curve: the keys, or None
     """
 
     endpoint: Endpoint
@@ -73,59 +72,72 @@ class ServiceAddress(NamedTuple):
     curve: CurveClient | None
 
     @classmethod
-    def parse(cls, address: Any, auth: Users, curve: CurveClient | None) -> 'ServiceAddress':
-        """Read the arguments of a client.
+    def parse(
+        cls, address: Any, auth: Users, curve: CurveClient | None, protocol: str = 'tcp'
+    ) -> 'ServiceAddress':
+        """Parse the arguments of a client.
 
-        :raises ValueError: for an address or credentials that cannot be understood
+        :param protocol: protocol of an address without one
+        :raises ValueError: if the address or the credentials are not valid
         """
-        return cls(Endpoint.parse(address, bind=False), parse_user(auth, curve), curve)
+        endpoint = Endpoint.parse(address, bind=False, protocol=protocol)
+        users = parse_users(auth)
+        if len(users) + (curve is not None) > 1:
+            raise ValueError('A client connects as one user, or with CURVE keys')
+        return cls(endpoint, users, curve)
 
 
 class ConnectionState:
-    """The connection of one socket to one endpoint.
+    """State of the connection of one socket to one endpoint, derived from monitor events.
 
-    :param endpoint: what the socket connects to
-    :ivar is_connected: true from the end of a handshake until the connection is lost
+    :param endpoint: endpoint that the socket connects to
+    :ivar is_connected: true from a successful handshake until the connection is lost
     """
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
         self.is_connected = False
         self._hangups = 0
+        self._has_failed = False
 
-    def note(self, event: int) -> bool:
-        """Note an event of the monitor; tell if the connection was lost by it.
+    def handle_event(self, event: int) -> bool:
+        """Update the state; return True if the event means that the connection was lost.
 
         :param event: one of `CONNECTION_EVENTS`
-        :raises ZMQRefusedError: if the service does not let us in; the socket is of no more use
+        :raises ZMQRefusedError: if the service refuses the connection; then the socket is useless
         """
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.is_connected = True
             self._hangups = 0
         elif event == zmq.EVENT_DISCONNECTED:
             was_connected, self.is_connected = self.is_connected, False
+            has_failed, self._has_failed = self._has_failed, False
+            # libzmq sends no event for a server without ZMTP if the client has credentials.
+            if not (was_connected or has_failed):
+                raise self.describe_refusal()
             return was_connected
         else:
-            # Who hangs up in a handshake does so for a wrong mechanism, or when going down.
+            # A server hangs up during a handshake for a wrong mechanism, or because it stops.
             self._hangups += 1
+            self._has_failed = True
             if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._hangups == MAX_HANGUPS:
                 raise self.describe_refusal()
         return False
 
     def describe_refusal(self) -> ZMQRefusedError:
-        """Make the error of a call that the service does not let in."""
+        """Return the error for a call that the service refuses."""
         return ZMQRefusedError(f'{self.endpoint}: {REFUSED}')
 
     def describe_loss(self) -> ZMQUnreachableError:
-        """Make the error of a call whose connection was lost."""
+        """Return the error for a call whose connection was lost."""
         return ZMQUnreachableError(
             f'The connection to {self.endpoint} was lost; the call may have run or not'
         )
 
     def describe_silence(self, timeout: float) -> ZMQTimeoutError | ZMQUnreachableError:
-        """Make the error of a call without a reply.
+        """Return the error for a call without a reply.
 
-        :param timeout: seconds that it has waited
+        :param timeout: seconds that the call has waited
         """
         if self.is_connected:
             return ZMQTimeoutError(f'{self.endpoint} has not replied within {timeout} s')
@@ -133,30 +145,19 @@ class ConnectionState:
 
 
 def keep_connected(socket: zmq.Socket[Any]) -> None:
-    """Let a socket find its peer again soon, and notice one that has gone without a word."""
+    """Make a socket reconnect soon, and detect a peer that is gone without closing."""
     socket.reconnect_ivl = RECONNECT_IVL
     socket.reconnect_ivl_max = MAX_RECONNECT_IVL
     socket.heartbeat_ivl = HEARTBEAT_IVL
     socket.heartbeat_timeout = HEARTBEAT_IVL
 
 
-def parse_user(auth: Users, curve: CurveClient | None) -> dict[str, str]:
-    """Read the credentials of a client, who is one user at most.
-
-    :raises ValueError: for credentials that cannot be understood
-    """
-    users = parse_users(auth)
-    if len(users) + (curve is not None) > 1:
-        raise ValueError('A client connects as one user, or with CURVE keys')
-    return users
-
-
 def configure(
     socket: zmq.Socket[Any], endpoint: Endpoint, users: Mapping[str, str], curve: CurveClient | None
 ) -> None:
-    """Make a socket ready to connect to an endpoint; closed, it keeps nothing.
+    """Set the options that a socket needs to connect; closed, it keeps no unsent messages.
 
-    :param users: the user with the password, or nobody
+    :param users: the user and the password; empty without them
     """
     socket.set(zmq.LINGER, 0)  # as an attribute it takes three times as long
     if endpoint.is_ipv6:

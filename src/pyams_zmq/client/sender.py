@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Messages whose sender does not wait for the reply.
+"""Messages whose caller does not wait for the reply.
 
-One thread of the process, which runs while there is something to send or to receive, has all their
-sockets for itself. Nobody else waits for a socket, and the messages of a client keep their order.
+One thread of the process sends the messages of all clients and receives the replies. It runs while
+a client has messages, or has had some in the last 30 seconds. No other thread uses its sockets, and
+the messages of a client keep their order.
 """
 
 import atexit
 import logging
-import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
@@ -19,38 +19,41 @@ from typing import Any
 
 import zmq
 
-from pyams_zmq.client.socket import ZMQSocket, open_pair, wait_for
+from pyams_zmq.client.socket import ZMQSocket, get_context
 from pyams_zmq.exceptions import (
     ZMQRemoteError,
     ZMQReplyError,
     ZMQUnreachableError,
 )
+from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import receive
 from pyams_zmq.wire.message import DRAINING_REPLY, decode_reply, payload_of
+from pyams_zmq.wire.monitor import make_inproc_address
+from pyams_zmq.wire.poll import wait_for
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 MAX_REPLIES = 10_000
-"""Replies that a process waits for; beyond, the oldest is given up"""
+"""Replies that a process waits for; beyond that it gives up the oldest one"""
 
 IDLE = 30.0
-"""Seconds after which a connection that nobody uses is closed"""
+"""Seconds after which an unused connection is closed"""
 
 FLUSH = 1.0
-"""Seconds that the end of a program waits for the replies to come"""
+"""Seconds that a program waits for replies before it ends"""
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Bytes that wait for one service; a client with more of them takes no further message"""
+"""Bytes that wait for one service; beyond that its client accepts no message"""
 
 TURN = 100
-"""Messages that a client may send or receive before the next one has its turn"""
+"""Messages that a client sends or receives before the next client"""
 
 RETRY = 0.01
-"""Seconds until the next try, when a connection takes no message yet"""
+"""Seconds until the next attempt, when a connection has no room for a message"""
 
 
 class QueuedMessage:
-    """A message on its way.
+    """A message that is not sent, or has no reply yet.
 
     :param type: type of the message, for the log
     :param data: the encoded message
@@ -67,15 +70,15 @@ class QueuedMessage:
 
     @property
     def deadline(self) -> float:
-        """When nobody waits for its reply any more, as `time.monotonic` counts."""
+        """When the reply is given up, in the seconds of `time.monotonic`."""
         return self.posted + self.timeout
 
 
-class Outbox:
-    """What one client sends: its messages, in their order, and its connection.
+class SendQueue:
+    """The messages of one client, in their order, and its connection.
 
     :param address: URI of the service, for the log
-    :param connect: makes the connection, a :class:`pyams_zmq.client.Channel`
+    :param connect: makes the connection, a :class:`.SendChannel`
     """
 
     def __init__(self, address: str, connect: Callable[[], Any]):
@@ -101,49 +104,49 @@ class Outbox:
         """Number of messages that were sent and have no reply yet."""
         return len(self._sent)
 
-    def add(self, letter: QueuedMessage) -> None:
-        """Take a message; it is sent as soon as there is a connection."""
-        self._unsent.append(letter)
-        self.size += len(letter.data)
+    def add(self, message: QueuedMessage) -> None:
+        """Add a message; it is sent as soon as the service is connected."""
+        self._unsent.append(message)
+        self.size += len(message.data)
         self.used = monotonic()
 
     @property
     def sockets(self) -> list[ZMQSocket]:
-        """What to wait for."""
+        """The sockets to wait for."""
         return self._channel.sockets  # type: ignore[no-any-return]
 
     @property
     def oldest(self) -> QueuedMessage:
-        """The message that was posted first; there has to be one."""
+        """The message that was posted first; the queue must not be empty."""
         firsts = [*islice(self._sent.values(), 1), *islice(self._returned, 1)]
-        return min(firsts, key=lambda letter: letter.posted) if firsts else self._unsent[0]
+        return min(firsts, key=lambda message: message.posted) if firsts else self._unsent[0]
 
     def wakes_at(self) -> float:
-        """Tell when there is something to do, whatever the sockets say."""
+        """Return when the next step is due, if no socket is ready before."""
         if self._unsent and self.is_connected and not self._returned:
             return monotonic() + (RETRY if self._is_blocked else 0)
         return self.oldest.deadline if len(self) else self.used + IDLE
 
     def is_done(self, now: float) -> bool:
-        """Tell if the connection can be closed."""
+        """Return True if the connection can be closed."""
         return not len(self) and (self.is_closed or now >= self.used + IDLE)
 
     def step(self, now: float) -> list[str]:
-        """Receive what has come, send what can be sent, give up what took too long.
+        """Receive replies, send messages, give up those whose time-out has passed.
 
-        :return: what went wrong
-        :raises ZMQRefusedError: if the service does not let us in
+        :return: the problems, to be logged
+        :raises ZMQRefusedError: if the service refuses the connection
         :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
         """
         if self._channel is None:
             self._channel = self._connect()
-        is_lost = self._channel.look()
+        is_lost = self._channel.read_events()
         self.is_connected = self._channel.is_connected
         problems = self._receive(None if is_lost else TURN)
         if is_lost:
             problems += [
-                self._tell(letter, 'the connection was lost, it may have run or not')
-                for letter in self._sent.values()
+                self._drop(message, 'the connection was lost, it may have run or not')
+                for message in self._sent.values()
             ]
             self._sent.clear()
             self._unsent.extendleft(reversed(self._returned))
@@ -160,21 +163,21 @@ class Outbox:
             frames = self._channel.receive()
             if frames is None:
                 break
-            letter = self._sent.pop(frames[0], None)
-            if letter is None:
+            message = self._sent.pop(frames[0], None)
+            if message is None:
                 continue
             if frames[-1] == DRAINING_REPLY:  # the next service at this address gets it
-                self._returned.append(letter)
+                self._returned.append(message)
             elif (problem := describe_reply(frames[-1])) is None:
-                self.size -= len(letter.data)
+                self.size -= len(message.data)
             else:
-                problems.append(self._tell(letter, problem))
+                problems.append(self._drop(message, problem))
         return problems
 
     def _send(self) -> None:
         self._is_blocked = False
         for _turn in range(min(TURN, len(self._unsent))):
-            # Part of the envelope (RFC 28/REQREP), which comes back with the reply.
+            # Part of the envelope (RFC 28/REQREP), which the reply repeats.
             number = b'%d' % next(self._numbers)
             if not self._channel.send([number, b'', self._unsent[0].data]):
                 self._is_blocked = True
@@ -182,184 +185,193 @@ class Outbox:
             self._sent[number] = self._unsent.popleft()
 
     def give_up(self, reason: str) -> str:
-        """Wait no longer for the oldest message; return what to tell of it."""
+        """Drop the oldest message; return the problem, to be logged."""
         oldest = self.oldest
         number = next(iter(self._sent), None)
         if number is not None and self._sent[number] is oldest:
-            return self._tell(self._sent.pop(number), f'no reply {reason}, it may have run or not')
+            return self._drop(self._sent.pop(number), f'no reply {reason}, it may have run or not')
         (self._returned or self._unsent).popleft()
-        return self._tell(oldest, f'not sent, no service {reason}')
+        return self._drop(oldest, f'not sent, no service {reason}')
 
     def fail(self, error: Exception) -> list[str]:
-        """Give everything up, close the connection."""
+        """Drop all messages and close the connection; return the problems, to be logged."""
         self.error = error
-        letters = [*self._sent.values(), *self._returned, *self._unsent]
+        messages = [*self._sent.values(), *self._returned, *self._unsent]
         for waiting in (self._sent, self._returned, self._unsent):
             waiting.clear()
         self.close()
-        return [self._tell(letter, str(error)) for letter in letters]
+        return [self._drop(message, str(error)) for message in messages]
 
     def close(self) -> None:
-        """Close the connection, until the next message."""
+        """Close the connection; the next step opens another one."""
         self.is_connected = False
         if self._channel is not None:
             self._channel.close()
             self._channel = None
 
-    def _tell(self, letter: QueuedMessage, problem: str) -> str:
-        """Let go of a message."""
-        self.size -= len(letter.data)
-        return f'Message {letter.type!r} to {self.address}: {problem}'
+    def _drop(self, message: QueuedMessage, problem: str) -> str:
+        self.size -= len(message.data)
+        return f'Message {message.type!r} to {self.address}: {problem}'
 
 
 class SenderThread:
-    """Sends the messages and receives the replies, in one thread for all clients."""
+    """Sends the messages and receives the replies of all clients of a process, in one thread."""
 
     def __init__(self) -> None:
-        self._inherited: list[Any] = []
-        self._renew()
-        # A thread does not survive a fork, and the lock may be held at that moment.
-        os.register_at_fork(after_in_child=self._inherit)
-
-    def _renew(self) -> None:
         self._changed = threading.Condition()
-        self._outboxes: list[Outbox] = []
+        self._queues: list[SendQueue] = []
         self._thread: threading.Thread | None = None
-        self._bell: ZMQSocket | None = None
-        self._has_rung = False
-        self._flushes = False
+        self._wakeup: ZMQSocket | None = None
+        self._is_woken = False
+        self._has_exit_hooks = False
         self._flush_ends = 0.0
 
-    def _inherit(self) -> None:
-        self._inherited.append((self._outboxes, self._bell))  # kept: nobody may touch them here
-        self._renew()
-
-    def prepare(self, outbox: Outbox, timeout: float) -> None:
-        """Wait until the service is there, and lets us in.
+    def prepare(self, queue: SendQueue, timeout: float) -> None:
+        """Wait until the service of a queue is connected.
 
         :param timeout: seconds
-        :raises ZMQUnreachableError: if nobody has answered in time
-        :raises ZMQRefusedError: if the service does not let us in
+        :raises ZMQUnreachableError: if no service has answered in time
+        :raises ZMQRefusedError: if the service refuses the connection
         :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
         """
         with self._changed:
-            self._serve(outbox)
-            if outbox.size > MAX_BYTES:
+            self._serve(queue)
+            if queue.size > MAX_BYTES:
                 raise ZMQUnreachableError(
-                    f'{outbox.address} takes no messages: {outbox.size} bytes wait for it'
+                    f'{queue.address} takes no messages: {queue.size} bytes wait for it'
                 )
-            outbox.used = monotonic() + timeout  # at least that long it is kept
+            queue.used = monotonic() + timeout  # it stays open at least so long
             self._changed.wait_for(
-                lambda: outbox.is_connected or outbox.error is not None, max(0, timeout)
+                lambda: queue.is_connected or queue.error is not None, max(0, timeout)
             )
-            outbox.used = monotonic()
-            if outbox.error is not None:
-                raise outbox.error
-            if not outbox.is_connected:
+            queue.used = monotonic()
+            if queue.error is not None:
+                raise queue.error
+            if not queue.is_connected:
                 raise ZMQUnreachableError(
-                    f'No service has answered at {outbox.address} for {timeout:.3g} s'
+                    f'No service has answered at {queue.address} for {timeout:.3g} s'
                 )
 
-    def post(self, outbox: Outbox, letter: QueuedMessage) -> None:
-        """Take a message, and return."""
+    def post(self, queue: SendQueue, message: QueuedMessage) -> None:
+        """Add a message to a queue, and return."""
         with self._changed:
-            self._serve(outbox)
-            outbox.add(letter)
+            self._serve(queue)
+            queue.add(message)
 
-    def close(self, outbox: Outbox) -> None:
-        """Close a connection when the last reply has come."""
+    def close(self, queue: SendQueue) -> None:
+        """Close the connection of a queue after the last reply."""
         with self._changed:
-            outbox.is_closed = True
-            self._ring()
+            queue.is_closed = True
+            self._wake()
 
     def flush(self) -> None:
-        """Wait a moment for the replies that are to come: this program ends."""
+        """Wait a moment for the missing replies, because the program ends."""
         with self._changed:
-            is_first = not self._flush_ends  # multiprocessing may call it, too
+            is_first = not self._flush_ends  # a process may run several exit hooks
             if is_first:
                 self._flush_ends = monotonic() + FLUSH
             self._changed.wait_for(
-                lambda: not any(map(len, self._outboxes)), max(0, self._flush_ends - monotonic())
+                lambda: not any(map(len, self._queues)), max(0, self._flush_ends - monotonic())
             )
-            left = sum(map(len, self._outboxes))
+            left = sum(map(len, self._queues))
         if left and is_first:
             LOGGER.error('%d messages may be lost: the program ends before they have a reply', left)
 
-    def _serve(self, outbox: Outbox) -> None:
+    def _serve(self, queue: SendQueue) -> None:
         if self._thread is None:
-            bell, heard = open_pair()
+            wakeup, sleeper = open_wakeup_pair()
             thread = threading.Thread(
-                target=self._run, args=(bell, heard), name='PyAMS (zmq) outbox', daemon=True
+                target=self._run, args=(wakeup, sleeper), name='PyAMS (zmq) sender', daemon=True
             )
             thread.start()
-            self._bell, self._thread = bell, thread
-        if outbox not in self._outboxes:
-            outbox.error = None
-            self._outboxes.append(outbox)
-        if not self._flushes:
-            self._flushes = True
-            # Before the services are stopped; and where multiprocessing ends a child.
-            atexit.register(self.flush)
-            Finalize(None, self.flush, exitpriority=10)
-        self._ring()
+            self._wakeup, self._thread = wakeup, thread
+        if queue not in self._queues:
+            queue.error = None
+            self._queues.append(queue)
+        if not self._has_exit_hooks:
+            self._has_exit_hooks = True
+            # atexit: before the services are stopped. Finalize: a child of multiprocessing does
+            # not run what atexit knows.
+            atexit.register(_flush)
+            Finalize(None, _flush, exitpriority=10)
+        self._wake()
 
-    def _ring(self) -> None:
-        if self._bell is not None and not self._has_rung:
-            self._has_rung = True
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._is_woken:
+            self._is_woken = True
             with suppress(zmq.ZMQError):  # of a terminated context, which wakes the thread, too
-                self._bell.send(b'', zmq.NOBLOCK)
+                self._wakeup.send(b'', zmq.NOBLOCK)
 
-    def _run(self, bell: ZMQSocket, heard: ZMQSocket) -> None:
+    def _run(self, wakeup: ZMQSocket, sleeper: ZMQSocket) -> None:
         failure: Exception | None = None
         while True:
             with self._changed:
-                self._has_rung = False
+                self._is_woken = False
                 problems = self._step(monotonic(), failure)
-                sockets = [socket for outbox in self._outboxes for socket in outbox.sockets]
-                wake = min((outbox.wakes_at() for outbox in self._outboxes), default=None)
+                sockets = [socket for queue in self._queues for socket in queue.sockets]
+                wake = min((queue.wakes_at() for queue in self._queues), default=None)
                 if wake is None:
-                    bell.close()
-                    heard.close()
-                    self._bell = self._thread = None
+                    wakeup.close()
+                    sleeper.close()
+                    self._wakeup = self._thread = None
                 self._changed.notify_all()
             for problem, times in Counter(problems).items():
-                with suppress(Exception):  # of a handler of the logging
+                with suppress(Exception):  # of a logging handler
                     LOGGER.error('%s%s', problem, f' ({times} times)' if times > 1 else '')
             if wake is None:
                 return
             try:
-                wait_for([heard, *sockets], zmq.POLLIN, wake - monotonic())
-                receive(heard)
-            except zmq.ZMQError as error:  # somebody has terminated the context
+                wait_for([sleeper, *sockets], wake - monotonic())
+                receive(sleeper)
+            except zmq.ZMQError as error:  # the context was terminated
                 failure = error
 
     def _step(self, now: float, failure: Exception | None) -> list[str]:
         problems = []
-        for outbox in list(self._outboxes):
+        for queue in list(self._queues):
             error = failure
             if error is None:
                 try:
-                    problems += outbox.step(now)
-                except Exception as raised:  # noqa: BLE001 - whatever it is, the others go on
+                    problems += queue.step(now)
+                except Exception as raised:  # noqa: BLE001 - any error ends this queue only
                     error = raised
             if error is not None:
-                problems += outbox.fail(error)
-                self._outboxes.remove(outbox)
-        while sum(outbox.owed_replies for outbox in self._outboxes) > MAX_REPLIES:
+                problems += queue.fail(error)
+                self._queues.remove(queue)
+        while sum(queue.owed_replies for queue in self._queues) > MAX_REPLIES:
             oldest = min(
-                (outbox for outbox in self._outboxes if outbox.owed_replies),
-                key=lambda outbox: outbox.oldest.posted,
+                (queue for queue in self._queues if queue.owed_replies),
+                key=lambda queue: queue.oldest.posted,
             )
             problems.append(oldest.give_up(f'before {MAX_REPLIES} others were sent'))
-        for outbox in list(self._outboxes):
-            if outbox.is_done(now):
-                outbox.close()
-                self._outboxes.remove(outbox)
+        for queue in list(self._queues):
+            if queue.is_done(now):
+                queue.close()
+                self._queues.remove(queue)
         return problems
 
 
+sender_thread = ForkLocal(SenderThread)
+"""The thread of this process"""
+
+
+def _flush() -> None:
+    sender_thread.get().flush()
+
+
+def open_wakeup_pair() -> tuple[ZMQSocket, ZMQSocket]:
+    """Open two sockets: a message to the first one wakes the thread that polls the second one."""
+    context = get_context()
+    wakeup: ZMQSocket = context.socket(zmq.PAIR, socket_class=ZMQSocket)
+    sleeper: ZMQSocket = context.socket(zmq.PAIR, socket_class=ZMQSocket)
+    address = make_inproc_address()
+    wakeup.bind(address)
+    sleeper.connect(address)
+    return wakeup, sleeper
+
+
 def describe_reply(data: bytes) -> str | None:
-    """Tell what is wrong with a reply, without what a handler may have put in it."""
+    """Return what is wrong with a reply, without the text of the handler; None if it is good."""
     try:
         payload_of(decode_reply(data))
     except ZMQRemoteError as error:
@@ -368,6 +380,3 @@ def describe_reply(data: bytes) -> str | None:
     except ZMQReplyError:
         return 'the reply is not [status, payload]'
     return None
-
-
-sender_thread = SenderThread()

@@ -21,13 +21,13 @@ _START = object()
 
 
 class Sender(Protocol):
-    """What sends on commit: :class:`~pyams_zmq.client.ZMQClient`, or one that stands for it."""
+    """Sends messages on commit: a :class:`~pyams_zmq.client.ZMQClient`, or a test double."""
 
     def prepare(self, *, timeout: float) -> None:
-        """Make sure that messages can be posted, or raise; *timeout* is in seconds."""
+        """Wait *timeout* seconds at most until messages can be posted; raise if they cannot."""
 
     def post(self, type: str, data: bytes) -> None:  # noqa: A002 - the name of the field
-        """Take an encoded message, without waiting for anything."""
+        """Accept an encoded message, without waiting."""
 
 
 def send_on_commit(
@@ -40,49 +40,50 @@ def send_on_commit(
 ) -> None:
     """Send a message when the current transaction is committed, and only then.
 
-    The message is what it is now, whatever happens to the arguments later. The service has to be
-    there when the transaction votes; if it is not, the transaction is aborted with a
-    ZMQUnreachableError or ZMQRefusedError. The reply is not waited for, see `ZMQClient.send`.
+    The arguments are encoded now; later changes to them have no effect. The service must be
+    connected when the transaction votes; otherwise the transaction is aborted with a
+    ZMQUnreachableError or ZMQRefusedError. The commit does not wait for the reply, see
+    `ZMQClient.send`.
 
     :param client: client of the service
     :param type: type of the message
-    :param args: its arguments, anything that JSON can say
+    :param args: arguments, any value with a JSON form
     :param manager: transaction manager, by default the one of this thread
-    :param timeout: seconds that the commit may wait for the service, for all messages together
-    :raises TypeError, ValueError: for a type which is no text, or arguments that JSON cannot say
-    :raises ZMQMessageError: with status 413, for more than 32 MiB
+    :param timeout: seconds that the commit waits for the service, for all messages together
+    :raises TypeError, ValueError: if the type is not a string, or the arguments have no JSON form
+    :raises ZMQMessageError: with status 413, if the message is larger than 32 MiB
     """
     data = encode_message(type, args)
     manager = transaction.manager if manager is None else manager
-    under_way = manager.get()
+    current = manager.get()
     message = MessageDataManager(manager, client, type, data, timeout)
-    under_way.join(message)
-    under_way.addBeforeCommitHook(message.wait, (under_way,))
+    current.join(message)
+    current.addBeforeCommitHook(message.wait, (current,))
 
 
 def is_under_way(manager: Any) -> bool:
-    """Tell if somebody has begun a transaction, without beginning one.
+    """Return True if a transaction has begun; do not begin one.
 
     :param manager: transaction manager
     """
-    look = _Look()
-    manager.registerSynch(look)
-    manager.unregisterSynch(look)
-    return look.has_seen_one
+    detector = _Detector()
+    manager.registerSynch(detector)  # it calls `newTransaction` for the current transaction
+    manager.unregisterSynch(detector)
+    return detector.has_transaction
 
 
-class _Look:
-    """Synchronizer, which is told of the transaction that is under way."""
+class _Detector:
+    """Synchronizer that detects the current transaction."""
 
-    has_seen_one = False
+    has_transaction = False
 
     def newTransaction(self, transaction: Any) -> None:  # noqa: N802 - the name of ISynchronizer
-        self.has_seen_one = True
+        self.has_transaction = True
 
 
 @implementer(ISavepointDataManager, IDataManagerSavepoint)
 class MessageDataManager:
-    """One message of a transaction; it is its own savepoint, for it never changes."""
+    """One message of a transaction; it is its own savepoint, because it never changes."""
 
     def __init__(
         self,
@@ -99,27 +100,27 @@ class MessageDataManager:
         self._timeout = timeout
         self._is_dropped = False
         self._error: Exception | None = None
-        # After databases, so that messages tell of what is committed; but before zope.sqlalchemy
-        # ("~sqlalchemy"), which commits when it votes: nobody may say no after it.
+        # After databases, so that a message refers to committed data; but before zope.sqlalchemy
+        # ("~sqlalchemy"), which commits when it votes: no later participant may refuse.
         self._key = f'~pyams_zmq:{next(_numbers):020}'
 
-    def sortKey(self) -> str:  # noqa: N802 - the name that transactions ask for
-        """Keep the order of the messages."""
+    def sortKey(self) -> str:  # noqa: N802 - the name of IDataManager
+        """Return the key that keeps the order of the messages."""
         return self._key
 
     def savepoint(self) -> 'MessageDataManager':
-        """Return what a rollback needs: the transaction itself drops the messages added later."""
+        """Return this object: the transaction itself drops the messages that were added later."""
         return self
 
     def rollback(self) -> None:
-        """Stay, when later messages are dropped."""
+        """Keep the message; a rollback drops later ones only."""
 
     def abort(self, transaction: Any) -> None:
-        """Drop the message, with the transaction or by a rollback to an earlier savepoint."""
+        """Drop the message: the transaction is aborted, or rolled back to an earlier savepoint."""
         self._is_dropped = True
 
     def wait(self, transaction: Any) -> None:
-        """Wait for the service, before the commit begins: databases lock while they commit."""
+        """Wait for the service before the commit, because databases hold locks during it."""
         if self._is_dropped:
             return
         now = monotonic()
@@ -130,23 +131,23 @@ class MessageDataManager:
             transaction.set_data(_START, start)
         try:
             self._client.prepare(timeout=max(0, start + self._timeout - now))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the vote raises it
+        except Exception as error:  # noqa: BLE001 - the vote raises it
             self._error = error
 
     def tpc_begin(self, transaction: Any) -> None:
-        """Nothing is to be done before the vote."""
+        """Do nothing before the vote."""
 
     def commit(self, transaction: Any) -> None:
-        """Nothing is to be done before the vote."""
+        """Do nothing before the vote."""
 
     def tpc_vote(self, transaction: Any) -> None:
-        """Say no if the service was not there, or is not any more."""
+        """Raise if the service was unreachable before the commit, or is now."""
         if self._error is not None:
             raise self._error
         self._client.prepare(timeout=0)
 
     def tpc_finish(self, transaction: Any) -> None:
-        """Hand the message over; whatever happens, the transaction is committed."""
+        """Post the message; an error is only logged, because the transaction is committed."""
         try:
             self._client.post(self._type, self._data)
         except Exception:

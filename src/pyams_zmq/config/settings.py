@@ -21,7 +21,7 @@ from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.pool.broker import make_worker_access
 from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL
-from pyams_zmq.process import LIMITS
+from pyams_zmq.process.service import LIMITS
 from pyams_zmq.wire.endpoint import Endpoint
 
 PREFIX = 'pyams_zmq.'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Starts the services of an application when it serves requests."""
+"""Starts the services of an application when it starts to serve requests."""
 
 import os
 import sys
@@ -10,25 +10,25 @@ from pyams_zmq.config.service import Service, services_of
 from pyams_zmq.config.settings import PREFIX, check_services
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQClientFactory
-from pyams_zmq.supervisor import SupervisorProcess
+from pyams_zmq.supervisor.process import SupervisingProcess, SupervisorProcess
 from pyams_zmq.wire.endpoint import Endpoint
 
 STOP_SLACK = 10.0
-"""Seconds that a supervisor has beside the `drain_timeout` of its process"""
+"""Seconds after the `drain_timeout` of a process that its supervisor has for its own stop"""
 
 
 def is_server() -> bool:
-    """Return True if this program serves requests, and does not only load the application.
+    """Return True if this program serves requests, False if it only loads the application.
 
-    Programs that only load it use `pyramid.paster.bootstrap`, or are scripts of Pyramid (`pshell`,
-    `proutes`, `prequest`) or of PyAMS (`pyams_...`).
+    Scripts load it with `pyramid.paster.bootstrap`, or belong to Pyramid (`pshell`, `proutes`,
+    `prequest`) or to PyAMS (`pyams_...`).
     """
     program = os.path.basename(sys.argv[0])
     if program.startswith('pyams_'):
         return False
     frame = sys._getframe()
     while frame is not None:
-        # With "python -m" the name of a module is "__main__"; its spec has the real name.
+        # With "python -m", `__name__` is "__main__", and the spec has the real name.
         spec = frame.f_globals.get('__spec__')
         module = frame.f_globals.get('__name__', '') if spec is None else spec.name
         if module.startswith('pyramid.scripts.') and module != 'pyramid.scripts.pserve':
@@ -60,11 +60,15 @@ def start_services(event: Any) -> None:
                 ) from None
 
 
-def _make_supervisor(registry: Any, service: Service) -> SupervisorProcess:
+def _make_supervisor(registry: Any, service: Service) -> SupervisingProcess:
+    lock = _make_lock(registry, service)
+    if isinstance(service.factory, type) and issubclass(service.factory, SupervisingProcess):
+        pool: SupervisingProcess = service.make_process(registry)
+        pool.name = service.name
+        pool.lock = lock
+        return pool
     supervisor = SupervisorProcess(
-        {service.name: partial(service.make_process, registry)},
-        registry=registry,
-        lock=_make_lock(registry, service),
+        {service.name: partial(service.make_process, registry)}, registry=registry, lock=lock
     )
     usual = getattr(service.factory, 'drain_timeout', 0.0)
     drain = service.limits.get('drain_timeout', usual)
@@ -75,7 +79,8 @@ def _make_supervisor(registry: Any, service: Service) -> SupervisorProcess:
 def _make_lock(registry: Any, service: Service) -> str:
     """Return the name of the lock that the workers of one application share.
 
-    Another application has another lock: its bind has to fail.
+    Two applications with the same address have different locks, so that the second one fails to
+    bind instead of standing by.
     """
     endpoint = Endpoint.parse(service.address, bind=True)
     address = endpoint.uri if endpoint.path is None else os.path.abspath(endpoint.path)

@@ -188,9 +188,10 @@ class PoolBroker(ServiceProcess):
 
     def _reload(self) -> None:
         super()._reload()
-        if self.worker_address is not None and self.worker_access.try_reload(
-            f'{self.name} (workers)'
-        ):
+        if self.worker_address is None:
+            return
+        if self.worker_access.try_reload(f'{self.name} (workers)') and self.loop is not None:
+            # Without a loop, SIGHUP came before `init_stream`: no worker is registered.
             for worker in list(self._scheduler.workers.values()):
                 if not worker.stream.access.admits(worker.user):
                     self._remove(worker.route, 'lost its access')

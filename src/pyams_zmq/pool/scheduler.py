@@ -7,6 +7,7 @@ two functions that send requests to workers and replies to clients.
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import count
 from os import urandom
 from typing import Any
@@ -62,6 +63,7 @@ class MethodStats:
         }
 
 
+@dataclass(slots=True, eq=False)
 class Call:
     """A request that has no reply yet.
 
@@ -75,38 +77,15 @@ class Call:
     :ivar attempts: number of workers that were lost during this call
     """
 
-    __slots__ = (
-        'attempts',
-        'body',
-        'envelope',
-        'header',
-        'key',
-        'method',
-        'name',
-        'received',
-        'size',
-    )
-
-    def __init__(
-        self,
-        key: bytes,
-        envelope: list[Any],
-        header: bytes,
-        body: list[Any],
-        size: int,
-        name: bytes,
-        method: MethodStats,
-        received: float,
-    ):
-        self.key = key
-        self.envelope = envelope
-        self.header = header
-        self.body = body
-        self.size = size
-        self.name = name
-        self.method = method
-        self.received = received
-        self.attempts = 0
+    key: bytes
+    envelope: list[Any]
+    header: bytes
+    body: list[Any]
+    size: int
+    name: bytes
+    method: MethodStats
+    received: float
+    attempts: int = 0
 
 
 class WorkerState:

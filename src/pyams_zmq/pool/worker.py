@@ -31,7 +31,7 @@ from pyams_zmq.pool.protocol import (
 )
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import RECYCLED
-from pyams_zmq.process.descendants import end_tree, start_no_more
+from pyams_zmq.process.descendants import end_descendants, forbid_new_processes
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE
 from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, send_frame
@@ -110,10 +110,10 @@ class WorkerStream(ReplyStream):
         # of it takes longer than a short call.
         if self.closed():
             return
-        deadline = monotonic() + self.turn
+        deadline = monotonic() + self.time_slice
         polled = [(self.socket, POLLIN)]
         timeout = 0
-        self._in_turn = True
+        self._is_handling = True
         try:
             while self._can_receive() and zmq.zmq_poll(polled, timeout):
                 self._handle_recv()
@@ -121,7 +121,7 @@ class WorkerStream(ReplyStream):
                     break
                 timeout = 0 if self.in_hand else _POLL_TIMEOUT
         finally:
-            self._in_turn = False
+            self._is_handling = False
             self._rebuild_io_state()
 
     def _receive(self) -> list[Any] | None:
@@ -184,6 +184,7 @@ class PoolWorker(ZMQProcess):
 
     is_leaving = False
 
+    _has_been_ready = False
     _leaves_at_start = False
     _route: bytes
     _replies = 0
@@ -216,7 +217,6 @@ class PoolWorker(ZMQProcess):
     def init_stream(self) -> None:
         """Connect to the broker."""
         self._route = os.urandom(ROUTE_SIZE)
-        self._is_registered = asyncio.Event()
         self._is_disconnected = asyncio.Event()
         socket = self.make_socket(self._route)
         monitor = socket.get_monitor_socket(_CONNECTION_EVENTS)
@@ -299,8 +299,8 @@ class PoolWorker(ZMQProcess):
         match command:
             case protocol.READY_OK:
                 self._ready_sent = -inf
-                if not self._is_registered.is_set():
-                    self._is_registered.set()
+                if not self._has_been_ready:
+                    self._has_been_ready = True
                     super()._report_ready()
             case protocol.DISCONNECT_OK:
                 self._is_disconnected.set()
@@ -379,8 +379,8 @@ class PoolWorker(ZMQProcess):
         if self._refusal is not None:
             raise self._refusal
         if self.rep_stream.has_overdue:  # do not wait for the programs that it has started
-            start_no_more()
-            end_tree(END_GRACE)
+            forbid_new_processes()
+            end_descendants(END_GRACE)
         sys.exit(RECYCLED)
 
     def _teardown(self) -> None:

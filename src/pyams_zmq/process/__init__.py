@@ -19,20 +19,12 @@ from pyams_zmq.interfaces import (
     ZMQProcessStoppedEvent,
 )
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
-from pyams_zmq.process.service import LIMITS, TERM_GRACE, ServiceProcess
+from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, port_of
 from pyams_zmq.wire.message import check_concurrency
 
-__all__ = [
-    'LIMITS',
-    'REFUSAL_TURN',
-    'REFUSAL_TURNS',
-    'SIZE_SLACK',
-    'TERM_GRACE',
-    'ZMQProcess',
-    'process_exit_func',
-]
+__all__ = ['ZMQProcess', 'process_exit_func']
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -79,9 +71,9 @@ class ZMQProcess(ServiceProcess):
         *,
         curve: CurveServer | None = None,
     ):
-        registry = get_current_registry() if registry is None else registry
-        super().__init__(registry, auth, clients, curve)
+        super().__init__(get_current_registry() if registry is None else registry)
         Endpoint.parse(bind_addr, bind=True)
+        self.set_access(auth, clients, curve)
         self.bind_addr = bind_addr
         self.handler = handler
         self.owed_replies: set[asyncio.Future[Any]] = set()
@@ -132,7 +124,9 @@ class ZMQProcess(ServiceProcess):
             if sock_type == zmq.SUB:
                 socket.subscribe(subscribe)
             if bind:
-                port = self._bind(socket, endpoint)
+                uri = self._sockets.bind(socket, endpoint.uri, self.access, path=endpoint.path)
+                self.bound_address = self.bound_address or uri
+                port = port_of(uri)
             else:
                 socket.connect(endpoint.uri)
                 port = endpoint.port
@@ -144,12 +138,6 @@ class ZMQProcess(ServiceProcess):
         if callback is not None:
             stream.on_recv(callback)
         return stream, port
-
-    def _bind(self, socket: Any, endpoint: Endpoint) -> int | None:
-        uri: str = self._sockets.bind(socket, endpoint.uri, self.access, path=endpoint.path)
-        if self.bound_address is None:
-            self.bound_address = uri
-        return port_of(uri)
 
     def _on_started(self) -> None:
         self.registry.notify(ZMQProcessStartedEvent(self))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A forked process, and the process that owns it."""
+"""A forked process, and the process that owns it.
+
+The methods are in two groups: the owner calls the first, the child the second.
+"""
 
 import asyncio
 import atexit
@@ -32,13 +35,13 @@ RECYCLED = 75
 """Exit code of a child that wants to be replaced at once (EX_TEMPFAIL of sysexits.h)"""
 
 StopOrder = tuple[Callable[[], None], float]
-"""What to do to have a child end, and the seconds to wait for that"""
+"""A function that makes a child end, and the seconds to wait for the end"""
 
 
 class OwnedProcess(multiprocessing.Process):
     """Process that its owner, the process which started it, controls over a channel.
 
-    It forks, whatever the start method of the program, and is not daemonic: it may have children.
+    It always forks, and is not daemonic: it may have children.
 
     :param registry: registry of the application
     """
@@ -73,7 +76,7 @@ class OwnedProcess(multiprocessing.Process):
             raise AssertionError(f'{self.name} cannot be started twice')  # as the base class says
         check_threads(self.name)
         self._channel, self._control = open_channel()
-        # Until the child has its own handlers, those of a web server would swallow these.
+        # Until the child has its own handlers, it has those of a web server, which ignore these.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             with _forking_is_deliberate():
@@ -86,7 +89,7 @@ class OwnedProcess(multiprocessing.Process):
     def stop(self) -> None:
         """Ask the child to stop, wait for `drain_timeout`, then terminate it, then kill it.
 
-        Elsewhere than in the owner, before the start and after the end: nothing.
+        It does nothing before the start, after the end, and in processes that are not the owner.
         """
         if self._is_owner():
             with self._stop_lock:
@@ -98,14 +101,14 @@ class OwnedProcess(multiprocessing.Process):
                         LOGGER.warning('%s did not stop within %s s', self.name, timeout)
 
     def _stop_orders(self) -> Iterator[StopOrder]:
-        """Give what to do, one after the other, and the seconds to wait for the end after each."""
+        """Return the ways to stop the child, from gentle to hard."""
         yield self._ask_to_stop, self.drain_timeout + 2
-        yield self.terminate, 1.0  # which a child that is stopping does not survive
+        yield self.terminate, 1.0  # ends at once a child that is stopping
         yield self.kill, 5.0
 
     def _ask_to_stop(self) -> None:
-        # Not by a signal: one which also comes from the terminal, or from systemd, would be the
-        # second one and end the child at once.
+        # Not by a signal: the terminal or systemd may send one too, and a second signal ends the
+        # child at once.
         self._owner_channel.ask_to_stop()
 
     def _is_owner(self) -> bool:
@@ -177,12 +180,12 @@ class OwnedProcess(multiprocessing.Process):
         return channel
 
     def _describe_end(self) -> Exception:
-        return ZMQStartError(f'{self.name} ended with exit code {self.exitcode}, its log says why')
+        return ZMQStartError(f'{self.name} ended with exit code {self.exitcode}, see its log')
 
     # In the child
 
-    def _cut_off(self) -> None:
-        """Cut what was inherited from the parent, which may be a web server in full swing."""
+    def _drop_inherited_state(self) -> None:
+        """Reset what was inherited from the parent, which may be a running web server."""
         self._channel.close()
         asyncio._set_running_loop(None)
         asyncio.set_event_loop(None)
@@ -193,11 +196,11 @@ class OwnedProcess(multiprocessing.Process):
         multiprocessing.set_start_method('fork', force=True)
         getSiteManager.sethook(get_current_registry)
         manager.clear()
-        threadlocal.global_registry = self.registry  # what threads of handlers start with
+        threadlocal.global_registry = self.registry  # the registry of new threads
         self._enter_thread()
 
     def _enter_thread(self) -> None:
-        """Make the registry of the application the one of this thread."""
+        """Make the registry of the application that of this thread."""
         manager.push({'registry': self.registry, 'request': None})
         utils = sys.modules.get('pyams_utils.registry')
         if utils is not None:  # a site of the parent is bound to the ZODB connection of the parent
@@ -255,22 +258,22 @@ class ReadyProcess(OwnedProcess):
         return address
 
     def reload(self) -> None:
-        """Ask the child, by SIGHUP, to read again what may have changed."""
+        """Ask the child, by SIGHUP, to read users and keys again."""
         if self._is_owner() and not has_ended(self):
             os.kill(self._popen.pid, signal.SIGHUP)
 
 
 def check_threads(name: object) -> None:
-    """Make sure that threads are threads.
+    """Check that gevent has not replaced threads.
 
-    :param name: who needs them
+    :param name: name of what needs threads
     :raises ZMQStartError: in a program that gevent has patched
     """
     gevent = sys.modules.get('gevent.monkey')
     if gevent is not None and gevent.is_module_patched('threading'):
         raise ZMQStartError(
             f'{name} needs threads, which gevent has replaced in this program: start it '
-            'in another one, or before (gunicorn --preload)'
+            'in another program, or before that (gunicorn --preload)'
         )
 
 

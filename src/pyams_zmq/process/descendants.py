@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""What a process has started, and what that has started, ends with it."""
+"""The descendants of a process: they are listed, ended with it, and collected."""
 
 import ctypes
 import gc
@@ -23,19 +23,19 @@ from pyams_zmq.exceptions import ZMQStartError
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 POLL_INTERVAL = 0.1
-"""Seconds between two looks at a process, where the system has no pidfd (Linux before 5.3)"""
+"""Seconds between two checks of a process where the system has no pidfd (Linux before 5.3)"""
 
-LOOK_INTERVAL = 1.0
-"""Seconds after which a tree is looked at again, whether or not something in it has ended"""
+LIST_INTERVAL = 1.0
+"""Seconds after which descendants are listed again, also if none of them has ended"""
 
 CLEANUP_INTERVAL = 0.05
-"""Seconds between two looks at what is swept"""
+"""Seconds between two steps of a cleanup"""
 
 CLEANUP_GRACE = 1.0
-"""Seconds that what is swept gets for a SIGTERM, and then for a SIGKILL"""
+"""Seconds that orphans get to end after a SIGTERM, and then after a SIGKILL"""
 
 REAP_INTERVAL = 60.0
-"""Seconds between two looks for adopted processes that have ended"""
+"""Seconds between two searches for adopted processes that have ended"""
 
 _STARTS = {'subprocess.Popen', 'os.system', 'os.posix_spawn', 'os.fork', 'os.forkpty'}
 _LONGEST_POLL = 2_000_000  # it counts milliseconds in 31 bits
@@ -45,9 +45,9 @@ _PR_GET_CHILD_SUBREAPER = 37
 
 @contextmanager
 def open_pidfd(pid: int | None) -> Iterator[int | None]:
-    """Give a descriptor that gets readable when a process ends.
+    """Open a descriptor that is readable when a process has ended.
 
-    A multiprocessing sentinel is a pipe, which every process forked meanwhile holds open too.
+    A multiprocessing sentinel is a pipe, which each process that is forked meanwhile holds open.
 
     :param pid: process id
     :return: the descriptor, or None if the system has none or the process is gone
@@ -81,7 +81,7 @@ def poll(fds: Iterable[int], timeout: float | None) -> set[int]:
 def subreaper() -> Iterator[bool]:
     """Adopt the descendants whose parent ends, see PR_SET_CHILD_SUBREAPER in prctl(2).
 
-    :return: false if the system does not know how: then they are lost to us
+    :return: False if the system cannot do that: orphans are left to the init process
     """
     before = ctypes.c_int()
     _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before))
@@ -105,7 +105,7 @@ def _prctl(option: int, argument: Any) -> bool:
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """A process as it was when we looked; its start time tells it from a later one of that pid."""
+    """A process as it was when it was read; the start time identifies it if its pid is reused."""
 
     pid: int
     started: int
@@ -114,8 +114,8 @@ class ProcessInfo:
     has_ended: bool = field(compare=False)
 
     @classmethod
-    def look(cls, pid: int | str) -> 'ProcessInfo | None':
-        """Read about a process in /proc, see proc_pid_stat(5); None if it is gone."""
+    def read(cls, pid: int | str) -> 'ProcessInfo | None':
+        """Read a process from /proc, see proc_pid_stat(5); None if it is gone."""
         try:
             with open(f'/proc/{pid}/stat', 'rb', buffering=0) as file:
                 head, _, tail = file.read(1024).rpartition(b')')
@@ -130,9 +130,9 @@ class ProcessInfo:
         )
 
     def send(self, num: int) -> None:
-        """Send a signal, if it is still this process; it may be another user's: sudo."""
+        """Send a signal, if the pid was not reused; ignore a process of another user (sudo)."""
         with open_pidfd(self.pid) as pidfd, suppress(ProcessLookupError, PermissionError):
-            if ProcessInfo.look(self.pid) != self:
+            if ProcessInfo.read(self.pid) != self:
                 return
             if pidfd is None:
                 os.kill(self.pid, num)
@@ -140,30 +140,30 @@ class ProcessInfo:
                 signal.pidfd_send_signal(pidfd, num)
 
 
-Families = dict[int, list[ProcessInfo]]
+ChildrenByParent = dict[int, list[ProcessInfo]]
 
 
-def _families() -> Families:
-    """List all processes by their parent."""
-    families: Families = {}
+def _children_by_parent() -> ChildrenByParent:
+    """Return the children of all processes, by the pid of the parent."""
+    by_parent: ChildrenByParent = {}
     # The /proc of another PID namespace (unshare --pid) has other processes by our numbers.
     if os.readlink('/proc/self') == str(os.getpid()):
-        for relative in map(ProcessInfo.look, filter(str.isdecimal, os.listdir('/proc'))):
-            if relative is not None:
-                families.setdefault(relative.parent, []).append(relative)
-    return families
+        for process in map(ProcessInfo.read, filter(str.isdecimal, os.listdir('/proc'))):
+            if process is not None:
+                by_parent.setdefault(process.parent, []).append(process)
+    return by_parent
 
 
-def _below(families: Families, pids: Iterable[int]) -> Iterator[ProcessInfo]:
+def _below(by_parent: ChildrenByParent, pids: Iterable[int]) -> Iterator[ProcessInfo]:
     waiting = list(pids)
     while waiting:
-        children = families.pop(waiting.pop(), [])
+        children = by_parent.pop(waiting.pop(), [])
         waiting.extend(child.pid for child in children)
         yield from children
 
 
 def _helpers() -> set[Any]:
-    """Pids of what multiprocessing runs for itself, and ends with this process."""
+    """Return the pids of processes that multiprocessing runs for itself, and ends itself."""
     return {
         getattr(resource_tracker._resource_tracker, '_pid', None),
         getattr(forkserver._forkserver, '_forkserver_pid', None),
@@ -171,32 +171,32 @@ def _helpers() -> set[Any]:
 
 
 def children() -> set[ProcessInfo]:
-    """List the children of this process, also those that have ended and nobody waited for."""
-    return set(_families().get(os.getpid(), []))
+    """Return the children of this process, also those that have ended and were not waited for."""
+    return set(_children_by_parent().get(os.getpid(), []))
 
 
 def descendants() -> set[ProcessInfo]:
-    """List the descendants of this process that run."""
-    return _look_twice(lambda: _running(_below(_families(), [os.getpid()])))
+    """Return the descendants of this process that run."""
+    return _list_twice(lambda: _running(_below(_children_by_parent(), [os.getpid()])))
 
 
-def _running(relatives: Iterable[ProcessInfo]) -> set[ProcessInfo]:
+def _running(processes: Iterable[ProcessInfo]) -> set[ProcessInfo]:
     helpers = _helpers()
-    return {each for each in relatives if not each.has_ended and each.pid not in helpers}
+    return {each for each in processes if not each.has_ended and each.pid not in helpers}
 
 
-def _look_twice(look: Callable[[], set[ProcessInfo]]) -> set[ProcessInfo]:
-    # Who is looked at just before its parent ends, and that one just after, is in no family.
-    return look() or look()
+def _list_twice(list_them: Callable[[], set[ProcessInfo]]) -> set[ProcessInfo]:
+    # If a parent ends while the list is read, its children may be missed.
+    return list_them() or list_them()
 
 
-def _adopted(relatives: set[ProcessInfo]) -> set[ProcessInfo]:
-    """Those of our children which neither multiprocessing nor subprocess has started: adopted ones.
+def _adopted(processes: set[ProcessInfo]) -> set[ProcessInfo]:
+    """Return those of some children that were not started by multiprocessing or subprocess.
 
-    An exit code that their objects wait for must not be taken from them.
+    The objects of these two need the exit codes of the others.
     """
     known = {child.pid for child in multiprocessing.process._children}  # type: ignore[attr-defined] # private
-    adopted = {each for each in relatives if each.pid not in known | _helpers()}
+    adopted = {each for each in processes if each.pid not in known | _helpers()}
     if adopted:
         pids = _awaited_pids()
         adopted = {each for each in adopted if each.pid not in pids}
@@ -206,21 +206,21 @@ def _adopted(relatives: set[ProcessInfo]) -> set[ProcessInfo]:
 def _awaited_pids() -> set[Any]:
     return {
         vars(each).get('pid')
-        for each in gc.get_objects()  # of which there may be many: not every day
+        for each in gc.get_objects()  # there may be many, so this runs only if needed
         if issubclass(type(each), subprocess.Popen) and vars(each).get('returncode') is None
     }
 
 
-def _reap(relative: ProcessInfo) -> None:
+def _reap(process: ProcessInfo) -> None:
     with suppress(ChildProcessError):  # SIGCHLD is ignored: the system has done it
-        os.waitpid(relative.pid, os.WNOHANG)
+        os.waitpid(process.pid, os.WNOHANG)
 
 
-def wait_for_tree(timeout: float) -> bool:
+def wait_for_descendants(timeout: float) -> bool:
     """Wait until all descendants of this process have ended by themselves.
 
     :param timeout: seconds
-    :return: true if they have
+    :return: True if they have ended
     """
     deadline = monotonic() + timeout
     while running := descendants():
@@ -231,21 +231,21 @@ def wait_for_tree(timeout: float) -> bool:
     return True
 
 
-def end_tree(grace: float, *, quiet: bool = False) -> None:
+def end_descendants(grace: float, *, quiet: bool = False) -> None:
     """Terminate all descendants of this process, then kill those that are left.
 
-    Their exit codes are left to whoever waits for them.
+    Their exit codes are not collected.
 
-    :param grace: seconds they get for a SIGTERM, and then for a SIGKILL
+    :param grace: seconds that they get to end after a SIGTERM, and then after a SIGKILL
     :param quiet: do not log: a thread that is stuck may hold a lock of the logging
     """
     for num in (signal.SIGTERM, signal.SIGKILL):
         deadline = monotonic() + grace
-        told: set[ProcessInfo] = set()
+        signalled: set[ProcessInfo] = set()
         while running := descendants():
-            for each in running - told:  # some are started while others end
-                _tell(each, num, quiet=quiet)
-            told |= running
+            for each in running - signalled:  # some are started while others end
+                _send_and_log(each, num, quiet=quiet)
+            signalled |= running
             left = deadline - monotonic()
             if left <= 0:
                 break
@@ -254,76 +254,77 @@ def end_tree(grace: float, *, quiet: bool = False) -> None:
             return
 
 
-def start_no_more() -> None:
-    """Keep the threads of this process, which is to end, from starting others meanwhile."""
+def forbid_new_processes() -> None:
+    """Keep the threads of this process, which ends, from starting processes meanwhile."""
     sys.addaudithook(_refuse)
 
 
 def _refuse(event: str, _args: Any) -> None:
     if event in _STARTS:
-        raise ZMQStartError('This process ends, it starts no others')
+        raise ZMQStartError('This process ends and cannot start others')
 
 
-def _tell(relative: ProcessInfo, num: signal.Signals, *, quiet: bool = False) -> None:
+def _send_and_log(process: ProcessInfo, num: signal.Signals, *, quiet: bool = False) -> None:
     if not quiet:
-        LOGGER.warning('%s (pid %s) still runs: %s', relative.name, relative.pid, num.name)
-    relative.send(num)
+        LOGGER.warning('%s (pid %s) still runs: %s', process.name, process.pid, num.name)
+    process.send(num)
 
 
-def _wait_for_any(relatives: Iterable[ProcessInfo], timeout: float) -> None:
+def _wait_for_any(processes: Iterable[ProcessInfo], timeout: float) -> None:
     with ExitStack() as stack:
-        pidfds = [stack.enter_context(open_pidfd(each.pid)) for each in relatives]
+        pidfds = [stack.enter_context(open_pidfd(each.pid)) for each in processes]
         fds = [fd for fd in pidfds if fd is not None]
-        interval = LOOK_INTERVAL if len(fds) == len(pidfds) else POLL_INTERVAL
+        interval = LIST_INTERVAL if len(fds) == len(pidfds) else POLL_INTERVAL
         poll(fds, min(timeout, interval))
 
 
 class OrphanCleanup:
-    """Ends what the end of another process has left to this one, step by step.
+    """Ends the orphans that this process has adopted, step by step.
 
-    :param keep: children of this process that nobody has left to it
+    :param keep: children of this process that are not orphans
     :param now: present time in seconds
-    :param grace: seconds that they get for a SIGTERM, `CLEANUP_GRACE` by default
+    :param grace: seconds that they get to end after a SIGTERM, `CLEANUP_GRACE` by default
     """
 
     def __init__(self, keep: set[ProcessInfo], now: float, grace: float | None = None):
         self._keep = keep
         self._kill_at = now + (CLEANUP_GRACE if grace is None else grace)
-        self._told: set[tuple[ProcessInfo, int]] = set()
+        self._signalled: set[tuple[ProcessInfo, int]] = set()
 
     def step(self, now: float) -> float | None:
-        """Do whatever is due; this never waits.
+        """Do what is due, without waiting.
 
         :param now: present time in seconds, on the same clock
         :return: seconds after which it has to be called again, None if nothing is left
         """
-        running = _look_twice(self._look)
+        running = _list_twice(self._list_orphans)
         if not running:
             return None
         if now >= self._kill_at + CLEANUP_GRACE:
             names = ', '.join(f'{each.name} (pid {each.pid})' for each in running)
-            LOGGER.error('What a process left behind cannot be ended: %s', names)
+            LOGGER.error('Orphans of a process cannot be ended: %s', names)
             return None
         num = signal.SIGTERM if now < self._kill_at else signal.SIGKILL
         for each in running:
-            if (each, num) not in self._told:
-                self._told.add((each, num))
-                _tell(each, num)
+            if (each, num) not in self._signalled:
+                self._signalled.add((each, num))
+                _send_and_log(each, num)
         return CLEANUP_INTERVAL
 
-    def _look(self) -> set[ProcessInfo]:
-        families = _families()
-        orphans = _adopted(set(families.get(os.getpid(), [])) - self._keep)
+    def _list_orphans(self) -> set[ProcessInfo]:
+        by_parent = _children_by_parent()
+        orphans = _adopted(set(by_parent.get(os.getpid(), [])) - self._keep)
         for orphan in orphans:
             if orphan.has_ended:
                 _reap(orphan)
-        return _running(orphans | set(_below(families, [each.pid for each in orphans])))
+        return _running(orphans | set(_below(by_parent, [each.pid for each in orphans])))
 
 
 class Reaper:
-    """Collects adopted processes that have ended: nobody else would, and they fill the table.
+    """Collects the exit codes of adopted processes, which would fill the process table.
 
-    It takes its time, for a handler which forks without multiprocessing and subprocess, and waits.
+    It leaves a process some time: a handler may have forked it without multiprocessing and
+    subprocess, and wait for it.
     """
 
     def __init__(self) -> None:
@@ -332,7 +333,7 @@ class Reaper:
         self._awaited: set[ProcessInfo] = set()
 
     def step(self, now: float) -> None:
-        """Collect those which had ended at the last step but one.
+        """Collect those that had already ended at the last step but one.
 
         :param now: present time in seconds, on the monotonic clock
         """

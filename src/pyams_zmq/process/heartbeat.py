@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A process which is stopped, or hangs, told from one that works.
+"""How a supervisor finds out that a process hangs.
 
-Death has an event, a hang has none: the child counts in a page which it shares with its
-supervisor, and the supervisor looks whether it goes on counting.
+The end of a process is an event, a hang is not: the child counts in a page that it shares with its
+supervisor, and the supervisor checks that the count increases.
 """
 
 import mmap
@@ -13,11 +13,11 @@ from math import ceil
 HEARTBEAT_INTERVAL = 0.5
 """Seconds between two beats of a process"""
 
-LOOK_INTERVAL = HEARTBEAT_INTERVAL / 2
-"""Seconds between two looks of its supervisor"""
+CHECK_INTERVAL = HEARTBEAT_INTERVAL / 2
+"""Seconds between two checks of its supervisor"""
 
 HANG_TIMEOUT = 3 * HEARTBEAT_INTERVAL
-"""Seconds without a beat after which a process hangs"""
+"""Seconds without a beat after which a process is considered to hang"""
 
 _COUNT = struct.Struct('=Q')
 
@@ -30,72 +30,72 @@ class HeartbeatCounter:
         self._count = 0
 
     def beat(self) -> None:
-        """Count one further; for one thread of the child."""
+        """Increase the count; only one thread of the child may do this."""
         self._count += 1
         _COUNT.pack_into(self._page, 0, self._count)
 
-    def rest(self) -> None:
-        """Say that no further beat is to be expected: the process leaves."""
+    def clear(self) -> None:
+        """Reset the count, because no further beat will come: the process ends."""
         _COUNT.pack_into(self._page, 0, 0)
 
     @property
     def count(self) -> int:
-        """Number of beats; 0 before the first one, and at rest."""
+        """Number of beats; 0 before the first one, and after `clear`."""
         count: int = _COUNT.unpack_from(self._page)[0]
         return count
 
     def close(self) -> None:
-        """Give the page back; for the parent."""
+        """Unmap the page; for the parent."""
         self._page.close()
 
 
 class LivenessCheck:
-    """Tells whether a process hangs, from how its pulse changes from look to look.
+    """Finds out whether a process hangs, from its heartbeat.
 
-    It counts looks, not seconds: when this process itself, or the whole machine, was stopped for a
-    while, nobody else is to blame. Nor is a process that computes: a native call which keeps all
-    its threads from running (the GIL) takes as long as it takes.
+    It counts checks, not seconds: if this process, or the whole machine, was stopped for a while,
+    the other process does not hang. A process that uses the processor does not hang either: a
+    native call may keep the GIL, and so all its threads from running, for any time.
 
-    :param pulse: pulse of the process
+    :param heartbeat: heartbeat of the process
     :param pid: process id
-    :param timeout: seconds without a beat after which a process hangs
+    :param timeout: seconds without a beat after which the process is considered to hang
     """
 
-    def __init__(self, pulse: HeartbeatCounter, pid: int | None, timeout: float = HANG_TIMEOUT):
-        self._heartbeat = pulse
+    def __init__(self, heartbeat: HeartbeatCounter, pid: int | None, timeout: float = HANG_TIMEOUT):
+        self._heartbeat = heartbeat
         self._pid = pid
-        self._limit = max(2, ceil(timeout / LOOK_INTERVAL) - 1)  # the first look may come late
+        self._limit = max(2, ceil(timeout / CHECK_INTERVAL) - 1)  # the first check may come late
         self._count = 0
         self._misses = 0
-        self._work: int | None = None
+        self._cpu_time: int | None = None
         self.due = 0.0
 
-    def look(self, now: float) -> bool:
-        """Look at the pulse, if it is time.
+    def check(self, now: float) -> bool:
+        """Check the heartbeat, if a check is due.
 
         :param now: present time in seconds
-        :return: true if the process hangs
+        :return: True if the process hangs
         """
         if now < self.due:
             return False
-        self.due = now + LOOK_INTERVAL
+        self.due = now + CHECK_INTERVAL
         count = self._heartbeat.count
         if count != self._count or not count:
             self._count = count
             self._misses = 0
-            self._work = None
+            self._cpu_time = None
             return False
-        work = _work_of(self._pid)
-        self._misses = 1 if work is None or work != self._work else self._misses + 1
-        self._work = work
+        cpu_time = _read_cpu_time(self._pid)
+        self._misses = 1 if cpu_time is None or cpu_time != self._cpu_time else self._misses + 1
+        self._cpu_time = cpu_time
         return self._misses >= self._limit
 
 
-def _work_of(pid: int | None) -> int | None:
-    """Give the processor time of a process, see proc_pid_stat(5); None if that says nothing."""
+def _read_cpu_time(pid: int | None) -> int | None:
+    """Return the processor time of a process, see proc_pid_stat(5), None if it proves nothing."""
     with suppress(OSError, ValueError, IndexError):
         with open(f'/proc/{pid}/stat', 'rb', buffering=0) as file:
             state, *fields = file.read(1024).rpartition(b')')[2].split()
-        if state not in (b'R', b't'):  # it waits for a processor, or a debugger has it
+        if state not in (b'R', b't'):  # R waits for a processor, t is held by a debugger
             return int(fields[10]) + int(fields[11])
     return None

@@ -2,12 +2,11 @@
 """The bound sockets of a server: limits, access, ipc locks, and what its forks inherit."""
 
 import errno
-import logging
 import os
 import re
 import socket as network
 import stat
-from collections.abc import Callable, Collection, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from math import ceil
 from time import monotonic, sleep
@@ -16,20 +15,14 @@ from typing import Any
 import zmq
 
 from pyams_zmq.auth import ZAP_DOMAIN, Access
-from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process.lock import IPCLock
-from pyams_zmq.wire.endpoint import is_local
-
-LOGGER = logging.getLogger('PyAMS (zmq)')
 
 LINGER = 1000
 """Milliseconds that a socket gets to send its last message"""
 
 SIZE_SLACK = 16 * 1024 * 1024
 """Bytes above `max_message_size` that still get the reply 413; libzmq drops the peer beyond"""
-
-INPROC = 'inproc://'
 
 _RETRY_INTERVAL = 0.05
 _ZONE = re.compile(r'%[^]]+(?=]:\d+$)')  # of a link-local address: only libzmq returns it
@@ -127,20 +120,31 @@ class ServerSockets:
         """
         if domain is not None:
             access.protect(socket, domain)
-        self.bind_with_retry(socket, uri, path)
-        return self.add(socket, access)
-
-    def bind_with_retry(self, socket: Any, uri: str, path: str | None) -> None:
-        """Bind a socket, without access control."""
         deadline = monotonic() + self._limits.bind_timeout
         while True:
             try:
-                return _bind_once(socket, uri, path, self._locks)
+                self._bind_once(socket, uri, path)
+                return self.add(socket, access)
             except ZMQBindError as error:
                 if error.errno != errno.EADDRINUSE or monotonic() > deadline:
                     raise
             self._before_retry()
             sleep(_RETRY_INTERVAL)  # no event is sent when an address becomes free
+
+    def _bind_once(self, socket: Any, uri: str, path: str | None) -> None:
+        lock = None if path is None else self._locks.get(path) or IPCLock(path)
+        try:
+            if lock is not None:
+                lock.acquire()
+            socket.bind(uri)
+        except (OSError, zmq.ZMQError) as error:
+            if lock is not None and lock not in self._locks.values():
+                lock.release()
+            number = error.errno or 0
+            text, advice = zmq.strerror(number), _ADVICE.get(number)
+            raise ZMQBindError(number, f'{text} ({advice})' if advice else text, uri) from None
+        if path is not None and lock is not None:
+            self._locks[path] = lock
 
     def add(self, socket: Any, access: Access) -> str:
         """Add a socket that is bound by other means.
@@ -228,64 +232,3 @@ def _inspect(fd: int) -> tuple[list[str], bool]:
         return [f'tcp://{each}:{port}' for each in hosts], is_listening
     path = '@' + os.fsdecode(name[1:]) if isinstance(name, bytes) else name
     return ([f'ipc://{path}'] if path else []), is_listening
-
-
-def _bind_once(
-    socket: Any, uri: str, path: str | None, locks: MutableMapping[str, IPCLock]
-) -> None:
-    lock = None if path is None else locks.get(path) or IPCLock(path)
-    try:
-        if lock is not None:
-            lock.acquire()
-        socket.bind(uri)
-    except (OSError, zmq.ZMQError) as error:
-        if lock is not None and lock not in locks.values():
-            lock.release()
-        number = error.errno or 0
-        text, advice = zmq.strerror(number), _ADVICE.get(number)
-        raise ZMQBindError(number, f'{text} ({advice})' if advice else text, uri) from None
-    if path is not None and lock is not None:
-        locks[path] = lock
-
-
-# For pool and device, until they use the classes above.
-
-
-def limit(socket: Any, owner: Any, max_size: int) -> None:
-    """Set the limits of a socket."""
-    SocketLimits.apply_limits(owner, socket, max_size)
-
-
-def protect(
-    socket: Any, curve: CurveServer | None, has_users: bool, domain: bytes = ZAP_DOMAIN
-) -> None:
-    """Enable access control on a socket."""
-    access = Access(None, None, curve)
-    access.users = {'': ''} if has_users else {}
-    access.protect(socket, domain)
-
-
-def bind(
-    socket: Any, uri: str, path: str | None, locks: MutableMapping[str, IPCLock], timeout: float
-) -> None:
-    """Bind a socket."""
-    deadline = monotonic() + timeout
-    while True:
-        try:
-            return _bind_once(socket, uri, path, locks)
-        except ZMQBindError as error:
-            if error.errno != errno.EADDRINUSE or monotonic() > deadline:
-                raise
-        sleep(_RETRY_INTERVAL)
-
-
-def warn_of_exposure(name: Any, uri: str, curve: CurveServer | None, has_users: bool) -> None:
-    """Log that others can read the messages, if they can."""
-    if curve is None and not is_local(uri):
-        LOGGER.warning(
-            '%s serves the network at %s, %s: others on the network can read and change the '
-            'messages; use CURVE',
-            name,
-            uri,
-            'with passwords in clear text' if has_users else 'without authentication',
-        )

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from threading import local
 from time import monotonic
 from typing import Any
@@ -15,10 +15,14 @@ from weakref import WeakSet
 import zmq
 from tornado.ioloop import IOLoop
 
-from pyams_zmq.auth import AccessAttributes, Authenticator, Users
-from pyams_zmq.auth.curve import CurveServer
+from pyams_zmq.auth import AccessAttributes, Authenticator
 from pyams_zmq.process.base import ReadyProcess
-from pyams_zmq.process.descendants import become_subreaper, end_tree, start_no_more, wait_for_tree
+from pyams_zmq.process.descendants import (
+    become_subreaper,
+    end_descendants,
+    forbid_new_processes,
+    wait_for_descendants,
+)
 from pyams_zmq.process.server_socket import LINGER, SOCKET_LIMITS, ServerSockets, SocketLimits
 from pyams_zmq.process.stream import ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE, SIGNALS, STOP_SIGNALS
@@ -41,11 +45,9 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     A subclass opens its sockets in `init_stream`, and may override `_on_started`, `_report_ready`,
     `_reload`, `_drain`, `_on_stopped` and `_teardown`, all of which run in the child.
 
+    It needs `access`, the rules who may connect: a subclass assigns it, or calls `set_access`.
+
     :param registry: registry of the application
-    :param auth: users that may connect, see :func:`pyams_zmq.auth.parse_users`
-    :param clients: addresses that may connect, see :func:`pyams_zmq.auth.parse_clients`
-    :param curve: keys of the server and its clients, by default those of the class attribute
-    :raises ValueError: for credentials or addresses that cannot be parsed
     """
 
     loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
@@ -59,15 +61,8 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     _started = False
     _stopping = False
 
-    def __init__(
-        self,
-        registry: Any,
-        auth: Users = None,
-        clients: str | Iterable[Any] | None = None,
-        curve: CurveServer | None = None,
-    ):
+    def __init__(self, registry: Any):
         super().__init__(registry)
-        self.set_access(auth, clients, curve)
         self._streams: WeakSet[ZMQStream] = WeakSet()
 
     def stop(self) -> None:
@@ -88,7 +83,6 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
 
     def init_stream(self) -> None:
         """Open the sockets, and add their streams to `_streams`."""
-        raise NotImplementedError
 
     def _on_started(self) -> None:
         """Do what has to be done before the first message is handled."""
@@ -113,10 +107,10 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         # A subclass may do its own work in `run` before it calls ours: wrap both.
         self.run = self._run_child  # type: ignore[method-assign] # on this instance
         code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc] # it is private
-        start_no_more()
-        end_tree(END_GRACE)  # of processes that threads have started since `_leave_child`
+        forbid_new_processes()
+        end_descendants(END_GRACE)  # of processes that threads have started since `_leave_child`
         if self._watchdog is not None:
-            self._watchdog.rest()  # two threads that exit at once would race for the exit code
+            self._watchdog.disarm()  # two threads that exit at once would race for the exit code
         return code
 
     def _run_child(self) -> None:
@@ -132,7 +126,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             self._leave_child()
 
     def _enter_child(self) -> None:
-        self._cut_off()
+        self._drop_inherited_state()
         become_subreaper()
         self._masks = local()
         os.register_at_fork(
@@ -166,9 +160,9 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     def _leave_child(self) -> None:
         assert self._watchdog is not None  # noqa: S101 - for mypy: `_enter_child` made it
         deadline = self._watchdog.arm(self.drain_timeout + 1)
-        if not wait_for_tree(max(END_GRACE, deadline - TERM_GRACE - monotonic())):
-            start_no_more()
-            end_tree(KILL_GRACE)
+        if not wait_for_descendants(max(END_GRACE, deadline - TERM_GRACE - monotonic())):
+            forbid_new_processes()
+            end_descendants(KILL_GRACE)
 
     def run(self) -> None:
         """Set up everything and serve until `stop`."""

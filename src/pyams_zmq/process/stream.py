@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A ZMQStream that replies at once and cannot be wedged."""
+"""A ZMQStream that sends at once and survives failing callbacks, and one for replies."""
 
 import asyncio
 import logging
@@ -16,33 +16,33 @@ from pyams_zmq.wire.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT, send_f
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-FEW = 8
-"""Messages of a turn after each of which the socket is asked for more: to ask is cheaper than the
-exception of a `recv` in vain, which is cheaper than to ask after each of many"""
+CHECKED_MESSAGES = 8
+"""Messages after each of which the socket is asked for more. A check costs less than the exception
+of a `recv` that finds no message, and one exception costs less than a check after each of many"""
 
 
 class ZMQStream(BaseZMQStream):
     """The ZMQStream of pyzmq, with these differences.
 
-    What is sent goes out now, if the socket takes it, instead of on the next turn of the loop.
-    Messages that wait are handled together, as many as `turn` allows. Nor does a callback that
-    fails, or a peer that leaves, lose the wake-up for what waits.
+    A message is sent at once if the socket accepts it, not on the next iteration of the loop.
+    Waiting messages are handled together, for up to `time_slice`. The wake-up for waiting messages
+    is not lost when a callback fails or a peer disconnects.
     """
 
     socket: Any  # pyzmq types options as str | bytes | int
 
-    turn: float = 0.005
-    """Seconds after which other sockets and timers have their turn, though messages wait"""
+    time_slice: float = 0.005
+    """Seconds after which other sockets and timers are served, even if messages wait"""
 
-    most_tasks: int = 1000
+    max_tasks: int = 1000
     """Coroutines of callbacks that run at a time; further messages wait in the socket"""
 
     envelope: list[Any] | None = None
     received = 0
-    """Messages that have come in"""
+    """Number of received messages"""
 
-    _in_turn = False
-    _looks_again = False
+    _is_handling = False
+    _is_scheduled = False
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._tasks: set[asyncio.Task[None]] = set()
@@ -57,9 +57,9 @@ class ZMQStream(BaseZMQStream):
         callback: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Send a message now, or as soon as the socket takes it.
+        """Send a message now, or as soon as the socket accepts it.
 
-        :raises zmq.ZMQError: if the socket can never take it, a second reply for instance
+        :raises zmq.ZMQError: if the socket can never accept it, for example a second reply
         """
         self._check_closed()
         flags |= zmq.NOBLOCK
@@ -71,27 +71,27 @@ class ZMQStream(BaseZMQStream):
             else:
                 if callback is not None:
                     self.on_send(callback)
-                if self._send_callback is not None:  # on the next turn: it may send again
+                if self._send_callback is not None:  # on the next iteration: it may send again
                     self.io_loop.add_callback(self._run_callback, self._send_callback, msg, status)
                 self._rebuild_io_state()
                 return
         super().send_multipart(msg, flags, copy, track, callback, **kwargs)
 
     def on_recv(self, callback: Any, copy: bool = True) -> None:
-        """Call back with each message, as a list of its frames.
+        """Set the function that is called with each message, as a list of its frames.
 
-        :param callback: callable, or None to leave messages in the socket; one which has a true
-            attribute `wants_frames` gets :class:`zmq.Frame` objects
+        :param callback: callable, or None to leave messages in the socket; if its attribute
+            `wants_frames` is true, it gets :class:`zmq.Frame` objects
         :param copy: false for :class:`zmq.Frame` objects instead of bytes
         """
         super().on_recv(callback, copy=copy and not getattr(callback, 'wants_frames', False))
 
     def flush(self, flag: int = zmq.POLLIN | zmq.POLLOUT, limit: int | None = None) -> int:
-        """Handle what waits now, without the loop; drop messages if no callback wants them.
+        """Handle waiting messages now, without the loop; drop them if there is no callback.
 
-        :param flag: what to handle
+        :param flag: events to handle
         :param limit: stop after this many messages
-        :return: number of messages that were received and sent
+        :return: number of received and sent messages
         """
         self._check_closed()
         count = 0
@@ -104,8 +104,8 @@ class ZMQStream(BaseZMQStream):
         return count
 
     def readable(self) -> bool:
-        """Tell if a message waits; looking does not lose its wake-up."""
-        return not self.closed() and bool(self._look() & POLLIN)
+        """Return True if a message waits; this does not lose its wake-up."""
+        return not self.closed() and bool(self._read_events() & POLLIN)
 
     def _transmit(self, msg: Any, **kwargs: Any) -> Any:
         return self.socket.send_multipart(msg, **kwargs)
@@ -115,17 +115,16 @@ class ZMQStream(BaseZMQStream):
         return frames
 
     def _can_receive(self) -> bool:
-        return len(self._tasks) < self.most_tasks
+        return len(self._tasks) < self.max_tasks
 
     def _reply_to_failure(self, envelope: list[Any] | None) -> None:
-        """Answer a message whose callback has failed; most sockets owe no answer."""
+        """Reply to a message whose callback has failed; most socket types do not need a reply."""
 
-    # The FD of a socket is edge-triggered, it says nothing of what is there already. Whoever
-    # reads the events, which ends the edge, handles what they show, or has the loop do it on
-    # its next turn.
+    # The FD of a socket is edge-triggered: it does not report messages that are there already. Code
+    # that reads the events, which clears the wake-up, has to handle them, or to schedule that.
 
     def _init_io_state(self) -> None:
-        # The loop below that of tornado calls us without detours.
+        # Registered at the asyncio loop: tornado would add a layer to each call.
         io_loop: Any = self.io_loop
         self._loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop
         self._loop.add_reader(self._fd, self._handle_events, None, 0)
@@ -141,37 +140,37 @@ class ZMQStream(BaseZMQStream):
         super().close(linger)
 
     def _handle_events(self, fd: Any, events: int) -> None:
-        deadline = monotonic() + self.turn
-        many = self.received + FEW
+        deadline = monotonic() + self.time_slice
+        many = self.received + CHECKED_MESSAGES
         more = True
-        self._in_turn = True
+        self._is_handling = True
         try:
             while more and self.socket is not None:
                 if self._recv_callback is None or self._send_queue.queue or not self._can_receive():
                     more = self._handle(0 if self._recv_callback is None else POLLIN) > 0
-                else:  # the usual case; to find no message has the effect of a look at the events
-                    more = self._handle_recv() and (self.received > many or self._may_go_on())
+                else:  # the usual case; a `recv` that finds no message has read the events
+                    more = self._handle_recv() and (self.received > many or self._has_more())
                 if more and monotonic() > deadline:
                     break
         except zmq.ZMQError as error:
             if error.errno not in (zmq.ETERM, zmq.ENOTSOCK):
                 raise
-            # Its context was terminated, or somebody has closed it: it does not even tell its FD.
+            # The context was terminated, or the socket closed: then it does not return its FD.
             self._loop.remove_reader(self._fd)
             self.socket.close(0)
             self.socket = None
         finally:
-            self._in_turn = False
+            self._is_handling = False
             if more and not self.closed():
                 self._rebuild_io_state()
 
-    def _may_go_on(self) -> bool:
+    def _has_more(self) -> bool:
         if self.socket is None:
             return False
         return bool(self.socket.get(EVENTS) & POLLIN or self._send_queue.queue)
 
     def _handle(self, flag: int) -> int:
-        """Send a message and receive one, if there are any; return their number."""
+        """Send one message and receive one, if possible; return how many of both."""
         if self.socket is None:
             return 0
         events = self.socket.get(EVENTS)
@@ -188,21 +187,21 @@ class ZMQStream(BaseZMQStream):
         self._update_handler(0)
 
     def _update_handler(self, state: int) -> None:
-        if self.socket is not None and not self._in_turn:
-            self._look()
+        if self.socket is not None and not self._is_handling:
+            self._read_events()
 
-    def _look(self) -> int:
+    def _read_events(self) -> int:
         events: int = self.socket.get(EVENTS)
-        if not self._looks_again and (
+        if not self._is_scheduled and (
             (events & POLLIN and self.receiving() and self._can_receive())
             or (events & POLLOUT and self.sending())
         ):
-            self._looks_again = True
-            self.io_loop.add_callback(self._look_again)
+            self._is_scheduled = True
+            self.io_loop.add_callback(self._handle_scheduled)
         return events
 
-    def _look_again(self) -> None:
-        self._looks_again = False
+    def _handle_scheduled(self) -> None:
+        self._is_scheduled = False
         self._handle_events(self.socket, 0)
 
     def _handle_recv(self) -> bool:
@@ -213,7 +212,7 @@ class ZMQStream(BaseZMQStream):
         except zmq.ZMQError as error:
             if error.errno != zmq.EFSM:
                 raise
-            self.socket.get(EVENTS)  # it is not the turn of a REQ, and nothing was looked at
+            self.socket.get(EVENTS)  # a REQ that has to send first: the events are not read yet
             return False
         self.received += 1
         if msg is None or self._recv_callback is None:
@@ -225,7 +224,7 @@ class ZMQStream(BaseZMQStream):
             self._end_failure(envelope, error)
             return True
         if result is not None and isinstance(result, Awaitable):
-            task = asyncio.ensure_future(_contain(result))
+            task = asyncio.ensure_future(_await_result(result))
             self._tasks.add(task)
             task.add_done_callback(partial(self._end_task, envelope))
         return True
@@ -247,9 +246,9 @@ class ZMQStream(BaseZMQStream):
         msg, kwargs = self._send_queue.queue[0]
         try:
             status = self._transmit(msg, **kwargs)
-        except zmq.Again:  # the peer has left since the events were read
+        except zmq.Again:  # the peer has disconnected since the events were read
             return
-        except Exception as error:  # noqa: BLE001 - whatever cannot be sent must not stay in front
+        except Exception as error:  # noqa: BLE001 - an unsendable message must not block the queue
             LOGGER.error('A message cannot be sent: %s', error)
             status = error
         self._send_queue.get()
@@ -257,7 +256,7 @@ class ZMQStream(BaseZMQStream):
             self._run_callback(self._send_callback, msg, status)
 
 
-async def _contain(result: Awaitable[Any]) -> None:
+async def _await_result(result: Awaitable[Any]) -> None:
     try:
         await result
     except (SystemExit, KeyboardInterrupt) as error:  # which would end the loop
@@ -265,23 +264,23 @@ async def _contain(result: Awaitable[Any]) -> None:
 
 
 class ReplyStream(ZMQStream):
-    """Stream of a REP socket that answers every message, made of a ROUTER socket.
+    """Stream of a REP socket that replies to every message, made of a ROUTER socket.
 
-    The REP socket of libzmq drops a message without delimiter in silence, and when the peer of
-    such a message has left already, it loses the reply to another one. Here each message gets
-    its reply, and the next one is received when it was sent: the messages that wait do so in the
-    socket. A callback that fails gets its peer an answer, `failure_reply`.
+    The REP socket of libzmq silently drops a message without delimiter, and if the peer of such a
+    message has disconnected, it loses the reply to another one. Here each message gets its reply,
+    and the next one is received after that; meanwhile messages wait in the socket. If a callback
+    fails, the peer gets `failure_reply`.
 
-    A callback that calls `detach` replies later. Meanwhile other messages come in, if `concurrency`
-    is above the number of those that are detached, and have not ended.
+    A callback that calls `detach` replies later. Until then other messages are received, if fewer
+    than `concurrency` messages are detached and have not ended.
 
-    :param concurrency: messages in hand at a time
-    :ivar envelope: envelope of the message that is owed a reply (RFC 28/REQREP), None without one
+    :param concurrency: messages that are handled at a time
+    :ivar envelope: envelope of the message that needs a reply (RFC 28/REQREP), or None
     """
 
     failure_reply = b'[500,"Internal error"]'
     in_hand = 0
-    """Messages that are detached, and have not ended"""
+    """Number of messages that are detached and have not ended"""
 
     no_delimiter_reply = b'[400,"Bad message: no delimiter, an empty frame, before the request"]'
 
@@ -292,7 +291,7 @@ class ReplyStream(ZMQStream):
 
     @staticmethod
     def _prepare(socket: Any) -> None:
-        # Then nobody can send past this stream, on the socket, without hearing of it.
+        # A message that is sent on the socket itself, without an envelope, raises an error.
         socket.router_mandatory = True
 
     def _can_receive(self) -> bool:
@@ -312,7 +311,7 @@ class ReplyStream(ZMQStream):
         return partial(self._reply_to, envelope), self._end_reply
 
     def refuse(self) -> None:
-        """Take messages though late methods have all places: from now on they are refused."""
+        """Receive messages although late methods use up the concurrency: they will be refused."""
         self.concurrency = sys.maxsize
         self._rebuild_io_state()
 
@@ -346,21 +345,21 @@ class ReplyStream(ZMQStream):
             self._route([envelope[0], self.no_delimiter_reply])
             return None
         self.envelope = envelope
-        if self._recv_callback is None:  # `flush` drops what nobody wants
+        if self._recv_callback is None:  # `flush` drops the message
             self._reply_to_failure(self.envelope)
         return body
 
     def send(self, msg: Any, *args: Any, **kwargs: Any) -> None:
-        """Send the reply, or a part of it; see `send_multipart`."""
+        """Send the reply, or a part of it; see :meth:`send_multipart`."""
         if type(msg) is bytes and not (args or kwargs):
             self.reply(msg)
         else:
             super().send(msg, *args, **kwargs)
 
     def reply(self, data: bytes) -> None:
-        """Send the reply, without detours.
+        """Send a reply of one frame, at the lowest cost.
 
-        :raises zmq.ZMQError: EFSM, if no message is owed a reply
+        :raises zmq.ZMQError: EFSM, if no message needs a reply
         """
         envelope = self.envelope
         if envelope is None or self.socket is None or self._send_callback is not None:
@@ -368,18 +367,18 @@ class ReplyStream(ZMQStream):
             return
         self.envelope = None
         self._route_reply(envelope, data)
-        if not self._in_turn:
-            self._look()
+        if not self._is_handling:
+            self._read_events()
 
     def send_multipart(self, msg: Any, flags: int = 0, *args: Any, **kwargs: Any) -> None:
         """Send the reply, or with `zmq.SNDMORE` a part of it.
 
-        :raises zmq.ZMQError: EFSM, if no message is owed a reply
+        :raises zmq.ZMQError: EFSM, if no message needs a reply
         """
         if self.envelope is None and not self.closed():
             raise zmq.ZMQError(zmq.EFSM, 'There is no message to reply to')
         if flags & zmq.SNDMORE and self.envelope is not None:
-            # Here a part that is no bytes is an error; later it would leave half a message.
+            # A part that is not bytes raises here; later it would leave half a message.
             self.envelope.extend([bytes(memoryview(part)) for part in msg])
         else:
             super().send_multipart(msg, flags, *args, **kwargs)
@@ -397,7 +396,7 @@ class ReplyStream(ZMQStream):
         return None
 
     def _route_reply(self, envelope: list[bytes], data: bytes) -> None:
-        # As `send_multipart` does, which looks at the type of each frame first.
+        # As `send_multipart` does, which checks the type of each frame first.
         try:
             for frame in envelope:
                 send_frame(self.socket, frame, MORE)
@@ -407,11 +406,11 @@ class ReplyStream(ZMQStream):
 
     @staticmethod
     def _check_lost(error: zmq.ZMQError) -> None:
-        # The peer is gone, or reads none of its replies: it loses this one.
+        # The peer has disconnected, or does not read its replies: this one is dropped.
         if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
             raise error
 
     def _reply_to_failure(self, envelope: list[Any] | None) -> None:
-        # Unless its callback had replied already: then another message is owed a reply.
+        # Unless the callback has replied: then `envelope` is that of another message.
         if envelope is self.envelope and not self.closed():
             self.send(self.failure_reply)

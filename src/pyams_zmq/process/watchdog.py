@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Processes that end when they should."""
+"""Processes end in time: waiting for the end of a child, and the watchdog in the child."""
 
 import logging
 import os
@@ -16,10 +16,10 @@ from pyams_zmq.process.channel import STOP, ChildChannel, Command
 from pyams_zmq.process.descendants import (
     POLL_INTERVAL,
     Reaper,
-    end_tree,
+    end_descendants,
+    forbid_new_processes,
     open_pidfd,
     poll,
-    start_no_more,
 )
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL, HeartbeatCounter
 
@@ -30,11 +30,11 @@ SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 """Signals that a child handles itself"""
 
 END_GRACE = 0.2
-"""Seconds that the descendants of a process which is ended hard get for a SIGTERM"""
+"""Seconds that descendants get to end after a SIGTERM, when their process is ended hard"""
 
 
 def has_ended(process: Any) -> bool:
-    """Tell if a child has ended, also when somebody else has collected its exit code.
+    """Return True if a child has ended, also if its exit code was collected elsewhere.
 
     :param process: multiprocessing process that this process has started
     """
@@ -42,8 +42,8 @@ def has_ended(process: Any) -> bool:
         try:
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
-            # SIGCHLD is ignored, or its handler collects all children; by now the pid may be that
-            # of a stranger, which must not get our signals.
+            # SIGCHLD is ignored, or its handler collects all children. The pid may be that of a
+            # process that is not ours by now, which must not get our signals.
             return True
         return False
     return True
@@ -54,7 +54,7 @@ def wait_for_exit(process: Any, timeout: float) -> bool:
 
     :param process: multiprocessing process that this process has started
     :param timeout: seconds
-    :return: true if the process has ended
+    :return: True if the process has ended
     """
     deadline = monotonic() + timeout
     with open_pidfd(process.pid) as pidfd:
@@ -70,11 +70,11 @@ def wait_for_exit(process: Any, timeout: float) -> bool:
 
 
 class Watchdog(Thread):
-    """Ends this process in time, whatever its main thread does.
+    """Thread that ends this process in time, also if the main thread is stuck.
 
-    It stops the process, by a SIGTERM to itself, when its owner says so or has died: nothing else
-    ends a child whose owner was killed (`atexit` does not run, and PDEATHSIG follows a thread).
-    Once armed, it ends the process hard, with all descendants, if that does not end by itself.
+    It stops the process, by a SIGTERM to itself, when its owner asks for that or has died: nothing
+    else ends a child whose owner was killed (`atexit` does not run, and PDEATHSIG follows a
+    thread). Once armed, it ends the process hard, with all descendants, at the deadline.
 
     :param owner: process id of the owner, the parent of this process
     :param orphan_timeout: seconds that this process gets once the owner has died
@@ -113,13 +113,13 @@ class Watchdog(Thread):
         os.set_blocking(self._wake_write, False)
 
     def arm(self, timeout: float) -> float:
-        """Give the process some time to end; an earlier deadline stays.
+        """Set the deadline for the end of this process; an earlier one stays.
 
         :param timeout: seconds
         :return: the deadline, on the monotonic clock
         """
         deadline = monotonic() + timeout
-        # Two threads may do this at once, and a signal handler in the middle of it.
+        # Two threads may do this at once, and a signal handler may interrupt them.
         with self._lock:
             if self._deadline is not None:
                 deadline = min(deadline, self._deadline)
@@ -149,12 +149,12 @@ class Watchdog(Thread):
                     self._end()
             self._wait(None)
 
-    def rest(self) -> None:
-        """Let the process leave, which is about to; if we end it already, that has to be all."""
+    def disarm(self) -> None:
+        """Let this process exit; if the watchdog ends it already, wait for that."""
         with self._lock:
             self._deadline = inf
             if self._heartbeat is not None:
-                self._heartbeat.rest()
+                self._heartbeat.clear()
                 self._heartbeat = None
 
     def _watch_owner(self, pidfd: int | None) -> None:
@@ -171,17 +171,18 @@ class Watchdog(Thread):
         if self._deadline is None:  # else it is stopping: a second signal would end it at once
             self._asked = True
             os.kill(os.getpid(), signal.SIGTERM)
-            # CPython 3.11 never gets out of the next call of a traced function (debugger, coverage)
-            # if the signal comes just before, and the main thread cannot handle it: let it come.
+            # In CPython 3.11 this thread never returns from the next call of a traced function
+            # (debugger, coverage) if the signal arrives just before the call and the main thread
+            # cannot handle it. So wait until the signal has arrived.
             sleep(0.05)
 
     def has_asked(self) -> bool:
-        """Tell, once, that the signal which came in was our own."""
+        """Return True, once, if this watchdog has sent the signal that came in."""
         asked, self._asked = self._asked, False
         return asked
 
     def _wait(self, pidfd: int | None) -> bool:
-        """Wait for something to do; tell if the owner has died."""
+        """Wait for something to do; return True if the owner has died."""
         timeouts = [self._reaper.due] if self._deadline is None else [self._deadline]
         timeouts = [max(0, due - monotonic()) for due in timeouts]
         if pidfd is None:
@@ -200,7 +201,7 @@ class Watchdog(Thread):
         return pidfd in readable
 
     def _beat(self) -> bool:
-        with self._lock:  # a beat after the rest would promise others
+        with self._lock:  # no beat may follow `clear`
             if self._heartbeat is not None:
                 self._heartbeat.beat()
             return self._heartbeat is not None
@@ -230,17 +231,17 @@ class Watchdog(Thread):
         log = Thread(
             target=LOGGER.error,
             daemon=True,
-            args=('This process did not end in time, it ends now',),
+            args=('This process did not end in time and is ended now',),
         )
         log.start()
         log.join(0.5)
-        sys.setswitchinterval(1e-5)  # else a busy handler makes each look at /proc last seconds
+        sys.setswitchinterval(1e-5)  # else each read of /proc takes seconds beside a busy handler
         try:
-            start_no_more()
-            end_tree(END_GRACE, quiet=True)
+            forbid_new_processes()
+            end_descendants(END_GRACE, quiet=True)
         finally:
             os._exit(1)
 
 
 def _ignore(*_args: Any) -> None:
-    pass  # the byte in the wake-up pipe says it
+    pass  # the byte in the wake-up pipe is read by the watchdog

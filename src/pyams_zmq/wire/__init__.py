@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Bytes and addresses; nothing here opens a socket."""
+"""Bytes, addresses, and the parts of ØMQ sockets; only inproc endpoints are bound or connected."""

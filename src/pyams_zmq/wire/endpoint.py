@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""One parser for all forms of an address."""
+"""Addresses, and one parser for all their forms."""
 
 import os
 import re
@@ -25,7 +25,7 @@ _MAX_PORT = 65535
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a socket is bound or connected to; see `zmq_tcp(7)` and `zmq_ipc(7)`.
+    """Address that a socket is bound or connected to; see `zmq_tcp(7)` and `zmq_ipc(7)`.
 
     :ivar protocol: `'tcp'` or `'ipc'`
     :ivar host: host, interface or `*` of tcp, path or `@name` of ipc
@@ -38,13 +38,13 @@ class Endpoint:
 
     @classmethod
     def parse(cls, address: Any, *, bind: bool, protocol: str = 'tcp') -> 'Endpoint':
-        """Read an address.
+        """Parse an address.
 
         :param address: a URI, `'host:port'`, `(host, port)`, or `'host'` for any free port
-        :param bind: true for an address to bind, where host may be `*` or an interface and the
-            port may be missing, 0 or `*`; a peer that we connect to needs both
-        :param protocol: protocol of an address which is no URI
-        :raises ValueError: for anything else; its text quotes the address
+        :param bind: true for an address to bind: its host may be `*` or an interface, its port may
+            be missing, 0 or `*`; an address to connect to needs a host and a port
+        :param protocol: protocol of an address without one, `'tcp'` or `'ipc'`
+        :raises ValueError: if the address is not valid; the text quotes it
         """
         try:
             return cls._parse(address, bind, protocol)
@@ -57,33 +57,33 @@ class Endpoint:
             host, port = address
             return cls._parse_tcp(_join(host, port), bind)
         if not isinstance(address, str):
-            raise TypeError('it is no text')
+            raise TypeError('not a string, nor a host and a port')
         scheme, separator, rest = address.partition('://')
         if not separator:
             scheme, rest = protocol, address
         if scheme == 'ipc':
             return cls('ipc', _check_path(rest))
         if scheme != 'tcp':
-            raise ValueError(f'the protocol {scheme!r} is not known')
+            raise ValueError(f'unknown protocol {scheme!r}')
         return cls._parse_tcp(rest, bind)
 
     @classmethod
     def _parse_tcp(cls, text: str, bind: bool) -> 'Endpoint':
         match = _HOST_PORT.fullmatch(text)
         if match is None:
-            raise ValueError('it is no host and port')
+            raise ValueError('not a host and a port')
         host, port_text = match['host'], match['port']
         if host.startswith('['):
             IPv6Address(host[1:-1])
         port = 0 if port_text in (None, '*') else int(port_text)
         if port > _MAX_PORT:
-            raise ValueError(f'the port is not in 1..{_MAX_PORT}')
+            raise ValueError(f'port {port} is not in 1..{_MAX_PORT}')
         if not bind and host == '*':
-            raise ValueError("a peer to connect to has a name, '*' is for binding")
+            raise ValueError("a host to connect to needs a name, '*' is only for binding")
         if not bind and port == 0:
-            raise ValueError('a peer to connect to has a port')
+            raise ValueError('an address to connect to needs a port')
         if bind and host == 'localhost':
-            host = '127.0.0.1'  # libzmq binds numeric addresses and interfaces, no host names
+            host = '127.0.0.1'  # libzmq binds numeric addresses and interfaces only
         return cls('tcp', host, port)
 
     @property
@@ -98,7 +98,7 @@ class Endpoint:
 
     @property
     def uri(self) -> str:
-        """The endpoint as libzmq wants it."""
+        """The endpoint in the form of libzmq."""
         return f'{self.protocol}://{self.host}' + ('' if self.port is None else f':{self.port}')
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ class Endpoint:
 
 
 def port_of(uri: str) -> int | None:
-    """Port of a URI that libzmq returned, None for ipc."""
+    """Return the port of a URI that libzmq returned, None for ipc."""
     return int(uri.rpartition(':')[2]) if uri.startswith('tcp:') else None
 
 
@@ -133,17 +133,17 @@ def parse_ip(address: str) -> IPv4Address | IPv6Address:
 
 def _join(host: Any, port: Any) -> str:
     if not isinstance(host, str):
-        raise TypeError('its host is no text')
+        raise TypeError('the host is not a string')
     if isinstance(port, bool) or not isinstance(port, (int, str)):
-        raise TypeError('its port is no number')
+        raise TypeError('the port is not a number')
     return f'[{host}]:{port}' if ':' in host and not host.startswith('[') else f'{host}:{port}'
 
 
 def _check_path(path: str) -> str:
     if path in ('', '@'):
-        raise ValueError('its path is empty')
+        raise ValueError('the path is empty')
     if '\0' in path:
-        raise ValueError('its path contains a NUL')
+        raise ValueError('the path contains a NUL')
     if len(os.fsencode(path)) > zmq.IPC_PATH_MAX_LEN:
-        raise ValueError(f'its path is longer than {zmq.IPC_PATH_MAX_LEN} bytes')
+        raise ValueError(f'the path is longer than {zmq.IPC_PATH_MAX_LEN} bytes')
     return path

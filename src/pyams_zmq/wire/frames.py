@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Frames into a socket and out of it, without detours.
+"""Sending and receiving frames at the lowest cost.
 
-What pyzmq writes in Python around its compiled class takes longer than the work of libzmq: a `send`
-is looked at for what it may be besides bytes, each frame is followed by the question whether there
-are more, and constants are members of an enum, whose `&` and `|` are functions in Python.
+The Python layer of pyzmq around its compiled class takes longer than the work of libzmq: `send`
+checks the type of its data, `recv_multipart` asks for each frame whether more follow, and constants
+are members of an enum, whose `&` and `|` are Python functions.
 """
 
 from typing import Any
 
 import zmq
 
-EVENTS = zmq.EVENTS  # as it is: pyzmq would look up the number
+EVENTS = zmq.EVENTS  # the enum member: pyzmq would look up a number
 POLLIN, POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -19,7 +19,7 @@ send_frame = zmq.backend.Socket.send
 
 
 def receive(socket: Any) -> list[bytes] | None:
-    """Receive a message, if there is one."""
+    """Receive a message without waiting; return None if there is none."""
     try:
         frame = socket.recv(NOBLOCK, False)
     except zmq.Again:

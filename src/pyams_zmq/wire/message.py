@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The wire format, JSON as RFC 8259 wants it.
+"""Messages and replies, encoded as JSON (RFC 8259).
 
-A request is ``[type, args]``, or ``[type, args, {"deadline": seconds}]`` if somebody asks for it;
-a reply is any JSON value, by convention ``[status, payload]``. What
-the standard library lets through (NaN, numbers out of range, lone surrogates) is no JSON and is
-refused, in both directions.
+A request is ``[type, args]``, or ``[type, args, {"deadline": seconds}]`` if the client sends its
+deadline. A reply is any JSON value, by convention ``[status, payload]``. Values that the standard
+library accepts but RFC 8259 does not (NaN, numbers out of range, lone surrogates) are errors in
+both directions.
 """
 
 import json
@@ -22,7 +22,7 @@ from pyams_zmq.exceptions import ZMQMessageError, ZMQRemoteError, ZMQReplyError
 class _Options(msgspec.Struct, forbid_unknown_fields=True):
     """Third element of a request.
 
-    :ivar deadline: seconds since the epoch, after which nobody waits for the reply any more
+    :ivar deadline: seconds since the epoch, when the client stops waiting for the reply
     """
 
     deadline: float
@@ -34,7 +34,7 @@ _decode_any = msgspec.json.Decoder().decode
 _encode = msgspec.json.encode
 
 MAX_MESSAGE_SIZE = 32 * 1024 * 1024
-"""Bytes of the largest request; the server would drop the connection without a word"""
+"""Bytes of the largest request; for a larger one the server would drop the connection silently"""
 
 DRAINING = (503, 'The service is stopping, try again later')
 """Status and text for a message whose method was not called"""
@@ -47,17 +47,15 @@ _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _TYPE_AT_START = re.compile(rb'\s*\[\s*"([\w.]{1,100})"', re.ASCII).match
 _ERROR_AT_START = re.compile(rb'\s*\[\s*[45]\d\d\s*[],]').match
 _QUOTED = 80
-"""Characters of a reply that an error repeats"""
+"""Characters of a reply that an error quotes"""
 
 
 def decode_request(data: bytes) -> tuple[str, Any]:
-    """Read a request.
-
-    Of the duplicate keys of an object, the last one wins.
+    """Decode a request; of duplicate keys in an object, the last one counts.
 
     :return: type and arguments of the message
-    :raises ZMQMessageError: with status 400 for anything but ``[str, any]`` or
-        ``[str, any, {"deadline": seconds}]``; with status 504 if the deadline has passed
+    :raises ZMQMessageError: with status 400 if it is not ``[str, any]`` or
+        ``[str, any, {"deadline": seconds}]``; with status 504 if its deadline has passed
     """
     try:
         return _decode_request(data)
@@ -67,28 +65,28 @@ def decode_request(data: bytes) -> tuple[str, Any]:
         except _BAD_JSON:
             raise ZMQMessageError(400, f'Bad message, expected [type, args]: {error}') from None
         if options.deadline < time():
-            raise ZMQMessageError(504, 'Nobody waits for this answer any more') from None
+            raise ZMQMessageError(504, 'The deadline of the message has passed') from None
         return name, args
 
 
 def encode_message(type: str, args: Any) -> bytes:  # noqa: A002 - the name of the field
-    """Write a request, for `ZMQClient.post`.
+    """Encode a request, for `ZMQClient.post`.
 
-    :raises TypeError, ValueError: for a type which is no text, or arguments that JSON cannot say
-    :raises ZMQMessageError: with status 413, for more than 32 MiB
+    :raises TypeError, ValueError: if the type is not a string, or the arguments have no JSON form
+    :raises ZMQMessageError: with status 413, if it is larger than 32 MiB
     """
     if not isinstance(type, str):
-        raise TypeError(f'The type of a message is a text, not {type!r}')
+        raise TypeError(f'Bad message type {type!r}: write a string, the name of the method')
     return encode_request([type, args])
 
 
 def encode_request(message: Any, timeout: float | None = None) -> bytes:
-    """Write a request of any form.
+    """Encode a request of any form.
 
-    :param timeout: seconds from now after which nobody waits for the reply any more; a message
-        ``[type, args]`` tells it to the service. None, or an infinite one, does not
-    :raises TypeError, ValueError, RecursionError: for what JSON cannot say
-    :raises ZMQMessageError: with status 413, for more than 32 MiB
+    :param timeout: seconds from now until the deadline that is added to a message
+        ``[type, args]``; None or infinity adds no deadline
+    :raises TypeError, ValueError, RecursionError: if the message has no JSON form
+    :raises ZMQMessageError: with status 413, if it is larger than 32 MiB
     """
     if timeout is not None and isfinite(timeout):
         match message:
@@ -100,18 +98,18 @@ def encode_request(message: Any, timeout: float | None = None) -> bytes:
 
 
 def check_size(data: Any) -> None:
-    """Check that a server could take a frame.
+    """Check the size of a frame.
 
     :raises ZMQMessageError: with status 413, if it is too large
     """
     if len(data) > MAX_MESSAGE_SIZE:
-        raise ZMQMessageError(413, f'Message of {len(data)} bytes, {MAX_MESSAGE_SIZE} can be sent')
+        raise ZMQMessageError(413, f'Message is {len(data)} bytes; the limit is {MAX_MESSAGE_SIZE}')
 
 
 def check_timeout(timeout: Any) -> float:
-    """Check a number of seconds.
+    """Check a number of seconds, and return it.
 
-    :raises ValueError: if it is none, or not above 0
+    :raises ValueError: if it is not a number above 0
     """
     if (
         isinstance(timeout, bool)
@@ -124,30 +122,32 @@ def check_timeout(timeout: Any) -> float:
 
 
 def check_concurrency(concurrency: Any) -> int:
-    """Check a number of messages at a time.
+    """Check a number of concurrent messages, and return it.
 
-    :raises ValueError: if it is none, or below 1
+    :raises ValueError: if it is not an integer above 0
     """
-    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-        raise ValueError(f'Bad concurrency {concurrency!r}: write 1 or more')
-    return concurrency
+    return _check_integer('concurrency', concurrency, 1)
 
 
 def check_retries(retries: Any) -> int:
-    """Check a number of further attempts.
+    """Check a number of further attempts, and return it.
 
-    :raises ValueError: if it is none, or negative
+    :raises ValueError: if it is not an integer, or negative
     """
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise ValueError(f'Bad retries {retries!r}: write 0 or more')
-    return retries
+    return _check_integer('retries', retries, 0)
+
+
+def _check_integer(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f'Bad {name} {value!r}: write {least} or more')
+    return value
 
 
 def payload_of(reply: Any) -> Any:
-    """Take the payload from a reply ``[status, payload]``.
+    """Return the payload of a reply ``[status, payload]``.
 
     :raises ZMQRemoteError: if the status is not 2xx
-    :raises ZMQReplyError: for a reply of another form
+    :raises ZMQReplyError: if the reply has another form
     """
     match reply:
         case [status, payload] if type(status) is int:
@@ -160,14 +160,14 @@ def payload_of(reply: Any) -> Any:
 
 
 def decode_reply(data: bytes) -> Any:
-    """Read a reply.
+    """Decode a reply.
 
-    :raises ZMQReplyError: for what is no JSON
+    :raises ZMQReplyError: if it is not JSON
     """
     try:
         return _decode_any(data)
     except _BAD_JSON as error:
-        raise ZMQReplyError(f'The reply is no JSON: {error}') from None
+        raise ZMQReplyError(f'The reply is not JSON: {error}') from None
 
 
 def peek_type(data: Any) -> bytes:
@@ -187,22 +187,22 @@ def is_error(reply: Any) -> bool:
 
 
 def encode(value: Any) -> bytes:
-    """Write a JSON value.
+    """Encode a value as JSON.
 
-    :raises TypeError, ValueError, RecursionError: for what JSON cannot say
+    :raises TypeError, ValueError, RecursionError: if the value has no JSON form
     """
     try:
         if _is_plain(value):
             return _encode(value)
     except RecursionError:
-        pass  # the standard library nests deeper, and says when not
-    # Subclasses of str, dict and the like; the standard library also says no to what has no
-    # JSON form, where msgspec would find one (a set as a list, bytes as base64, NaN as null).
+        pass  # the standard library nests deeper, and raises a clear error beyond
+    # Subclasses of str, dict and the like. The standard library also refuses values without a JSON
+    # form, which msgspec would convert (a set to a list, bytes to base64, NaN to null).
     return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether *value* holds nothing but the builtin types of JSON."""
+    """Return True if *value* contains only builtin types that JSON has."""
     kind = type(value)
     if kind is dict:
         if not _KEYS.issuperset(map(type, value)):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""An application which starts its process the way PyAMS packages do.
+"""An application that starts its process the way PyAMS packages do.
 
 Settings, as those of the PyAMS packages:
 
 - `app.start_handler`: start the process
 - `app.tcp_handler`: address of the process
-- `app.allow_auth`, `app.allow_clients`: who may connect, by default everybody
+- `app.allow_auth`, `app.allow_clients`: users and addresses that may connect, by default all
 - `app.wait_ready`: seconds to wait for the process, by default not at all
-- `app.children`: file which gets the pid of each process that is ready to serve
+- `app.children`: file for the pid of each process that is ready to serve
 """
 
 import atexit
@@ -51,7 +51,7 @@ def note_child(event):
 
 
 def home(request):
-    """Tell who we are, and ask the process who it is."""
+    """Return our pid, and that of the process."""
     process = request.registry.app_process
     with zmq_socket(process.bound_address or process.bind_addr) as socket:
         socket.send_json(['pid', None])

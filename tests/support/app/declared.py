@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""An application which declares its service, and has transactions in a ZODB.
+"""An application that declares its service, and has transactions in a ZODB.
 
 Settings are those of `pyams_zmq.worker`, and `app.children`, see :mod:`app.application`.
 """
@@ -19,7 +19,7 @@ from pyams_zmq.interfaces import IZMQProcessStartedEvent
 
 
 class Handler:
-    """Notes what it is told."""
+    """Writes notes, among others."""
 
     def pid(self, args):
         return [200, os.getpid()]
@@ -30,7 +30,7 @@ class Handler:
         return [200, None]
 
     def sleep(self, seconds):
-        time.sleep(seconds)  # which is what it is asked for
+        time.sleep(seconds)  # the work
         return [200, os.getpid()]
 
     def crash(self, args):
@@ -44,7 +44,7 @@ class MessageHandler(ZMQMessageHandler):
 
 
 def home(request):
-    """Tell who we are, and ask the process who it is."""
+    """Return our pid, and that of the process."""
     try:
         reply = [200, request.zmq('worker').call('pid', timeout=2)]
     except ZMQBaseError as error:
@@ -53,17 +53,17 @@ def home(request):
 
 
 def quick(request):
-    """Ask nobody."""
+    """Return our pid without asking the process."""
     return {'pid': os.getpid(), 'reply': [200, None]}
 
 
 def slow(request):
-    """Ask for something that takes a second."""
+    """Wait for a method that takes a second."""
     return {'pid': os.getpid(), 'reply': [200, request.zmq('worker').call('sleep', 1)]}
 
 
 def send(request):
-    """Count, and send; as the parameter `how` says this fails."""
+    """Count, and send; the parameter `how` can make this fail."""
     database = request.registry.database
     connection = database.open(request.tm)
     request.add_finished_callback(lambda request: connection.close())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Messages that take their time, and tell when they are in hand."""
+"""Methods that take time, and make a file when they start."""
 
 import asyncio
 import hashlib
@@ -26,13 +26,13 @@ COMMANDS = {
     'detached': 'setsid sleep 60 >&- & echo $!',
     'deaf and detached': 'trap "" TERM; setsid sleep 60 >&- & echo $!',
 }
-"""What tells its pids and runs for a minute, by name"""
+"""Shell commands that print their pids and run for a minute, by name"""
 
 
 class Program:
-    """One of these, which runs.
+    """One of these commands, started.
 
-    :ivar pids: processes of it that run on
+    :ivar pids: its processes
     """
 
     def __init__(self, name):
@@ -46,7 +46,7 @@ class Program:
 
 
 class Handler(handlers.Handler):
-    """Methods which take the file to make when they start, and seconds, but for the last one."""
+    """Methods that block take the path of a file to make when they start, and seconds."""
 
     def work(self, args):
         """Block, in a call that a signal interrupts."""
@@ -63,7 +63,7 @@ class Handler(handlers.Handler):
         return [200, seconds]
 
     def deaf_work(self, args):
-        """Block, without any ear for signals."""
+        """Block, and block signals too."""
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         return self.work(args)
 
@@ -75,7 +75,7 @@ class Handler(handlers.Handler):
         return [200, seconds]
 
     def start_programs(self, names):
-        """Start programs by `subprocess`, give all their pids by name."""
+        """Start programs by `subprocess`; return their pids by name."""
         self.programs = [Program(name) for name in names]
         return [200, {each.name: each.pids for each in self.programs}]
 
@@ -84,7 +84,7 @@ class Handler(handlers.Handler):
         return [200, self.program.pid]
 
     def start_command(self, command):
-        """Start a shell command, for which nobody waits."""
+        """Start a shell command, and do not wait for it."""
         self.program = subprocess.Popen(['sh', '-c', command])
         return [200, self.program.pid]
 
@@ -101,7 +101,7 @@ class Handler(handlers.Handler):
         return [200, None]
 
     def run_in_a_thread(self, args):
-        """Run a shell command in a thread, which writes its exit code to a file; give its pid."""
+        """Run a shell command in a thread, which writes its exit code to a file; return its pid."""
 
         def wait():
             Path(path).write_text(str(program.wait()), encoding='ascii')
@@ -112,7 +112,7 @@ class Handler(handlers.Handler):
         return [200, program.pid]
 
     def run_one_after_the_other(self, path):
-        """Run programs in a daemon thread, the next one when one ends; note their pids."""
+        """Run programs in a daemon thread, one after the other; append their pids to a file."""
 
         def work():
             while True:
@@ -123,11 +123,11 @@ class Handler(handlers.Handler):
         return [200, None]
 
     def exit_codes(self, args):
-        """Give exit codes of children that ended long before we wait for them."""
+        """Return the exit codes of children that ended long before they are waited for."""
         program = subprocess.Popen(['sh', '-c', 'exit 7'])
         child = multiprocessing.Process(target=os._exit, args=(5,))
         child.start()
-        for _ in range(2):  # as many looks of the reaper
+        for _ in range(2):  # for two steps of the reaper
             orphan = int(subprocess.check_output(['sh', '-c', 'sleep 0.01 & echo $!']))
             wait_until(lambda pid=orphan: not psutil.pid_exists(pid), 5)
         child.join()
@@ -135,15 +135,15 @@ class Handler(handlers.Handler):
         return [200, [*codes, subprocess.run(['sh', '-c', 'exit 9'], check=False).returncode]]
 
     def left(self, args):
-        """Give what ran of the programs of the last process when this one was set up."""
+        """Return the programs of the last process that still ran when this one was set up."""
         return [200, self.process.left]
 
     def exit(self, args):
-        """End this process without any ado."""
+        """End this process at once."""
         os._exit(args)
 
     def compute(self, args):
-        """Block in Python, and hear no signals."""
+        """Block in Python, and block signals too."""
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         path, seconds = args
         Path(path).touch()
@@ -170,7 +170,7 @@ class Process(handlers.Process):
     """Serves Handler."""
 
     before = ()
-    """Pids of processes that `left` tells about"""
+    """Pids of processes; `left` returns those that still run"""
 
     def setup(self):
         self.left = [pid for pid in self.before if is_running(pid)]
@@ -182,7 +182,7 @@ class Process(handlers.Process):
 
 @contextmanager
 def in_hand(address, name, seconds=60):
-    """Send a message, give the socket that waits for the reply when the handler has started."""
+    """Send a message; when the handler has started, return the socket that waits for the reply."""
     with tempfile.TemporaryDirectory() as folder, zmq_socket(address) as socket:
         path = Path(folder) / 'started'
         socket.send_json([name, [str(path), seconds]])

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Settings of gunicorn: it notes its workers, which lose the signals they get while they boot."""
+"""Settings of gunicorn: each worker notes that it has booted, and handles signals from then on."""
 
 from pathlib import Path
 
-timeout = 8  # seconds; workers look for their master twice in that time
+timeout = 8  # seconds; workers check for their master twice in that time
 
 
 def post_worker_init(worker):
-    """Note the pid of a worker which serves; runs in the worker."""
+    """Note the pid of a worker that serves; runs in the worker."""
     with Path('workers').open('a', encoding='ascii') as file:
         file.write(f'{worker.pid}\n')

@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 
 def wait_until(condition, timeout):
-    """Wait for a condition which no event announces.
+    """Wait for a condition by polling, because no event shows it.
 
     :param condition: callable; its first true result is returned
     :param timeout: seconds
@@ -34,19 +34,19 @@ def wait_until(condition, timeout):
 
 
 def is_running(pid):
-    """Tell if a process runs; a zombie does not, even if nobody ever collects it."""
+    """Return True if a process runs; a zombie does not."""
     try:
         process = psutil.Process(pid)
-        # The main thread is a zombie already while others still hold the sockets.
+        # If only the main thread is a zombie, others still hold the sockets.
         return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
     except psutil.NoSuchProcess:
         return False
 
 
 def wait_for_end(pid, timeout):
-    """Wait for the end of any process.
+    """Wait for the end of a process, which need not be a child.
 
-    :return: seconds that it took
+    :return: seconds until then
     """
     start = time.monotonic()
     wait_until(lambda: not is_running(pid), timeout)
@@ -55,17 +55,17 @@ def wait_for_end(pid, timeout):
 
 @contextmanager
 def reserved_port():
-    """Give a TCP port which nobody but a listener that wants just this one can take."""
+    """Reserve a TCP port: only a program that asks for this port can listen on it."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(('127.0.0.1', 0))  # and does not listen, as that would keep out everybody
+        holder.bind(('127.0.0.1', 0))  # without `listen`, which would exclude all others
         yield holder.getsockname()[1]
 
 
 class Program:
-    """A Python program in a session of its own, which ends with all processes of that session.
+    """A Python program in a session of its own; `end` kills all processes of the session.
 
-    :param Path folder: where it runs and leaves its log
+    :param Path folder: its working folder, with its log
     :param args: arguments of the interpreter
     :param env: more environment variables
     """
@@ -114,11 +114,11 @@ class Program:
         os.killpg(self.pid, num)
 
     def wait(self, timeout):
-        """Wait for the end of the program, return its exit code."""
+        """Wait for the end of the program; return its exit code."""
         return self.process.wait(timeout)
 
     def running(self):
-        """Pids of the processes of the session that still run."""
+        """Return the pids of the processes of the session that still run."""
         return [pid for pid in psutil.pids() if self._is_member(pid) and is_running(pid)]
 
     def _is_member(self, pid):
@@ -128,7 +128,7 @@ class Program:
             return False
 
     def end(self):
-        """Kill whatever is left."""
+        """Kill what is left of it."""
         while pids := self.running():
             for pid in pids:
                 with suppress(ProcessLookupError):
@@ -174,11 +174,11 @@ class WebServer(Program):
         super().__init__(folder, *args)
 
     def children(self):
-        """Pids of the ØMQ processes that still run, of all that were ready once."""
+        """Return the pids of the ØMQ processes that were ready once and still run."""
         return self._noted('children')
 
     def workers(self):
-        """Pids of the workers of gunicorn that serve."""
+        """Return the pids of the workers of gunicorn that serve."""
         return self._noted('workers')
 
     def _noted(self, name):
@@ -188,7 +188,7 @@ class WebServer(Program):
         return []
 
     def get(self, path='/'):
-        """Ask the application, return its answer or None."""
+        """Send a request to the application; return its answer or None."""
         connection = http.client.HTTPConnection('localhost', timeout=5)
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(5)
@@ -207,7 +207,7 @@ class WebServer(Program):
 
         :param float timeout: seconds
         :param but: pids of ØMQ processes whose answer does not count
-        :return: what the application says of itself
+        :return: the answer of the application
         """
 
         def ask():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Connections, the loop and the policy of pyams_zmq.aio."""
+"""`create_zmq_connection`, the event loop with a context, and its policy."""
 
 import asyncio
 import errno
@@ -15,7 +15,20 @@ import zmq.asyncio
 import zmq.eventloop.future
 
 import pyams_zmq.aio
-from aio_loops import LOOPS, Recorder, Runner, address_of, context, end, make, os_error, run, until
+from aio_loops import (
+    DEAD,
+    LOOPS,
+    ONE_LOOP,
+    Recorder,
+    Runner,
+    address_of,
+    context,
+    end,
+    make,
+    os_error,
+    run,
+    until,
+)
 from checks import open_fds, wait_until
 from pyams_zmq.aio import ZmqEventLoop, ZmqEventLoopPolicy, ZmqTransport, create_zmq_connection
 
@@ -42,8 +55,29 @@ def test_several_endpoints(run, context):
     run(main())
 
 
-def test_options_before_the_connection(run, context):
-    """Credentials, for instance, are set on a transport that is connected to nothing yet."""
+@pytest.mark.parametrize('run', ['tornado', 'zmq'], indirect=True)
+def test_other_loops(run, context):
+    """The loop of Tornado and ours: messages, flow control, events and the end."""
+
+    async def main():
+        server, protocol = await make(zmq.PULL, connect=())
+        address = server.bind(ADDRESS)
+        server.enable_monitor(zmq.EVENT_ACCEPTED)
+        client, sender = await make(zmq.PUSH)
+        client.set_write_buffer_limits(high=0)
+        client.write([b'one', b'two'])
+        assert sender.calls == ['made', 'pause']
+        client.connect(address)
+        await until(lambda: protocol.messages and protocol.events)
+        assert protocol.messages == [(b'one', b'two')]
+        await end(client, server)
+        assert sender.calls == ['made', 'pause', 'resume', 'lost']
+
+    run(main())
+
+
+def test_options_before_the_connection(run):
+    """Options are set on a transport that is not connected yet, as for credentials."""
 
     async def main():
         server, protocol = await make(zmq.ROUTER)
@@ -57,6 +91,7 @@ def test_options_before_the_connection(run, context):
     run(main())
 
 
+@ONE_LOOP
 @pytest.mark.parametrize(
     ('error', 'factory', 'zmq_type', 'kwargs'),
     [
@@ -86,10 +121,11 @@ def test_bad_arguments(run, error, factory, zmq_type, kwargs):
     run(main())
 
 
-def test_socket_that_cannot_be_taken(run, context):
+@ONE_LOOP
+def test_unusable_socket(run, context):
     async def main():
         sock = context.socket(zmq.PUSH)
-        with pytest.raises(ValueError, match='another type than PULL'):
+        with pytest.raises(ValueError, match='not of zmq_type PULL'):
             await make(zmq.PULL, zmq_sock=sock)
         assert not sock.closed
         sock.close()
@@ -98,14 +134,14 @@ def test_socket_that_cannot_be_taken(run, context):
         with (
             zmq.asyncio.Context() as own,
             own.socket(zmq.PUSH) as sock,
-            pytest.raises(TypeError, match=r'no zmq\.Socket'),
+            pytest.raises(TypeError, match=r'not a plain zmq\.Socket'),
         ):
             await make(zmq.PUSH, zmq_sock=sock)
 
     run(main())
 
 
-def test_address_in_use(run, context):
+def test_address_in_use(run):
     async def main():
         transport, _protocol = await make(zmq.PULL)
         protocols = []
@@ -116,7 +152,7 @@ def test_address_in_use(run, context):
 
         with os_error(zmq.EADDRINUSE):
             await make(zmq.PULL, factory, bind=[ADDRESS, address_of(transport)])
-        await asyncio.sleep(0.01)  # nor does it hear of the end of what never began
+        await asyncio.sleep(0.01)  # for a call of connection_lost, which must not come
         assert protocols[0].calls == []
         await end(transport)
 
@@ -137,7 +173,7 @@ def test_failing_factory(run, context):
     run(main())
 
 
-def test_no_socket_left(run):
+def test_socket_limit(run):
     async def main():
         context = zmq.Context.instance()
         context.max_sockets = 2
@@ -149,12 +185,28 @@ def test_no_socket_left(run):
             await make(zmq.PULL)
         await end(first, second)
 
-    if not isinstance(run.loop, ZmqEventLoop):
-        run(main())
+    run(main())
+
+
+@pytest.mark.parametrize('has_socket', [False, True])
+def test_no_descriptor(run, context, monkeypatch, has_socket):
+    """Our own socket is closed, one of the caller stays open."""
+
+    def fail(_fd):
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    async def main():
+        sock = context.socket(zmq.PULL)
+        with monkeypatch.context() as patched, os_error(errno.EMFILE):
+            patched.setattr('os.dup', fail)
+            await make(zmq.PULL, **({'zmq_sock': sock} if has_socket else {}))
+        assert not sock.closed
+
+    run(main())
 
 
 def test_many_connections(run):
-    """They come and go, with monitors or without, and leave nothing."""
+    """Connections with and without monitors leave no descriptor open."""
 
     async def main():
         before = None
@@ -194,7 +246,7 @@ def test_loop_has_a_context():
     loop = ZmqEventLoop(io_threads=2)
     assert loop.zmq_context.get(zmq.IO_THREADS) == 2
     with pytest.raises(AttributeError):
-        loop.zmq_context.nonsense  # noqa: B018 - pyzmq takes options for attributes
+        loop.zmq_context.nonsense  # noqa: B018 - pyzmq looks attributes up as options
     context = loop.run_until_complete(main())
     assert not context.closed
     loop.close()
@@ -206,11 +258,11 @@ def test_loop_is_closed_with_open_transports():
     before = open_fds()
     loop = ZmqEventLoop()
     transport, protocol = loop.run_until_complete(
-        create_zmq_connection_to_nobody(loop, zmq.PUSH),
+        connect_without_service(loop, zmq.PUSH),
     )
     transport.write([b'x'])
     transport.enable_monitor()
-    loop.close()  # nobody ever takes the message
+    loop.close()  # although the message was not sent
     assert transport.get_extra_info('zmq_socket').closed
     with os_error(zmq.ENOTSOCK):
         transport.getsockopt(zmq.LINGER)
@@ -245,14 +297,14 @@ def test_transport_is_closed_after_its_loop(kind, method):
     zmq.Context.instance().term()
 
 
-def create_zmq_connection_to_nobody(loop, zmq_type):
-    return loop.create_zmq_connection(Recorder, zmq_type, connect='tcp://127.0.0.1:9')
+def connect_without_service(loop, zmq_type):
+    return loop.create_zmq_connection(Recorder, zmq_type, connect=DEAD)
 
 
-def test_loop_does_not_wait_for_ever():
+def test_close_of_the_loop_ends_with_an_unsent_message():
     async def main():
         loop = asyncio.get_running_loop()
-        transport, protocol = await create_zmq_connection_to_nobody(loop, zmq.PUSH)
+        transport, protocol = await connect_without_service(loop, zmq.PUSH)
         transport.write([b'x'])
         transport.close()
         await until(lambda: 'lost' in protocol.calls)
@@ -288,7 +340,7 @@ def test_runner():
 
 @pytest.fixture
 def policy():
-    """Policy of its own, which is not installed."""
+    """A policy that is not installed."""
     policy = ZmqEventLoopPolicy(io_threads=3)
     yield policy
     policy.set_event_loop(None)
@@ -311,7 +363,7 @@ def test_policy(policy):
 def test_policy_in_another_thread(policy):
     found = []
 
-    def look():
+    def get_loop():
         try:
             policy.get_event_loop()
         except RuntimeError as error:
@@ -320,7 +372,7 @@ def test_policy_in_another_thread(policy):
             policy.set_event_loop(loop)
             found.append(policy.get_event_loop() is loop)
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=get_loop)
     thread.start()
     thread.join()
     assert [type(item) for item in found] == [RuntimeError, bool]
@@ -328,17 +380,17 @@ def test_policy_in_another_thread(policy):
 
 
 @pytest.mark.parametrize('loop', [1, 'loop', object()])
-def test_policy_takes_loops_only(policy, loop):
-    with pytest.raises(TypeError, match='no event loop'):
+def test_policy_refuses_other_objects(policy, loop):
+    with pytest.raises(TypeError, match='not an event loop'):
         policy.set_event_loop(loop)
 
 
 def run_strictly(program):
-    """Run a program to which a warning is an error; return its output."""
+    """Run a program with warnings as errors; return its output."""
     program = f"""
 import warnings
 with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # of what Pyramid imports
+    warnings.simplefilter('ignore')  # warnings of the imports of Pyramid
     import pyams_zmq
 warnings.simplefilter('error')
 {program}
@@ -349,7 +401,7 @@ warnings.simplefilter('error')
 @pytest.mark.skipif(not hasattr(ZmqEventLoopPolicy, 'get_child_watcher'), reason='Python 3.14')
 @pytest.mark.filterwarnings('ignore:.*child_watcher:DeprecationWarning')
 def test_child_watcher(policy):
-    with pytest.raises(TypeError, match='3 is no child watcher'):
+    with pytest.raises(TypeError, match='3 is not a child watcher'):
         policy.set_child_watcher(3)
     watcher = policy.get_child_watcher()
     policy.set_child_watcher(watcher)
@@ -360,7 +412,7 @@ def test_child_watcher(policy):
 @pytest.mark.parametrize('end', ['', 'del loop, kept\ngc.collect()\nprint("collected")'])
 @pytest.mark.parametrize('kept', ['transport', 'client'])
 def test_loop_that_is_not_closed(end, kept):
-    """The program ends, and so does the collection of garbage."""
+    """Neither the end of the program nor garbage collection blocks."""
     program = f"""
 import asyncio, gc
 from pyams_zmq.aio import *
@@ -397,10 +449,11 @@ def test_context_of_a_loop():
             assert socket.linger == 1000
 
 
-@pytest.mark.parametrize('make_socket', [zmq.asyncio.Context, zmq.eventloop.future.Context])
-def test_sockets_with_futures(run, make_socket):
-    refused = pytest.raises(TypeError, match='is no zmq.Socket')
-    with make_socket() as context, context.socket(zmq.PULL) as socket, refused:
+@ONE_LOOP
+@pytest.mark.parametrize('make_context', [zmq.asyncio.Context, zmq.eventloop.future.Context])
+def test_sockets_with_futures(run, make_context):
+    refused = pytest.raises(TypeError, match=r'not a plain zmq\.Socket')
+    with make_context() as context, context.socket(zmq.PULL) as socket, refused:
         run(make(zmq.PULL, zmq_sock=socket))
 
 
@@ -417,7 +470,7 @@ def test_socket_of_a_terminated_context(run):
 
 
 def is_terminated(socket):
-    """Tell if somebody terminates its context."""
+    """Return True if the context of a socket is being terminated."""
     try:
         socket.getsockopt(zmq.EVENTS)
     except zmq.ContextTerminated:
@@ -456,7 +509,7 @@ def test_names():
 
 @pytest.mark.parametrize('has_policies', [True, False])
 def test_import(has_policies):
-    """It neither warns nor needs policies, and it does not load the server."""
+    """The import does not warn, does not need policies, and does not load the server."""
     program = f"""
 import asyncio, sys
 if not {has_policies}:

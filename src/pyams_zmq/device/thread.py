@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The thread in which a device runs."""
+
+import atexit
+import errno
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from math import ceil
+from threading import RLock, Thread, get_ident
+from time import monotonic
+from typing import Any
+from weakref import WeakSet
+
+import zmq
+
+from pyams_zmq.auth import ZAP_DOMAIN, Authenticator
+from pyams_zmq.device.proxy import PAUSE, STATISTICS, TERMINATE, Counts
+from pyams_zmq.device.socket_config import INPROC, Binding, SocketConfig
+from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
+from pyams_zmq.process.base import check_threads
+from pyams_zmq.process.server_socket import ServerSockets
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+COMMAND_TIMEOUT = 2.0
+"""Seconds in which a device must answer a command"""
+
+STOP_TIMEOUT = 1.0
+"""Seconds after which the context of a device is terminated that waits for a peer"""
+
+_PAUSED, _RESUME, _STOP, _ENDED = b'paused', b'resume', b'stop', b'ended'
+_MIN_COUNTS = 8  # frames of an answer to STATISTICS
+
+
+class _Ended(Exception):  # noqa: N818 - not an error, but the end of a command
+    """The device has ended during a command."""
+
+
+class _Authenticator(Authenticator):
+    """Authenticator that does not name the user to libzmq.
+
+    libzmq 4.3.5 puts the name in front of what a peer sends. A REQ socket takes it for a malformed
+    reply, and drops the peer.
+    """
+
+    def answer(self, msg: list[bytes]) -> list[bytes]:
+        """Answer a request of libzmq, without the user."""
+        *verdict, _user, metadata = super().answer(msg)
+        return [*verdict, b'', metadata]
+
+
+class DeviceThread(Thread):
+    """Thread in which a device runs once.
+
+    The data sockets belong to the thread. Its owner sends it commands over a pair of sockets; a
+    lock protects the owner's end.
+
+    :param device: configuration
+    :param on_end: called in the thread when it ends
+    """
+
+    def __init__(self, device: Any, on_end: Callable[[], None] = lambda: None):
+        super().__init__(name=f'pyams_zmq {device}', daemon=True)
+        self.addresses: dict[str, list[str]] = {}
+        self.error: Exception | None = None
+        self._device = device
+        self._on_end = on_end
+        self._lock = RLock()
+        self._totals = Counts()
+        self._current = Counts()
+        self._counts_requested = self._counts_received = 0
+        self._pauses_requested = self._pauses_confirmed = 0
+        self._is_paused = self._has_ended = self._is_released = False
+        self._threads_in_command: set[int] = set()
+        self._stop_after_command = False
+        self._sockets: list[Any] = []
+        self._server_sockets = ServerSockets(device, device)
+        self._authenticator: Authenticator | None = None
+        self._owns_context = device._owns_context
+
+    # In the thread of the owner
+
+    def start(self) -> None:
+        """Open the sockets, and start the thread; see :meth:`BackgroundDevice.start`."""
+        check_threads(self._device)
+        self._zmq_context = self._device._make_context()
+        self._commands = self._zmq_context.socket(zmq.PAIR, socket_class=zmq.Socket)
+        try:
+            self._open()
+            super().start()
+        except BaseException:
+            self._close()
+            raise
+        _threads.add(self)
+
+    @property
+    def is_running(self) -> bool:
+        """True until the thread has ended."""
+        return self.is_alive()
+
+    def check(self) -> None:
+        """Raise the error by which the device has ended."""
+        if self.error is not None:
+            raise self.error
+
+    def statistics(self) -> Counts:
+        """Return what was forwarded since the start."""
+        if self.is_running:  # else it has ended, or belongs to the process that forked this one
+            with suppress(_Ended), self._command():
+                if not self._is_paused:
+                    self._send(STATISTICS)
+                self._receive(COMMAND_TIMEOUT)
+        return self.counts
+
+    @property
+    def counts(self) -> Counts:
+        """The last counts that were received."""
+        return self._totals.plus(self._current)
+
+    def pause(self) -> None:
+        """Forward nothing; returns when no message is being forwarded."""
+        try:
+            with self._command():
+                self._pause(COMMAND_TIMEOUT)
+        except _Ended:
+            self._raise_end()
+
+    def resume(self) -> None:
+        """Forward again."""
+        try:
+            with self._command():
+                if self._is_paused:
+                    self._send(_RESUME)
+                    self._is_paused = False
+        except _Ended:
+            self._raise_end()
+
+    def stop(self) -> None:
+        """End the thread."""
+        if not self.is_running:
+            return
+        if get_ident() in self._threads_in_command:
+            # This is a signal handler that has interrupted a command of this thread. The command
+            # uses the socket, and holds the lock, which the device thread needs to end. So the
+            # command stops the device when it returns.
+            self._stop_after_command = True
+            return
+        with suppress(_Ended), self._command():
+            try:
+                self._pause(STOP_TIMEOUT)
+                self._send(_STOP)
+            except ZMQTimeoutError:
+                if not self._owns_context:
+                    raise
+                # It blocks in a send, which only the termination of the context interrupts.
+                LOGGER.warning('%s: a peer does not read, its message is dropped', self._device)
+                self._release()
+        self.join()
+
+    @contextmanager
+    def _command(self) -> Iterator[None]:
+        thread = get_ident()
+        is_outermost = thread not in self._threads_in_command
+        self._threads_in_command.add(thread)
+        try:
+            with self._lock:
+                if self._has_ended or self._is_released:
+                    raise _Ended
+                yield
+        except zmq.ContextTerminated:
+            raise _Ended from None
+        finally:
+            if is_outermost:
+                self._threads_in_command.discard(thread)
+                if self._stop_after_command:
+                    self._stop_after_command = False
+                    self.stop()
+
+    def _raise_end(self) -> None:
+        self.join()
+        self.check()
+        raise ZMQClosedError(f'{self._device} is not running')
+
+    def _pause(self, timeout: float) -> None:
+        if not self._is_paused:
+            for command in (PAUSE, STATISTICS, TERMINATE):
+                self._send(command)
+            self._is_paused = True
+        self._receive(timeout)
+
+    def _send(self, command: bytes) -> None:
+        self._counts_requested += command == STATISTICS
+        self._pauses_requested += command == TERMINATE
+        with suppress(zmq.Again):  # the thread has ended
+            self._commands.send(command, zmq.DONTWAIT)
+
+    def _receive(self, timeout: float) -> None:
+        """Wait for the answers to all commands; those to earlier commands may be late."""
+        deadline = monotonic() + timeout
+        while (
+            self._counts_received < self._counts_requested
+            or self._pauses_confirmed < self._pauses_requested
+        ):
+            left = max(0, ceil((deadline - monotonic()) * 1000))
+            if self._commands.poll(left):
+                self._handle_answer(self._commands.recv_multipart())
+            elif not left:  # a signal handler may have received the answers meanwhile
+                raise ZMQTimeoutError(f'{self._device} waits for a peer that does not read')
+
+    def _handle_answer(self, frames: list[bytes]) -> None:
+        if frames == [_ENDED]:
+            self._has_ended = True
+            raise _Ended
+        if frames == [_PAUSED]:
+            self._pauses_confirmed += 1
+            self._totals, self._current = self._totals.plus(self._current), Counts()
+        elif len(frames) >= _MIN_COUNTS:
+            self._counts_received += 1
+            self._current = Counts.decode(frames)
+        # else an answer of libzmq 4.3.5 to PAUSE or TERMINATE, which other versions do not answer
+
+    # Sockets
+
+    def _open(self) -> None:
+        if self._owns_context:
+            self._authenticator = _Authenticator(self._zmq_context, self._device.access)
+            self._authenticator.start()
+        self._control = self._make_socket(zmq.PAIR)
+        address = f'{INPROC}pyams_zmq.device-{id(self)}'
+        self._control.bind(address)
+        self._commands.connect(address)
+        self._loop = self._device._make_loop(self._open_data_sockets())
+
+    def _make_socket(self, socket_type: int) -> Any:
+        socket = self._zmq_context.socket(socket_type, socket_class=zmq.Socket)
+        self._sockets.append(socket)
+        return socket
+
+    def _open_data_sockets(self) -> list[Any]:
+        sockets: list[Any] = []
+        for config in self._device._sockets:
+            is_single = config.type < 0
+            with _explain_error(f'type {config.type} of the {config.name} socket'):
+                socket = sockets[0] if is_single else self._make_socket(config.type)
+            sockets.append(socket)
+            if not is_single:
+                self._device.apply_limits(socket, self._device.max_message_size)
+            self._configure(socket, config)
+        return sockets
+
+    def _configure(self, socket: Any, config: SocketConfig) -> None:
+        if any(address.startswith('tcp://[') for address in config.addresses):
+            socket.ipv6 = True
+        for option, value in config.options:
+            with _explain_error(f'option {_name(option)} of the {config.name} socket'):
+                socket.setsockopt(option, value)
+        self.addresses[config.name] = [self._bind(socket, binding) for binding in config.bindings]
+        for address in config.peers:
+            socket.connect(address)
+
+    def _bind(self, socket: Any, binding: Binding) -> str:
+        if binding.listener is not None:
+            socket.setsockopt(zmq.USE_FD, binding.listener.detach())
+        address = self._server_sockets.bind(
+            socket,
+            binding.address,
+            self._device.access,
+            path=binding.path,
+            domain=ZAP_DOMAIN if self._owns_context else None,
+        )
+        socket.setsockopt(zmq.USE_FD, -1)
+        return address
+
+    def _close(self) -> None:
+        for socket in self._sockets:
+            socket.close()
+        self._release()
+
+    def _release(self) -> None:
+        """Release the rest once; the context waits for the sockets of the thread."""
+        with self._lock:
+            if self._is_released:
+                return
+            self._is_released = True
+            if self._authenticator is not None:
+                self._authenticator.stop()
+            self._commands.close(0)
+            if self._owns_context:
+                self._zmq_context.term()
+            self._server_sockets.release()
+
+    # In the thread
+
+    def run(self) -> None:
+        """Forward until `stop`, or until the context is terminated."""
+        # libzmq loses its statistics when a signal interrupts its loop.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        command = _RESUME
+        try:
+            while command != _STOP:
+                self._loop.run(self._control)
+                self._control.send(_PAUSED)
+                command = self._control.recv()
+        except zmq.ContextTerminated:
+            LOGGER.info('%s ends with its context', self._device)
+        except Exception as error:
+            LOGGER.exception('%s failed', self._device)
+            self.error = error
+        with suppress(zmq.ZMQError):
+            self._control.send(_ENDED, zmq.DONTWAIT)
+        self._close()
+        self._on_end()
+
+
+@contextmanager
+def _explain_error(what: str) -> Iterator[None]:
+    """Name in an error what libzmq rejects; not its value, which may be a password."""
+    try:
+        yield
+    except zmq.ZMQError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise zmq.ZMQError(error.errno, f'{error.strerror}: {what}') from None
+
+
+def _name(option: int) -> str:
+    return zmq.SocketOption(option).name if option in _OPTIONS else str(option)
+
+
+_OPTIONS = frozenset(map(int, zmq.SocketOption))
+
+_threads: WeakSet[DeviceThread] = WeakSet()
+
+
+@atexit.register
+def _stop_threads() -> None:
+    for thread in list(_threads):
+        with suppress(ZMQTimeoutError):  # a peer does not read, and the context belongs to others
+            thread.stop()

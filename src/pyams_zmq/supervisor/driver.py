@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""Starts processes, watches them, starts them again, and stops them."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any
+
+from pyams_zmq.interfaces import ZMQProcessGivenUpEvent
+from pyams_zmq.process.base import RECYCLED, ReadyProcess, StopOrder
+from pyams_zmq.process.descendants import (
+    POLL_INTERVAL,
+    OrphanCleanup,
+    ProcessInfo,
+    children,
+    open_pidfd,
+    poll,
+    subreaper,
+)
+from pyams_zmq.process.heartbeat import (
+    CHECK_INTERVAL,
+    HANG_TIMEOUT,
+    HeartbeatCounter,
+    LivenessCheck,
+)
+from pyams_zmq.process.watchdog import SIGNALS, STOP_SIGNALS, has_ended
+from pyams_zmq.supervisor.policy import Factory, RestartLimits, SupervisedProcess
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+
+class Supervisor(RestartLimits):
+    """Starts processes, and starts those again that crash.
+
+    - A process that ends with exit code 0 has stopped itself, and is not started again.
+    - A process that wants to be replaced ends with a certain exit code; the next one is started at
+      once.
+    - A process that hangs, because it was stopped (SIGSTOP) for instance, is killed after
+      `hang_timeout` seconds. A process that computes or waits does not hang.
+    - A process that crashes is started again after `min_delay` seconds, then after twice as many,
+      up to `max_delay`. When `max_starts` starts in a row ended within `min_life` seconds, it is
+      given up, with a CRITICAL log and a :class:`~pyams_zmq.interfaces.ZMQProcessGivenUpEvent`.
+
+    What a process leaves behind, a running ffmpeg for instance, is ended before the next process
+    is started. While `run` runs, this program adopts such orphans. It takes children for orphans
+    that it has forked itself meanwhile, without :mod:`multiprocessing` and :mod:`subprocess`.
+
+    It has no threads. It forks, so the program should have none either.
+
+    :param factories: functions that make a fresh process, which is not started, by its name
+    :param registry: registry that gets the events; by default that of the process
+    :param clock: returns the present time in seconds
+    """
+
+    hang_timeout: float = HANG_TIMEOUT
+
+    _replaces_all = False  # also those that have stopped themselves
+    _all_beat = False  # all processes beat as soon as they run: one that never does hangs, too
+
+    def __init__(
+        self,
+        factories: Mapping[str, Factory],
+        *,
+        registry: Any = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.registry = registry
+        self._clock = clock
+        self._children = [SupervisedProcess(*item) for item in factories.items()]
+        self._stopping = False
+        self._exit_code: int | None = None
+        self._reload_is_due = False
+        self._is_subreaper = False
+        self._former_children: set[ProcessInfo] = set()  # which are not orphans
+        self._cleanup: OrphanCleanup | None = None
+
+    @property
+    def processes(self) -> dict[str, ReadyProcess]:
+        """The processes that run, by name."""
+        return {
+            child.name: child.process
+            for child in self._children
+            if child.running and child.process is not None
+        }
+
+    @property
+    def is_finished(self) -> bool:
+        """True when no process runs or is to be started."""
+        return not any(child.running or child.due is not None for child in self._children)
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a process was given up, and none was left before `stop`; else 0."""
+        if self._exit_code is not None:
+            return self._exit_code
+        return int(self.is_finished and any(child.given_up for child in self._children))
+
+    def step(self, now: float) -> float | None:
+        """Do everything that is due, without waiting.
+
+        :param now: present time in seconds, on the clock of this supervisor
+        :return: seconds after which it has to be called again, or earlier if a process ends; None
+            if only that is a reason
+        """
+        for child in list(self._children):
+            if child.running and has_ended(child.process):
+                self._handle_end(child, now)
+        self._kill_hanging(now)
+        timeouts = self._step_cleanup(now)
+        if self._stopping:
+            timeouts += self._step_stop(now)
+        elif not timeouts:  # orphans may use what the next process needs
+            timeouts = self._step_start(now)
+        if any(child.running and child.pidfd is None for child in self._children):
+            timeouts.append(POLL_INTERVAL)
+        if any(child.liveness is not None for child in self._children):
+            timeouts.append(CHECK_INTERVAL)
+        if self._stopping and self._exit_code is None:  # `stop` was called in this step
+            timeouts.append(0.0)
+        return min(timeouts, default=None)
+
+    def run(self) -> int:
+        """Supervise until `stop`, SIGTERM or SIGINT, or until no process is left; stop them all.
+
+        SIGHUP reloads the processes. This must be called in the main thread.
+
+        :return: exit code of the program: 1 if no process is left and one was given up, else 0
+        """
+        threads = threading.active_count() - 1
+        if threads:
+            LOGGER.warning(
+                'This program runs %s threads beside the supervisor: a lock which one of them '
+                'holds while a process is forked is never released there',
+                threads,
+            )
+        with subreaper() as self._is_subreaper:
+            self._former_children = children()
+            try:
+                with self._handle_signals() as wake:
+                    while True:
+                        timeout = self.step(self._clock())
+                        if self._can_leave():
+                            return self.exit_code
+                        if wake in poll([wake, *self._descriptors()], timeout):
+                            os.read(wake, 64)
+                        if self._reload_is_due:
+                            self._reload_is_due = False
+                            self.reload()
+            finally:
+                self._stop_all()
+
+    def stop(self) -> None:
+        """Let `step` stop all processes, and `run` return then; signal handlers may call this."""
+        self._stopping = True
+
+    def reload(self) -> None:
+        """Let the processes read their users and keys again."""
+        for process in self.processes.values():
+            process.reload()
+
+    # Hooks
+
+    def _can_leave(self) -> bool:
+        return self.is_finished
+
+    def _descriptors(self) -> list[int]:
+        """Return the descriptors that are readable when `step` has something to do."""
+        return [child.pidfd for child in self._children if child.pidfd is not None]
+
+    def _next_to_stop(self) -> list[SupervisedProcess]:
+        return [child for child in self._children if child.running]
+
+    def _stop_orders(self, process: ReadyProcess) -> Iterator[StopOrder]:
+        return process._stop_orders()
+
+    # Start and end of a process
+
+    def _step_start(self, now: float) -> list[float]:
+        for child in self._children:
+            if child.is_due(now):
+                self._start(child, now)
+        return [max(0.0, child.due - now) for child in self._children if child.due is not None]
+
+    def _start(self, child: SupervisedProcess, now: float) -> None:
+        child.due = None
+        child.started = now
+        heartbeat = None
+        try:
+            process = child.factory()
+            if self.hang_timeout:
+                heartbeat = child.resources.enter_context(closing(HeartbeatCounter()))
+                process._heartbeat = heartbeat
+                if self._all_beat:
+                    heartbeat.beat()
+            process.start()
+        except Exception:
+            LOGGER.exception('%s cannot be started', child.name)
+            child.release()
+            self._restart_later(child, now, None)
+            return
+        child.process = process
+        child.running = True
+        if heartbeat is not None:
+            child.liveness = LivenessCheck(heartbeat, process.pid, self.hang_timeout)
+        child.pidfd = child.resources.enter_context(open_pidfd(process.pid))
+        LOGGER.info('%s is process %s', child.name, process.pid)
+
+    def _handle_end(self, child: SupervisedProcess, now: float) -> None:
+        child.release()
+        if self._is_subreaper:
+            self._cleanup = OrphanCleanup(self._former_children, now)
+        code = None if child.process is None else child.process.exitcode
+        if self._stopping or child.retired or (code == 0 and not self._replaces_all):
+            LOGGER.info('%s has ended with exit code %s', child.name, code)
+        elif code in (0, RECYCLED):
+            LOGGER.info('%s is replaced', child.name)
+            child.due = now
+        else:
+            self._restart_later(child, now, code)
+
+    def _restart_later(self, child: SupervisedProcess, now: float, code: int | None) -> None:
+        delay = child.schedule_restart(now, self)
+        if delay is None:
+            self._give_up(child, code)
+            return
+        LOGGER.error(
+            '%s ended after %.1f s with exit code %s, it is started again in %s s',
+            child.name,
+            now - child.started,
+            code,
+            delay,
+        )
+
+    def _give_up(self, child: SupervisedProcess, code: int | None) -> None:
+        LOGGER.critical(
+            '%s is given up: each of its last %s starts ended within %s s, the last one with exit '
+            'code %s, see its log; fix that and start the program again',
+            child.name,
+            self.max_starts,
+            self.min_life,
+            code,
+        )
+        self._notify_given_up(child.process, child.name, code)
+
+    def _notify_given_up(self, process: Any, name: str, code: int | None) -> None:
+        registry = self.registry
+        if registry is None:
+            registry = getattr(process, 'registry', None)
+        try:
+            if registry is not None:
+                registry.notify(ZMQProcessGivenUpEvent(process, name, code))
+        except Exception:
+            LOGGER.exception('A subscriber to the giving up of %s failed', name)
+
+    def _kill_hanging(self, now: float) -> None:
+        for child in self._children:
+            process = child.process
+            if process is not None and child.liveness is not None and child.liveness.check(now):
+                LOGGER.error(
+                    '%s (process %s) hangs: no heartbeat for %s s, it is killed',
+                    child.name,
+                    process.pid,
+                    self.hang_timeout,
+                )
+                child.liveness = None
+                process.kill()
+
+    def _step_cleanup(self, now: float) -> list[float]:
+        timeout = None if self._cleanup is None else self._cleanup.step(now)
+        if timeout is None:
+            self._cleanup = None
+            return []
+        return [timeout]
+
+    # The end
+
+    def _step_stop(self, now: float) -> list[float]:
+        if self._exit_code is None:
+            self._exit_code = self.exit_code
+        for child in self._children:
+            child.due = None
+        children = [(child, child.process) for child in self._next_to_stop() if child.process]
+        for child, process in children:
+            self._stop_further(child, process, now)
+        return [max(0.0, child.stop_deadline - now) for child, _ in children if child.running]
+
+    def _stop_further(self, child: SupervisedProcess, process: ReadyProcess, now: float) -> None:
+        """Give the next order to stop, if the process did not follow the last one in time."""
+        if child.stop_orders is None:
+            child.stop_orders = self._stop_orders(process)
+        elif now < child.stop_deadline:
+            return
+        else:
+            LOGGER.warning('%s did not stop in time', child.name)
+        order, timeout = next(child.stop_orders, (None, 0.0))
+        if order is None:  # SIGKILL did not end it: the system waits for a device
+            child.release()
+        else:
+            order()
+            child.stop_deadline = now + timeout
+
+    def _stop_all(self) -> None:
+        """Stop everything that still runs, if the loop failed."""
+        processes = self.processes.values()
+        for process in processes:
+            process._ask_to_stop()
+        for process in processes:
+            process.stop()
+        for child in self._children:
+            child.release()
+        if self._is_subreaper:
+            cleanup = OrphanCleanup(self._former_children, time.monotonic())
+            while (timeout := cleanup.step(time.monotonic())) is not None:
+                poll([], timeout)
+
+    # Signals
+
+    @contextmanager
+    def _handle_signals(self) -> Iterator[int]:
+        """Handle signals; return a descriptor that is readable when one came in."""
+        wake, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        former_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        handlers = dict.fromkeys(STOP_SIGNALS, self._on_stop_signal)
+        handlers[signal.SIGHUP] = self._on_hangup
+        former = {num: signal.signal(num, handler) for num, handler in handlers.items()}
+        # Else the system, or a handler of the program, would collect the exit codes.
+        former[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        try:
+            yield wake
+        finally:
+            for num, handler in former.items():
+                signal.signal(num, signal.SIG_DFL if handler is None else handler)
+            signal.set_wakeup_fd(former_fd)
+            os.close(wake)
+            os.close(write)
+
+    def _on_stop_signal(self, num: int, frame: Any) -> None:
+        self.stop()
+        signal.signal(num, signal.SIG_DFL)  # the second one of a kind ends this process at once
+
+    def _on_hangup(self, num: int, frame: Any) -> None:
+        self._reload_is_due = True

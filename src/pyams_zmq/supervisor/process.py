@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""A supervisor in a process of its own, which ends with its owner, beside standbys."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from pyramid.threadlocal import get_current_registry
+
+from pyams_zmq.process.base import OwnedProcess
+from pyams_zmq.process.channel import STOP
+from pyams_zmq.process.descendants import POLL_INTERVAL, OrphanCleanup, open_pidfd
+from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL
+from pyams_zmq.process.lock import NameLock
+from pyams_zmq.supervisor.driver import Supervisor
+from pyams_zmq.supervisor.policy import Factory
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+LOCK_INTERVAL = 0.2
+"""Seconds between two attempts of a standby to take the lock"""
+
+LOCK_REFRESH = 3600.0
+"""Seconds after which the file of a lock is touched, so that it is not tidied away"""
+
+
+class SupervisingProcess(OwnedProcess):
+    """Process that runs a supervisor and ends with its owner: what processes of this kind share.
+
+    :param registry: registry of the application
+    """
+
+    lock: str | None = None
+    """Of all processes of this user and machine with the same lock, one runs its supervisor; the
+    others stand by, and one of them takes over when it ends"""
+
+    _name_lock: NameLock | None = None
+    _supervise: Callable[[], int]  # runs an `OwnedSupervisor`, and returns its exit code
+
+    def start(self) -> None:
+        """Fork the child and return at once.
+
+        :raises ZMQStartError: in a program that gevent has patched
+        :raises OSError: the folder of the locks does not belong to this user
+        """
+        if self.lock is not None:
+            self._name_lock = NameLock(self.lock)
+        super().start()
+
+    def run(self) -> None:
+        """Supervise; runs in the child."""
+        self._drop_inherited_state()
+        try:
+            code = self._supervise()
+        except Exception as error:
+            LOGGER.exception('%s failed', self.name)
+            self._send_report(None, error)
+            code = 1
+        sys.exit(code)
+
+
+class SupervisorProcess(SupervisingProcess):
+    """Process beside a web server which runs a supervisor; it ends with its owner.
+
+    :param factories: see :class:`Supervisor`; they are called in this process
+    :param registry: registry of the application, by default the current one
+    :param lock: of all processes of this user and machine with the same lock, just one runs its
+        children; the others stand by, and one of them takes over when it ends. It keeps the lock
+        until it is stopped, also when all its children were given up.
+    """
+
+    drain_timeout: float = 30.0
+    """Seconds that `stop` gives all children; more than the longest of theirs"""
+
+    def __init__(
+        self, factories: Mapping[str, Factory], *, registry: Any = None, lock: str | None = None
+    ):
+        super().__init__(get_current_registry() if registry is None else registry)
+        self.factories = factories
+        self.lock = lock
+
+    def _supervise(self) -> int:
+        return OwnedSupervisor(self, self.factories).run()
+
+
+class OwnedSupervisor(Supervisor):
+    """Supervisor that also watches its owner, and the lock, in its loop.
+
+    :param process: process that it runs in
+    :param factories: see :class:`Supervisor`
+    """
+
+    def __init__(self, process: SupervisingProcess, factories: Mapping[str, Factory]):
+        super().__init__(factories, registry=process.registry)
+        self._owner = process._parent_pid
+        self._owner_pidfd: int | None = None
+        self._control = process._control
+        self._heartbeat = process._heartbeat
+        self._lock = process._name_lock
+        self._names = tuple(factories)
+        self._is_standby = False
+
+    def run(self) -> int:
+        """Supervise until the owner asks to stop, and as :meth:`Supervisor.run` does."""
+        with open_pidfd(self._owner) as self._owner_pidfd:
+            return super().run()
+
+    def step(self, now: float) -> float | None:
+        """Do everything that is due, if this process has the lock."""
+        self._check_owner()
+        timeouts = [POLL_INTERVAL] if self._owner_pidfd is None else []
+        if self._heartbeat is not None:
+            self._heartbeat.beat()
+            timeouts.append(HEARTBEAT_INTERVAL)
+        if self._lock is None:
+            timeout = super().step(now)
+        elif self._acquire(self._lock) or self._stopping:
+            timeout = super().step(now)
+            timeouts.append(LOCK_REFRESH)
+        else:
+            timeout = LOCK_INTERVAL
+        if timeout is not None:
+            timeouts.append(timeout)
+        return min(timeouts, default=None)
+
+    def _acquire(self, lock: NameLock) -> bool:
+        is_held = lock.acquire()
+        if not is_held and not self._is_standby:
+            LOGGER.info('Stands by for %s, which another process runs', ', '.join(self._names))
+        self._is_standby = not is_held
+        return is_held
+
+    def _can_leave(self) -> bool:
+        # It keeps the lock: a standby would start what was given up, or has stopped itself.
+        return self.is_finished and (self._lock is None or self._stopping)
+
+    def _descriptors(self) -> list[int]:
+        own = [self._control.fileno(), self._owner_pidfd]
+        return [fd for fd in own if fd is not None] + super()._descriptors()
+
+    def _check_owner(self) -> None:
+        if os.getppid() == self._owner:
+            with suppress(EOFError):
+                command = self._control.receive()
+                if command is not None and command.name == STOP:
+                    self.stop()
+                elif command is not None:
+                    self._control.refuse(command)
+                return
+        # It has died, or has become another program, which no pidfd shows. The next owner may want
+        # the addresses: at our end the processes have their `orphan_timeout`.
+        LOGGER.warning('The owner of this process (pid %s) died, stopping', self._owner)
+        now = time.monotonic()
+        # Nothing else would end the orphans: kill them now.
+        OrphanCleanup(self._former_children, now, 0.0).step(now)
+        self._on_owner_death()
+        os._exit(1)
+
+    def _on_owner_death(self) -> None:
+        """Do what cannot wait before this process ends, because its owner died."""

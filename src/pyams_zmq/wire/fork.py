@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""State that a fork must not share with its parent: contexts, sockets, threads and locks."""
+
+import os
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+Value = TypeVar('Value')
+
+
+class ForkLocal(Generic[Value]):
+    """A value that each process makes for itself, when it first needs it.
+
+    The process id is compared at each use: a hook of `os.register_at_fork` does not run in forks
+    made by uWSGI or by C code. No lock is used, because another thread may hold it at the fork.
+
+    :param make: makes the value; it may run more than once, and then one result is used
+    """
+
+    def __init__(self, make: Callable[[], Value]):
+        self._make = make
+        self._values: dict[int, Value] = {}
+        self._inherited: list[Any] = []
+
+    def get(self) -> Value:
+        """Return the value of this process."""
+        try:
+            return self._values[os.getpid()]
+        except KeyError:
+            return self._renew()
+
+    def _renew(self) -> Value:
+        pid = os.getpid()
+        value = self._values.setdefault(pid, self._make())  # atomic: all threads get the same one
+        for other in self._values.keys() - {pid}:
+            # Kept: to delete it would close sockets and contexts that the parent uses.
+            self._inherited.append(self._values.pop(other, None))
+        return value

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""A pool with a lock, as an application starts it: one supervisor, a standby, repeated starts."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from pyramid.config import Configurator
+from pyramid.registry import Registry
+
+from app.program import wait_for_end, wait_until
+from pool_checks import TIMEOUT, client_of, wait_for_file, workers_of
+from pool_handlers import FailingMessageHandler, Pool, PoolMessageHandler
+from pyams_zmq.config.startup import start_services
+from pyams_zmq.interfaces import IZMQProcessGivenUpEvent
+from pyams_zmq.pool import ZMQPool
+from pyams_zmq.supervisor import Supervisor
+
+
+@pytest.fixture
+def start_locked(folder, tmp_path):
+    """Start pools with the same lock; they are not ready."""
+    started = []
+
+    def start_pool(**options):
+        process = Pool(f'ipc://{tmp_path}/pool', **options)
+        process.lock = 'a lock'
+        process.start()
+        started.append(process)
+        return process
+
+    yield start_pool
+    for process in started:
+        process.stop()
+
+
+def processes_below(process):
+    return psutil.Process(process.pid).children()
+
+
+def test_one_supervisor(folder, tmp_path, ask, monkeypatch):
+    """The application starts the pool itself, with broker and workers below it."""
+    monkeypatch.setattr(sys, 'argv', ['server'])
+    address = f'ipc://{tmp_path}/pool'
+    config = Configurator()
+    config.include('pyams_zmq')
+    config.add_zmq_process('digest', address=address, handler=PoolMessageHandler, workers=2)
+    config.commit()
+    start_services(SimpleNamespace(app=SimpleNamespace(registry=config.registry)))
+    [process] = multiprocessing.active_children()
+    try:
+        assert isinstance(process, ZMQPool)
+        assert process.name == 'digest'
+        process.wait_ready()
+        stats = process.stats()
+        pids = {stats['pid'], *[worker['pid'] for worker in stats['workers']]}
+        assert {child.pid for child in processes_below(process)} == pids
+        assert len(pids) == 3
+    finally:
+        process.stop()
+
+
+def test_standby(start_locked, tmp_path):
+    """It has neither broker nor workers; it takes over when the first pool ends."""
+    users = tmp_path / 'users'
+    users.write_text('alice:a')
+    first = start_locked(auth=users)
+    first.wait_ready()
+    second = start_locked(auth=users)
+    users.write_text('bob:b')
+    with client_of(first, auth='alice:a') as client:
+        assert client.call('echo', 1) == 1
+    assert processes_below(second) == []
+    os.kill(first.pid, signal.SIGKILL)
+    second.wait_ready(TIMEOUT)
+    with client_of(second, auth='bob:b') as client:  # it reads the users when it takes over
+        assert client.call('echo', 1) == 1
+
+
+def test_failure_of_a_start(start_locked, tmp_path):
+    """The process is started again."""
+    begun = tmp_path / 'begun'
+
+    class Second:
+        def __init__(self):
+            if not begun.exists():
+                begun.touch()
+                raise LookupError('no such tool: ffmpeg')
+
+        def pid(self, args):
+            return [200, os.getpid()]
+
+    class SecondMessageHandler(PoolMessageHandler):
+        handler = Second
+
+    process = start_locked(handler=SecondMessageHandler)
+    process.wait_ready(TIMEOUT)
+    assert len(workers_of(process)) == 2
+
+
+def test_failure_of_all_starts(start_locked, tmp_path, monkeypatch):
+    """The pool stops its processes and keeps the lock until it is stopped."""
+    monkeypatch.setattr(Supervisor, 'min_delay', 0.01)
+    registry = Registry()
+    registry.registerHandler(
+        lambda event: Path(tmp_path, event.name).write_text(str(event.exit_code)),
+        [IZMQProcessGivenUpEvent],
+    )
+    process = start_locked(handler=FailingMessageHandler, registry=registry, workers=1)
+    wait_for_file(tmp_path / process.name)
+    assert (tmp_path / process.name).read_text() == '1'
+    assert (tmp_path / 'worker 1').exists()
+    wait_until(lambda: processes_below(process) == [], TIMEOUT)
+    second = start_locked()
+    second.join(1)  # several attempts to take the lock
+    assert processes_below(second) == []
+    assert process.is_alive()
+    process.stop()
+    assert process.exitcode == 1
+    second.wait_ready(TIMEOUT)
+    for child in processes_below(second):
+        os.kill(child.pid, signal.SIGKILL)
+        wait_for_end(child.pid, TIMEOUT)
+    second.stop()
+    assert second.exitcode == 0

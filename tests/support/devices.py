@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""Devices for tests: on free ports, blocked by a peer, or failing."""
+
+from contextlib import suppress
+
+import zmq
+
+from pyams_zmq.device import ProcessDevice, ProcessProxy, ThreadDevice, ThreadProxy
+
+LOCAL = 'tcp://127.0.0.1'
+ALL = [ThreadDevice, ProcessDevice]
+NOT_SUPPORTED = 'not supported'
+
+
+def make_device(factory, *args, bind=('in', 'out'), options=(), native=True, **kwargs):
+    """Make a device whose sockets are bound to free ports."""
+    device = factory(*args, **kwargs)
+    device.native = native
+    for name, option, value in options:
+        getattr(device, f'setsockopt_{name}')(option, value)
+    for name in bind:
+        getattr(device, f'bind_{name}')(LOCAL)
+    return device
+
+
+def start_blocked(device, peer):
+    """Start a streamer whose loop blocks during a burst; return the peer that does not read."""
+    device.setsockopt_out(zmq.SNDHWM, 10)
+    device.start()
+    sink, source = peer(zmq.PULL, device.out_address, rcvhwm=10), peer(zmq.PUSH, device.in_address)
+    device.pause()
+    source.sndtimeo = 300
+    with suppress(zmq.Again):
+        while True:
+            source.send(b'x' * 10_000)
+    device.resume()
+    assert sink.poll(5000)
+    return sink
+
+
+class FailingThreadProxy(ThreadProxy):
+    """Fails at the first message because its monitor is a socket that cannot send."""
+
+    _is_native = False
+
+
+class FailingProcessProxy(ProcessProxy):
+    """Fails at the first message, in a process."""
+
+    _is_native = False
+
+
+def start_failing(factory, peer, native=True):
+    """Start a device that fails when messages come in."""
+    proxy = FailingProcessProxy if factory is ProcessDevice else FailingThreadProxy
+    device = make_device(proxy, zmq.PULL, zmq.PUSH)
+    device._mon.type = zmq.PULL
+    device._is_native = native
+    device.start()
+    peer(zmq.PULL, device.out_address)
+    device.pause()
+    source = peer(zmq.PUSH, device.in_address, sndhwm=1)
+    for _ in range(500):
+        source.send(b'x')
+    device.resume()
+    return device
