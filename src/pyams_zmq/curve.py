@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""CURVE keys; public names of :mod:`pyams_zmq.auth.curve`."""
+"""CURVE keys; public names of `pyams_zmq.auth.curve`."""
 
 from pyams_zmq.auth.curve import CurveClient, CurveServer
 

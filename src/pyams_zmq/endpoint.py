@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Addresses; public names of :mod:`pyams_zmq.wire.endpoint`."""
+"""Addresses; public names of `pyams_zmq.wire.endpoint`."""
 
 from pyams_zmq.wire.endpoint import Endpoint
 

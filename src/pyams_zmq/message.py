@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Messages and replies; public names of :mod:`pyams_zmq.wire.message`."""
+"""Messages and replies; public names of `pyams_zmq.wire.message`."""
 
 from pyams_zmq.wire.message import (
     MAX_MESSAGE_SIZE,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The stream of a process; public names of :mod:`pyams_zmq.process.stream`."""
+"""The stream of a process; public names of `pyams_zmq.process.stream`."""
 
 from pyams_zmq.process.stream import ZMQStream
 

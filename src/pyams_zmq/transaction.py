@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Messages sent on commit; public names of :mod:`pyams_zmq.client.transaction`."""
+"""Messages sent on commit; public names of `pyams_zmq.client.transaction`."""
 
 from pyams_zmq.client.transaction import Sender, send_on_commit
 

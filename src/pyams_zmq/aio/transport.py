@@ -19,7 +19,7 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 
 
 class ZmqTransport(asyncio.BaseTransport):
-    """Transport of a ØMQ socket, made by :func:`~pyams_zmq.aio.loop.create_zmq_connection`.
+    """Transport of a ØMQ socket, made by :func:`~pyams_zmq.aio.create_zmq_connection`.
 
     Use it in the thread of its loop only. After its end all methods can still be called: those that
     need the socket raise OSError (ENOTSOCK), the others do nothing.
