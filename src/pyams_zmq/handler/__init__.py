@@ -46,7 +46,7 @@ class ZMQMessageHandler:
 
     An `async def` method runs as a task. A plain one runs in a thread if the `concurrency` of the
     stream is above 1 or the method has a timeout, see
-    :func:`~pyams_zmq.handler.methods.zmq_method`; otherwise it runs in the loop of the process.
+    :func:`~pyams_zmq.handler.zmq_method`; otherwise it runs in the loop of the process.
 
     :param process: the ZMQProcess
     :param stream: the ZMQStream that sends the replies
