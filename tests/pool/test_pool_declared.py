@@ -44,7 +44,7 @@ def test_declared(folder, tmp_path, ask):
 @pytest.mark.parametrize(
     ('settings', 'text'),
     [
-        ({'max_calls': '1'}, 'has max_calls, which is for a pool: say how many workers'),
+        ({'max_calls': '1'}, 'has max_calls, which is for a pool: set pyams_zmq.echo.workers'),
         ({'worker_address': '*:1'}, 'has worker_address, which is for a pool'),
         ({'workers': 'x'}, 'bad workers'),
         ({'workers': '-1'}, 'bad workers'),

@@ -222,7 +222,8 @@ def _check_pool(name: str, values: dict[str, Any]) -> None:
         for key in (*POOL_OPTIONS, *_POOL_LIMITS):
             if values.get(key):
                 raise ConfigurationError(
-                    f'ØMQ process {name!r} has {key}, which is for a pool: say how many workers'
+                    f'ØMQ process {name!r} has {key}, which is for a pool: '
+                    f'set {PREFIX}{name}.workers'
                 )
         return
     factory = values.setdefault('factory', ZMQPool)
