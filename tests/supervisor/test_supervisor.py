@@ -315,7 +315,7 @@ def test_given_up_with_registry(fakes, caplog):
     fakes.step()
     assert fakes.crash() is None
     assert len(heard) == 1
-    assert 'A subscriber to the giving up of fake failed' in caplog.text
+    assert 'A subscriber to the ZMQProcessGivenUpEvent of fake failed' in caplog.text
 
 
 def test_factory_fails(fakes, caplog):
