@@ -22,13 +22,7 @@ from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import ServiceAddress, configure
 from pyams_zmq.exceptions import ZMQRefusedError
 from pyams_zmq.pool import protocol
-from pyams_zmq.pool.protocol import (
-    KEY_SIZE,
-    MISSED_HEARTBEATS,
-    ROUTE_SIZE,
-    SEPARATOR,
-    check_interval,
-)
+from pyams_zmq.pool.protocol import KEY_SIZE, MISSED_HEARTBEATS, ROUTE_SIZE, SEPARATOR
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import RECYCLED
 from pyams_zmq.process.descendants import end_descendants, forbid_new_processes
@@ -92,10 +86,6 @@ class WorkerStream(ReplyStream):
     def __init__(self, *args: Any, **kwargs: Any):
         self.pending: set[bytes] = set()
         super().__init__(*args, **kwargs)
-
-    @staticmethod
-    def _prepare(socket: Any) -> None:
-        """Do nothing: a DEALER socket does not have the options of a ROUTER socket."""
 
     @property
     def has_overdue(self) -> bool:
@@ -211,7 +201,7 @@ class PoolWorker(ZMQProcess):
         :raises ValueError: for an invalid `concurrency` or `beat_interval`
         :raises ZMQStartError: in a program that gevent has patched
         """
-        check_interval(self.beat_interval)
+        protocol.check_interval(self.beat_interval)
         super().start()
 
     def init_stream(self) -> None:
