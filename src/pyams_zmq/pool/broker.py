@@ -169,7 +169,7 @@ class PoolBroker(ServiceProcess):
             # Without a loop, SIGHUP came before `init_stream`: no worker is registered.
             for worker in list(self._scheduler.workers.values()):
                 if not worker.stream.access.admits(worker.user):
-                    self._remove(worker.route, 'lost its access')
+                    self._scheduler.remove(worker.route, monotonic(), 'lost its access')
             self._pump()
 
     # Clients
@@ -201,7 +201,7 @@ class PoolBroker(ServiceProcess):
                 sender = user.encode() + SEPARATOR + first['Peer-Address'].encode()
         name = self._peek_type(body)
         if name == STATS_TYPE:
-            self._check_stats_access(first)
+            self._check_stats_access(first['User-Id'], first['Peer-Address'])
             self._send_reply(envelope, [encode([200, self._stats()])])
         else:
             size += sum(map(len, envelope)) + _FRAME_OVERHEAD * (len(envelope) + len(body))
@@ -214,8 +214,7 @@ class PoolBroker(ServiceProcess):
             return b''
         return peek_type(memoryview(data)[:_PEEK_SIZE] if len(data) > _PEEK_SIZE else data)
 
-    def _check_stats_access(self, first: Any) -> None:
-        user, address = first['User-Id'], first['Peer-Address']
+    def _check_stats_access(self, user: str, address: str) -> None:
         if not parse_ip(address).is_loopback and user not in self.stats_users:
             raise ZMQMessageError(
                 403,
@@ -294,22 +293,15 @@ class PoolBroker(ServiceProcess):
             stack.callback(self.loop.remove_handler, pidfd)
 
     def _on_exit(self, route: bytes, fd: int, events: int) -> None:
-        self._unwatch(route)
+        self._watches.pop(route).close()
         self._scheduler.handle_disconnect(route)
         # Its last replies may arrive after its exit.
         self.loop.call_later(_EXIT_DELAY, self._remove_dead, route)
 
     def _remove_dead(self, route: bytes) -> None:
         self._pump()
-        self._remove(route, 'died')
+        self._scheduler.remove(route, monotonic(), 'died')
         self._pump()
-
-    def _remove(self, route: bytes, reason: str) -> None:
-        self._scheduler.remove(route, monotonic(), reason)
-        self._unwatch(route)
-
-    def _unwatch(self, route: bytes) -> None:
-        self._watches.pop(route, ExitStack()).close()
 
     # The loop
 
@@ -355,12 +347,6 @@ class PoolBroker(ServiceProcess):
             if not self._scheduler.in_flight:
                 turns = turns + 1 if received != self._count_received() else REFUSAL_TURNS
         self._scheduler.abort(monotonic())
-
-    def _teardown(self) -> None:
-        for route in list(self._watches):
-            self._unwatch(route)
-        super()._teardown()
-        self._by_socket.clear()
 
 
 def make_worker_access(address: Any, auth: Users, curve: CurveServer | None) -> Access:

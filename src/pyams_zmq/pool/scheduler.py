@@ -23,14 +23,9 @@ SUSPENDED = 1.0
 """Seconds between two checks from which on the broker itself is considered to have been suspended,
 and the heartbeats that it has not read do not count as missed"""
 
-MAX_METHODS = 1000
-"""Limit of the methods that are counted by name"""
-
+MAX_METHODS = 1000  # that are counted by name
 MAX_WORKERS = 1000
-"""Limit of the workers"""
-
-MAX_SLOTS = 1000
-"""Limit of the calls that a worker may have at a time"""
+MAX_SLOTS = 1000  # of a worker: calls that it may have at a time
 
 
 class MethodStats:

@@ -4,7 +4,7 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,6 @@ class PoolSupervisor(OwnedSupervisor):
     _replaces_all = True
     _all_beat = True
 
-    _addresses: Sequence[str] | None = None
     _has_been_ready = False
     _replacement: tuple[SupervisedProcess, SupervisedProcess] | None = None
 
@@ -93,15 +92,14 @@ class PoolSupervisor(OwnedSupervisor):
         child.short_lives = 0
         if child is self._broker:
             # A broker that replaces this one has to bind the same ports.
-            self._addresses = child.process.bound_addresses
-            self._process.bind_addr, _local, *remote = self._addresses
+            self._process.bind_addr, _local, *remote = child.process.bound_addresses
             if remote:
                 self._process.worker_address = remote[0]
 
     def _check_ready(self) -> None:
         if not self._has_been_ready and all(each.ready or each.given_up for each in self._children):
             self._has_been_ready = True
-            self._process._send_report(self._addresses, None)
+            self._process._send_report(self._broker.process.bound_addresses, None)
 
     def _start(self, child: SupervisedProcess, now: float) -> None:
         child.ready = False

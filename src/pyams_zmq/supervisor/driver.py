@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -46,14 +46,13 @@ class Supervisor(RestartLimits):
       given up, with a CRITICAL log and a :class:`~pyams_zmq.interfaces.ZMQProcessGivenUpEvent`.
 
     What a process leaves behind, a running ffmpeg for instance, is ended before the next process
-    is started. While `run` runs, this program adopts such orphans. It takes children for orphans
-    that it has forked itself meanwhile, without :mod:`multiprocessing` and :mod:`subprocess`.
+    is started. While `run` runs, this program adopts such orphans. Children that it forks itself
+    meanwhile, without :mod:`multiprocessing` and :mod:`subprocess`, are treated as orphans.
 
-    It has no threads. It forks, so the program should have none either.
+    It does not have threads. It forks, so the program should not have any either.
 
     :param factories: functions that make a fresh process, which is not started, by its name
     :param registry: registry that gets the events; by default that of the process
-    :param clock: returns the present time in seconds
     """
 
     hang_timeout: float = HANG_TIMEOUT
@@ -66,15 +65,8 @@ class Supervisor(RestartLimits):
     _reload_is_due = False
     _is_subreaper = False
 
-    def __init__(
-        self,
-        factories: Mapping[str, Factory],
-        *,
-        registry: Any = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
+    def __init__(self, factories: Mapping[str, Factory], *, registry: Any = None):
         self.registry = registry
-        self._clock = clock
         self._children = [SupervisedProcess(*item) for item in factories.items()]
         self._former_children: set[ProcessInfo] = set()  # which are not orphans
         self._cleanup: OrphanCleanup | None = None
@@ -99,7 +91,7 @@ class Supervisor(RestartLimits):
     def step(self, now: float) -> float | None:
         """Do everything that is due, without waiting.
 
-        :param now: present time in seconds, on the clock of this supervisor
+        :param now: present time in seconds, on the monotonic clock
         :return: seconds after which it has to be called again, or earlier if a process ends; None
             if only that is a reason
         """
@@ -139,7 +131,7 @@ class Supervisor(RestartLimits):
             try:
                 with self._handle_signals() as wake:
                     while True:
-                        timeout = self.step(self._clock())
+                        timeout = self.step(time.monotonic())
                         if self._can_leave():
                             return self.exit_code
                         if wake in poll([wake, *self._descriptors()], timeout):
@@ -165,7 +157,7 @@ class Supervisor(RestartLimits):
         return self.is_finished
 
     def _descriptors(self) -> list[int]:
-        """Return the descriptors that are readable when `step` has something to do."""
+        """Return descriptors that become readable when `step` has to be called."""
         return [child.pidfd for child in self._children if child.pidfd is not None]
 
     def _next_to_stop(self) -> list[SupervisedProcess]:
@@ -298,7 +290,7 @@ class Supervisor(RestartLimits):
             child.stop_deadline = now + timeout
 
     def _stop_all(self) -> None:
-        """Stop everything that still runs, if the loop failed."""
+        """Stop the processes that still run because the loop failed, and end their orphans."""
         processes = self.processes.values()
         for process in processes:
             process._ask_to_stop()
@@ -315,7 +307,7 @@ class Supervisor(RestartLimits):
 
     @contextmanager
     def _handle_signals(self) -> Iterator[int]:
-        """Handle signals; return a descriptor that is readable when one came in."""
+        """Handle signals; yield a descriptor that is readable when a signal has arrived."""
         wake, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         former_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         handlers = dict.fromkeys(STOP_SIGNALS, self._on_stop_signal)
