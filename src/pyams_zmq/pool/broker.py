@@ -121,7 +121,6 @@ class PoolBroker(ServiceProcess):
         self.worker_address, self.worker_access = pool.worker_address, pool.worker_access
         self._by_socket: dict[Any, _RouterStream] = {}
         self._polled: list[tuple[Any, int]] = []
-        self._watches: dict[bytes, ExitStack] = {}
 
     def init_stream(self) -> None:
         """Bind the sockets for clients and workers."""
@@ -279,7 +278,7 @@ class PoolBroker(ServiceProcess):
         self._forwards_peers = needs_peers or (self._forwards_peers and self._has_seen_workers)
         self._has_seen_workers = True
         stream.send_frames([route, b'', protocol.READY_OK])
-        if stream is self._local_stream and route not in self._watches:
+        if stream is self._local_stream and not worker.is_watched:
             self._watch(worker)
         LOGGER.info('Worker %s of %s is ready', worker.pid, worker.host)
 
@@ -288,12 +287,12 @@ class PoolBroker(ServiceProcess):
         pidfd = stack.enter_context(open_pidfd(worker.pid))
         if pidfd is not None:
             worker.is_watched = True
-            self._watches[worker.route] = stack
-            self.loop.add_handler(pidfd, partial(self._on_exit, worker.route), IOLoop.READ)
+            on_exit = partial(self._on_exit, worker.route, stack)
+            self.loop.add_handler(pidfd, on_exit, IOLoop.READ)
             stack.callback(self.loop.remove_handler, pidfd)
 
-    def _on_exit(self, route: bytes, fd: int, events: int) -> None:
-        self._watches.pop(route).close()
+    def _on_exit(self, route: bytes, stack: ExitStack, fd: int, events: int) -> None:
+        stack.close()
         self._scheduler.handle_disconnect(route)
         # Its last replies may arrive after its exit.
         self.loop.call_later(_EXIT_DELAY, self._remove_dead, route)
