@@ -136,7 +136,7 @@ def test_killed_broker_of_a_busy_worker(pool, tmp_path):
 
     A second READY would not list the call that the broker has sent after the first one.
     """
-    process = pool(factory=type('Quick', (Pool,), {'beat_interval': 0.05}), workers=1)
+    process = pool(factory=type('Quick', (Pool,), {'beat_interval': 0.2}), workers=1)
     path = tmp_path / 'hold'
     with client_of(process) as client:
         with in_threads(partial(client.call, 'wait_for'), str(path)):
@@ -152,7 +152,7 @@ def test_killed_broker_of_a_busy_worker(pool, tmp_path):
 
         with in_threads(call, *range(20)) as results:
             wait_for_queue(process, 20)
-            time.sleep(0.5)  # ten heartbeats
+            time.sleep(1)  # five heartbeats
             path.unlink()
     assert set(results) == set(range(20))
 

@@ -19,6 +19,8 @@ from pool_checks import (
     client_of,
     in_threads,
     wait_for_file,
+    wait_for_files,
+    wait_for_workers,
     workers_of,
 )
 from pool_handlers import FailingMessageHandler, Pool, PoolHandler, PoolMessageHandler
@@ -283,10 +285,14 @@ def test_given_up(folder, tmp_path, monkeypatch):
     assert (tmp_path / 'worker 2').exists()
 
 
-def test_new_worker_is_given_up_while_the_old_one_finishes_a_call(folder, tmp_path, monkeypatch):
-    """Without a worker the pool ends; the call gets its reply."""
+@pytest.mark.parametrize('workers', [1, 2])
+def test_new_worker_is_given_up_while_the_old_one_finishes_a_call(
+    folder, tmp_path, monkeypatch, workers
+):
+    """Without a worker the pool ends, after the call; else the next reload starts it again."""
     monkeypatch.setattr(Supervisor, 'min_delay', 0.01)
-    flag, path = tmp_path / 'flag', tmp_path / 'hold'
+    flag = tmp_path / 'flag'
+    paths = [tmp_path / f'hold {number}' for number in range(workers)]
 
     class Later(PoolHandler):
         def __init__(self):
@@ -300,25 +306,32 @@ def test_new_worker_is_given_up_while_the_old_one_finishes_a_call(folder, tmp_pa
     registry.registerHandler(
         lambda event: Path(tmp_path, event.name).touch(), [IZMQProcessGivenUpEvent]
     )
-    process = Pool(handler=LaterMessageHandler, registry=registry, workers=1)
+    process = Pool(handler=LaterMessageHandler, registry=registry, workers=workers)
     process.start()
     process.wait_ready()
+
+    def find(state):
+        return [each['pid'] for each in process.stats()['workers'] if each['state'] == state]
+
     with client_of(process) as client:
-        with in_threads(partial(client.call, 'async_wait_for'), str(path)) as results:
-            wait_for_file(path)
+        with in_threads(partial(client.call, 'async_wait_for'), *map(str, paths)) as results:
+            wait_for_files(tmp_path, 'hold *', workers)
             process.reload()
-            old, new = wait_until(
-                lambda: both if len(both := process.stats()['workers']) == 2 else None, TIMEOUT
-            )
-            wait_until(lambda: process.stats()['workers'][0]['state'] == 'leaving', TIMEOUT)
-            assert old['in_flight'] == 1
+            wait_until(lambda: find('leaving'), TIMEOUT)
+            [new] = find('idle')
             flag.touch()
-            os.kill(new['pid'], signal.SIGKILL)
+            os.kill(new, signal.SIGKILL)
             wait_for_file(tmp_path / 'worker 1')
-            path.unlink()
-        assert results == [str(path)]
+            for path in paths:
+                path.unlink()
+        assert sorted(results) == sorted(map(str, paths))
+    if workers > 1:
+        flag.unlink()
+        process.reload()
+        wait_for_workers(process, count=workers)
+        process.stop()
     process.join(TIMEOUT)
-    assert process.exitcode == 1
+    assert process.exitcode == (workers == 1)
 
 
 def test_folder_that_is_being_made(tmp_path):

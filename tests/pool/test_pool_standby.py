@@ -72,6 +72,7 @@ def test_standby(start_locked, tmp_path):
     first = start_locked(auth=users)
     first.wait_ready()
     second = start_locked(auth=users)
+    second.reload()  # it has nothing to reload
     users.write_text('bob:b')
     with client_of(first, auth='alice:a') as client:
         assert client.call('echo', 1) == 1
