@@ -191,7 +191,7 @@ def test_dead_context(down):
     with pytest.raises(ZMQClosedError) as caught:
         zmq_response(socket)
     socket.close()
-    timer.join(5)  # also those of the probe, whoever holds the error with its traceback
+    timer.join(5)  # the error, which holds the traceback, keeps none of them open
     assert not timer.is_alive()
     assert caught.value.__suppress_context__
     with pytest.raises(ZMQClosedError):

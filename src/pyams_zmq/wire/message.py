@@ -121,23 +121,12 @@ def check_timeout(timeout: Any) -> float:
     return timeout
 
 
-def check_concurrency(concurrency: Any) -> int:
-    """Check a number of concurrent messages, and return it.
+def check_integer(name: str, value: Any, least: int) -> int:
+    """Check an integer, and return it.
 
-    :raises ValueError: if it is not an integer above 0
+    :param name: what the number is, for the error
+    :raises ValueError: if it is not an integer, or less than *least*
     """
-    return _check_integer('concurrency', concurrency, 1)
-
-
-def check_retries(retries: Any) -> int:
-    """Check a number of further attempts, and return it.
-
-    :raises ValueError: if it is not an integer, or negative
-    """
-    return _check_integer('retries', retries, 0)
-
-
-def _check_integer(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f'Bad {name} {value!r}: write {least} or more')
     return value
