@@ -103,7 +103,7 @@ def test_bad_credentials(auth):
 def test_bad_socket_type():
     with pytest.raises(zmq.ZMQError, match='Invalid argument'):
         zmq_socket('127.0.0.1:5555', 999)
-    gc.collect()  # what is half made does not complain either
+    gc.collect()  # the socket that could not be opened causes no warning
 
 
 def test_longest_credentials(start):

@@ -498,7 +498,7 @@ def test_a_server_that_hangs(client, process):
     os.kill(process.pid, signal.SIGSTOP)
     try:
         send_on_commit(client, 'note', 1, timeout=0.2)
-        with pytest.raises(ZMQUnreachableError):  # the system connects, nobody shakes hands
+        with pytest.raises(ZMQUnreachableError):  # connected, but without a handshake
             transaction.commit()
     finally:
         os.kill(process.pid, signal.SIGCONT)

@@ -29,10 +29,7 @@ def find_real(endpoint: str, table: dict[str, str]) -> str:
 
 
 def check_str(endpoint: Any) -> str:
-    """Return an endpoint that is a string.
-
-    :raises TypeError: if it is not
-    """
+    """Return an endpoint if it is a string, otherwise raise TypeError."""
     if not isinstance(endpoint, str):
         raise TypeError(f'The endpoint {endpoint!r} is not a str')
     return endpoint

@@ -62,10 +62,7 @@ def send_on_commit(
 
 
 def is_under_way(manager: Any) -> bool:
-    """Return True if a transaction has begun; do not begin one.
-
-    :param manager: transaction manager
-    """
+    """Return True if a transaction has begun, without beginning one."""
     detector = _Detector()
     manager.registerSynch(detector)  # it calls `newTransaction` for the current transaction
     manager.unregisterSynch(detector)

@@ -46,8 +46,6 @@ _KEYS = frozenset({str})
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _TYPE_AT_START = re.compile(rb'\s*\[\s*"([\w.]{1,100})"', re.ASCII).match
 _ERROR_AT_START = re.compile(rb'\s*\[\s*[45]\d\d\s*[],]').match
-_QUOTED = 80
-"""Characters of a reply that an error quotes"""
 
 
 def decode_request(data: bytes) -> tuple[str, Any]:
@@ -144,7 +142,7 @@ def payload_of(reply: Any) -> Any:
                 return payload
             raise ZMQRemoteError(status, payload)
     raise ZMQReplyError(
-        f'The reply is not [status, payload], but {str(reply)[:_QUOTED]!r}: use `request` for it'
+        f'The reply is not [status, payload], but {str(reply)[:80]!r}: use `request` for it'
     )
 
 
