@@ -61,8 +61,8 @@ class WriteBuffer(deque[Message]):
         low, high = self.limits
         limit = low if self._is_paused else high
         # Empty frames have no size. With a limit of 0, any message in the buffer counts.
-        must_pause = self.size > limit or (not limit and len(self) > 0)
-        if must_pause == self._is_paused:
+        is_full = self.size > limit or (not limit and len(self) > 0)
+        if is_full == self._is_paused:
             return None
-        self._is_paused = must_pause
-        return 'pause_writing' if must_pause else 'resume_writing'
+        self._is_paused = is_full
+        return 'pause_writing' if is_full else 'resume_writing'

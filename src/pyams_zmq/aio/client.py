@@ -245,14 +245,16 @@ class AsyncZMQClient:
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None
+        data = encode_request(message, deadline)
         while True:
-            data = encode_request(message, deadline)
             try:
                 return decode_reply(await self._connect().exchange(data, timeout))
             except RETRIED:
                 if not retries:
                     raise
             retries -= 1
+            if deadline is not None:
+                data = encode_request(message, deadline)
 
     def _connect(self) -> Connection:
         if self._is_closed:

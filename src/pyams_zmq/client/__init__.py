@@ -107,9 +107,9 @@ class ZMQClient:
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None
+        data = encode_request(message, deadline)
         idle = self._idle.get()
         while True:
-            data = encode_request(message, deadline)
             channel = self._acquire(idle)
             try:
                 reply = channel.exchange(data, timeout)
@@ -121,6 +121,8 @@ class ZMQClient:
                 self._release(channel, idle)
                 return decode_reply(reply)
             retries -= 1
+            if deadline is not None:
+                data = encode_request(message, deadline)
 
     def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - as above
         """Send a message now; see :func:`~pyams_zmq.transaction.send_on_commit` for later.
