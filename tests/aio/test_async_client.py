@@ -321,6 +321,7 @@ def test_expired_request_is_not_started(run, process):
 def test_cancelled(run, process):
     async def main():
         async with AsyncZMQClient(process.bound_address) as client:
+            await client.call('echo')  # until it is connected
             call = asyncio.ensure_future(client.call('count', 0.2))
             await asyncio.sleep(0.1)  # until it is under way
             call.cancel()
