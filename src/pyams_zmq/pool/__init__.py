@@ -23,7 +23,7 @@ from pyams_zmq.process.server_socket import SocketLimits
 from pyams_zmq.process.service import LIMITS
 from pyams_zmq.supervisor.process import SupervisingProcess
 from pyams_zmq.wire.endpoint import Endpoint
-from pyams_zmq.wire.message import check_concurrency, decode_reply
+from pyams_zmq.wire.message import check_integer, decode_reply
 
 STOP_SLACK = 6.0
 """Seconds after `drain_timeout` in which a pool stops its workers"""
@@ -102,7 +102,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         :raises ValueError: for an invalid `concurrency` or `beat_interval`
         :raises ZMQStartError: in a program that gevent has patched
         """
-        check_concurrency(self.concurrency)
+        check_integer('concurrency', self.concurrency, 1)
         check_interval(self.beat_interval)
         super().start()
 
