@@ -49,7 +49,7 @@ class Worker(OwnedProcess):
             else:
                 function = seen.copy if command.name == 'seen' else getattr(self, command.name)
                 self._control.run(command, function)
-        self._control.report_result(seen, ZMQMessageError(418, 'teapot'))
+        self._control.send_outcome('result', seen, ZMQMessageError(418, 'teapot'))
 
     def add(self, one, other):
         return one + other
@@ -313,19 +313,19 @@ def test_messages(channel):
     assert control.receive() is None
     owner.ask_to_stop()
     assert control.receive() == Command(STOP)
-    control.report(['address'])
-    assert owner.wait(lambda: owner.report, None, 0) == (['address'], None)
+    control.send_outcome('report', ['address'])
+    assert owner.wait('report', None, 0) == (['address'], None)
     control.close()
-    assert owner.wait(lambda: owner.result, None, 0) is None
+    assert owner.wait('result', None, 0) is None
 
 
 def test_reports_come_before_a_reset(channel):
     """The child has ended without reading a command: the system reports that first."""
     owner, control = channel
     owner.ask_to_stop()
-    control.report_result(1)
+    control.send_outcome('result', 1)
     control.close()
-    assert owner.wait(lambda: owner.result, None, 0) == (1, None)
+    assert owner.wait('result', None, 0) == (1, None)
     owner.ask_to_stop()  # which does no harm
     with pytest.raises(EOFError):
         owner._receive()
@@ -336,9 +336,9 @@ def test_another_process_has_the_end_of_the_child(channel):
     owner, control = channel
     end, other_end = os.pipe()
     os.close(other_end)  # it is readable as a pidfd is
-    assert owner.wait(lambda: owner.result, end, TIMEOUT) is None
-    control.report_result(1)
-    assert owner.wait(lambda: owner.result, end, TIMEOUT) == (1, None)
+    assert owner.wait('result', end, TIMEOUT) is None
+    control.send_outcome('result', 1)
+    assert owner.wait('result', end, TIMEOUT) == (1, None)
     os.close(end)
 
 

@@ -192,14 +192,13 @@ def test_zone_of_an_address(listen):
 
 def test_fork_of_a_server(router):
     sockets = ServerSockets('The service', Limits())
-    sockets.close_inherited()  # nothing is bound
     uri = sockets.bind(router(), 'tcp://127.0.0.1:*', Access())
     host, port = uri.removeprefix('tcp://').split(':')
     with network.create_connection((host, int(port))) as client:
         assert client.recv(1)  # libzmq has accepted it
 
         def run():
-            sockets.close_inherited()
+            close_inherited_listeners(sockets.uris)
             names = []
             for fd in map(int, os.listdir('/proc/self/fd')):
                 try:

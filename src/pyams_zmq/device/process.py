@@ -172,5 +172,5 @@ class DeviceProcess(OwnedProcess):
                 self._control.run(command, functions[command.name])
         watchdog.arm(self.drain_timeout)
         thread.stop()
-        self._control.report_result(thread.counts, thread.error)
+        self._control.send_outcome('result', thread.counts, thread.error)
         sys.exit(int(thread.error is not None))

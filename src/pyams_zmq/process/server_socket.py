@@ -6,6 +6,7 @@ import os
 import re
 import socket as network
 import stat
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from math import ceil
@@ -31,7 +32,7 @@ _ADVICE = {
     errno.EADDRINUSE: 'another process serves it, stop that one or choose another address',
     errno.EADDRNOTAVAIL: 'no interface of this machine has it',
     errno.ENODEV: 'it is neither an address nor an interface of this machine',
-    errno.EEXIST: 'a file which is not a socket is there, remove it or choose another path',
+    errno.EEXIST: 'a file that is not a socket is there, remove it or choose another path',
     errno.EACCES: 'this user may not bind it',
     errno.ENOENT: 'its folder does not exist',
 }
@@ -40,29 +41,14 @@ _ADVICE = {
 class SocketLimits:
     """Limits of the sockets of a server: class attributes, which a setting can override."""
 
-    max_message_size: int = 16 * 1024 * 1024
-    """Bytes of the largest message that is handled"""
-
-    bind_timeout: float = 2.0
-    """Seconds to wait, as a standby, for an address that is in use"""
-
-    handshake_timeout: float = 5.0
-    """Seconds until a peer that has not finished its handshake is dropped"""
-
-    heartbeat_interval: float = 5.0
-    """Seconds between two heartbeats to a peer"""
-
-    heartbeat_timeout: float = 5.0
-    """Seconds until a peer that does not answer a heartbeat is dropped"""
-
-    receive_hwm: int = 1000
-    """Received messages that wait, per peer"""
-
-    send_hwm: int = 1000
-    """Messages that wait to be sent, per peer"""
-
-    backlog: int = 100
-    """Connections that wait to be accepted"""
+    max_message_size: int = 16 * 1024 * 1024  #: Bytes of the largest message that is handled
+    bind_timeout: float = 2.0  #: Seconds to wait, as a standby, for an address that is in use
+    handshake_timeout: float = 5.0  #: Seconds until a peer without a finished handshake is dropped
+    heartbeat_interval: float = 5.0  #: Seconds between two heartbeats to a peer
+    heartbeat_timeout: float = 5.0  #: Seconds until a peer that misses a heartbeat is dropped
+    receive_hwm: int = 1000  #: Received messages that wait, per peer
+    send_hwm: int = 1000  #: Messages that wait to be sent, per peer
+    backlog: int = 100  #: Connections that wait to be accepted
 
     def apply_limits(self, socket: Any, max_size: int) -> None:
         """Set the options of a socket.
@@ -70,7 +56,7 @@ class SocketLimits:
         :param max_size: bytes of a message above which libzmq drops the peer, -1 for no limit
         """
         socket.linger = LINGER
-        socket.maxmsgsize = max_size
+        socket.maxmsgsize = min(max_size, sys.maxsize)
         socket.rcvhwm = self.receive_hwm
         socket.sndhwm = self.send_hwm
         socket.backlog = self.backlog
@@ -163,11 +149,6 @@ class ServerSockets:
         """Bound addresses, in the order of binding; those of closed sockets may be among them."""
         return [uri for uris in self._uris.values() for uri in uris]
 
-    def close_inherited(self) -> None:
-        """Close the listeners and their connections in a fork of this process."""
-        if self._uris:
-            close_inherited_listeners(self.uris)
-
     def release(self) -> None:
         """Release the locks of the ipc addresses, once the sockets are closed."""
         for lock in self._locks.values():
@@ -189,8 +170,8 @@ def close_inherited_listeners(
 ) -> None:
     """Close listeners that a forked process has inherited, and the connections accepted by them.
 
-    The fork could outlive its parent: nobody else could bind the addresses, and the peers would not
-    notice that nobody serves them.
+    The fork can outlive its parent: no other process could bind the addresses, and the peers would
+    keep connections that no process serves.
 
     :param uris: addresses of the listeners, as libzmq returned them; None for all listeners
     :param kept: descriptors to leave open
