@@ -28,7 +28,7 @@ ADDRESSES = {'in': ['tcp://127.0.0.1:1', 'ipc:///tmp/x'], 'out': []}
 
 
 class Worker(OwnedProcess):
-    """Obeys its owner in a main thread without a loop."""
+    """Runs the commands of its owner in a main thread without a loop."""
 
     drain_timeout = 20.0
     orphan_timeout = 20.0
@@ -198,7 +198,7 @@ def test_unknown_command(factory):
 
 
 class Loop(OwnedProcess):
-    """Obeys its owner in a loop."""
+    """Runs the commands of its owner in a loop."""
 
     def __init__(self):
         super().__init__(Registry())
@@ -280,7 +280,7 @@ def test_result(worker, end):
 
 
 def test_owner_closes_its_end(worker):
-    """As a program does that becomes another one."""
+    """A program does so when it becomes another program (exec)."""
     worker._channel.close()
     worker.join(TIMEOUT)
     assert worker.exitcode == 0
@@ -332,7 +332,7 @@ def test_reports_come_before_a_reset(channel):
 
 
 def test_another_process_has_the_end_of_the_child(channel):
-    """The end of the child is not seen in the channel then, what it has reported is."""
+    """The channel does not show the end of the child, but still delivers its result."""
     owner, control = channel
     end, other_end = os.pipe()
     os.close(other_end)  # it is readable as a pidfd is
@@ -342,8 +342,8 @@ def test_another_process_has_the_end_of_the_child(channel):
     os.close(end)
 
 
-def test_command_is_not_there_any_more(channel):
-    """The watchdog is woken up for nothing."""
+def test_wake_up_without_a_command(channel):
+    """The watchdog wakes up, and no command is there."""
     _owner, control = channel
     watchdog = Watchdog(os.getppid(), 1, control, int, int)
     watchdog._read_control(control)

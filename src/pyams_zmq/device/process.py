@@ -11,7 +11,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import zmq
-from pyramid.threadlocal import get_current_registry
 
 from pyams_zmq.device.base import BackgroundDevice
 from pyams_zmq.device.proxy import Counts
@@ -76,7 +75,7 @@ class DeviceProcess(OwnedProcess):
     drain_timeout = 5.0
 
     def __init__(self, device: Any):
-        super().__init__(get_current_registry())
+        super().__init__()
         self.name = str(device)
         self.addresses: dict[str, list[str]] = {}
         self._device = device

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import zmq
-from pyramid.threadlocal import get_current_registry
 from zope.interface import implementer
 
 from pyams_zmq.auth import Users
@@ -67,7 +66,7 @@ class ZMQProcess(ServiceProcess):
         *,
         curve: CurveServer | None = None,
     ):
-        super().__init__(get_current_registry() if registry is None else registry)
+        super().__init__(registry)
         Endpoint.parse(bind_addr, bind=True)
         self.set_access(auth, clients, curve)
         self.bind_addr = bind_addr

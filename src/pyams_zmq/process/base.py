@@ -42,7 +42,7 @@ class OwnedProcess(multiprocessing.Process):
 
     It always forks, and is not daemonic: it may have children.
 
-    :param registry: registry of the application
+    :param registry: registry of the application, by default the current one
     """
 
     drain_timeout: float = 10.0
@@ -53,14 +53,14 @@ class OwnedProcess(multiprocessing.Process):
     _popen: Any
     _parent_pid: int
 
-    _channel: Any = None  # an OwnerChannel
+    _channel: OwnerChannel  # from the start on
     _control: Any = None  # a ChildChannel
     _watchdog: Watchdog | None = None
     _heartbeat: HeartbeatCounter | None = None
 
-    def __init__(self, registry: Any):
+    def __init__(self, registry: Any = None):
         super().__init__()
-        self.registry = registry
+        self.registry = get_current_registry() if registry is None else registry
         self._stop_lock = RLock()
         self._channel_lock = RLock()
 
@@ -169,8 +169,7 @@ class OwnedProcess(multiprocessing.Process):
     def _owner_channel(self) -> OwnerChannel:
         if not self._is_owner():
             raise ZMQStartError(f'{self.name} was not started by this process')
-        channel: OwnerChannel = self._channel
-        return channel
+        return self._channel
 
     def _describe_end(self) -> Exception:
         return ZMQStartError(f'{self.name} ended with exit code {self.exitcode}, see its log')

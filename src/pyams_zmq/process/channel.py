@@ -25,6 +25,7 @@ STOP = 'stop'
 """Command to stop, which the child does not answer"""
 
 _MAX_PACKET = 256 * 1024  # bytes; the system takes no packet above its send buffer, 208 KiB
+_MAX_ERROR = 32 * 1024  # bytes of a pickled error
 _MAX_TEXT = 1000  # characters of an error that cannot be sent as it is
 
 Outcome = tuple[Any, Exception | None]
@@ -192,15 +193,12 @@ def open_channel() -> tuple[OwnerChannel, ChildChannel]:
     return OwnerChannel(owner), ChildChannel(child)
 
 
-def make_portable(error: Exception, max_size: int = 32 * 1024) -> Exception:
-    """Return an error that can be sent as it is, or a ZMQStartError with its type and text.
-
-    :param max_size: bytes of the pickled error
-    """
+def make_portable(error: Exception) -> Exception:
+    """Return an error that can be sent as it is, or a ZMQStartError with its type and text."""
     try:
         data = pickle.dumps(error)
         pickle.loads(data)  # noqa: S301 - our own: some exceptions pickle, but do not unpickle
-        if len(data) <= max_size:
+        if len(data) <= _MAX_ERROR:
             return error
     except Exception:  # noqa: BLE001 - pickling an exception of others may raise anything
         LOGGER.debug('%s cannot be pickled', type(error).__name__)

@@ -223,7 +223,7 @@ def wait_for_descendants(
         left = deadline - monotonic()
         if left <= 0:
             return False
-        _wait_for_any(running, left)
+        wait_for_any(running, left)
     return True
 
 
@@ -255,7 +255,12 @@ def _send_and_log(process: ProcessInfo, num: signal.Signals, *, quiet: bool = Fa
     process.send(num)
 
 
-def _wait_for_any(processes: Iterable[ProcessInfo], timeout: float) -> None:
+def wait_for_any(processes: Iterable[Any], timeout: float) -> None:
+    """Wait until one of some processes has ended, but not longer than `LIST_INTERVAL`.
+
+    :param processes: objects that have a `pid`
+    :param timeout: seconds
+    """
     with ExitStack() as stack:
         pidfds = [stack.enter_context(open_pidfd(each.pid)) for each in processes]
         fds = [fd for fd in pidfds if fd is not None]

@@ -107,30 +107,26 @@ class ServerSockets:
         if domain is not None:
             access.protect(socket, domain)
         deadline = monotonic() + self._limits.bind_timeout
+        lock = None if path is None else self._locks.get(path) or IPCLock(path)
         while True:
             try:
-                self._bind_once(socket, uri, path)
-                return self.add(socket, access)
-            except ZMQBindError as error:
-                if error.errno != errno.EADDRINUSE or monotonic() > deadline:
-                    raise
+                if lock is not None:
+                    lock.acquire()
+                socket.bind(uri)
+                break
+            except (OSError, zmq.ZMQError) as error:
+                if lock is not None and lock.path not in self._locks:
+                    lock.release()
+                number = error.errno or 0
+                if number != errno.EADDRINUSE or monotonic() > deadline:
+                    text, advice = zmq.strerror(number), _ADVICE.get(number)
+                    text = f'{text} ({advice})' if advice else text
+                    raise ZMQBindError(number, text, uri) from None
             self._before_retry()
             sleep(_RETRY_INTERVAL)  # no event is sent when an address becomes free
-
-    def _bind_once(self, socket: Any, uri: str, path: str | None) -> None:
-        lock = None if path is None else self._locks.get(path) or IPCLock(path)
-        try:
-            if lock is not None:
-                lock.acquire()
-            socket.bind(uri)
-        except (OSError, zmq.ZMQError) as error:
-            if lock is not None and lock not in self._locks.values():
-                lock.release()
-            number = error.errno or 0
-            text, advice = zmq.strerror(number), _ADVICE.get(number)
-            raise ZMQBindError(number, f'{text} ({advice})' if advice else text, uri) from None
-        if path is not None and lock is not None:
-            self._locks[path] = lock
+        if lock is not None:
+            self._locks[lock.path] = lock
+        return self.add(socket, access)
 
     def add(self, socket: Any, access: Access) -> str:
         """Add a socket that is bound by other means.

@@ -20,6 +20,7 @@ from pyams_zmq.process.descendants import (
     forbid_new_processes,
     open_pidfd,
     poll,
+    wait_for_any,
 )
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL, HeartbeatCounter
 
@@ -56,15 +57,11 @@ def wait_for_exit(process: Any, timeout: float) -> bool:
     :return: True if the process has ended
     """
     deadline = monotonic() + timeout
-    with open_pidfd(process.pid) as pidfd:
-        while not has_ended(process):
-            left = deadline - monotonic()
-            if left <= 0:
-                return False
-            if pidfd is None:
-                poll([], min(left, POLL_INTERVAL))
-            else:
-                poll([pidfd], left)
+    while not has_ended(process):
+        left = deadline - monotonic()
+        if left <= 0:
+            return False
+        wait_for_any([process], left)
     return True
 
 
