@@ -156,6 +156,7 @@ def test_large_message_for_a_worker_of_another_machine(pool):
         worker_auth='worker:secret',
     )
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    worker.beat_interval = 5.0  # decoding the message may delay a heartbeat on a loaded machine
     worker.start()
     try:
         worker.wait_ready()

@@ -50,6 +50,9 @@ def replying(*replies, socket_type=zmq.REP, policy=None, **options):
 
     def run():
         for reply in replies:
+            while not socket.poll(20):  # a client that fails may send nothing
+                if stop.is_set():
+                    return
             socket.recv_multipart()
             socket.send(reply() if callable(reply) else reply)
         stop.wait()
