@@ -93,7 +93,7 @@ def _load_pair(key: Key) -> tuple[bytes, bytes]:
         return zmq.curve_public(secret), secret
     public, loaded = _load_file(key)
     if loaded is None:
-        raise ValueError(f'CURVE key {key!r}: the file does not contain a secret key')
+        raise ValueError(f'CURVE key {os.fspath(key)!r}: the file does not contain a secret key')
     return public, loaded
 
 

@@ -235,8 +235,8 @@ class ReadyProcess(OwnedProcess):
         if has_ended(self):
             raise self._describe_end()
         self.bound_addresses = addresses
-        self.bound_address = address = str(addresses[0])
-        return address
+        self.bound_address = addresses[0]
+        return str(self.bound_address)
 
     def reload(self) -> None:
         """Ask the child, by SIGHUP, to read users and keys again."""
