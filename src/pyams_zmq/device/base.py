@@ -306,7 +306,7 @@ class Device(AccessAttributes, SocketLimits):
                     binding.address = address  # which a restart binds again
 
     def _check(self) -> None:
-        if not self._owns_context and (self.has_credentials or self.clients):
+        if not self._owns_context and (self.access.has_credentials or self.clients):
             raise ValueError(
                 'Access rules need a context of the device: remove auth, clients and curve, or '
                 'context_factory and inproc:// addresses'

@@ -11,7 +11,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import zmq
-from pyramid.threadlocal import get_current_registry
 
 from pyams_zmq.device.base import BackgroundDevice
 from pyams_zmq.device.proxy import NO_COUNTS, Statistics, summarize
@@ -37,7 +36,7 @@ class DeviceProcess(OwnedProcess):
     drain_timeout = 5.0
 
     def __init__(self, device: Any):
-        super().__init__(get_current_registry())
+        super().__init__()
         self.name = str(device)
         self.addresses: dict[str, list[str]] = {}
         self._device = device
@@ -134,7 +133,7 @@ class DeviceProcess(OwnedProcess):
                 self._control.run(command, functions[command.name])
         watchdog.arm(self.drain_timeout)
         thread.stop()
-        self._control.report_result(thread.statistics(), thread.error)
+        self._control.send_outcome('result', thread.statistics(), thread.error)
         sys.exit(int(thread.error is not None))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import zmq
-from pyramid.threadlocal import get_current_registry
 
 from pyams_zmq.auth import AccessAttributes, Users
 from pyams_zmq.auth.curve import CurveServer
@@ -83,7 +82,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         worker_auth: Users = None,
         worker_curve: CurveServer | None = None,
     ):
-        super().__init__(get_current_registry() if registry is None else registry)
+        super().__init__(registry)
         if workers < 1:
             raise ValueError(f'Bad workers {workers!r}: write 1 or more')
         Endpoint.parse(bind_addr, bind=True)

@@ -93,10 +93,6 @@ class WorkerStream(ReplyStream):
         self.pending: set[bytes] = set()
         super().__init__(*args, **kwargs)
 
-    @staticmethod
-    def _prepare(socket: Any) -> None:
-        """Do nothing: a DEALER socket does not have the options of a ROUTER socket."""
-
     @property
     def has_overdue(self) -> bool:
         """True while a method runs whose call was answered with 504 at its deadline."""

@@ -8,16 +8,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import zmq
-from pyramid.threadlocal import get_current_registry
 from zope.interface import implementer
 
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveServer
-from pyams_zmq.interfaces import (
-    IZMQProcess,
-    ZMQProcessStartedEvent,
-    ZMQProcessStoppedEvent,
-)
+from pyams_zmq.interfaces import IZMQProcess, ZMQProcessStartedEvent, ZMQProcessStoppedEvent
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
@@ -28,13 +23,13 @@ __all__ = ['ZMQProcess', 'process_exit_func']
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
+# Seconds after which a method that computes releases the interpreter to the loop and to other
+# methods; the default of Python is 0.005, and a reply needs three switches.
 SWITCH_INTERVAL = 0.001
-"""Seconds after which a method that computes releases the interpreter to the loop and to other
-methods; the default of Python is 0.005, and a reply needs three switches"""
 
+# A stopping process refuses messages until none arrives within a turn of 0.02 seconds.
 REFUSAL_TURNS = 10
 REFUSAL_TURN = 0.02
-"""A stopping process refuses messages until none arrives within 0.02 seconds, at most 10 times"""
 
 
 @implementer(IZMQProcess)
@@ -71,7 +66,7 @@ class ZMQProcess(ServiceProcess):
         *,
         curve: CurveServer | None = None,
     ):
-        super().__init__(get_current_registry() if registry is None else registry)
+        super().__init__(registry)
         Endpoint.parse(bind_addr, bind=True)
         self.set_access(auth, clients, curve)
         self.bind_addr = bind_addr

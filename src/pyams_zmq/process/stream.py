@@ -285,14 +285,11 @@ class ReplyStream(ZMQStream):
     no_delimiter_reply = b'[400,"Bad message: no delimiter, an empty frame, before the request"]'
 
     def __init__(self, socket: Any, *args: Any, concurrency: int = 1, **kwargs: Any):
-        self._prepare(socket)
+        if socket.type == zmq.ROUTER:
+            # A message that is sent on the socket itself, without an envelope, raises an error.
+            socket.router_mandatory = True
         self.concurrency = concurrency
         super().__init__(socket, *args, **kwargs)
-
-    @staticmethod
-    def _prepare(socket: Any) -> None:
-        # A message that is sent on the socket itself, without an envelope, raises an error.
-        socket.router_mandatory = True
 
     def _can_receive(self) -> bool:
         return self.envelope is None and self.in_hand < self.concurrency
