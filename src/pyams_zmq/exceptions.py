@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""One base, and under it the builtin that fits each case."""
+"""The errors of this package: each also inherits the builtin that fits."""
 
 
 class ZMQBaseError(Exception):
@@ -7,12 +7,12 @@ class ZMQBaseError(Exception):
 
 
 class ZMQMessageError(ZMQBaseError, ValueError):
-    """A message that gets ``[status, text]`` for an answer.
+    """A message that is answered with ``[status, text]``.
 
-    A method of a handler raises it to choose its own answer; the peer sees the text.
+    A method of a handler raises it to choose the reply; the peer reads the text.
 
-    :param int status: status of the reply, by convention one of HTTP's
-    :param str text: what the peer reads
+    :param status: number, by convention an HTTP status
+    :param text: text of the reply
     """
 
     def __init__(self, status: int, text: str):
@@ -25,11 +25,11 @@ class ZMQMessageError(ZMQBaseError, ValueError):
 
 
 class ZMQStartError(ZMQBaseError, RuntimeError):
-    """A process that could not start; its text is the reason its child gave."""
+    """A process that could not start; the text is the reason."""
 
 
 class ZMQBindError(OSError, ZMQStartError):
-    """An endpoint that cannot be bound; `errno` is the one of libzmq, `filename` the endpoint."""
+    """An address that cannot be bound; `errno` is that of libzmq, `filename` the address."""
 
 
 class ZMQTimeoutError(ZMQBaseError, TimeoutError):
@@ -41,14 +41,14 @@ class ZMQUnreachableError(ZMQBaseError, ConnectionError):
 
 
 class ZMQRefusedError(ZMQBaseError, ConnectionRefusedError):
-    """A service that does not let us in: wrong credentials, mechanism or address."""
+    """A service that refuses the connection: wrong credentials, mechanism or address."""
 
 
 class ZMQRemoteError(ZMQBaseError, RuntimeError):
-    """An answer of a service whose status is not 2xx.
+    """A reply whose status is not 2xx.
 
     :param status: status of the reply
-    :param payload: what came with it, a text in general
+    :param payload: payload of the reply, usually a text
     """
 
     def __init__(self, status: int, payload: object):
@@ -66,7 +66,7 @@ class ZMQRemoteError(ZMQBaseError, RuntimeError):
 
 
 class ZMQReplyError(ZMQBaseError, ValueError):
-    """A reply which is not the JSON text it should be."""
+    """A reply that is not valid JSON."""
 
 
 class ZMQClosedError(ZMQBaseError, ConnectionError):

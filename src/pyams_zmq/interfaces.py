@@ -9,36 +9,35 @@ from zope.interface.interfaces import IObjectEvent, ObjectEvent
 
 
 class IZMQProcess(Interface):
-    """A process that serves a ØMQ socket beside the application."""
+    """A process that serves a ØMQ socket beside the application.
 
-    socket_type = Attribute('Type of the socket that `init_stream` binds (class attribute)')
+    The attributes up to `loop_factory` are class attributes, which a subclass sets.
+    """
+
+    socket_type = Attribute('Type of the socket that `init_stream` binds')
     concurrency = Attribute(
-        'Messages that are handled at a time (class attribute); above 1, plain methods run in '
-        'threads and must be thread-safe'
+        'Messages that are handled at a time; above 1, plain methods run in threads and must be '
+        'thread-safe'
     )
-    max_message_size = Attribute('Bytes of the largest message that is handled (class attribute)')
-    drain_timeout = Attribute(
-        'Seconds in which a stopping process finishes its messages (class attribute)'
-    )
+    max_message_size = Attribute('Bytes of the largest message that is handled')
+    drain_timeout = Attribute('Seconds in which a stopping process finishes its messages')
     orphan_timeout = Attribute(
-        'Seconds in which a process finishes its messages when its owner has died (class attribute)'
+        'Seconds in which a process finishes its messages when its owner has died'
     )
-    bind_timeout = Attribute(
-        'Seconds to wait, as a standby, for an address that is in use (class attribute)'
-    )
+    bind_timeout = Attribute('Seconds to wait, as a standby, for an address that is in use')
     handshake_timeout = Attribute(
-        'Seconds until a peer that has not finished its handshake is dropped (class attribute)'
+        'Seconds until a peer that has not finished its handshake is dropped'
     )
-    heartbeat_interval = Attribute('Seconds between two heartbeats to a peer (class attribute)')
+    heartbeat_interval = Attribute('Seconds between two heartbeats to a peer')
     heartbeat_timeout = Attribute(
-        'Seconds until a peer that does not answer a heartbeat is dropped (class attribute)'
+        'Seconds until a peer that does not answer a heartbeat is dropped'
     )
-    receive_hwm = Attribute('Received messages that wait, per peer (class attribute)')
-    send_hwm = Attribute('Messages that wait to be sent, per peer (class attribute)')
-    backlog = Attribute('Connections that wait to be accepted (class attribute)')
-    curve = Attribute('CurveServer, or None (class attribute or keyword argument)')
+    receive_hwm = Attribute('Received messages that wait, per peer')
+    send_hwm = Attribute('Messages that wait to be sent, per peer')
+    backlog = Attribute('Connections that wait to be accepted')
+    curve = Attribute('CurveServer, or None; also a keyword argument')
     loop_factory = Attribute(
-        'Function that returns a new asyncio loop, for the IOLoop of the child (class attribute)'
+        'Function that returns a new asyncio loop, for the IOLoop of the child'
     )
 
     context = Attribute('ØMQ context of the child, None in the parent')
@@ -49,16 +48,12 @@ class IZMQProcess(Interface):
     bind_addr = Attribute('Address to bind, as given')
     rep_stream = Attribute('ZMQStream of the child that receives the messages')
     handler = Attribute('Factory of the message handler, a class that provides IZMQMessageHandler')
-    passwords = Attribute(
-        'Passwords by user name of the users that may connect; None if there are no users'
-    )
+    passwords = Attribute('Passwords by user name; None if there are no users')
     clients = Attribute(
         'IP addresses and networks that may connect, as a list of strings; None if all may connect'
     )
     registry = Attribute('Registry of the application')
-    bound_address = Attribute(
-        'Bound URI, with the real port; None in the parent before `wait_ready`'
-    )
+    bound_address = Attribute('Bound URI, with its port; None in the parent before `wait_ready`')
     draining = Attribute('True in a child that is about to stop')
 
     def start() -> None:
@@ -70,8 +65,8 @@ class IZMQProcess(Interface):
         :param timeout: seconds; None waits without end
         :return: the bound endpoint, with its real port
         :raises ZMQTimeoutError: it is still not ready after *timeout*
-        :raises ZMQStartError: it ended, or was never started; an exception of the child which
-            can be pickled is raised as it was, a ZMQBindError for instance
+        :raises ZMQStartError: it ended, or was never started
+        :raises Exception: the error of the child, a ZMQBindError for instance, if it can be pickled
         """
 
     def run() -> None:
@@ -143,7 +138,7 @@ class IZMQService(Interface):
     address = Attribute('Address to bind')
     handler = Attribute('Class of its message handler')
     factory = Attribute('Class of its process')
-    start = Attribute("What starts its process: `'auto'`, `'external'` or `'never'`")
+    start = Attribute("How its process is started: `'auto'`, `'external'` or `'never'`")
 
     def make_process(registry: Any) -> Any:
         """Make the process of the service, without starting it.
@@ -191,23 +186,19 @@ class IZMQProcessGivenUpEvent(IZMQProcessEvent):
     exit_code = Attribute('Exit code of the last process, negative for a signal; None if unknown')
 
 
-class ZMQProcessEvent(ObjectEvent):
-    """Base of the events of a process."""
-
-
 @implementer(IZMQProcessStartedEvent)
-class ZMQProcessStartedEvent(ZMQProcessEvent):
-    """The sockets of the process are bound, it is about to serve."""
+class ZMQProcessStartedEvent(ObjectEvent):
+    """See :class:`IZMQProcessStartedEvent`."""
 
 
 @implementer(IZMQProcessStoppedEvent)
-class ZMQProcessStoppedEvent(ZMQProcessEvent):
-    """The process has stopped serving."""
+class ZMQProcessStoppedEvent(ObjectEvent):
+    """See :class:`IZMQProcessStoppedEvent`."""
 
 
 @implementer(IZMQProcessGivenUpEvent)
-class ZMQProcessGivenUpEvent(ZMQProcessEvent):
-    """A supervisor has given the process up, and does not start it again.
+class ZMQProcessGivenUpEvent(ObjectEvent):
+    """See :class:`IZMQProcessGivenUpEvent`.
 
     :param process: last process that was started, or None
     :param name: name of the child of the supervisor

@@ -156,7 +156,7 @@ def test_warning_of_exposure(access, uri, text, caplog):
 def test_passwords(auth, passwords):
     process = Process(auth=auth)
     assert process.passwords == passwords
-    assert process.has_credentials == bool(passwords)
+    assert process.access.has_credentials == bool(passwords)
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_folder_with_wrong_permissions(folder):
     folder.mkdir(mode=0o755)
     process = Pool()
     process.start()
-    with pytest.raises(PermissionError, match='nobody else may enter'):
+    with pytest.raises(PermissionError, match='closed to other users'):
         process.wait_ready()
     process.join(TIMEOUT)
     assert process.exitcode == 1

@@ -28,7 +28,7 @@ ADDRESSES = {'in': ['tcp://127.0.0.1:1', 'ipc:///tmp/x'], 'out': []}
 
 
 class Worker(OwnedProcess):
-    """Obeys its owner in a main thread without a loop."""
+    """Runs the commands of its owner in a main thread without a loop."""
 
     drain_timeout = 20.0
     orphan_timeout = 20.0
@@ -49,7 +49,7 @@ class Worker(OwnedProcess):
             else:
                 function = seen.copy if command.name == 'seen' else getattr(self, command.name)
                 self._control.run(command, function)
-        self._control.report_result(seen, ZMQMessageError(418, 'teapot'))
+        self._control.send_outcome('result', seen, ZMQMessageError(418, 'teapot'))
 
     def add(self, one, other):
         return one + other
@@ -198,7 +198,7 @@ def test_unknown_command(factory):
 
 
 class Loop(OwnedProcess):
-    """Obeys its owner in a loop."""
+    """Runs the commands of its owner in a loop."""
 
     def __init__(self):
         super().__init__(Registry())
@@ -280,7 +280,7 @@ def test_result(worker, end):
 
 
 def test_owner_closes_its_end(worker):
-    """As a program does that becomes another one."""
+    """A program does so when it becomes another program (exec)."""
     worker._channel.close()
     worker.join(TIMEOUT)
     assert worker.exitcode == 0
@@ -313,37 +313,37 @@ def test_messages(channel):
     assert control.receive() is None
     owner.ask_to_stop()
     assert control.receive() == Command(STOP)
-    control.report(['address'])
-    assert owner.wait(lambda: owner.report, None, 0) == (['address'], None)
+    control.send_outcome('report', ['address'])
+    assert owner.wait('report', None, 0) == (['address'], None)
     control.close()
-    assert owner.wait(lambda: owner.result, None, 0) is None
+    assert owner.wait('result', None, 0) is None
 
 
 def test_reports_come_before_a_reset(channel):
     """The child has ended without reading a command: the system reports that first."""
     owner, control = channel
     owner.ask_to_stop()
-    control.report_result(1)
+    control.send_outcome('result', 1)
     control.close()
-    assert owner.wait(lambda: owner.result, None, 0) == (1, None)
+    assert owner.wait('result', None, 0) == (1, None)
     owner.ask_to_stop()  # which does no harm
     with pytest.raises(EOFError):
         owner._receive()
 
 
 def test_another_process_has_the_end_of_the_child(channel):
-    """The end of the child is not seen in the channel then, what it has reported is."""
+    """The channel does not show the end of the child, but still delivers its result."""
     owner, control = channel
     end, other_end = os.pipe()
     os.close(other_end)  # it is readable as a pidfd is
-    assert owner.wait(lambda: owner.result, end, TIMEOUT) is None
-    control.report_result(1)
-    assert owner.wait(lambda: owner.result, end, TIMEOUT) == (1, None)
+    assert owner.wait('result', end, TIMEOUT) is None
+    control.send_outcome('result', 1)
+    assert owner.wait('result', end, TIMEOUT) == (1, None)
     os.close(end)
 
 
-def test_command_is_not_there_any_more(channel):
-    """The watchdog is woken up for nothing."""
+def test_wake_up_without_a_command(channel):
+    """The watchdog wakes up, and no command is there."""
     _owner, control = channel
     watchdog = Watchdog(os.getppid(), 1, control, int, int)
     watchdog._read_control(control)

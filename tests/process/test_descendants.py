@@ -110,7 +110,7 @@ def address(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    """Start an owner; at the end kill what is left of it."""
+    """Start an owner; at the end kill the processes that are left."""
     programs = []
 
     def start(*args, before=''):
@@ -162,7 +162,7 @@ def test_end(start, start_programs, end):
 
 
 def test_exit_code_of_a_hard_end(start, start_programs):
-    """Both its threads see that the last program has ended; the hard end is the one that counts."""
+    """Both its threads see the end of the last program; the exit code is that of the hard end."""
     process = start(factory=ShortProcess)
     start_programs(process, ['deaf'])
     process.stop()
@@ -245,7 +245,7 @@ def test_program_gets_its_time(start, ask, tmp_path, end):
 
 
 def test_thread_gets_its_time(start, ask, tmp_path):
-    """To take the exit code, and to start the next program."""
+    """It can read the exit code, and start the next program."""
     process = start(factory=Process)
     ask(process, ['run_in_a_thread', [str(tmp_path / 'code'), 'sleep 0.4; exit 3']])
     process.stop()
@@ -283,7 +283,7 @@ def test_thread_starts_the_next_program(start, ask, tmp_path, notes):
 
 
 def test_exit_codes(start, ask, monkeypatch):
-    """What a process has adopted is reaped, what its own code waits for is not."""
+    """Adopted processes are reaped; children that other code waits for are not."""
     monkeypatch.setattr(descendants_module, 'REAP_INTERVAL', 0.03)
     process = start(factory=Process)
     assert ask(process, ['exit_codes', None]) == [200, [7, 5, 9]]
@@ -335,7 +335,7 @@ def test_fork_of_the_owner_does_not_stop_its_processes(start, ask):
 
 @pytest.fixture
 def supervise(notes, address, monkeypatch):
-    """Run processes under a supervisor, which is not patient."""
+    """Run processes under a supervisor with short delays."""
     monkeypatch.setattr(Supervisor, 'min_delay', 0.01)
     monkeypatch.setattr(descendants_module, 'CLEANUP_GRACE', 0.2)
     monkeypatch.setattr(Process, 'before', notes)
@@ -352,7 +352,7 @@ def supervise(notes, address, monkeypatch):
 
 
 def test_killed_process(supervise, start_programs, ask, address):
-    """All is gone before the next one serves."""
+    """Its descendants have ended before the next process serves."""
     supervisor = supervise()
     _status, pid = ask(address, ['pid', None], timeout=TIMEOUT)
     programs = start_programs(address)
@@ -385,7 +385,7 @@ def test_process_is_killed_while_the_supervisor_stops(supervise, start_programs,
 
 
 def test_supervisor_fails(supervise, start_programs, address, ask, monkeypatch):
-    """It leaves nothing behind, either."""
+    """It leaves no processes behind, either."""
 
     class FailingCleanup(OrphanCleanup):
         first = True
@@ -451,7 +451,7 @@ def in_a_fork(function):
 
 
 def adopt(command='sleep 60'):
-    """Start a program whose parent ends; give what we know of it."""
+    """Start a program whose parent ends; return its ProcessInfo."""
     pid = subprocess.check_output(['sh', '-c', f'{command} >&- & echo $!'])
     relative = ProcessInfo.read(int(pid))
     assert relative.parent == os.getpid()
@@ -485,7 +485,7 @@ def test_cleanup():
 
 @in_a_fork
 def test_cleanup_in_vain():
-    """What hangs in the system does not hold up the others for ever."""
+    """A process that cannot be killed does not delay the others without limit."""
     orphan = adopt()
     cleanup = OrphanCleanup(set(), 1000.0)
     assert cleanup.step(1000.0) == descendants_module.CLEANUP_INTERVAL
@@ -556,8 +556,8 @@ def test_what_starts_another():
 
 
 @in_a_fork
-def test_servants_of_multiprocessing():
-    """They end by themselves with this process, and do not obey a SIGTERM."""
+def test_helpers_of_multiprocessing():
+    """They end with this process, and ignore SIGTERM."""
     multiprocessing.resource_tracker.ensure_running()
     multiprocessing.forkserver.ensure_running()
     assert len(children()) == 2
@@ -583,7 +583,7 @@ def test_look_of_a_strange_name():
 
 @in_a_fork
 def test_main_thread_has_ended():
-    """The process has not: its other threads go on."""
+    """The process has not ended: its other threads run."""
     code = (
         'import ctypes, threading, time; threading.Thread(target=time.sleep, args=(60,)).start();'
         'ctypes.CDLL(None).pthread_exit(None)'
@@ -610,8 +610,8 @@ def test_signal_to_a_later_process_of_that_pid():
         relative.send(signal.SIGKILL)
 
 
-def test_foreign_proc(monkeypatch):
-    """The numbers there are not ours."""
+def test_proc_of_another_namespace(monkeypatch):
+    """In the /proc of another PID namespace, processes have other pids."""
     monkeypatch.setattr(os, 'readlink', lambda path: '1')
     with subprocess.Popen(['sleep', '60']) as program:
         assert children() == descendants() == set()
@@ -632,14 +632,14 @@ def test_subreaper():
 
 
 def test_no_subreaper(monkeypatch):
-    """On another system, or an old one."""
+    """On another system, or with an old kernel."""
     monkeypatch.setattr(ctypes, 'CDLL', lambda name: object())
     with subreaper() as adopts:
         assert adopts is False
 
 
 def test_end_without_a_subreaper(start, start_programs, monkeypatch):
-    """What was not detached ends all the same."""
+    """Programs that are not detached end, too."""
     monkeypatch.setattr(descendants_module, '_prctl', lambda *args: False)
     process = start(factory=ShortProcess)
     programs = start_programs(process, ['plain', 'shell', 'deaf'])

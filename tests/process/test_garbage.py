@@ -167,7 +167,7 @@ def fds(ask, process):
 
 
 def settled(count):
-    """Count the descriptors when the number does not change any more."""
+    """Wait until the number of descriptors is stable, and return it."""
     numbers = [count()]
     while len(numbers) < 3 or len(set(numbers[-3:])) > 1:
         time.sleep(0.02)  # no event is sent

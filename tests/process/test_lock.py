@@ -108,7 +108,7 @@ def test_lock_ends_with_its_process(path, make_lock):
 
 
 def test_children_do_not_inherit_it(path, make_lock):
-    """A child which lives on, or which uses what it has inherited, changes nothing."""
+    """A child that outlives its parent, or uses an inherited lock, does not change the lock."""
     lock = make_lock(path)
     lock.acquire()
     reader, writer = FORK.Pipe(duplex=False)
@@ -179,7 +179,7 @@ def test_no_locks_left(path, make_lock, monkeypatch):
 
 @pytest.mark.parametrize('replace', [False, True], ids=['removed', 'replaced'])
 def test_former_holder_removes_the_file(path, make_lock, monkeypatch, replace):
-    """It does so between our open and our lock: the locked file is not at its path any more."""
+    """It does so after our open and before our lock: the locked file is not at its path."""
     flock, calls = fcntl.flock, []
 
     def slow_flock(fd, flags):
@@ -202,7 +202,7 @@ def test_former_holder_removes_the_file(path, make_lock, monkeypatch, replace):
 
 
 def test_file_is_removed(path, make_lock):
-    """A cleaner of /tmp for instance; the end of the process must not fail for that."""
+    """By a cleaner of /tmp, for instance; the process ends without an error."""
     lock = make_lock(path)
     lock.acquire()
     os.unlink(f'{path}.lock')
@@ -212,7 +212,7 @@ def test_file_is_removed(path, make_lock):
 
 
 def test_file_is_removed_and_made_by_another_process(path, make_lock):
-    """Its file was removed, another process took the path: nothing of that is ours to remove."""
+    """The path belongs to that process now: its files are not removed."""
     lock = make_lock(path)
     lock.acquire()
     os.unlink(f'{path}.lock')
@@ -374,7 +374,7 @@ def test_release_with_a_fork_that_has_the_descriptor(path, make_lock, monkeypatc
 
 
 def test_link_in_the_place_of_the_file(path, make_lock):
-    """Of another user, to make us write a file elsewhere."""
+    """Another user has made it, so that we would write to another file."""
     os.symlink(f'{path}.other', f'{path}.lock')
     with pytest.raises(OSError, match='symbolic links'):
         make_lock(path).acquire()
@@ -415,7 +415,7 @@ def test_stale_folder(temp):
 
 @pytest.mark.parametrize('is_locked', [True, False])
 def test_folder_is_taken_for_stale(temp, monkeypatch, is_locked):
-    """Another process looks at it before it is locked."""
+    """Another process checks it before it is locked."""
     flock, seen = fcntl.flock, []
 
     def slow_flock(fd, flags):

@@ -120,7 +120,7 @@ with zmq.Context() as context, context.socket(zmq.REP) as socket:
 
 @pytest.fixture
 def run(tmp_path):
-    """Start programs; kill what is left of them at the end."""
+    """Start programs; at the end kill the processes that are left."""
     programs = []
 
     def start(code, *args):

@@ -34,6 +34,17 @@ def test_echo(start, ask):
     assert process.exitcode == 0
 
 
+class Subscriber(Process):
+    """Does not bind an address."""
+
+    def init_stream(self):
+        self.stream(zmq.SUB, ('127.0.0.1', 1), bind=False)
+
+
+def test_process_that_binds_nothing(start):
+    assert start(factory=Subscriber).bound_address is None
+
+
 def test_address_in_use(start):
     process = start()
     second = Process(process.bound_address)

@@ -4,6 +4,7 @@
 import os
 import socket as network
 import stat
+import sys
 from contextlib import ExitStack
 from multiprocessing import Pipe
 from multiprocessing.context import ForkProcess
@@ -14,6 +15,7 @@ import zmq
 from pyams_zmq.auth import Access
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process.server_socket import (
+    SIZE_SLACK,
     SOCKET_LIMITS,
     ServerSockets,
     SocketLimits,
@@ -56,6 +58,13 @@ def test_limits(router):
     assert (socket.rcvhwm, socket.sndhwm, socket.backlog) == (7, 8, 9)
     assert socket.handshake_ivl == 1  # milliseconds, rounded up: 0 would be no limit
     assert (socket.heartbeat_ivl, socket.heartbeat_timeout) == (1500, 2500)
+
+
+def test_unlimited_message_size(router):
+    """libzmq counts in 63 bits: the slack above `max_message_size` does not fit in."""
+    socket = router()
+    Limits().apply_limits(socket, sys.maxsize + SIZE_SLACK)
+    assert socket.maxmsgsize == sys.maxsize
 
 
 def test_names_of_limits():
@@ -192,14 +201,13 @@ def test_zone_of_an_address(listen):
 
 def test_fork_of_a_server(router):
     sockets = ServerSockets('The service', Limits())
-    sockets.close_inherited()  # nothing is bound
     uri = sockets.bind(router(), 'tcp://127.0.0.1:*', Access())
     host, port = uri.removeprefix('tcp://').split(':')
     with network.create_connection((host, int(port))) as client:
         assert client.recv(1)  # libzmq has accepted it
 
         def run():
-            sockets.close_inherited()
+            close_inherited_listeners(sockets.uris)
             names = []
             for fd in map(int, os.listdir('/proc/self/fd')):
                 try:

@@ -150,7 +150,7 @@ def test_poll(pipe):
 
 
 def test_poll_rounds_up():
-    """A wait which ends too soon would be repeated many times in the last millisecond."""
+    """Otherwise a wait would be repeated many times in its last millisecond."""
     start = time.monotonic()
     poll([], 0.0101)
     assert time.monotonic() - start >= 0.0101
@@ -386,7 +386,7 @@ class TestWatchdog:
         assert child.exitcode == 0
 
     def test_many_deadlines(self, fork):
-        """No number of them blocks the signal handler that sets them."""
+        """They do not block the signal handler that sets them."""
         child = fork(watch(lambda watchdog: [watchdog.arm(HOUR) for _ in range(70_000)]))
         assert end_and_time(child) < LIMIT
         assert child.exitcode == 0
@@ -545,7 +545,7 @@ class TestWatchdog:
         assert reader.recv() == reader.recv()
 
     def test_owner_died_before(self, fork, pipe):
-        """Between the fork and the first look at it."""
+        """Between the fork and the first check."""
         reader, writer = pipe
 
         def run():
@@ -625,7 +625,7 @@ class StubbornMessageHandler(MessageHandler):
 
 
 class ShortProcess(Process):
-    """Leaves its children half a second."""
+    """Gives its children half a second."""
 
     drain_timeout = 0.5
 

@@ -7,30 +7,19 @@ I/O, :class:`Authenticator` runs the decision in a thread.
 
 from pyams_zmq.auth.access import Access, AccessAttributes
 from pyams_zmq.auth.authenticator import ZAP_DOMAIN, Authenticator
-from pyams_zmq.auth.credentials import MAX_CREDENTIAL, Users, parse_users
-from pyams_zmq.auth.policy import (
-    ANONYMOUS,
-    AccessPolicy,
-    Network,
-    Peer,
-    Verdict,
-    parse_clients,
-    split_clients,
-)
+from pyams_zmq.auth.credentials import Users, parse_users
+from pyams_zmq.auth.policy import ANONYMOUS, AccessPolicy, Peer, Verdict, parse_clients
 
 __all__ = [
     'ANONYMOUS',
-    'MAX_CREDENTIAL',
     'ZAP_DOMAIN',
     'Access',
     'AccessAttributes',
     'AccessPolicy',
     'Authenticator',
-    'Network',
     'Peer',
     'Users',
     'Verdict',
     'parse_clients',
     'parse_users',
-    'split_clients',
 ]

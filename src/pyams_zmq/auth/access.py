@@ -137,8 +137,3 @@ class AccessAttributes:
     @clients.setter
     def clients(self, clients: str | Iterable[Any] | None) -> None:
         self.access = Access(self.access.auth, clients, self.curve)
-
-    @property
-    def has_credentials(self) -> bool:
-        """True if peers need credentials."""
-        return self.access.has_credentials

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-MAX_CREDENTIAL = 254
-"""Bytes of a user name and of a password; RFC 24 allows 255, which pyzmq does not read back"""
+MAX_CREDENTIAL = 254  # bytes; RFC 24 allows 255, which pyzmq does not read back
 
 Users = str | Sequence[str] | Mapping[str, str] | os.PathLike[str] | None
 

@@ -84,22 +84,17 @@ class CurveClient:
 
 
 def _load_public(key: Key) -> bytes:
-    if _is_path(key):
-        return _load_file(key)[0]
-    return _check_text(key)
+    return _load_file(key)[0] if _is_path(key) else _check_text(key)
 
 
 def _load_pair(key: Key) -> tuple[bytes, bytes]:
-    if _is_path(key):
-        public, secret = _load_file(key)
-        if secret is None:
-            raise ValueError(
-                f'CURVE key {os.fspath(key)!r}: the file does not contain a secret key'
-            )
-    else:
+    if not _is_path(key):
         secret = _check_text(key)
-        public = zmq.curve_public(secret)
-    return public, secret
+        return zmq.curve_public(secret), secret
+    public, loaded = _load_file(key)
+    if loaded is None:
+        raise ValueError(f'CURVE key {os.fspath(key)!r}: the file does not contain a secret key')
+    return public, loaded
 
 
 def _is_path(key: Key) -> bool:

@@ -3,7 +3,7 @@
 
 import hmac
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, NamedTuple
 
 from zmq.utils import z85
@@ -72,8 +72,7 @@ def _parse_network(text: str) -> Network:
     if '%' in text:
         raise ValueError('a network does not have a zone: it would match on all interfaces')
     network = ip_network(text)
-    address = network.network_address
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    mapped = getattr(network.network_address, 'ipv4_mapped', None)
     return network if mapped is None else IPv4Network((mapped, max(0, network.prefixlen - 96)))
 
 
@@ -131,6 +130,5 @@ class AccessPolicy:
         if address.startswith('localhost:'):  # an ipc peer, with uid, gid and pid
             address = '127.0.0.1'
         peer = ip_address(address.partition('%')[0])
-        if isinstance(peer, IPv6Address) and peer.ipv4_mapped is not None:
-            peer = peer.ipv4_mapped
+        peer = getattr(peer, 'ipv4_mapped', None) or peer
         return any(peer in network for network in self.networks)

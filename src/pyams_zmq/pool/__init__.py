@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import zmq
-from pyramid.threadlocal import get_current_registry
 
 from pyams_zmq.auth import AccessAttributes, Users
 from pyams_zmq.auth.curve import CurveServer
@@ -23,7 +22,7 @@ from pyams_zmq.process.server_socket import SocketLimits
 from pyams_zmq.process.service import LIMITS
 from pyams_zmq.supervisor.process import SupervisingProcess
 from pyams_zmq.wire.endpoint import Endpoint
-from pyams_zmq.wire.message import check_concurrency, decode_reply
+from pyams_zmq.wire.message import check_integer, decode_reply
 
 STOP_SLACK = 6.0
 """Seconds after `drain_timeout` in which a pool stops its workers"""
@@ -82,7 +81,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         worker_auth: Users = None,
         worker_curve: CurveServer | None = None,
     ):
-        super().__init__(get_current_registry() if registry is None else registry)
+        super().__init__(registry)
         if workers < 1:
             raise ValueError(f'Bad workers {workers!r}: write 1 or more')
         Endpoint.parse(bind_addr, bind=True)
@@ -101,7 +100,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         :raises ValueError: for an invalid `concurrency` or `beat_interval`
         :raises ZMQStartError: in a program that gevent has patched
         """
-        check_concurrency(self.concurrency)
+        check_integer('concurrency', self.concurrency, 1)
         check_interval(self.beat_interval)
         super().start()
 

@@ -192,7 +192,7 @@ class PoolBroker(ServiceProcess):
                 413, f'Message is {size} bytes; the limit is {self.max_message_size}'
             )
         sender = b''
-        if self._forwards_peers or self.has_credentials:
+        if self._forwards_peers or self.access.has_credentials:
             user = first['User-Id']
             if not self.access.admits(user):
                 raise ZMQMessageError(401, 'Your access was withdrawn')

@@ -8,33 +8,28 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import zmq
-from pyramid.threadlocal import get_current_registry
 from zope.interface import implementer
 
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveServer
-from pyams_zmq.interfaces import (
-    IZMQProcess,
-    ZMQProcessStartedEvent,
-    ZMQProcessStoppedEvent,
-)
+from pyams_zmq.interfaces import IZMQProcess, ZMQProcessStartedEvent, ZMQProcessStoppedEvent
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, port_of
-from pyams_zmq.wire.message import check_concurrency
+from pyams_zmq.wire.message import check_integer
 
 __all__ = ['ZMQProcess', 'process_exit_func']
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
+# Seconds after which a method that computes releases the interpreter to the loop and to other
+# methods; the default of Python is 0.005, and a reply needs three switches.
 SWITCH_INTERVAL = 0.001
-"""Seconds after which a method that computes releases the interpreter to the loop and to other
-methods; the default of Python is 0.005, and a reply needs three switches"""
 
+# A stopping process refuses messages until none arrives within a turn of 0.02 seconds.
 REFUSAL_TURNS = 10
 REFUSAL_TURN = 0.02
-"""A stopping process refuses messages until none arrives within 0.02 seconds, at most 10 times"""
 
 
 @implementer(IZMQProcess)
@@ -71,7 +66,7 @@ class ZMQProcess(ServiceProcess):
         *,
         curve: CurveServer | None = None,
     ):
-        super().__init__(get_current_registry() if registry is None else registry)
+        super().__init__(registry)
         Endpoint.parse(bind_addr, bind=True)
         self.set_access(auth, clients, curve)
         self.bind_addr = bind_addr
@@ -85,7 +80,7 @@ class ZMQProcess(ServiceProcess):
             is not a REP
         :raises ZMQStartError: in a program that gevent has patched
         """
-        check_concurrency(self.concurrency)
+        check_integer('concurrency', self.concurrency, 1)
         if self.concurrency > 1 and self.socket_type != zmq.REP:
             raise ValueError(
                 f'A concurrency of {self.concurrency} is for the socket type REP: only there each '

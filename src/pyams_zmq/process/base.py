@@ -13,7 +13,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from multiprocessing.context import ForkProcess
 from threading import RLock
 from typing import Any
@@ -43,7 +42,7 @@ class OwnedProcess(multiprocessing.Process):
 
     It always forks, and is not daemonic: it may have children.
 
-    :param registry: registry of the application
+    :param registry: registry of the application, by default the current one
     """
 
     drain_timeout: float = 10.0
@@ -54,14 +53,14 @@ class OwnedProcess(multiprocessing.Process):
     _popen: Any
     _parent_pid: int
 
-    _channel: Any = None  # an OwnerChannel
+    _channel: OwnerChannel  # from the start on
     _control: Any = None  # a ChildChannel
     _watchdog: Watchdog | None = None
     _heartbeat: HeartbeatCounter | None = None
 
-    def __init__(self, registry: Any):
+    def __init__(self, registry: Any = None):
         super().__init__()
-        self.registry = registry
+        self.registry = get_current_registry() if registry is None else registry
         self._stop_lock = RLock()
         self._channel_lock = RLock()
 
@@ -79,7 +78,13 @@ class OwnedProcess(multiprocessing.Process):
         # Until the child has its own handlers, it has those of a web server, which ignore these.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            with _forking_is_deliberate():
+            with warnings.catch_warnings():
+                # Python 3.12 and later warn that forking a process with threads may deadlock the
+                # child. Ours takes no lock that a thread of the parent could hold: it has a loop, a
+                # context and signal handlers of its own. It inherits the filter: its handlers fork.
+                warnings.filterwarnings(
+                    'ignore', 'This process .* is multi-threaded', DeprecationWarning
+                )
                 super().start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -116,23 +121,20 @@ class OwnedProcess(multiprocessing.Process):
         return self._popen is not None and self._parent_pid == os.getpid()
 
     def _wait_report(self, timeout: float | None) -> Any:
-        """Wait until the child is ready.
+        """Wait until the child is ready, and return the addresses that it has reported.
 
         :param timeout: seconds; None waits without end
-        :return: the addresses that it has reported
         :raises ZMQTimeoutError: it is still not ready after *timeout*
         :raises Exception: the error that it has reported, or that of `_describe_end`
         """
-        channel = self._owner_channel
         return self._receive(
-            lambda end: channel.wait(lambda: channel.report, end, timeout),
+            lambda end: self._owner_channel.wait('report', end, timeout),
             f'is not ready after {timeout} s',
         )
 
     def _call(self, name: str, *args: Any, timeout: float) -> Any:
         """Send a command to the child, and return its result.
 
-        :param name: name of the command
         :param args: arguments, which can be pickled
         :param timeout: seconds
         :raises ZMQTimeoutError: it does not answer in time
@@ -145,12 +147,12 @@ class OwnedProcess(multiprocessing.Process):
 
     def _receive_result(self) -> Outcome | None:
         """Return the last value and the error that a child reported before its end, if any."""
-        channel = self._owner_channel
         with self._channel_lock:
-            return channel.wait(lambda: channel.result, None, 0)
+            return self._owner_channel.wait('result', None, 0)
 
     def _receive(self, receive: Callable[[int | None], Outcome | None], complaint: str) -> Any:
-        with self._channel_lock, self._open_end() as end:
+        with self._channel_lock, open_pidfd(self.pid) as pidfd:
+            end = self.sentinel if pidfd is None and not has_ended(self) else pidfd
             try:
                 outcome = receive(end)
             except TimeoutError:
@@ -163,21 +165,11 @@ class OwnedProcess(multiprocessing.Process):
             raise error
         return value
 
-    @contextmanager
-    def _open_end(self) -> Iterator[int | None]:
-        """Return a descriptor that is readable when the child has ended, None if it has."""
-        with open_pidfd(self.pid) as pidfd:
-            if pidfd is None:
-                yield None if has_ended(self) else self.sentinel
-            else:
-                yield pidfd
-
     @property
     def _owner_channel(self) -> OwnerChannel:
         if not self._is_owner():
             raise ZMQStartError(f'{self.name} was not started by this process')
-        channel: OwnerChannel = self._channel
-        return channel
+        return self._channel
 
     def _describe_end(self) -> Exception:
         return ZMQStartError(f'{self.name} ended with exit code {self.exitcode}, see its log')
@@ -207,10 +199,7 @@ class OwnedProcess(multiprocessing.Process):
             utils.set_local_registry(None)
 
     def _start_watchdog(self, on_command: Callable[[Command], None] | None = None) -> Watchdog:
-        """Start the watchdog of this process.
-
-        :param on_command: handles the commands of the owner; see :class:`Watchdog`
-        """
+        """Start the watchdog of this process; see :class:`Watchdog` for *on_command*."""
         self._watchdog = Watchdog(
             self._parent_pid,
             self.orphan_timeout,
@@ -224,13 +213,9 @@ class OwnedProcess(multiprocessing.Process):
         return self._watchdog
 
     def _send_report(self, addresses: Any, error: Exception | None) -> None:
-        """Report to the owner that this process is ready, or why it cannot be.
-
-        :param addresses: bound addresses, in a list or a dict of lists
-        :param error: None if it is ready
-        """
+        """Report to the owner the bound addresses, or why this process cannot be ready."""
         if self._control is not None:  # `run` can also be called without `start`
-            self._control.report(addresses, error)
+            self._control.send_outcome('report', addresses, error)
 
 
 class ReadyProcess(OwnedProcess):
@@ -242,20 +227,16 @@ class ReadyProcess(OwnedProcess):
     bound_addresses: Sequence[str] = ()
 
     def wait_ready(self, timeout: float | None = 10) -> str:
-        """Wait until the child has bound its socket and serves it.
+        """Wait until the child is ready.
 
-        :param timeout: seconds; None waits without end
-        :return: the bound endpoint, with its real port
-        :raises ZMQTimeoutError: it is still not ready after *timeout*
-        :raises ZMQStartError: it ended, or was never started; an exception of the child which
-            can be pickled is raised as it was, a ZMQBindError for instance
+        See :meth:`pyams_zmq.interfaces.IZMQProcess.wait_ready`.
         """
         addresses = self._wait_report(timeout)
         if has_ended(self):
             raise self._describe_end()
         self.bound_addresses = addresses
-        self.bound_address = address = str(addresses[0])
-        return address
+        self.bound_address = addresses[0]
+        return str(self.bound_address)
 
     def reload(self) -> None:
         """Ask the child, by SIGHUP, to read users and keys again."""
@@ -297,13 +278,3 @@ def _disown() -> None:
 
 
 os.register_at_fork(after_in_child=_disown)
-
-
-@contextmanager
-def _forking_is_deliberate() -> Iterator[None]:
-    # Python 3.12 and later warn that forking a process with threads may deadlock the child. Ours
-    # takes no lock that a thread of the parent could hold: it has a loop, a context and signal
-    # handlers of its own. The filter is inherited by the child, which forks for its handlers.
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
-        yield

@@ -25,17 +25,11 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 POLL_INTERVAL = 0.1
 """Seconds between two checks of a process where the system has no pidfd (Linux before 5.3)"""
 
-LIST_INTERVAL = 1.0
-"""Seconds after which descendants are listed again, also if none of them has ended"""
-
-CLEANUP_INTERVAL = 0.05
-"""Seconds between two steps of a cleanup"""
-
-CLEANUP_GRACE = 1.0
-"""Seconds that orphans get to end after a SIGTERM, and then after a SIGKILL"""
-
-REAP_INTERVAL = 60.0
-"""Seconds between two searches for adopted processes that have ended"""
+# Seconds:
+LIST_INTERVAL = 1.0  # after which descendants are listed again, also if none of them has ended
+CLEANUP_INTERVAL = 0.05  # between two steps of a cleanup
+CLEANUP_GRACE = 1.0  # that orphans get to end after a SIGTERM, and then after a SIGKILL
+REAP_INTERVAL = 60.0  # between two searches for adopted processes that have ended
 
 _STARTS = {'subprocess.Popen', 'os.system', 'os.posix_spawn', 'os.fork', 'os.forkpty'}
 _LONGEST_POLL = 2_000_000  # it counts milliseconds in 31 bits
@@ -140,12 +134,9 @@ class ProcessInfo:
                 signal.pidfd_send_signal(pidfd, num)
 
 
-ChildrenByParent = dict[int, list[ProcessInfo]]
-
-
-def _children_by_parent() -> ChildrenByParent:
+def _children_by_parent() -> dict[int, list[ProcessInfo]]:
     """Return the children of all processes, by the pid of the parent."""
-    by_parent: ChildrenByParent = {}
+    by_parent: dict[int, list[ProcessInfo]] = {}
     # The /proc of another PID namespace (unshare --pid) has other processes by our numbers.
     if os.readlink('/proc/self') == str(os.getpid()):
         for process in map(ProcessInfo.read, filter(str.isdecimal, os.listdir('/proc'))):
@@ -154,7 +145,7 @@ def _children_by_parent() -> ChildrenByParent:
     return by_parent
 
 
-def _below(by_parent: ChildrenByParent, pids: Iterable[int]) -> Iterator[ProcessInfo]:
+def _below(by_parent: dict[int, list[ProcessInfo]], pids: Iterable[int]) -> Iterator[ProcessInfo]:
     waiting = list(pids)
     while waiting:
         children = by_parent.pop(waiting.pop(), [])
@@ -197,18 +188,14 @@ def _adopted(processes: set[ProcessInfo]) -> set[ProcessInfo]:
     """
     known = {child.pid for child in multiprocessing.process._children}  # type: ignore[attr-defined] # private
     adopted = {each for each in processes if each.pid not in known | _helpers()}
-    if adopted:
-        pids = _awaited_pids()
-        adopted = {each for each in adopted if each.pid not in pids}
-    return adopted
-
-
-def _awaited_pids() -> set[Any]:
-    return {
+    if not adopted:
+        return adopted
+    awaited = {
         vars(each).get('pid')
         for each in gc.get_objects()  # there may be many, so this runs only if needed
         if issubclass(type(each), subprocess.Popen) and vars(each).get('returncode') is None
     }
+    return {each for each in adopted if each.pid not in awaited}
 
 
 def _reap(process: ProcessInfo) -> None:
@@ -216,18 +203,27 @@ def _reap(process: ProcessInfo) -> None:
         os.waitpid(process.pid, os.WNOHANG)
 
 
-def wait_for_descendants(timeout: float) -> bool:
-    """Wait until all descendants of this process have ended by themselves.
+def wait_for_descendants(
+    timeout: float, num: signal.Signals | None = None, *, quiet: bool = False
+) -> bool:
+    """Wait until all descendants of this process have ended.
 
     :param timeout: seconds
+    :param num: signal to send to each of them
+    :param quiet: see :func:`end_descendants`
     :return: True if they have ended
     """
     deadline = monotonic() + timeout
+    signalled: set[ProcessInfo] = set()
     while running := descendants():
+        if num is not None:
+            for each in running - signalled:  # some are started while others end
+                _send_and_log(each, num, quiet=quiet)
+            signalled |= running
         left = deadline - monotonic()
         if left <= 0:
             return False
-        _wait_for_any(running, left)
+        wait_for_any(running, left)
     return True
 
 
@@ -239,19 +235,8 @@ def end_descendants(grace: float, *, quiet: bool = False) -> None:
     :param grace: seconds that they get to end after a SIGTERM, and then after a SIGKILL
     :param quiet: do not log: a thread that is stuck may hold a lock of the logging
     """
-    for num in (signal.SIGTERM, signal.SIGKILL):
-        deadline = monotonic() + grace
-        signalled: set[ProcessInfo] = set()
-        while running := descendants():
-            for each in running - signalled:  # some are started while others end
-                _send_and_log(each, num, quiet=quiet)
-            signalled |= running
-            left = deadline - monotonic()
-            if left <= 0:
-                break
-            _wait_for_any(running, left)
-        else:
-            return
+    if not wait_for_descendants(grace, signal.SIGTERM, quiet=quiet):
+        wait_for_descendants(grace, signal.SIGKILL, quiet=quiet)
 
 
 def forbid_new_processes() -> None:
@@ -270,7 +255,12 @@ def _send_and_log(process: ProcessInfo, num: signal.Signals, *, quiet: bool = Fa
     process.send(num)
 
 
-def _wait_for_any(processes: Iterable[ProcessInfo], timeout: float) -> None:
+def wait_for_any(processes: Iterable[Any], timeout: float) -> None:
+    """Wait until one of some processes has ended, but not longer than `LIST_INTERVAL`.
+
+    :param processes: objects that have a `pid`
+    :param timeout: seconds
+    """
     with ExitStack() as stack:
         pidfds = [stack.enter_context(open_pidfd(each.pid)) for each in processes]
         fds = [fd for fd in pidfds if fd is not None]

@@ -10,14 +10,10 @@ import struct
 from contextlib import suppress
 from math import ceil
 
-HEARTBEAT_INTERVAL = 0.5
-"""Seconds between two beats of a process"""
-
-CHECK_INTERVAL = HEARTBEAT_INTERVAL / 2
-"""Seconds between two checks of its supervisor"""
-
-HANG_TIMEOUT = 3 * HEARTBEAT_INTERVAL
-"""Seconds without a beat after which a process is considered to hang"""
+# Seconds:
+HEARTBEAT_INTERVAL = 0.5  # between two beats of a process
+CHECK_INTERVAL = HEARTBEAT_INTERVAL / 2  # between two checks of its supervisor
+HANG_TIMEOUT = 3 * HEARTBEAT_INTERVAL  # without a beat: the process is considered to hang
 
 _COUNT = struct.Struct('=Q')
 

@@ -188,7 +188,7 @@ class PrivateFolder:
         self._lock.release()
 
     def remove(self) -> None:
-        """Remove the folder and what is in it; twice does no harm."""
+        """Remove the folder and its contents; twice does no harm."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     @staticmethod
@@ -211,7 +211,7 @@ def _user_folder() -> str:
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o077:
         raise PermissionError(
-            errno.EACCES, 'it must be a folder of this user which nobody else may enter', folder
+            errno.EACCES, 'it must be a folder of this user, closed to other users', folder
         )
     return folder
 

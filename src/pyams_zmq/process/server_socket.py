@@ -6,6 +6,7 @@ import os
 import re
 import socket as network
 import stat
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from math import ceil
@@ -31,7 +32,7 @@ _ADVICE = {
     errno.EADDRINUSE: 'another process serves it, stop that one or choose another address',
     errno.EADDRNOTAVAIL: 'no interface of this machine has it',
     errno.ENODEV: 'it is neither an address nor an interface of this machine',
-    errno.EEXIST: 'a file which is not a socket is there, remove it or choose another path',
+    errno.EEXIST: 'a file that is not a socket is there, remove it or choose another path',
     errno.EACCES: 'this user may not bind it',
     errno.ENOENT: 'its folder does not exist',
 }
@@ -40,29 +41,14 @@ _ADVICE = {
 class SocketLimits:
     """Limits of the sockets of a server: class attributes, which a setting can override."""
 
-    max_message_size: int = 16 * 1024 * 1024
-    """Bytes of the largest message that is handled"""
-
-    bind_timeout: float = 2.0
-    """Seconds to wait, as a standby, for an address that is in use"""
-
-    handshake_timeout: float = 5.0
-    """Seconds until a peer that has not finished its handshake is dropped"""
-
-    heartbeat_interval: float = 5.0
-    """Seconds between two heartbeats to a peer"""
-
-    heartbeat_timeout: float = 5.0
-    """Seconds until a peer that does not answer a heartbeat is dropped"""
-
-    receive_hwm: int = 1000
-    """Received messages that wait, per peer"""
-
-    send_hwm: int = 1000
-    """Messages that wait to be sent, per peer"""
-
-    backlog: int = 100
-    """Connections that wait to be accepted"""
+    max_message_size: int = 16 * 1024 * 1024  #: Bytes of the largest message that is handled
+    bind_timeout: float = 2.0  #: Seconds to wait, as a standby, for an address that is in use
+    handshake_timeout: float = 5.0  #: Seconds until a peer without a finished handshake is dropped
+    heartbeat_interval: float = 5.0  #: Seconds between two heartbeats to a peer
+    heartbeat_timeout: float = 5.0  #: Seconds until a peer that misses a heartbeat is dropped
+    receive_hwm: int = 1000  #: Received messages that wait, per peer
+    send_hwm: int = 1000  #: Messages that wait to be sent, per peer
+    backlog: int = 100  #: Connections that wait to be accepted
 
     def apply_limits(self, socket: Any, max_size: int) -> None:
         """Set the options of a socket.
@@ -70,7 +56,7 @@ class SocketLimits:
         :param max_size: bytes of a message above which libzmq drops the peer, -1 for no limit
         """
         socket.linger = LINGER
-        socket.maxmsgsize = max_size
+        socket.maxmsgsize = min(max_size, sys.maxsize)
         socket.rcvhwm = self.receive_hwm
         socket.sndhwm = self.send_hwm
         socket.backlog = self.backlog
@@ -121,30 +107,26 @@ class ServerSockets:
         if domain is not None:
             access.protect(socket, domain)
         deadline = monotonic() + self._limits.bind_timeout
+        lock = None if path is None else self._locks.get(path) or IPCLock(path)
         while True:
             try:
-                self._bind_once(socket, uri, path)
-                return self.add(socket, access)
-            except ZMQBindError as error:
-                if error.errno != errno.EADDRINUSE or monotonic() > deadline:
-                    raise
+                if lock is not None:
+                    lock.acquire()
+                socket.bind(uri)
+                break
+            except (OSError, zmq.ZMQError) as error:
+                if lock is not None and lock.path not in self._locks:
+                    lock.release()
+                number = error.errno or 0
+                if number != errno.EADDRINUSE or monotonic() > deadline:
+                    text, advice = zmq.strerror(number), _ADVICE.get(number)
+                    text = f'{text} ({advice})' if advice else text
+                    raise ZMQBindError(number, text, uri) from None
             self._before_retry()
             sleep(_RETRY_INTERVAL)  # no event is sent when an address becomes free
-
-    def _bind_once(self, socket: Any, uri: str, path: str | None) -> None:
-        lock = None if path is None else self._locks.get(path) or IPCLock(path)
-        try:
-            if lock is not None:
-                lock.acquire()
-            socket.bind(uri)
-        except (OSError, zmq.ZMQError) as error:
-            if lock is not None and lock not in self._locks.values():
-                lock.release()
-            number = error.errno or 0
-            text, advice = zmq.strerror(number), _ADVICE.get(number)
-            raise ZMQBindError(number, f'{text} ({advice})' if advice else text, uri) from None
-        if path is not None and lock is not None:
-            self._locks[path] = lock
+        if lock is not None:
+            self._locks[lock.path] = lock
+        return self.add(socket, access)
 
     def add(self, socket: Any, access: Access) -> str:
         """Add a socket that is bound by other means.
@@ -162,11 +144,6 @@ class ServerSockets:
     def uris(self) -> list[str]:
         """Bound addresses, in the order of binding; those of closed sockets may be among them."""
         return [uri for uris in self._uris.values() for uri in uris]
-
-    def close_inherited(self) -> None:
-        """Close the listeners and their connections in a fork of this process."""
-        if self._uris:
-            close_inherited_listeners(self.uris)
 
     def release(self) -> None:
         """Release the locks of the ipc addresses, once the sockets are closed."""
@@ -189,8 +166,8 @@ def close_inherited_listeners(
 ) -> None:
     """Close listeners that a forked process has inherited, and the connections accepted by them.
 
-    The fork could outlive its parent: nobody else could bind the addresses, and the peers would not
-    notice that nobody serves them.
+    The fork can outlive its parent: no other process could bind the addresses, and the peers would
+    keep connections that no process serves.
 
     :param uris: addresses of the listeners, as libzmq returned them; None for all listeners
     :param kept: descriptors to leave open

@@ -23,7 +23,13 @@ from pyams_zmq.process.descendants import (
     forbid_new_processes,
     wait_for_descendants,
 )
-from pyams_zmq.process.server_socket import LINGER, SOCKET_LIMITS, ServerSockets, SocketLimits
+from pyams_zmq.process.server_socket import (
+    LINGER,
+    SOCKET_LIMITS,
+    ServerSockets,
+    SocketLimits,
+    close_inherited_listeners,
+)
 from pyams_zmq.process.stream import ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE, SIGNALS, STOP_SIGNALS
 
@@ -32,11 +38,8 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 LIMITS = ('drain_timeout', 'orphan_timeout', *SOCKET_LIMITS)
 """Class attributes of a process that a setting can override"""
 
-TERM_GRACE = 0.5
-"""Seconds at the end of `drain_timeout` in which descendants that still run are terminated"""
-
-KILL_GRACE = 1.0
-"""Seconds that descendants get after a SIGTERM, unless the process has to end earlier"""
+TERM_GRACE = 0.5  # seconds before `drain_timeout` ends when descendants that run are terminated
+KILL_GRACE = 1.0  # seconds for descendants after a SIGTERM, unless the process must end earlier
 
 
 class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
@@ -154,8 +157,8 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             signal.signal(num, signal.SIG_DFL)
         self.loop = self._watchdog = None
         self._unmask_signals()
-        if self._sockets is not None:
-            self._sockets.close_inherited()
+        if self._sockets is not None and self._sockets.uris:
+            close_inherited_listeners(self._sockets.uris)
 
     def _leave_child(self) -> None:
         assert self._watchdog is not None  # noqa: S101 - for mypy: `_enter_child` made it

@@ -285,7 +285,7 @@ class ReplyStream(ZMQStream):
     no_delimiter_reply = b'[400,"Bad message: no delimiter, an empty frame, before the request"]'
 
     def __init__(self, socket: Any, *args: Any, concurrency: int = 1, **kwargs: Any):
-        if socket.get(zmq.TYPE) == zmq.ROUTER:
+        if socket.type == zmq.ROUTER:
             # A message that is sent on the socket itself, without an envelope, raises an error.
             socket.router_mandatory = True
         self.concurrency = concurrency

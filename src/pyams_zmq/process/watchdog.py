@@ -20,6 +20,7 @@ from pyams_zmq.process.descendants import (
     forbid_new_processes,
     open_pidfd,
     poll,
+    wait_for_any,
 )
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL, HeartbeatCounter
 
@@ -29,8 +30,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 """Signals that a child handles itself"""
 
-END_GRACE = 0.2
-"""Seconds that descendants get to end after a SIGTERM, when their process is ended hard"""
+END_GRACE = 0.2  # seconds for descendants after a SIGTERM, when their process is ended hard
 
 
 def has_ended(process: Any) -> bool:
@@ -57,15 +57,11 @@ def wait_for_exit(process: Any, timeout: float) -> bool:
     :return: True if the process has ended
     """
     deadline = monotonic() + timeout
-    with open_pidfd(process.pid) as pidfd:
-        while not has_ended(process):
-            left = deadline - monotonic()
-            if left <= 0:
-                return False
-            if pidfd is None:
-                poll([], min(left, POLL_INTERVAL))
-            else:
-                poll([pidfd], left)
+    while not has_ended(process):
+        left = deadline - monotonic()
+        if left <= 0:
+            return False
+        wait_for_any([process], left)
     return True
 
 
@@ -136,7 +132,7 @@ class Watchdog(Thread):
         """
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for num in SIGNALS:
-            signal.signal(num, _ignore)
+            signal.signal(num, lambda *_args: None)
 
     def run(self) -> None:
         """Wait for the owner or for the deadline."""
@@ -164,10 +160,9 @@ class Watchdog(Thread):
             if self._wait(pidfd):
                 break
         LOGGER.warning('The owner of this process (pid %s) died, stopping', self.owner)
-        self._request_stop()
-        self.arm(self.orphan_timeout)
+        self._stop(self.orphan_timeout)
 
-    def _request_stop(self) -> None:
+    def _stop(self, timeout: float) -> None:
         if self._deadline is None:  # else it is stopping: a second signal would end it at once
             self._asked = True
             os.kill(os.getpid(), signal.SIGTERM)
@@ -175,6 +170,7 @@ class Watchdog(Thread):
             # (debugger, coverage) if the signal arrives just before the call and the main thread
             # cannot handle it. So wait until the signal has arrived.
             sleep(0.05)
+        self.arm(timeout)  # a handler in a native call may not handle the signal
 
     def has_asked(self) -> bool:
         """Return True, once, if this watchdog has sent the signal that came in."""
@@ -183,8 +179,8 @@ class Watchdog(Thread):
 
     def _wait(self, pidfd: int | None) -> bool:
         """Wait for something to do; return True if the owner has died."""
-        timeouts = [self._reaper.due] if self._deadline is None else [self._deadline]
-        timeouts = [max(0, due - monotonic()) for due in timeouts]
+        due = self._reaper.due if self._deadline is None else self._deadline
+        timeouts = [max(0, due - monotonic())]
         if pidfd is None:
             timeouts.append(POLL_INTERVAL)
         if self._beat():
@@ -211,19 +207,17 @@ class Watchdog(Thread):
             command = control.receive()
         except EOFError:  # the owner has died, or has become another program, which no pidfd shows
             self._control = None
-            self._request_stop()
-            self.arm(self.orphan_timeout)
+            self._stop(self.orphan_timeout)
             return
         if command is None:
             return
         if command.name == STOP:
-            self._request_stop()
-            self.arm(self._drain_timeout())  # a handler in a native call may not handle the signal
+            self._stop(self._drain_timeout())
             return
         try:
             self._on_command(command)
         except Exception as error:  # noqa: BLE001 - the loop is closed, for instance: the owner gets it
-            control.answer(command, None, error)
+            control.send_outcome(command.number, None, error)
 
     @staticmethod
     def _end() -> None:
@@ -241,7 +235,3 @@ class Watchdog(Thread):
             end_descendants(END_GRACE, quiet=True)
         finally:
             os._exit(1)
-
-
-def _ignore(*_args: Any) -> None:
-    pass  # the byte in the wake-up pipe is read by the watchdog

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from pyramid.threadlocal import get_current_registry
-
 from pyams_zmq.process.base import OwnedProcess
 from pyams_zmq.process.channel import STOP
 from pyams_zmq.process.descendants import POLL_INTERVAL, OrphanCleanup, open_pidfd
@@ -78,7 +76,7 @@ class SupervisorProcess(SupervisingProcess):
     def __init__(
         self, factories: Mapping[str, Factory], *, registry: Any = None, lock: str | None = None
     ):
-        super().__init__(get_current_registry() if registry is None else registry)
+        super().__init__(registry)
         self.factories = factories
         self.lock = lock
 
