@@ -32,9 +32,13 @@ def set_module_name(namespace):
 
 
 def pytest_configure():
-    """Restore SIGINT, which `nohup` and background shells ignore: children would inherit that."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Restore signals that `nohup` and background shells ignore: children would inherit that."""
+    for num, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(num) == signal.SIG_IGN:
+            signal.signal(num, handler)
 
 
 class Scheduling(LoadScopeScheduling):

@@ -20,7 +20,7 @@ from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import (
-    check_retries,
+    check_integer,
     check_timeout,
     decode_reply,
     encode,
@@ -127,7 +127,7 @@ class RecordingClient:
     ) -> Any:
         """Record a message, and return its reply; see `ZMQClient.request`."""
         check_timeout(self.timeout if timeout is None else timeout)
-        check_retries(self.retries if retries is None else retries)
+        check_integer('retries', self.retries if retries is None else retries, 0)
         self._check_open()
         return decode_reply(self._exchange(encode_request(message)))
 

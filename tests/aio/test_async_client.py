@@ -307,6 +307,7 @@ def test_each_attempt_has_its_deadline(run, send_deadline):
 def test_expired_request_is_not_started(run, process):
     async def main():
         async with AsyncZMQClient(process.bound_address, send_deadline=True) as client:
+            await client.call('echo')  # until it is connected
             busy = asyncio.ensure_future(client.call('count', 0.5))
             await asyncio.sleep(0)  # takes no time: the call is made
             with pytest.raises(ZMQTimeoutError):
@@ -320,6 +321,7 @@ def test_expired_request_is_not_started(run, process):
 def test_cancelled(run, process):
     async def main():
         async with AsyncZMQClient(process.bound_address) as client:
+            await client.call('echo')  # until it is connected
             call = asyncio.ensure_future(client.call('count', 0.2))
             await asyncio.sleep(0.1)  # until it is under way
             call.cancel()

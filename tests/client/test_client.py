@@ -15,7 +15,7 @@ import zmq
 from checks import check_attempts, open_fds, wait_until
 from handlers import CountingMessageHandler
 from pyams_zmq.client import MAX_IDLE, ZMQClient
-from pyams_zmq.client.channel import CallChannel, SendChannel
+from pyams_zmq.client.channel import CallChannel
 from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.client.socket import get_context
 from pyams_zmq.exceptions import (
@@ -334,14 +334,6 @@ def test_refused(start, auth):
             assert 'wrong' not in str(error.value) + repr(client)
     with ZMQClient(process.bound_address, auth='user:password') as client:
         assert client.call('echo', 1) == 1
-
-
-def test_channel_without_a_connection(address):
-    """It refuses a message that it cannot send at once."""
-    channel = SendChannel(ServiceAddress.parse(address, None, None))
-    assert not channel.send([b'', b'["echo",1]'])
-    assert not channel.is_connected
-    channel.close()
 
 
 def test_refused_before_it_is_sent(start, monkeypatch):

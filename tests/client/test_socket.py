@@ -103,7 +103,7 @@ def test_bad_credentials(auth):
 def test_bad_socket_type():
     with pytest.raises(zmq.ZMQError, match='Invalid argument'):
         zmq_socket('127.0.0.1:5555', 999)
-    gc.collect()  # what is half made does not complain either
+    gc.collect()  # the socket that could not be opened causes no warning
 
 
 def test_longest_credentials(start):
@@ -191,7 +191,7 @@ def test_dead_context(down):
     with pytest.raises(ZMQClosedError) as caught:
         zmq_response(socket)
     socket.close()
-    timer.join(5)  # also those of the probe, whoever holds the error with its traceback
+    timer.join(5)  # the error, which holds the traceback, keeps none of them open
     assert not timer.is_alive()
     assert caught.value.__suppress_context__
     with pytest.raises(ZMQClosedError):

@@ -26,6 +26,7 @@ from handlers import Handler, MessageHandler
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.client import connection as connection_module
 from pyams_zmq.client import sender as sender_module
+from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.client.sender import SenderThread, SendQueue, sender_thread
 from pyams_zmq.client.socket import get_context, zmq_response, zmq_socket
 from pyams_zmq.client.transaction import MessageDataManager, is_under_way, send_on_commit
@@ -497,7 +498,7 @@ def test_a_server_that_hangs(client, process):
     os.kill(process.pid, signal.SIGSTOP)
     try:
         send_on_commit(client, 'note', 1, timeout=0.2)
-        with pytest.raises(ZMQUnreachableError):  # the system connects, nobody shakes hands
+        with pytest.raises(ZMQUnreachableError):  # connected, but without a handshake
             transaction.commit()
     finally:
         os.kill(process.pid, signal.SIGCONT)
@@ -810,40 +811,35 @@ def test_failing_log(client, caplog):
         logger.removeHandler(broken)
 
 
-def test_a_connection_that_takes_nothing():
+@pytest.fixture
+def queue(down):
+    """Queue of a client without a service."""
+    return SendQueue(ServiceAddress.parse(down, None, None))
+
+
+def test_a_connection_that_takes_nothing(queue):
     """This can happen between the end of a connection and its event."""
-
-    class Full:
-        sockets = ()
-        is_connected = True
-        read_events = receive = lambda self: None
-
-        def send(self, frames):
-            return False
-
-        def close(self):
-            pass
-
-    queue = SendQueue('tcp://127.0.0.1:1', Full)
+    assert queue.step(time.monotonic()) == []
+    queue._monitor.state.is_connected = True
     queue.add(sender_module.QueuedMessage('note', b'', 1))
     assert queue.step(time.monotonic()) == []
     assert 0 < queue.wakes_at() - time.monotonic() <= sender_module.RETRY
     assert len(queue) == 1
     [problem] = queue.fail(LookupError('why'))
-    assert problem == "Message 'note' to tcp://127.0.0.1:1: why"
+    assert problem == f"Message 'note' to {queue.address}: why"
 
 
-def test_an_unknown_error_does_not_stop_the_others(process, client, errors):
-    def fail():
+def test_an_unknown_error_does_not_stop_the_others(queue, client, errors, monkeypatch):
+    def fail(now):
         raise LookupError('why')
 
-    other = SendQueue('tcp://127.0.0.1:1', fail)
-    sender_thread.get().post(other, sender_module.QueuedMessage('note', b'', 1))
+    monkeypatch.setattr(queue, 'step', fail)
+    sender_thread.get().post(queue, sender_module.QueuedMessage('note', b'', 1))
     client.send('note', 1)
     assert notes(client) == [1]
     with pytest.raises(LookupError):
-        sender_thread.get().prepare(other, 5)
-    assert errors() == ["Message 'note' to tcp://127.0.0.1:1: why"]
+        sender_thread.get().prepare(queue, 5)
+    assert errors() == [f"Message 'note' to {queue.address}: why"]
 
 
 def test_no_descriptor_is_left(client, errors, monkeypatch):
@@ -920,5 +916,5 @@ def test_client_of_pyams_utils(client):
     assert sorted(notes(client)) == ['first', 'second']
 
 
-def test_close_without_messages():
-    SenderThread().close(SendQueue('tcp://127.0.0.1:1', None))
+def test_close_without_messages(queue):
+    SenderThread().close(queue)

@@ -83,3 +83,21 @@ def test_error_in_the_with_block(factory):
     with pytest.raises(LookupError), device:
         raise LookupError
     assert device.done
+
+
+def test_failing_device_and_a_signal_handler(peer):
+    """The handler interrupts a command, whose lock the device needs to end."""
+    device = start_failing(ThreadDevice, peer)
+    with device.launcher._command():
+
+        def disturb():
+            while True:
+                device.pause()
+                device.resume()
+
+        for call in (disturb, device.pause, device.resume, device.statistics):
+            with pytest.raises(zmq.ZMQError, match=NOT_SUPPORTED):
+                call()
+    with pytest.raises(zmq.ZMQError, match=NOT_SUPPORTED):
+        device.join(10)
+    assert device.done

@@ -237,6 +237,6 @@ def test_received_messages_are_sent_before_the_end(peer):
 
 def test_socket_error_is_raised(context):
     with context.socket(zmq.PUSH) as source, context.socket(zmq.PUSH) as target:
-        way = proxy.Direction(source, target, None, None)
+        direction = proxy.Direction(source, target, None, None)
         with pytest.raises(zmq.ZMQError, match=NOT_SUPPORTED):
-            way.forward()
+            direction.forward()

@@ -21,7 +21,7 @@ from pool_checks import (
     wait_for_file,
     workers_of,
 )
-from pool_handlers import FailingMessageHandler, Pool, PoolMessageHandler
+from pool_handlers import FailingMessageHandler, Pool, PoolHandler, PoolMessageHandler
 from pyams_zmq.exceptions import (
     ZMQBindError,
 )
@@ -281,6 +281,44 @@ def test_given_up(folder, tmp_path, monkeypatch):
     process.join(TIMEOUT)
     assert process.exitcode == 1
     assert (tmp_path / 'worker 2').exists()
+
+
+def test_new_worker_is_given_up_while_the_old_one_finishes_a_call(folder, tmp_path, monkeypatch):
+    """Without a worker the pool ends; the call gets its reply."""
+    monkeypatch.setattr(Supervisor, 'min_delay', 0.01)
+    flag, path = tmp_path / 'flag', tmp_path / 'hold'
+
+    class Later(PoolHandler):
+        def __init__(self):
+            if flag.exists():
+                raise LookupError('no such tool: ffmpeg')
+
+    class LaterMessageHandler(PoolMessageHandler):
+        handler = Later
+
+    registry = Registry()
+    registry.registerHandler(
+        lambda event: Path(tmp_path, event.name).touch(), [IZMQProcessGivenUpEvent]
+    )
+    process = Pool(handler=LaterMessageHandler, registry=registry, workers=1)
+    process.start()
+    process.wait_ready()
+    with client_of(process) as client:
+        with in_threads(partial(client.call, 'async_wait_for'), str(path)) as results:
+            wait_for_file(path)
+            process.reload()
+            old, new = wait_until(
+                lambda: both if len(both := process.stats()['workers']) == 2 else None, TIMEOUT
+            )
+            wait_until(lambda: process.stats()['workers'][0]['state'] == 'leaving', TIMEOUT)
+            assert old['in_flight'] == 1
+            flag.touch()
+            os.kill(new['pid'], signal.SIGKILL)
+            wait_for_file(tmp_path / 'worker 1')
+            path.unlink()
+        assert results == [str(path)]
+    process.join(TIMEOUT)
+    assert process.exitcode == 1
 
 
 def test_folder_that_is_being_made(tmp_path):

@@ -86,7 +86,7 @@ def test_turns_of_a_busy_broker(monkeypatch):
     broker = Pool().make_broker('ipc://@nowhere')
     broker.loop = SimpleNamespace(add_callback=callbacks.append)
     stream = broker_module._RouterStream.__new__(broker_module._RouterStream)
-    stream.socket, stream._on_events = SimpleNamespace(closed=False), broker._on_events
+    stream.socket, stream._broker = SimpleNamespace(closed=False), broker
     broker._by_socket = {stream: SimpleNamespace(read=int)}
     monkeypatch.setattr(broker_module, '_TURN', 0.0)
     monkeypatch.setattr(broker_module.zmq, 'zmq_poll', lambda polled, wait: [(stream, zmq.POLLIN)])

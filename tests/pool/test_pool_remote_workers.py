@@ -211,15 +211,14 @@ def test_worker_stays_when_its_broker_is_killed(pool, tmp_path):
     worker.start()
     try:
         worker.wait_ready()
-        path = tmp_path / 'hold'
+        paths = [tmp_path / 'hold 1', tmp_path / 'hold 2']
         with client_of(process) as client:
-            with in_threads(partial(client.call, 'wait_for'), str(path), str(path)) as results:
-                wait_until(lambda: process.stats()['in_flight'] == 2, TIMEOUT)
+            with in_threads(partial(client.call, 'wait_for'), *map(str, paths)) as results:
+                wait_for_files(tmp_path, 'hold *', 2)
                 os.kill(process.stats()['pid'], signal.SIGKILL)
             assert all(isinstance(result, ConnectionError) for result in results)
-            path.unlink(missing_ok=True)
-            while len(results) and path.exists():
-                path.unlink(missing_ok=True)
+            for path in paths:
+                path.unlink()
             assert worker.pid in wait_for_workers(process)
             assert client.call('echo', 1, retries=9) == 1
     finally:

@@ -103,6 +103,22 @@ def test_failure_of_a_start(start_locked, tmp_path):
     assert len(workers_of(process)) == 2
 
 
+def test_failure_of_all_starts_of_one_worker(start_locked, tmp_path, monkeypatch):
+    """The pool is ready with the other worker."""
+    monkeypatch.setattr(Supervisor, 'min_delay', 0.01)
+
+    class Single:
+        def __init__(self):
+            (tmp_path / 'seat').touch(exist_ok=False)
+
+    class SingleMessageHandler(PoolMessageHandler):
+        handler = Single
+
+    process = start_locked(handler=SingleMessageHandler)
+    process.wait_ready(TIMEOUT)
+    assert len(workers_of(process)) == 1
+
+
 def test_failure_of_all_starts(start_locked, tmp_path, monkeypatch):
     """The pool stops its processes and keeps the lock until it is stopped."""
     monkeypatch.setattr(Supervisor, 'min_delay', 0.01)

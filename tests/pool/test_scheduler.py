@@ -54,6 +54,10 @@ class Bench:
     def remove(self, route):
         self.scheduler.remove(route, self.now)
 
+    @property
+    def queue_length(self):
+        return self.scheduler.stats(self.now)['queue']
+
 
 @pytest.fixture
 def bench():
@@ -90,7 +94,7 @@ def test_longest_free_first(bench):
 def test_queue_in_order(bench):
     for text in (b'1', b'2', b'3'):
         bench.request(text)
-    assert bench.scheduler.queue_length == 3
+    assert bench.queue_length == 3
     bench.ready(b'A')
     for _ in range(2):
         bench.reply_to_oldest(b'A')
@@ -156,7 +160,7 @@ def test_removed_worker(bench):
     assert statuses(bench) == [(b'1', 502)]
     assert b'died during this call' in bench.replies[0][1]
     bench.request(b'2')
-    assert bench.scheduler.queue_length == 1
+    assert bench.queue_length == 1
     assert bench.scheduler.workers == {}
 
 
@@ -198,7 +202,7 @@ def test_worker_that_cannot_be_reached(bench):
     bench.gone = {b'A', b'B'}
     bench.reply_to_oldest(b'B')
     bench.request(b'2')
-    assert bench.scheduler.queue_length == 1
+    assert bench.queue_length == 1
     bench.gone = set()
     bench.ready(b'A')
     assert bench.sent[1:] == [(b'A', b'2')]
@@ -208,7 +212,7 @@ def test_queue_stays_when_the_only_worker_cannot_be_reached(bench):
     bench.request(b'1')
     bench.gone = {b'A'}
     bench.ready(b'A')
-    assert bench.scheduler.queue_length == 1
+    assert bench.queue_length == 1
     assert bench.scheduler.stats(bench.now)['queue_bytes'] == 1
 
 
@@ -222,7 +226,7 @@ def test_ready_again(bench):
     assert b'lost its connection' in bench.replies[0][1]
     for text in (b'3', b'4', b'5'):
         bench.request(text)
-    assert bench.scheduler.queue_length == 1  # not more than its slots
+    assert bench.queue_length == 1  # not more than its slots
     assert bench.scheduler.in_flight == 3
 
 
@@ -323,6 +327,21 @@ def test_missed_heartbeats(bench):
     assert lost.route == b'A'
     assert statuses(bench) == [(b'1', 502)]
     assert list(bench.scheduler.workers) == [b'B']
+
+
+def test_worker_that_has_left(bench):
+    """It is removed, but not lost: a worker of another machine ends this way in good order."""
+    bench.ready(b'A')
+    bench.ready(b'B')
+    bench.request(b'1')
+    for route in (b'A', b'B'):
+        bench.scheduler.handle_disconnect(route)
+    for _ in range(4):
+        bench.scheduler.check(bench.now)
+        bench.now += 0.9
+    [lost] = bench.scheduler.check(bench.now)
+    assert lost.route == b'A'  # with a call
+    assert bench.scheduler.workers == {}
 
 
 def test_heartbeats(bench):

@@ -33,10 +33,10 @@ from pyams_zmq.supervisor import Supervisor, SupervisorProcess, driver
 from pyams_zmq.supervisor.process import LOCK_REFRESH
 
 ORPHAN_LIMIT = 30.0
-"""Seconds to wait for the end of orphans, which else run for a minute or more"""
+"""Seconds to wait for the end of orphans, which run for a minute if nothing ends them"""
 
 TIMEOUT = 20
-"""Seconds to wait for what has to happen, however busy the machine is"""
+"""Seconds to wait for an event on a busy machine"""
 
 NO_PIDFD = """
 import os
@@ -115,7 +115,7 @@ for line in""",
 
 
 class Fake:
-    """Does as a process what a test orders."""
+    """A process that runs until the test ends it; records the orders that it gets."""
 
     drain_timeout = 3
 
@@ -149,7 +149,7 @@ class Fake:
 
 
 class Fakes:
-    """Makes them, and supervises one of them."""
+    """Makes fake processes, and a supervisor of one of them; has the clock."""
 
     def __init__(self, registry=None):
         self.made = []
@@ -278,15 +278,15 @@ def test_long_life_resets(fakes):
 
 
 def test_given_up(fakes, caplog):
-    heard = []
+    events = []
     fakes.registry = Registry()
-    fakes.registry.registerHandler(heard.append, [IZMQProcessGivenUpEvent])
+    fakes.registry.registerHandler(events.append, [IZMQProcessGivenUpEvent])
     fakes.step()
     for _ in range(4):
         fakes.step(fakes.crash(9.9) + 0.001)
-    assert heard == []
+    assert events == []
     assert fakes.crash(exit_code=7) is None
-    [event] = heard
+    [event] = events
     assert event.object is fakes.made[-1]
     assert (event.name, event.exit_code) == ('fake', 7)
     [record] = [record for record in caplog.records if record.levelno == logging.CRITICAL]
@@ -305,17 +305,17 @@ def test_given_up_event():
 
 def test_given_up_with_registry(fakes, caplog):
     def fail(event):
-        heard.append(event)
+        events.append(event)
         raise LookupError('this subscriber is broken')
 
-    heard = []
+    events = []
     fakes.supervisor.registry = Registry()
     fakes.supervisor.registry.registerHandler(fail, [IZMQProcessGivenUpEvent])
     fakes.supervisor.max_starts = 1
     fakes.step()
     assert fakes.crash() is None
-    assert len(heard) == 1
-    assert 'A subscriber to the giving up of fake failed' in caplog.text
+    assert len(events) == 1
+    assert 'A subscriber to the ZMQProcessGivenUpEvent of fake failed' in caplog.text
 
 
 def test_factory_fails(fakes, caplog):
@@ -494,8 +494,8 @@ def test_killed_child_is_started_again(run, ask, address, code):
 
 def test_crash_loop(run, ask, address):
     program = run(RUN, 'broken', 'echo')
-    said = sorted(program.read(TIMEOUT)[:2] for _ in range(2))
-    assert said == [['given up', 'broken'], ['started', address]]
+    lines = sorted(program.read(TIMEOUT)[:2] for _ in range(2))
+    assert lines == [['given up', 'broken'], ['started', address]]
     assert 'CRITICAL:PyAMS (zmq):broken is given up' in program.log.read_text()
     assert ask(address, ['stop', None]) == [200, 'stopping']
     assert program.wait(TIMEOUT) == 1
@@ -692,9 +692,9 @@ def test_standby_stops(run, lock):
     for program in (leader, standby):
         program.write(None)
     for program in (leader, standby):
-        while (said := program.read(TIMEOUT))[0] == 'started':
+        while (line := program.read(TIMEOUT))[0] == 'started':
             pass
-        assert said == ['stopped', 0]
+        assert line == ['stopped', 0]
 
 
 def test_leader_without_children_keeps_the_lock(run, ask, address, lock):

@@ -4,6 +4,7 @@
 import enum
 import json
 import math
+import re
 
 import pytest
 from hypothesis import example, given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyams_zmq.exceptions import ZMQMessageError, ZMQReplyError
 from pyams_zmq.message import decode_reply, decode_request, encode
-from pyams_zmq.wire.message import is_error, peek_type
+from pyams_zmq.wire.message import check_integer, is_error, peek_type
 
 GOOD_JSON = [
     # JSON, value
@@ -342,3 +343,10 @@ def test_is_error(reply):
 @pytest.mark.parametrize('reply', [b'[45,"x"]', b'[4000,1]', b'"text"', b'', b'[200,[500]]'])
 def test_is_not_error(reply):
     assert not is_error(reply)
+
+
+@pytest.mark.parametrize('value', [True, 0, -1, 1.0, '1', None])
+def test_check_integer(value):
+    assert check_integer('retries', 1, 1) == 1
+    with pytest.raises(ValueError, match=re.escape(f'Bad retries {value!r}: write 1 or more')):
+        check_integer('retries', value, 1)

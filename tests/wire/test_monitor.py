@@ -6,7 +6,7 @@ import errno
 import pytest
 import zmq
 
-from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event, receive_event
+from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def test_events(socket):
     assert monitor.last_endpoint.startswith(b'inproc://pyams_zmq.')
     assert not monitor.poll(0)
     socket.bind('tcp://127.0.0.1:0')
-    event, value = receive_event(monitor)
+    event, value = parse_event(monitor.recv_multipart())
     assert event == zmq.EVENT_LISTENING
     assert value > 0  # the descriptor
     close_monitor(socket, monitor)

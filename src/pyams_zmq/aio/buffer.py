@@ -56,19 +56,13 @@ class WriteBuffer(deque[Message]):
             raise ValueError(f'high ({high!r}) must be >= low ({low!r}) must be >= 0')
         self.limits = low, high
 
-    def must_pause(self) -> bool:
-        """Return True once when the size passes the high limit, until `may_resume` is true."""
-        _low, high = self.limits
+    def update_state(self) -> str | None:
+        """Return the method to call, `pause_writing` or `resume_writing`, each once in turn."""
+        low, high = self.limits
+        limit = low if self._is_paused else high
         # Empty frames have no size. With a limit of 0, any message in the buffer counts.
-        if self._is_paused or not (self.size > high or (self and not high)):
-            return False
-        self._is_paused = True
-        return True
-
-    def may_resume(self) -> bool:
-        """Return True once when writing is paused and the size is down to the low limit."""
-        low, _high = self.limits
-        if not self._is_paused or self.size > low or (self and not low):
-            return False
-        self._is_paused = False
-        return True
+        is_full = self.size > limit or (not limit and len(self) > 0)
+        if is_full == self._is_paused:
+            return None
+        self._is_paused = is_full
+        return 'pause_writing' if is_full else 'resume_writing'

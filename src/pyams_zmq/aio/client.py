@@ -29,7 +29,7 @@ from pyams_zmq.exceptions import ZMQBaseError, ZMQClosedError, ZMQRefusedError
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import receive
 from pyams_zmq.wire.message import (
-    check_retries,
+    check_integer,
     check_timeout,
     decode_reply,
     encode_request,
@@ -207,7 +207,7 @@ class AsyncZMQClient:
     ):
         self._service = ServiceAddress.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
-        self.retries = check_retries(retries)
+        self.retries = check_integer('retries', retries, 0)
         self.send_deadline = send_deadline
         self._is_closed = False
         self._connections: ForkLocal[list[Connection]] = ForkLocal(list)  # at most one
@@ -243,7 +243,7 @@ class AsyncZMQClient:
         :raises: the errors of `call`, except ZMQRemoteError
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
-        retries = check_retries(self.retries if retries is None else retries)
+        retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None
         data = encode_request(message, deadline)
         while True:

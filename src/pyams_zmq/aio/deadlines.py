@@ -30,11 +30,7 @@ class Deadlines:
         self._when = inf
 
     def add(self, number: bytes, timeout: float) -> None:
-        """Add the deadline of a call.
-
-        :param number: its number
-        :param timeout: seconds from now
-        """
+        """Add the deadline of a call, *timeout* seconds from now."""
         if len(self._heap) > 2 * len(self._calls) + SLACK:
             self._heap = [entry for entry in self._heap if entry[1] in self._calls]
             heapify(self._heap)

@@ -187,10 +187,6 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
         super().__del__()
 
 
-class _LocalFlag(threading.local):
-    is_set = False
-
-
 class ZmqEventLoopPolicy(_Policy):
     """Event loop policy that makes loops of :class:`ZmqEventLoop`.
 
@@ -201,14 +197,15 @@ class ZmqEventLoopPolicy(_Policy):
         _check_io_threads(io_threads)
         super().__init__()
         self._io_threads = io_threads
-        self._has_loop = _LocalFlag()
+        self._thread_state = threading.local()
 
     def get_event_loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop of this thread; in the main thread, make it first if needed.
 
         :raises RuntimeError: if another thread has none
         """
-        if not self._has_loop.is_set and threading.current_thread() is threading.main_thread():
+        has_loop = getattr(self._thread_state, 'has_loop', False)
+        if not has_loop and threading.current_thread() is threading.main_thread():
             self.set_event_loop(self.new_event_loop())
         return super().get_event_loop()
 
@@ -236,7 +233,7 @@ class ZmqEventLoopPolicy(_Policy):
         if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
             raise TypeError(f'{loop!r} is not an event loop')
         super().set_event_loop(loop)
-        self._has_loop.is_set = True
+        self._thread_state.has_loop = True
 
 
 def _check_io_threads(io_threads: Any) -> None:

@@ -351,10 +351,9 @@ class MessagePump:
 
     def pause_or_resume(self) -> None:
         """Call `pause_writing` or `resume_writing` if the size of the buffer requires it."""
-        if self.buffer.must_pause():
-            self.call('pause_writing')
-        elif self.buffer.may_resume():
-            self.call('resume_writing')
+        method = self.buffer.update_state()
+        if method is not None:
+            self.call(method)
 
     # Call the protocol
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import zmq
 
-from pyams_zmq.aio.address import Addresses, AwaitableEndpoint, check_numeric, check_str
+from pyams_zmq.aio.address import AwaitableEndpoint, check_numeric, check_str, find_real
 from pyams_zmq.aio.protocol import SocketEvent
 from pyams_zmq.aio.pump import MessagePump
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
@@ -36,7 +36,9 @@ class ZmqTransport(asyncio.BaseTransport):
         self._loop = loop
         self._sock = sock
         self._is_shared = is_shared
-        self._addresses = Addresses(sock)
+        # The form that was given, by the real form that libzmq has returned.
+        self._listeners: dict[str, str] = {}
+        self._connections: dict[str, str] = {}
         self._subscriptions: set[bytes] = set()
         self._monitor: MessagePump | None = None
 
@@ -116,9 +118,7 @@ class ZmqTransport(asyncio.BaseTransport):
         :return: the endpoint that is bound, without wildcards; it can also be awaited
         :raises OSError: if it cannot be bound
         """
-        check_str(endpoint)
-        with self._pump.access():
-            return self._addresses.bind(endpoint)
+        return self._attach(self._sock.bind, check_str(endpoint), self._listeners)
 
     def unbind(self, endpoint: str) -> AwaitableEndpoint:
         """Unbind an endpoint.
@@ -127,13 +127,15 @@ class ZmqTransport(asyncio.BaseTransport):
         :return: the endpoint that was bound; it can also be awaited
         :raises OSError: if it is not bound
         """
-        check_str(endpoint)
+        bound = find_real(check_str(endpoint), self._listeners)
         with self._pump.access():
-            return self._addresses.unbind(endpoint)
+            self._sock.unbind(bound)
+        self._listeners.pop(bound, None)
+        return AwaitableEndpoint(bound)
 
     def listeners(self) -> frozenset[str]:
         """Return the endpoints that the transport has bound."""
-        return self._addresses.listeners
+        return frozenset(self._listeners)
 
     bindings = listeners
 
@@ -146,8 +148,7 @@ class ZmqTransport(asyncio.BaseTransport):
         :raises OSError: if it cannot be connected to
         """
         check_numeric(check_str(endpoint))
-        with self._pump.access():
-            return self._addresses.connect(endpoint)
+        return self._attach(self._sock.connect, endpoint, self._connections)
 
     def disconnect(self, endpoint: str) -> AwaitableEndpoint:
         """Disconnect from an endpoint.
@@ -156,13 +157,25 @@ class ZmqTransport(asyncio.BaseTransport):
         :return: the endpoint; it can also be awaited
         :raises OSError: if it is not connected
         """
-        check_str(endpoint)
+        connected = find_real(check_str(endpoint), self._connections)
         with self._pump.access():
-            return self._addresses.disconnect(endpoint)
+            # libzmq registers a connection under the form that was given.
+            self._sock.disconnect(self._connections.get(connected, connected))
+        self._connections.pop(connected, None)
+        return AwaitableEndpoint(connected)
 
     def connections(self) -> frozenset[str]:
         """Return the endpoints that the transport has connected to."""
-        return self._addresses.connections
+        return frozenset(self._connections)
+
+    def _attach(self, attach: Any, endpoint: str, table: dict[str, str]) -> AwaitableEndpoint:
+        with self._pump.access():
+            if endpoint.startswith('tcp://['):
+                self._sock.ipv6 = True
+            attach(endpoint)
+            real = self._sock.getsockopt(zmq.LAST_ENDPOINT).decode()
+        table[real] = endpoint
+        return AwaitableEndpoint(real)
 
     # Subscriptions
 
@@ -324,7 +337,8 @@ class ZmqTransport(asyncio.BaseTransport):
 
     def _release(self) -> None:
         self._drop_monitor()
-        self._addresses.clear()
+        self._listeners.clear()
+        self._connections.clear()
         self._subscriptions.clear()
 
 

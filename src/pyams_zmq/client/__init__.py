@@ -7,13 +7,13 @@ from typing import Any
 
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
-from pyams_zmq.client.channel import CallChannel, SendChannel
+from pyams_zmq.client.channel import CallChannel
 from pyams_zmq.client.connection import RETRIED, ServiceAddress, as_os_error
 from pyams_zmq.client.sender import QueuedMessage, SendQueue, sender_thread
 from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.message import (
-    check_retries,
+    check_integer,
     check_timeout,
     decode_reply,
     encode_message,
@@ -57,12 +57,11 @@ class ZMQClient:
     ):
         self._service = ServiceAddress.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
-        self.retries = check_retries(retries)
+        self.retries = check_integer('retries', retries, 0)
         self.send_deadline = send_deadline
         self._is_closed = False
         self._idle: ForkLocal[list[CallChannel]] = ForkLocal(list)
-        connect = partial(SendChannel, self._service)
-        self._queue = ForkLocal(partial(SendQueue, self.address, connect))
+        self._queue = ForkLocal(partial(SendQueue, self._service))
 
     @property
     def address(self) -> str:
@@ -106,7 +105,7 @@ class ZMQClient:
         :raises: the errors of `call`, except ZMQRemoteError
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
-        retries = check_retries(self.retries if retries is None else retries)
+        retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None
         data = encode_request(message, deadline)
         idle = self._idle.get()

@@ -10,8 +10,8 @@ import atexit
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import count, islice
 from multiprocessing.util import Finalize
 from time import monotonic
@@ -19,12 +19,9 @@ from typing import Any
 
 import zmq
 
-from pyams_zmq.client.socket import ZMQSocket, get_context
-from pyams_zmq.exceptions import (
-    ZMQRemoteError,
-    ZMQReplyError,
-    ZMQUnreachableError,
-)
+from pyams_zmq.client.connection import ServiceAddress
+from pyams_zmq.client.socket import ZMQSocket, get_context, open_connection
+from pyams_zmq.exceptions import ZMQRemoteError, ZMQReplyError, ZMQUnreachableError
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import receive
 from pyams_zmq.wire.message import DRAINING_REPLY, decode_reply, payload_of
@@ -48,10 +45,14 @@ MAX_BYTES = 64 * 1024 * 1024
 TURN = 100
 """Messages that a client sends or receives before the next client"""
 
+SEND_HWM = 100
+"""Messages that wait in a socket, at most"""
+
 RETRY = 0.01
 """Seconds until the next attempt, when a connection has no room for a message"""
 
 
+@dataclass(slots=True, eq=False)
 class QueuedMessage:
     """A message that is not sent, or has no reply yet.
 
@@ -60,13 +61,10 @@ class QueuedMessage:
     :param timeout: seconds that its reply may take
     """
 
-    __slots__ = ('data', 'posted', 'timeout', 'type')
-
-    def __init__(self, type: str, data: bytes, timeout: float):  # noqa: A002 - the field's name
-        self.type = type
-        self.data = data
-        self.timeout = timeout
-        self.posted = monotonic()
+    type: str
+    data: bytes
+    timeout: float
+    posted: float = field(default_factory=monotonic, init=False)
 
     @property
     def deadline(self) -> float:
@@ -77,32 +75,29 @@ class QueuedMessage:
 class SendQueue:
     """The messages of one client, in their order, and its connection.
 
-    :param address: URI of the service, for the log
-    :param connect: makes the connection, a :class:`.SendChannel`
+    :ivar sent: messages without a reply, by their number
+    :ivar size: bytes of all messages
+    :ivar used: when the queue was used, in the seconds of `time.monotonic`
     """
 
-    def __init__(self, address: str, connect: Callable[[], Any]):
-        self.address = address
+    def __init__(self, service: ServiceAddress):
+        self.address = service.endpoint.uri
+        self.sent: dict[bytes, QueuedMessage] = {}
+        self.size = 0
         self.error: Exception | None = None
         self.is_connected = False
         self.is_closed = False
         self.used = monotonic()
-        self._connect = connect
+        self._service = service
         self._is_blocked = False
-        self._channel: Any = None
+        self._socket: Any = None
+        self._monitor: Any = None
         self._numbers = count(1)
         self._unsent: deque[QueuedMessage] = deque()
-        self._sent: dict[bytes, QueuedMessage] = {}
         self._returned: deque[QueuedMessage] = deque()
-        self.size = 0
 
     def __len__(self) -> int:
-        return len(self._unsent) + len(self._sent) + len(self._returned)
-
-    @property
-    def owed_replies(self) -> int:
-        """Number of messages that were sent and have no reply yet."""
-        return len(self._sent)
+        return len(self._unsent) + len(self.sent) + len(self._returned)
 
     def add(self, message: QueuedMessage) -> None:
         """Add a message; it is sent as soon as the service is connected."""
@@ -113,12 +108,12 @@ class SendQueue:
     @property
     def sockets(self) -> list[ZMQSocket]:
         """The sockets to wait for."""
-        return self._channel.sockets  # type: ignore[no-any-return]
+        return [self._socket, self._monitor.socket]
 
     @property
     def oldest(self) -> QueuedMessage:
         """The message that was posted first; the queue must not be empty."""
-        firsts = [*islice(self._sent.values(), 1), *islice(self._returned, 1)]
+        firsts = [*islice(self.sent.values(), 1), *islice(self._returned, 1)]
         return min(firsts, key=lambda message: message.posted) if firsts else self._unsent[0]
 
     def wakes_at(self) -> float:
@@ -138,17 +133,20 @@ class SendQueue:
         :raises ZMQRefusedError: if the service refuses the connection
         :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
         """
-        if self._channel is None:
-            self._channel = self._connect()
-        is_lost = self._channel.read_events()
-        self.is_connected = self._channel.is_connected
+        if self._socket is None:
+            # Messages wait here, not in a connection that is lost: `immediate`.
+            self._socket, self._monitor = open_connection(
+                self._service, zmq.DEALER, immediate=1, sndhwm=SEND_HWM, rcvhwm=0
+            )
+        is_lost = self._monitor.read_events()
+        self.is_connected = self._monitor.state.is_connected
         problems = self._receive(None if is_lost else TURN)
         if is_lost:
             problems += [
                 self._drop(message, 'the connection was lost, it may have run or not')
-                for message in self._sent.values()
+                for message in self.sent.values()
             ]
-            self._sent.clear()
+            self.sent.clear()
             self._unsent.extendleft(reversed(self._returned))
             self._returned.clear()
         if self.is_connected and not self._returned:
@@ -160,10 +158,10 @@ class SendQueue:
     def _receive(self, most: int | None) -> list[str]:
         problems = []
         for _number in count() if most is None else range(most):
-            frames = self._channel.receive()
+            frames = receive(self._socket)
             if frames is None:
                 break
-            message = self._sent.pop(frames[0], None)
+            message = self.sent.pop(frames[0], None)
             if message is None:
                 continue
             if frames[-1] == DRAINING_REPLY:  # the next service at this address gets it
@@ -179,25 +177,27 @@ class SendQueue:
         for _turn in range(min(TURN, len(self._unsent))):
             # Part of the envelope (RFC 28/REQREP), which the reply repeats.
             number = b'%d' % next(self._numbers)
-            if not self._channel.send([number, b'', self._unsent[0].data]):
+            try:
+                self._socket.send_multipart([number, b'', self._unsent[0].data], zmq.NOBLOCK)
+            except zmq.Again:
                 self._is_blocked = True
                 break
-            self._sent[number] = self._unsent.popleft()
+            self.sent[number] = self._unsent.popleft()
 
     def give_up(self, reason: str) -> str:
         """Drop the oldest message; return the problem, to be logged."""
         oldest = self.oldest
-        number = next(iter(self._sent), None)
-        if number is not None and self._sent[number] is oldest:
-            return self._drop(self._sent.pop(number), f'no reply {reason}, it may have run or not')
+        number = next(iter(self.sent), None)
+        if number is not None and self.sent[number] is oldest:
+            return self._drop(self.sent.pop(number), f'no reply {reason}, it may have run or not')
         (self._returned or self._unsent).popleft()
         return self._drop(oldest, f'not sent, no service {reason}')
 
     def fail(self, error: Exception) -> list[str]:
         """Drop all messages and close the connection; return the problems, to be logged."""
         self.error = error
-        messages = [*self._sent.values(), *self._returned, *self._unsent]
-        for waiting in (self._sent, self._returned, self._unsent):
+        messages = [*self.sent.values(), *self._returned, *self._unsent]
+        for waiting in (self.sent, self._returned, self._unsent):
             waiting.clear()
         self.close()
         return [self._drop(message, str(error)) for message in messages]
@@ -205,9 +205,9 @@ class SendQueue:
     def close(self) -> None:
         """Close the connection; the next step opens another one."""
         self.is_connected = False
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def _drop(self, message: QueuedMessage, problem: str) -> str:
         self.size -= len(message.data)
@@ -338,9 +338,9 @@ class SenderThread:
             if error is not None:
                 problems += queue.fail(error)
                 self._queues.remove(queue)
-        while sum(queue.owed_replies for queue in self._queues) > MAX_REPLIES:
+        while sum(len(queue.sent) for queue in self._queues) > MAX_REPLIES:
             oldest = min(
-                (queue for queue in self._queues if queue.owed_replies),
+                (queue for queue in self._queues if queue.sent),
                 key=lambda queue: queue.oldest.posted,
             )
             problems.append(oldest.give_up(f'before {MAX_REPLIES} others were sent'))

@@ -25,13 +25,14 @@ from pyams_zmq.client.connection import (
     ConnectionState,
     ServiceAddress,
     configure,
+    keep_connected,
 )
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRefusedError
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, receive
 from pyams_zmq.wire.message import check_size, decode_reply
-from pyams_zmq.wire.monitor import close_monitor, open_monitor, receive_event
+from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 from pyams_zmq.wire.poll import poll
 
 SILENCE = 0.01
@@ -76,7 +77,7 @@ class ConnectionMonitor:
         """
         is_lost = False
         while self.socket.get(EVENTS) & POLLIN:
-            is_lost |= self.state.handle_event(receive_event(self.socket)[0])
+            is_lost |= self.state.handle_event(parse_event(self.socket.recv_multipart())[0])
         return is_lost
 
 
@@ -168,6 +169,23 @@ def open_socket(service: ServiceAddress, socket_type: int) -> ZMQSocket:
     socket: ZMQSocket = get_context().socket(socket_type, socket_class=ZMQSocket)
     configure(socket, *service)
     return socket
+
+
+def open_connection(
+    service: ServiceAddress, socket_type: int, **options: int
+) -> tuple[ZMQSocket, ConnectionMonitor]:
+    """Open a socket with a monitor, and connect it; it connects again after a loss.
+
+    :param options: names of socket options, with their values
+    :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
+    """
+    socket = open_socket(service, socket_type)
+    keep_connected(socket)
+    for name, value in options.items():
+        setattr(socket, name, value)
+    monitor = socket._open_monitor(service.endpoint)
+    socket.connect(service.endpoint.uri)
+    return socket, monitor
 
 
 def zmq_socket(

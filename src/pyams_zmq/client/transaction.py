@@ -62,10 +62,7 @@ def send_on_commit(
 
 
 def is_under_way(manager: Any) -> bool:
-    """Return True if a transaction has begun; do not begin one.
-
-    :param manager: transaction manager
-    """
+    """Return True if a transaction has begun, without beginning one."""
     detector = _Detector()
     manager.registerSynch(detector)  # it calls `newTransaction` for the current transaction
     manager.unregisterSynch(detector)
@@ -119,6 +116,8 @@ class MessageDataManager:
         """Drop the message: the transaction is aborted, or rolled back to an earlier savepoint."""
         self._is_dropped = True
 
+    tpc_abort = abort
+
     def wait(self, transaction: Any) -> None:
         """Wait for the service before the commit, because databases hold locks during it."""
         if self._is_dropped:
@@ -137,8 +136,7 @@ class MessageDataManager:
     def tpc_begin(self, transaction: Any) -> None:
         """Do nothing before the vote."""
 
-    def commit(self, transaction: Any) -> None:
-        """Do nothing before the vote."""
+    commit = tpc_begin
 
     def tpc_vote(self, transaction: Any) -> None:
         """Raise if the service was unreachable before the commit, or is now."""
@@ -152,6 +150,3 @@ class MessageDataManager:
             self._client.post(self._type, self._data)
         except Exception:
             LOGGER.exception('Message %r of a committed transaction is lost', self._type)
-
-    def tpc_abort(self, transaction: Any) -> None:
-        """Drop the message."""

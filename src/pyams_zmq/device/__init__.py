@@ -112,7 +112,7 @@ class MonitoredQueue(Proxy):
         **access: Any,
     ):
         super().__init__(in_type, out_type, mon_type, **access)
-        self._prefixes = _encode(in_prefix), _encode(out_prefix)
+        self._prefixes = in_prefix, out_prefix
 
 
 class ThreadMonitoredQueue(MonitoredQueue, BackgroundDevice):
@@ -134,9 +134,4 @@ def monitored_queue(
 
     :raises zmq.ContextTerminated: the context of the sockets was terminated
     """
-    prefixes = _encode(in_prefix), _encode(out_prefix)
-    PythonLoop(in_socket, out_socket, mon_socket, prefixes=prefixes).run()
-
-
-def _encode(prefix: bytes | str) -> bytes:
-    return prefix.encode() if isinstance(prefix, str) else prefix
+    PythonLoop(in_socket, out_socket, mon_socket, prefixes=(in_prefix, out_prefix)).run()

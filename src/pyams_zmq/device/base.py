@@ -3,8 +3,8 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from threading import RLock
-from types import TracebackType
 from typing import Any, TypeVar
 
 import zmq
@@ -14,12 +14,13 @@ from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.device.proxy import (
     CANNOT_RECEIVE,
     CANNOT_SEND,
-    Counts,
-    NativeLoop,
+    NO_COUNTS,
+    Prefix,
     PythonLoop,
     Statistics,
+    summarize,
 )
-from pyams_zmq.device.socket_config import INPROC, PORTS, SocketConfig
+from pyams_zmq.device.socket_config import INPROC, PORTS, Binding, SocketConfig
 from pyams_zmq.device.thread import DeviceThread
 from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError
 from pyams_zmq.process.server_socket import SocketLimits
@@ -74,8 +75,11 @@ class Device(AccessAttributes, SocketLimits):
     max_message_size: int = 32 * 1024 * 1024
     """Bytes of the largest message; libzmq drops the peer of a larger one"""
 
-    _prefixes: tuple[bytes, bytes] | tuple[None, None] = (None, None)
-    _launcher: Any = None
+    launcher: Any = None
+    """The thread or process of the device; None before its start"""
+
+    _launcher_class: Any = DeviceThread
+    _prefixes: tuple[Prefix, Prefix] = (None, None)
 
     def __init__(
         self,
@@ -157,7 +161,7 @@ class Device(AccessAttributes, SocketLimits):
     @property
     def addresses(self) -> dict[str, list[str]]:
         """The bound addresses, with their real ports, by the name of the socket."""
-        return {} if self._launcher is None else dict(self._launcher.addresses)
+        return {} if self.launcher is None else dict(self.launcher.addresses)
 
     @property
     def in_address(self) -> str | None:
@@ -177,16 +181,14 @@ class Device(AccessAttributes, SocketLimits):
     def start(self) -> None:
         """Start the device, and wait until it ends; see :meth:`BackgroundDevice.start`."""
         self._launch()
+        is_running = True
         try:
-            self.join()
-            while self._was_restarted():
+            while is_running:
                 self.join()
+                with self._lock:  # of a restart
+                    is_running = self._is_running
         finally:
             self._end()
-
-    def _was_restarted(self) -> bool:
-        with self._lock:
-            return self._launcher is not None and bool(self._launcher.is_running)
 
     def stop(self) -> None:
         """End the device; what it has received is sent first, for at most a second.
@@ -195,13 +197,13 @@ class Device(AccessAttributes, SocketLimits):
         after a second and the message in hand is lost. All devices in the background end with
         the program.
 
-        :raises ZMQTimeoutError: a peer does not read, and the device uses a context of others: it
-            ends with that context, or when the peer reads
+        :raises ZMQTimeoutError: a peer does not read, and the context is not that of the device,
+            which ends with the context, or when the peer reads
         :raises Exception: the error by which the device has ended before
         """
         self._end()
-        if self._launcher is not None:
-            self._launcher.check()
+        if self.launcher is not None:
+            self.launcher.check()
 
     def restart(self) -> None:
         """End the device if it is running, and start it again with the same addresses.
@@ -252,12 +254,12 @@ class Device(AccessAttributes, SocketLimits):
         :raises ZMQTimeoutError: a peer does not read
         :raises Exception: the error by which the device has ended
         """
-        if self._launcher is None:
-            counts = Counts()
-        else:
-            counts = self._launcher.statistics()
-            self._launcher.check()
-        return counts.summarize(is_native=self._is_native)
+        launcher = self.launcher
+        if launcher is None:
+            return summarize(NO_COUNTS, is_native=self._is_native)
+        statistics: Statistics = launcher.statistics()
+        launcher.check()
+        return statistics
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the device ends.
@@ -265,7 +267,7 @@ class Device(AccessAttributes, SocketLimits):
         :param timeout: seconds; None waits without limit
         :raises Exception: the error by which the device has ended
         """
-        launcher = self._launcher
+        launcher = self.launcher
         if launcher is not None:
             launcher.join(timeout)
             launcher.check()
@@ -273,43 +275,31 @@ class Device(AccessAttributes, SocketLimits):
     @property
     def done(self) -> bool:
         """True when the device was started and has ended."""
-        return self._launcher is not None and not self._launcher.is_running
-
-    @property
-    def launcher(self) -> Any:
-        """The thread or process of the device, None before its start."""
-        return self._launcher
+        return self.launcher is not None and not self.launcher.is_running
 
     def __enter__(self: _Self) -> _Self:  # noqa: PYI019 - Python 3.10 has no Self
         self._launch()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: type[BaseException] | None, *_details: object) -> None:
+        if kind is None:
             self.stop()
         else:
             self._end()
 
     def _launch(self) -> None:
         with self._lock:
-            if self._launcher is not None and self._launcher.is_running:
+            if self._is_running:
                 raise ZMQStartError(f'{self} is already running: stop it first, or restart it')
             self.access.reload()  # else a user who was removed before a SIGHUP would come back
             self._check()
-            launcher = self._make_launcher()
+            self.launcher = None
+            launcher = self._launcher_class(self)
             try:
                 launcher.start()
-            except BaseException:
-                self._launcher = None
-                raise
             finally:
                 self._release_bindings()
-            self._launcher = launcher
+            self.launcher = launcher
             for config in self._sockets:
                 addresses = launcher.addresses[config.name]
                 for binding, address in zip(config.bindings, addresses, strict=True):
@@ -322,38 +312,33 @@ class Device(AccessAttributes, SocketLimits):
                 'context_factory and inproc:// addresses'
             )
 
-    def _make_launcher(self) -> Any:
-        return DeviceThread(self)
+    @property
+    def _is_running(self) -> bool:
+        return self.launcher is not None and bool(self.launcher.is_running)
 
     def _get_launcher(self) -> Any:
-        if self._launcher is None or not self._launcher.is_running:
-            if self._launcher is not None:
-                self._launcher.check()
+        launcher = self.launcher
+        if launcher is None or not launcher.is_running:
+            if launcher is not None:
+                launcher.check()
             raise ZMQClosedError(f'{self} is not running')
-        return self._launcher
+        return launcher
 
     def _end(self) -> None:
         with self._lock:
             self._release_bindings()
-            if self._launcher is not None:
-                self._launcher.stop()
+            if self.launcher is not None:
+                self.launcher.stop()
 
     def _release_bindings(self) -> None:
-        for config in self._sockets:
-            for binding in config.bindings:
-                binding.release()
+        for binding in self._bindings:
+            binding.release()
 
-    # For the thread of the device
+    # For the thread or process of the device
 
     @property
-    def _reserved(self) -> set[int]:
-        """Descriptors of the sockets that listen at reserved ports."""
-        return {
-            binding.listener.fileno()
-            for config in self._sockets
-            for binding in config.bindings
-            if binding.listener is not None
-        }
+    def _bindings(self) -> list[Binding]:
+        return [binding for config in self._sockets for binding in config.bindings]
 
     @property
     def _is_native(self) -> bool:
@@ -385,10 +370,10 @@ class Device(AccessAttributes, SocketLimits):
             return self.context_factory()
         return zmq.Context.instance() if self._has_inproc else zmq.Context()
 
-    def _make_loop(self, sockets: list[Any]) -> Any:
+    def _make_loop(self, sockets: list[Any]) -> Callable[..., Any]:
         if self._is_native:
-            return NativeLoop(*sockets)
-        return PythonLoop(*sockets, prefixes=self._prefixes)
+            return partial(zmq.proxy_steerable, *sockets)
+        return PythonLoop(*sockets, prefixes=self._prefixes).run
 
     def __str__(self) -> str:
         sockets = (

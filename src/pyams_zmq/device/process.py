@@ -13,7 +13,7 @@ from typing import Any
 import zmq
 
 from pyams_zmq.device.base import BackgroundDevice
-from pyams_zmq.device.proxy import Counts
+from pyams_zmq.device.proxy import NO_COUNTS, Statistics, summarize
 from pyams_zmq.device.thread import COMMAND_TIMEOUT, DeviceThread
 from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.process.base import OwnedProcess
@@ -25,45 +25,6 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 
 START_TIMEOUT = 10.0
 """Seconds in which a process must be ready, in addition to `bind_timeout` for each address"""
-
-
-class InProcess(BackgroundDevice):
-    """Device in a process, which ends with its owner, the process that started it."""
-
-    @property
-    def _owns_context(self) -> bool:
-        return True
-
-    def _check(self) -> None:
-        if self._has_inproc:
-            raise ValueError(
-                f'The inproc:// address of {self} cannot be reached from another process: use '
-                'a device in a thread, or tcp:// or ipc://'
-            )
-        super()._check()
-
-    def _make_context(self) -> Any:
-        context = super()._make_context()
-        threads = _count_threads()
-        context.socket(zmq.PAIR, socket_class=zmq.Socket).close()  # the first one starts them
-        if _count_threads() == threads:
-            raise ValueError(
-                f'context_factory of {self} returned a context whose threads are in another '
-                'process: return a new one, as zmq.Context does'
-            )
-        return context
-
-    def _make_launcher(self) -> Any:
-        return DeviceProcess(self)
-
-    def reload(self) -> None:
-        """Read users and keys again, also in the process; see :meth:`Device.reload`."""
-        super().reload()
-        self._get_launcher().reload()
-
-
-def _count_threads() -> int:
-    return len(os.listdir('/proc/self/task'))
 
 
 class DeviceProcess(OwnedProcess):
@@ -79,16 +40,16 @@ class DeviceProcess(OwnedProcess):
         self.name = str(device)
         self.addresses: dict[str, list[str]] = {}
         self._device = device
-        self._counts = Counts()
+        self._statistics = summarize(NO_COUNTS, is_native=device._is_native)
 
     # In the owner
 
     def start(self) -> None:
         """Start the process, and wait until it is ready; see :meth:`BackgroundDevice.start`."""
         super().start()
-        bindings = sum(len(config.bindings) for config in self._device._sockets)
+        timeout = START_TIMEOUT + len(self._device._bindings) * self._device.bind_timeout
         try:
-            self.addresses = self._wait_report(START_TIMEOUT + bindings * self._device.bind_timeout)
+            self.addresses = self._wait_report(timeout)
         except BaseException:
             self.stop()
             raise
@@ -109,12 +70,12 @@ class DeviceProcess(OwnedProcess):
             if error is not None:
                 raise error
 
-    def statistics(self) -> Counts:
+    def statistics(self) -> Statistics:
         """Return what was forwarded since the start."""
         if self.is_running:
             with suppress(ZMQClosedError):
-                self._counts = self._command('statistics')
-        return self._counts
+                self._statistics = self._command('statistics')
+        return self._statistics
 
     def pause(self) -> None:
         """Forward nothing; returns when no message is being forwarded."""
@@ -135,7 +96,7 @@ class DeviceProcess(OwnedProcess):
         result = self._receive_result()
         if result is None:
             return ZMQClosedError(f'{self.name} ended with exit code {self.exitcode}')
-        self._counts, error = result
+        self._statistics, error = result
         return error
 
     def _describe_end(self) -> Exception:
@@ -146,7 +107,8 @@ class DeviceProcess(OwnedProcess):
     def run(self) -> None:
         """Run the device until a signal or the owner stops it."""
         self._drop_inherited_state()
-        close_inherited_listeners(kept=self._device._reserved)
+        listeners = [binding.listener for binding in self._device._bindings]
+        close_inherited_listeners(kept=[each.fileno() for each in listeners if each is not None])
         commands: SimpleQueue[Command] = SimpleQueue()
         watchdog = self._start_watchdog(commands.put)
         watchdog.forward_signals()
@@ -171,5 +133,43 @@ class DeviceProcess(OwnedProcess):
                 self._control.run(command, functions[command.name])
         watchdog.arm(self.drain_timeout)
         thread.stop()
-        self._control.send_outcome('result', thread.counts, thread.error)
+        self._control.send_outcome('result', thread.statistics(), thread.error)
         sys.exit(int(thread.error is not None))
+
+
+class InProcess(BackgroundDevice):
+    """Device in a process, which ends with its owner, the process that started it."""
+
+    _launcher_class = DeviceProcess
+
+    @property
+    def _owns_context(self) -> bool:
+        return True
+
+    def _check(self) -> None:
+        if self._has_inproc:
+            raise ValueError(
+                f'The inproc:// address of {self} cannot be reached from another process: use '
+                'a device in a thread, or tcp:// or ipc://'
+            )
+        super()._check()
+
+    def _make_context(self) -> Any:
+        context = super()._make_context()
+        threads = _count_threads()
+        context.socket(zmq.PAIR, socket_class=zmq.Socket).close()  # the first one starts them
+        if _count_threads() == threads:
+            raise ValueError(
+                f'context_factory of {self} returned a context whose threads are in another '
+                'process: return a new one, as zmq.Context does'
+            )
+        return context
+
+    def reload(self) -> None:
+        """Read users and keys again, also in the process; see :meth:`Device.reload`."""
+        super().reload()
+        self._get_launcher().reload()
+
+
+def _count_threads() -> int:
+    return len(os.listdir('/proc/self/task'))

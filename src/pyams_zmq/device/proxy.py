@@ -14,6 +14,7 @@ with a message of numbers, and return after `TERMINATE`.
 
 import errno
 import struct
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import zmq
@@ -40,7 +41,13 @@ _NOW_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
 _NOT_NOW = (errno.EAGAIN, zmq.EFSM)
 _UNDELIVERED = (*_NOT_NOW, errno.EHOSTUNREACH)
 _ONE_OF_MANY = (zmq.ROUTER, zmq.STREAM)
-_NATIVE_LENGTH = 8  # numbers in an answer of libzmq
+
+Counts = Sequence[int]
+"""Numbers in the answer of a loop to `STATISTICS`, in the order of that loop"""
+
+NO_COUNTS: Counts = (0,) * 8
+
+Prefix = bytes | str | None
 
 
 class Traffic(NamedTuple):
@@ -74,53 +81,29 @@ class Statistics(NamedTuple):
     unmonitored: int = 0
 
 
-class Counts(NamedTuple):
-    """The numbers of :class:`Statistics`, which can be added; libzmq does not count messages."""
+def decode_counts(frames: list[bytes]) -> Counts:
+    """Decode the answer of a loop to `STATISTICS`."""
+    return struct.unpack(f'{len(NO_COUNTS)}Q', b''.join(frames))
 
-    in_frames: int = 0
-    in_bytes: int = 0
-    out_frames: int = 0
-    out_bytes: int = 0
-    in_messages: int = 0
-    out_messages: int = 0
-    unroutable: int = 0
-    unmonitored: int = 0
 
-    @classmethod
-    def decode(cls, frames: list[bytes]) -> 'Counts':
-        """Decode the answer of a loop to `STATISTICS`."""
-        numbers = [struct.unpack('Q', frame)[0] for frame in frames]
-        if len(numbers) == _NATIVE_LENGTH:
-            # Received and sent, of `in`, then of `out`: what was sent was forwarded.
-            _, _, out_frames, out_bytes, _, _, in_frames, in_bytes = numbers
-            return cls(in_frames, in_bytes, out_frames, out_bytes)
-        return cls(*numbers[1:])
-
-    def encode(self) -> list[bytes]:
-        """Encode the answer of the loop in Python; the first number makes its length different."""
-        return [struct.pack('Q', number) for number in (0, *self)]
-
-    def plus(self, other: 'Counts') -> 'Counts':
-        """Return the sums."""
-        return Counts(*map(sum, zip(self, other, strict=True)))
-
-    def summarize(self, *, is_native: bool) -> Statistics:
-        """Return the numbers as the owner of a device gets them."""
-        return Statistics(
-            Traffic(self.in_frames, self.in_bytes, None if is_native else self.in_messages),
-            Traffic(self.out_frames, self.out_bytes, None if is_native else self.out_messages),
-            self.unroutable,
-            self.unmonitored,
-        )
+def summarize(counts: Counts, *, is_native: bool) -> Statistics:
+    """Return the counts of a loop as the owner of a device gets them."""
+    if is_native:
+        # Received and sent, of `in`, then of `out`: what was sent was forwarded.
+        _, _, out_frames, out_bytes, _, _, in_frames, in_bytes = counts
+        return Statistics(Traffic(in_frames, in_bytes, None), Traffic(out_frames, out_bytes, None))
+    return Statistics(Traffic(*counts[:3]), Traffic(*counts[3:6]), *counts[6:])
 
 
 class Direction:
     """One direction of a loop: from a source to a target."""
 
-    def __init__(self, source: Any, target: Any, monitor: Any, prefix: bytes | None):
+    def __init__(self, source: Any, target: Any, monitor: Any, prefix: Prefix):
         self.source = source
         self.target = target
         self._monitor = monitor
+        if isinstance(prefix, str):
+            prefix = prefix.encode()
         self._prefix = [] if prefix is None else [prefix]
         self._swaps = source.type == target.type == zmq.ROUTER and source is not target
         self._is_dead_end = target.type in CANNOT_SEND
@@ -193,14 +176,14 @@ class PythonLoop:
         out_socket: Any,
         monitor: Any = None,
         *,
-        prefixes: tuple[bytes, bytes] | tuple[None, None] = (None, None),
+        prefixes: tuple[Prefix, Prefix] = (None, None),
     ):
         self._in = Direction(in_socket, out_socket, monitor, prefixes[0])
         self._out = Direction(out_socket, in_socket, monitor, prefixes[1])
         self._directions = [self._in] if in_socket is out_socket else [self._in, self._out]
 
     def run(self, control: Any = None) -> None:
-        """Forward until the context is terminated or `TERMINATE` comes; count from zero.
+        """Forward until the context is terminated or `TERMINATE` is received; count from zero.
 
         :param control: socket of the commands, or None
         :raises zmq.ZMQError: ETERM when the context is terminated, or the error of a socket
@@ -217,28 +200,17 @@ class PythonLoop:
             if control is not None and commands[0] in ready:
                 command = control.recv()
                 if command == STATISTICS:
-                    control.send_multipart(self._count().encode())
+                    control.send_multipart([struct.pack('Q', count) for count in self._count()])
                 elif command == TERMINATE:
                     return
 
     def _count(self) -> Counts:
         one, other = self._in, self._out
-        return Counts(
-            *(one.frames, one.bytes, other.frames, other.bytes, one.messages, other.messages),
-            unroutable=one.unroutable + other.unroutable,
-            unmonitored=one.unmonitored + other.unmonitored,
-        )
-
-
-class NativeLoop:
-    """Forwards between two sockets in libzmq; has the `run` of :class:`PythonLoop`."""
-
-    def __init__(self, in_socket: Any, out_socket: Any, monitor: Any = None):
-        self._sockets = in_socket, out_socket, monitor
-
-    def run(self, control: Any) -> None:
-        """Forward until the context is terminated or `TERMINATE` comes; count from zero."""
-        zmq.proxy_steerable(*self._sockets, control)
+        return [
+            *(one.frames, one.bytes, one.messages, other.frames, other.bytes, other.messages),
+            one.unroutable + other.unroutable,
+            one.unmonitored + other.unmonitored,
+        ]
 
 
 def _send(socket: Any, frames: list[bytes]) -> bool:

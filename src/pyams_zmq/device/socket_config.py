@@ -4,6 +4,7 @@
 import random
 import socket as tcp
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
@@ -20,12 +21,12 @@ PORTS = 65536
 _NOT_NATIVE = (zmq.ROUTER_MANDATORY, zmq.XPUB_NODROP, zmq.SNDTIMEO)
 
 
+@dataclass
 class Binding:
     """Address to bind, with the socket that already listens there for a reserved port."""
 
-    def __init__(self, address: str, listener: tcp.socket | None = None):
-        self.address = address
-        self.listener = listener
+    address: str
+    listener: tcp.socket | None = None
 
     @property
     def path(self) -> str | None:

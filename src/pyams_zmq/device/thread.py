@@ -16,7 +16,16 @@ from weakref import WeakSet
 import zmq
 
 from pyams_zmq.auth import ZAP_DOMAIN, Authenticator
-from pyams_zmq.device.proxy import PAUSE, STATISTICS, TERMINATE, Counts
+from pyams_zmq.device.proxy import (
+    NO_COUNTS,
+    PAUSE,
+    STATISTICS,
+    TERMINATE,
+    Counts,
+    Statistics,
+    decode_counts,
+    summarize,
+)
 from pyams_zmq.device.socket_config import INPROC, Binding, SocketConfig
 from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
 from pyams_zmq.process.base import check_threads
@@ -28,10 +37,9 @@ COMMAND_TIMEOUT = 2.0
 """Seconds in which a device must answer a command"""
 
 STOP_TIMEOUT = 1.0
-"""Seconds after which the context of a device is terminated that waits for a peer"""
+"""Seconds after which `stop` terminates the context of a device that waits for a peer"""
 
 _PAUSED, _RESUME, _STOP, _ENDED = b'paused', b'resume', b'stop', b'ended'
-_MIN_COUNTS = 8  # frames of an answer to STATISTICS
 
 
 class _Ended(Exception):  # noqa: N818 - not an error, but the end of a command
@@ -68,17 +76,16 @@ class DeviceThread(Thread):
         self._device = device
         self._on_end = on_end
         self._lock = RLock()
-        self._totals = Counts()
-        self._current = Counts()
-        self._counts_requested = self._counts_received = 0
-        self._pauses_requested = self._pauses_confirmed = 0
-        self._is_paused = self._has_ended = self._is_released = False
+        self._totals = self._current = NO_COUNTS
+        self._pending = 0  # answers
+        self._is_paused = self._has_ended = False
         self._threads_in_command: set[int] = set()
         self._stop_after_command = False
         self._sockets: list[Any] = []
         self._server_sockets = ServerSockets(device, device)
         self._authenticator: Authenticator | None = None
         self._owns_context = device._owns_context
+        self._is_native = device._is_native
 
     # In the thread of the owner
 
@@ -105,37 +112,30 @@ class DeviceThread(Thread):
         if self.error is not None:
             raise self.error
 
-    def statistics(self) -> Counts:
+    def statistics(self) -> Statistics:
         """Return what was forwarded since the start."""
         if self.is_running:  # else it has ended, or belongs to the process that forked this one
             with suppress(_Ended), self._command():
                 if not self._is_paused:
                     self._send(STATISTICS)
                 self._receive(COMMAND_TIMEOUT)
-        return self.counts
+        return summarize(self._counts, is_native=self._is_native)
 
     @property
-    def counts(self) -> Counts:
-        """The last counts that were received."""
-        return self._totals.plus(self._current)
+    def _counts(self) -> Counts:
+        return [*map(sum, zip(self._totals, self._current, strict=True))]
 
     def pause(self) -> None:
         """Forward nothing; returns when no message is being forwarded."""
-        try:
-            with self._command():
-                self._pause(COMMAND_TIMEOUT)
-        except _Ended:
-            self._raise_end()
+        with self._command_or_error():
+            self._pause(COMMAND_TIMEOUT)
 
     def resume(self) -> None:
         """Forward again."""
-        try:
-            with self._command():
-                if self._is_paused:
-                    self._send(_RESUME)
-                    self._is_paused = False
-        except _Ended:
-            self._raise_end()
+        with self._command_or_error():
+            if self._is_paused:
+                self._send(_RESUME)
+                self._is_paused = False
 
     def stop(self) -> None:
         """End the thread."""
@@ -166,7 +166,7 @@ class DeviceThread(Thread):
         self._threads_in_command.add(thread)
         try:
             with self._lock:
-                if self._has_ended or self._is_released:
+                if self._has_ended or self._commands.closed:
                     raise _Ended
                 yield
         except zmq.ContextTerminated:
@@ -178,10 +178,18 @@ class DeviceThread(Thread):
                     self._stop_after_command = False
                     self.stop()
 
-    def _raise_end(self) -> None:
-        self.join()
-        self.check()
-        raise ZMQClosedError(f'{self._device} is not running')
+    @contextmanager
+    def _command_or_error(self) -> Iterator[None]:
+        """Raise the error of the device if it has ended."""
+        try:
+            with self._command():
+                yield
+        except _Ended:
+            # In a signal handler that has interrupted a command, see `stop`, a join never returns.
+            if get_ident() not in self._threads_in_command:
+                self.join()
+            self.check()
+            raise ZMQClosedError(f'{self._device} is not running') from None
 
     def _pause(self, timeout: float) -> None:
         if not self._is_paused:
@@ -191,34 +199,34 @@ class DeviceThread(Thread):
         self._receive(timeout)
 
     def _send(self, command: bytes) -> None:
-        self._counts_requested += command == STATISTICS
-        self._pauses_requested += command == TERMINATE
+        self._pending += command in (STATISTICS, TERMINATE)
         with suppress(zmq.Again):  # the thread has ended
             self._commands.send(command, zmq.DONTWAIT)
 
     def _receive(self, timeout: float) -> None:
-        """Wait for the answers to all commands; those to earlier commands may be late."""
+        """Wait for the answers to all commands; those to earlier commands may be late.
+
+        A signal handler may receive some of them meanwhile.
+        """
         deadline = monotonic() + timeout
-        while (
-            self._counts_received < self._counts_requested
-            or self._pauses_confirmed < self._pauses_requested
-        ):
+        while self._pending and not self._has_ended:
             left = max(0, ceil((deadline - monotonic()) * 1000))
             if self._commands.poll(left):
                 self._handle_answer(self._commands.recv_multipart())
-            elif not left:  # a signal handler may have received the answers meanwhile
+            elif not left:
                 raise ZMQTimeoutError(f'{self._device} waits for a peer that does not read')
+        if self._has_ended:
+            raise _Ended
 
     def _handle_answer(self, frames: list[bytes]) -> None:
         if frames == [_ENDED]:
             self._has_ended = True
-            raise _Ended
-        if frames == [_PAUSED]:
-            self._pauses_confirmed += 1
-            self._totals, self._current = self._totals.plus(self._current), Counts()
-        elif len(frames) >= _MIN_COUNTS:
-            self._counts_received += 1
-            self._current = Counts.decode(frames)
+        elif frames == [_PAUSED]:
+            self._pending -= 1
+            self._totals, self._current = self._counts, NO_COUNTS
+        elif len(frames) == len(NO_COUNTS):
+            self._pending -= 1
+            self._current = decode_counts(frames)
         # else an answer of libzmq 4.3.5 to PAUSE or TERMINATE, which other versions do not answer
 
     # Sockets
@@ -241,12 +249,13 @@ class DeviceThread(Thread):
     def _open_data_sockets(self) -> list[Any]:
         sockets: list[Any] = []
         for config in self._device._sockets:
-            is_single = config.type < 0
-            with _explain_error(f'type {config.type} of the {config.name} socket'):
-                socket = sockets[0] if is_single else self._make_socket(config.type)
-            sockets.append(socket)
-            if not is_single:
+            if config.type < 0:
+                socket = sockets[0]
+            else:
+                with _explain_error(f'type {config.type} of the {config.name} socket'):
+                    socket = self._make_socket(config.type)
                 self._device.apply_limits(socket, self._device.max_message_size)
+            sockets.append(socket)
             self._configure(socket, config)
         return sockets
 
@@ -254,7 +263,8 @@ class DeviceThread(Thread):
         if any(address.startswith('tcp://[') for address in config.addresses):
             socket.ipv6 = True
         for option, value in config.options:
-            with _explain_error(f'option {_name(option)} of the {config.name} socket'):
+            name = getattr(option, 'name', option)  # a plain number has none
+            with _explain_error(f'option {name} of the {config.name} socket'):
                 socket.setsockopt(option, value)
         self.addresses[config.name] = [self._bind(socket, binding) for binding in config.bindings]
         for address in config.peers:
@@ -281,12 +291,11 @@ class DeviceThread(Thread):
     def _release(self) -> None:
         """Release the rest once; the context waits for the sockets of the thread."""
         with self._lock:
-            if self._is_released:
+            if self._commands.closed:
                 return
-            self._is_released = True
+            self._commands.close(0)
             if self._authenticator is not None:
                 self._authenticator.stop()
-            self._commands.close(0)
             if self._owns_context:
                 self._zmq_context.term()
             self._server_sockets.release()
@@ -300,7 +309,7 @@ class DeviceThread(Thread):
         command = _RESUME
         try:
             while command != _STOP:
-                self._loop.run(self._control)
+                self._loop(control=self._control)
                 self._control.send(_PAUSED)
                 command = self._control.recv()
         except zmq.ContextTerminated:
@@ -324,12 +333,6 @@ def _explain_error(what: str) -> Iterator[None]:
             raise
         raise zmq.ZMQError(error.errno, f'{error.strerror}: {what}') from None
 
-
-def _name(option: int) -> str:
-    return zmq.SocketOption(option).name if option in _OPTIONS else str(option)
-
-
-_OPTIONS = frozenset(map(int, zmq.SocketOption))
 
 _threads: WeakSet[DeviceThread] = WeakSet()
 

@@ -22,7 +22,7 @@ from pyams_zmq.process.server_socket import SocketLimits
 from pyams_zmq.process.service import LIMITS
 from pyams_zmq.supervisor.process import SupervisingProcess
 from pyams_zmq.wire.endpoint import Endpoint
-from pyams_zmq.wire.message import check_concurrency, decode_reply
+from pyams_zmq.wire.message import check_integer, decode_reply
 
 STOP_SLACK = 6.0
 """Seconds after `drain_timeout` in which a pool stops its workers"""
@@ -37,6 +37,8 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
 
     It has the arguments, the limits, and the methods `start`, `wait_ready`, `reload` and `stop` of
     a :class:`~pyams_zmq.process.ZMQProcess`. Each message goes to a free worker, or waits for one.
+    `wait_ready` waits until the broker and all workers are ready. `reload` also replaces the
+    workers one by one; no call is lost.
 
     :param bind_addr: address to bind, see :class:`pyams_zmq.endpoint.Endpoint`
     :param handler: class of the message handler; each worker has an instance of its own
@@ -55,8 +57,8 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     concurrency: int = ZMQProcess.concurrency
     loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
 
-    queue_limit: int = PoolBroker.queue_limit
-    queue_size: int = PoolBroker.queue_size
+    queue_limit: int = 1000
+    queue_size: int = 256 * 1024 * 1024
     stats_users: Collection[str] = ()
     json_load: int = -1
     beat_interval: float = PoolWorker.beat_interval
@@ -64,9 +66,6 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     max_memory: float = 0.0
 
     worker_factory: Callable[..., PoolWorker] = PoolWorker
-    bound_worker_address: str | None = None
-
-    _local_address: str | None = None
 
     def __init__(
         self,
@@ -101,29 +100,14 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         :raises ValueError: for an invalid `concurrency` or `beat_interval`
         :raises ZMQStartError: in a program that gevent has patched
         """
-        check_concurrency(self.concurrency)
+        check_integer('concurrency', self.concurrency, 1)
         check_interval(self.beat_interval)
         super().start()
 
-    def wait_ready(self, timeout: float | None = 10) -> str:
-        """Wait until the broker has bound its addresses and all workers are ready.
-
-        Afterwards, `bound_worker_address` is the bound endpoint for workers of other machines.
-
-        :param timeout: seconds; None waits without a limit
-        :return: the bound endpoint for clients, with its real port
-        :raises ZMQTimeoutError: the pool is not ready after *timeout*
-        :raises ZMQStartError: the pool ended, or was not started; an exception of a child that can
-            be pickled, for instance a ZMQBindError, is raised itself
-        """
-        address = super().wait_ready(timeout)
-        _clients, self._local_address, *remote = self.bound_addresses
-        self.bound_worker_address = remote[0] if remote else None
-        return address
-
-    def reload(self) -> None:
-        """Read users and keys again, and replace the workers one by one; no call is lost."""
-        super().reload()
+    @property
+    def bound_worker_address(self) -> str | None:
+        """The bound endpoint for workers of other machines, after `wait_ready`."""
+        return next(iter(self.bound_addresses[2:]), None)
 
     def stats(self, timeout: float = 5) -> dict[str, Any]:
         """Return the statistics of the pool; only the process that started it may call this.
@@ -132,11 +116,11 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         :raises ZMQTimeoutError: the broker does not reply in time, or the pool is not ready
         :raises ZMQStartError: the pool was not started by this process
         """
-        if self._local_address is None:
+        if not self.bound_addresses:
             self.wait_ready(0)
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
-            socket.connect(str(self._local_address))
+            socket.connect(self.bound_addresses[1])
             socket.send_multipart([b'', protocol.STATS])
             if not socket.poll(int(timeout * 1000)):
                 raise ZMQTimeoutError(f'The broker of {self.name} did not reply in {timeout} s')
@@ -145,8 +129,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
 
     def _stop_orders(self) -> Iterator[StopOrder]:
         orders = super()._stop_orders()
-        order, _timeout = next(orders)
-        yield order, self.drain_timeout + STOP_SLACK
+        yield next(orders)[0], self.drain_timeout + STOP_SLACK
         yield from orders
 
     # In the child
@@ -158,14 +141,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         """
         for access in (self.access, self.worker_access):
             access.reload()  # the files may have changed since the start of the pool
-        broker = PoolBroker(
-            self.registry,
-            self.bind_addr,
-            self.access,
-            local_address,
-            self.worker_address,
-            self.worker_access,
-        )
+        broker = PoolBroker(self, local_address)
         for name in _LIMITS + _BROKER_LIMITS:
             setattr(broker, name, getattr(self, name))
         return broker

@@ -33,13 +33,12 @@ from pyams_zmq.wire.message import decode_reply, encode, peek_type
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-STATS_TYPE = 'pyams_zmq.stats'
+STATS_TYPE = b'pyams_zmq.stats'
 """Message type to which the broker itself replies; a method name cannot contain a dot"""
 
 WORKER_DOMAIN = b'pyams_zmq workers'
 LOCAL_DOMAIN = b'pyams_zmq local workers'
 
-_STATS = STATS_TYPE.encode()
 _PEEK_SIZE = 256  # first bytes of a message, which contain its type
 _POLL_TIMEOUT = 2  # milliseconds to wait for the next message before the loop may run
 _TURN = 0.02  # seconds after which the loop may run in any case
@@ -57,23 +56,18 @@ class _RouterStream(ZMQStream):
     """
 
     def __init__(
-        self,
-        socket: Any,
-        loop: Any,
-        access: Access,
-        on_message: Callable[..., None],
-        on_events: Callable[[], None],
+        self, broker: 'PoolBroker', socket: Any, access: Access, on_message: Callable[..., None]
     ):
         self.access = access
+        self._broker = broker
         self._on_message = on_message
-        self._on_events = on_events
         self._receive_frame = socket.recv
         socket.router_mandatory = True
-        super().__init__(socket, loop)
+        super().__init__(socket, broker.loop)
 
     def _handle_events(self, fd: Any, events: int) -> None:
-        if not self.closed():
-            self._on_events()
+        if not (self.closed() or self._broker._pump_is_scheduled):
+            self._broker._pump()
 
     def read(self) -> None:
         """Receive a message, which must be there, and handle it."""
@@ -105,18 +99,14 @@ class _RouterStream(ZMQStream):
 class PoolBroker(ServiceProcess):
     """Sends each message of a client to a free worker of the pool, and the reply to the client.
 
-    :param registry: registry of the application
-    :param bind_addr: address to bind for clients
-    :param access: access rules for clients
+    :param pool: the ZMQPool, which has addresses, access rules and limits
     :param local_address: ipc address to bind for the workers of this pool, in a private folder
-    :param worker_address: address to bind for workers of other machines, or None
-    :param worker_access: access rules for them, see :func:`make_worker_access`
     """
 
-    queue_limit: int = 1000
-    queue_size: int = 256 * 1024 * 1024
-    stats_users: Collection[str] = ()
-    json_load: int = -1
+    queue_limit: int
+    queue_size: int
+    stats_users: Collection[str]
+    json_load: int
 
     auth_thread: Any = None  # an Authenticator
 
@@ -124,24 +114,13 @@ class PoolBroker(ServiceProcess):
     _has_seen_workers = False
     _pump_is_scheduled = False
 
-    def __init__(
-        self,
-        registry: Any,
-        bind_addr: Any,
-        access: Access,
-        local_address: str,
-        worker_address: Any,
-        worker_access: Access,
-    ):
-        super().__init__(registry)
-        self.bind_addr = bind_addr
-        self.access = access
+    def __init__(self, pool: Any, local_address: str):
+        super().__init__(pool.registry)
+        self.bind_addr, self.access = pool.bind_addr, pool.access
         self.local_address = local_address
-        self.worker_address = worker_address
-        self.worker_access = worker_access
+        self.worker_address, self.worker_access = pool.worker_address, pool.worker_access
         self._by_socket: dict[Any, _RouterStream] = {}
         self._polled: list[tuple[Any, int]] = []
-        self._watches: dict[bytes, ExitStack] = {}
 
     def init_stream(self) -> None:
         """Bind the sockets for clients and workers."""
@@ -151,33 +130,28 @@ class PoolBroker(ServiceProcess):
             queue_limit=self.queue_limit,
             queue_size=self.queue_size,
         )
-        self._client_stream = self._open(
-            self.bind_addr, self._handle_request, self.access, ZAP_DOMAIN
-        )
-        self._local_stream = self._open_for_workers(self.local_address, Access(), LOCAL_DOMAIN)
+        self._client_stream = self._open(self.bind_addr, self.access, ZAP_DOMAIN)
+        self._local_stream = self._open(self.local_address, Access(), LOCAL_DOMAIN)
         if self.worker_address is not None:
-            self._open_for_workers(self.worker_address, self.worker_access, WORKER_DOMAIN)
+            self._open(self.worker_address, self.worker_access, WORKER_DOMAIN)
         self.bound_address = self._sockets.uris[0]
         self._check_workers()
 
-    def _open_for_workers(self, address: Any, access: Access, domain: bytes) -> _RouterStream:
+    def _open(self, address: Any, access: Access, domain: bytes) -> _RouterStream:
+        is_for_clients = domain == ZAP_DOMAIN
+        on_message = self._handle_request if is_for_clients else self._handle_worker_message
         self.auth_thread.policies[domain] = access
-        return self._open(address, self._handle_worker_message, access, domain)
-
-    def _open(
-        self, address: Any, on_message: Callable[..., None], access: Access, domain: bytes
-    ) -> _RouterStream:
         endpoint = Endpoint.parse(address, bind=True)
         with closed_on_error(self.context.socket(zmq.ROUTER)) as socket:
             self.apply_limits(socket, self.max_message_size + SIZE_SLACK)
             socket.ipv6 = endpoint.is_ipv6
-            if access is not self.access:
+            if not is_for_clients:
                 socket.maxmsgsize = -1  # a reply may be larger than a request
                 socket.sndhwm = socket.rcvhwm = 0  # the slots of the workers limit them
                 # A worker may connect again before libzmq notices that its connection is lost.
                 socket.router_handover = True
             self._sockets.bind(socket, endpoint.uri, access, path=endpoint.path, domain=domain)
-        stream = _RouterStream(socket, self.loop, access, on_message, self._on_events)
+        stream = _RouterStream(self, socket, access, on_message)
         self._streams.add(stream)
         self._by_socket[socket] = stream
         self._polled.append((socket, POLLIN))
@@ -194,7 +168,7 @@ class PoolBroker(ServiceProcess):
             # Without a loop, SIGHUP came before `init_stream`: no worker is registered.
             for worker in list(self._scheduler.workers.values()):
                 if not worker.stream.access.admits(worker.user):
-                    self._remove(worker.route, 'lost its access')
+                    self._scheduler.remove(worker.route, monotonic(), 'lost its access')
             self._pump()
 
     # Clients
@@ -225,8 +199,8 @@ class PoolBroker(ServiceProcess):
             if self._forwards_peers:
                 sender = user.encode() + SEPARATOR + first['Peer-Address'].encode()
         name = self._peek_type(body)
-        if name == _STATS:
-            self._check_stats_access(first)
+        if name == STATS_TYPE:
+            self._check_stats_access(first['User-Id'], first['Peer-Address'])
             self._send_reply(envelope, [encode([200, self._stats()])])
         else:
             size += sum(map(len, envelope)) + _FRAME_OVERHEAD * (len(envelope) + len(body))
@@ -239,8 +213,7 @@ class PoolBroker(ServiceProcess):
             return b''
         return peek_type(memoryview(data)[:_PEEK_SIZE] if len(data) > _PEEK_SIZE else data)
 
-    def _check_stats_access(self, first: Any) -> None:
-        user, address = first['User-Id'], first['Peer-Address']
+    def _check_stats_access(self, user: str, address: str) -> None:
         if not parse_ip(address).is_loopback and user not in self.stats_users:
             raise ZMQMessageError(
                 403,
@@ -265,19 +238,18 @@ class PoolBroker(ServiceProcess):
         return sent
 
     def _handle_worker_message(self, stream: _RouterStream, first: Any, frames: list[Any]) -> None:
-        route = first.bytes
         match frames:
             case [key, _first, *_more] if len(key):
-                self._scheduler.handle_reply(route, key, frames[1:], monotonic())
+                self._scheduler.handle_reply(first.bytes, key, frames[1:], monotonic())
             case [b'', command, *rest]:
-                self._handle_command(stream, first, route, command, rest)
+                self._handle_command(stream, first, command, rest)
             case _:
                 LOGGER.warning('A worker sent %d frames that are not a message', len(frames))
 
     def _handle_command(
-        self, stream: _RouterStream, first: Any, route: bytes, command: bytes, rest: list[Any]
+        self, stream: _RouterStream, first: Any, command: bytes, rest: list[Any]
     ) -> None:
-        now = monotonic()
+        route, now = first.bytes, monotonic()
         match command, rest:
             case protocol.HEARTBEAT, [memory]:
                 route = route[:ROUTE_SIZE]
@@ -306,38 +278,29 @@ class PoolBroker(ServiceProcess):
         self._forwards_peers = needs_peers or (self._forwards_peers and self._has_seen_workers)
         self._has_seen_workers = True
         stream.send_frames([route, b'', protocol.READY_OK])
-        if stream is self._local_stream and route not in self._watches:
+        if stream is self._local_stream and not worker.is_watched:
             self._watch(worker)
         LOGGER.info('Worker %s of %s is ready', worker.pid, worker.host)
 
     def _watch(self, worker: WorkerState) -> None:
         stack = ExitStack()
         pidfd = stack.enter_context(open_pidfd(worker.pid))
-        self._watches[worker.route] = stack
         if pidfd is not None:
             worker.is_watched = True
-            self.loop.add_handler(pidfd, partial(self._on_exit, worker.route), IOLoop.READ)
+            on_exit = partial(self._on_exit, worker.route, stack)
+            self.loop.add_handler(pidfd, on_exit, IOLoop.READ)
             stack.callback(self.loop.remove_handler, pidfd)
 
-    def _on_exit(self, route: bytes, fd: int, events: int) -> None:
-        self._unwatch(route)
+    def _on_exit(self, route: bytes, stack: ExitStack, fd: int, events: int) -> None:
+        stack.close()
         self._scheduler.handle_disconnect(route)
         # Its last replies may arrive after its exit.
         self.loop.call_later(_EXIT_DELAY, self._remove_dead, route)
 
     def _remove_dead(self, route: bytes) -> None:
         self._pump()
-        self._remove(route, 'died')
+        self._scheduler.remove(route, monotonic(), 'died')
         self._pump()
-
-    def _remove(self, route: bytes, reason: str) -> None:
-        self._scheduler.remove(route, monotonic(), reason)
-        self._unwatch(route)
-
-    def _unwatch(self, route: bytes) -> None:
-        stack = self._watches.pop(route, None)
-        if stack is not None:
-            stack.close()
 
     # The loop
 
@@ -364,15 +327,10 @@ class PoolBroker(ServiceProcess):
         self._pump_is_scheduled = False
         self._pump()
 
-    def _on_events(self) -> None:
-        if not self._pump_is_scheduled:
-            self._pump()
-
     def _check_workers(self) -> None:
         self._pump()  # heartbeats may wait
         for worker in self._scheduler.check(monotonic()):
             LOGGER.error('Worker %s of %s missed its heartbeats', worker.pid, worker.host)
-            self._unwatch(worker.route)
         self.loop.call_later(_CHECK_INTERVAL, self._check_workers)
         self._pump()
 
@@ -388,12 +346,6 @@ class PoolBroker(ServiceProcess):
             if not self._scheduler.in_flight:
                 turns = turns + 1 if received != self._count_received() else REFUSAL_TURNS
         self._scheduler.abort(monotonic())
-
-    def _teardown(self) -> None:
-        for route in list(self._watches):
-            self._unwatch(route)
-        super()._teardown()
-        self._by_socket.clear()
 
 
 def make_worker_access(address: Any, auth: Users, curve: CurveServer | None) -> Access:

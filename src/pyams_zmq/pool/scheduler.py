@@ -23,16 +23,9 @@ SUSPENDED = 1.0
 """Seconds between two checks from which on the broker itself is considered to have been suspended,
 and the heartbeats that it has not read do not count as missed"""
 
-MAX_METHODS = 1000
-"""Limit of the methods that are counted by name"""
-
+MAX_METHODS = 1000  # that are counted by name
 MAX_WORKERS = 1000
-"""Limit of the workers"""
-
-MAX_SLOTS = 1000
-"""Limit of the calls that a worker may have at a time"""
-
-_OTHERS = '(others)'
+MAX_SLOTS = 1000  # of a worker: calls that it may have at a time
 
 
 class MethodStats:
@@ -41,11 +34,10 @@ class MethodStats:
     :ivar repeatable: true if a call may be sent to another worker after the death of the first one
     """
 
-    __slots__ = ('calls', 'errors', 'latency', 'repeatable')
+    __slots__ = ('errors', 'latency', 'repeatable')
 
     def __init__(self) -> None:
         self.repeatable = False
-        self.calls = 0
         self.errors = 0
         self.latency = Histogram()
 
@@ -53,7 +45,7 @@ class MethodStats:
         """Return the statistics; durations are seconds from the request until the reply."""
         latency = self.latency
         return {
-            'calls': self.calls,
+            'calls': latency.count,
             'errors': self.errors,
             'mean': latency.total / latency.count if latency.count else 0.0,
             'p50': latency.percentile(50),
@@ -72,7 +64,7 @@ class Call:
     :ivar header: first frame for the worker, see :mod:`pyams_zmq.pool.protocol`
     :ivar body: frames of the message
     :ivar size: bytes of memory, with the envelope
-    :ivar name: type of the message
+    :ivar name: type of the message, see :func:`pyams_zmq.wire.message.peek_type`
     :ivar received: time of the request
     :ivar attempts: number of workers that were lost during this call
     """
@@ -187,11 +179,6 @@ class Scheduler:
         """Number of calls that workers have."""
         return sum(len(worker.calls) for worker in self.workers.values())
 
-    @property
-    def queue_length(self) -> int:
-        """Number of calls that wait for a worker."""
-        return len(self._queue)
-
     # Calls
 
     def handle_request(
@@ -203,13 +190,9 @@ class Scheduler:
         name: bytes,
         now: float,
     ) -> None:
-        """Assign a request to a worker, queue it, or refuse it with 503.
+        """Assign a request to a worker, queue it, or refuse it with 503; see :class:`Call`.
 
-        :param envelope: frames in front of the reply
         :param sender: user and address of the client, see :mod:`pyams_zmq.pool.protocol`
-        :param body: frames of the message
-        :param size: bytes of memory, with the envelope
-        :param name: type of the message, see :func:`pyams_zmq.wire.message.peek_type`
         :param now: present time in seconds
         """
         if self.is_draining:
@@ -219,20 +202,15 @@ class Scheduler:
         key = next(self._numbers).to_bytes(8, 'big')
         method = self.methods.get(name, self.other_methods)
         call = Call(key, envelope, key + sender, body, size, name, method, now)
-        if (self._queue or not self._assign(call)) and not self._enqueue(call):
-            self._refuse(call)
-
-    def _enqueue(self, call: Call) -> bool:
-        if len(self._queue) >= self.queue_limit or self._queued_size + call.size > self.queue_size:
-            return False
-        self._queue.append(call)
-        self._queued_size += call.size
-        return True
-
-    def _refuse(self, call: Call) -> None:
-        self._refused += 1
-        text = f'The service is overloaded: {len(self._queue)} calls wait, try again later'
-        self._send_reply(call.envelope, [encode([503, text])])
+        if self._queue or not self._assign(call):
+            waiting = len(self._queue)
+            if waiting < self.queue_limit and self._queued_size + size <= self.queue_size:
+                self._queue.append(call)
+                self._queued_size += size
+            else:
+                self._refused += 1
+                text = f'The service is overloaded: {waiting} calls wait, try again later'
+                self._send_reply(envelope, [encode([503, text])])
 
     def handle_reply(self, route: bytes, key: bytes, reply: list[Any], now: float) -> None:
         """Send the reply of a worker to its client; drop it if the call is unknown."""
@@ -240,14 +218,13 @@ class Scheduler:
         if worker is None:
             return
         call = worker.calls.pop(key, None)
-        if call is None:
-            if key in worker.unknown_calls:
-                worker.unknown_calls.discard(key)
-                self._release(worker)
-            return
-        worker.replies += 1
-        self._release(worker)  # before the reply: the worker is idle, the client may be, too
-        self._finish(call, reply, now)
+        if call is not None:
+            worker.replies += 1
+            self._release(worker)  # before the reply: the worker is idle, the client may be, too
+            self._finish(call, reply, now)
+        elif key in worker.unknown_calls:
+            worker.unknown_calls.discard(key)
+            self._release(worker)
 
     def _release(self, worker: WorkerState) -> None:
         if worker.is_open and worker.in_flight < worker.slots:
@@ -256,11 +233,9 @@ class Scheduler:
                 self._assign_queued()
 
     def _finish(self, call: Call, reply: list[Any], now: float) -> None:
-        method = call.method
-        method.calls += 1
+        call.method.latency.add(now - call.received)
         if is_error(reply[-1]):
-            method.errors += 1
-        method.latency.add(now - call.received)
+            call.method.errors += 1
         self._send_reply(call.envelope, reply)
 
     def _assign_queued(self) -> None:
@@ -300,22 +275,20 @@ class Scheduler:
     ) -> WorkerState:
         """Register a worker, or register it again after a lost connection.
 
-        In the second case, what was on its way to the worker is lost: *info* contains the calls
-        that it has.
+        In the second case, the calls that *info* does not contain were lost on their way.
 
         :param info: data of READY
-        :param stream: stream of the broker to which the worker is connected
-        :param user: name or key of the worker
+        :param stream, user: see :class:`WorkerState`
         :raises KeyError, TypeError, ValueError: *info* is incomplete or invalid
         """
         keys = {bytes.fromhex(key) for key in info['calls']}
         worker = self.workers.get(route)
-        if worker is None:
-            if len(self.workers) >= MAX_WORKERS:
-                raise ValueError(f'The limit of {MAX_WORKERS} workers is reached')
-            worker = WorkerState(route, info, now, stream, user)
-        else:
+        if worker is not None:
             worker.update(info)
+        elif len(self.workers) >= MAX_WORKERS:
+            raise ValueError(f'The limit of {MAX_WORKERS} workers is reached')
+        else:
+            worker = WorkerState(route, info, now, stream, user)
         self._add_methods(info['methods'], info['repeatable'])
         worker.last_seen = now
         self.workers[route] = worker
@@ -332,10 +305,8 @@ class Scheduler:
     def _add_methods(self, names: Iterable[str], repeatable: Collection[str]) -> None:
         for name in names:
             key = str(name).encode()
-            if key not in self.methods and len(self.methods) < MAX_METHODS:
-                self.methods[key] = MethodStats()
-            if key in self.methods:
-                self.methods[key].repeatable = name in repeatable
+            if key in self.methods or len(self.methods) < MAX_METHODS:
+                self.methods.setdefault(key, MethodStats()).repeatable = name in repeatable
 
     def handle_heartbeat(self, route: bytes, memory: int, now: float) -> bool:
         """Note that a worker is alive.
@@ -359,8 +330,7 @@ class Scheduler:
     def handle_reject(self, route: bytes, key: bytes) -> None:
         """Put a call that a worker has not started in front of the queue."""
         worker = self.workers.get(route)
-        call = None if worker is None else worker.calls.pop(key, None)
-        if worker is not None and call is not None:
+        if worker is not None and (call := worker.calls.pop(key, None)) is not None:
             self._requeue(call)
             if self.is_draining:
                 self._refuse_queue()
@@ -391,7 +361,10 @@ class Scheduler:
         self._assign_queued()
 
     def check(self, now: float) -> list[WorkerState]:
-        """Remove the workers that have missed their heartbeats, and return them."""
+        """Remove the workers that have missed their heartbeats.
+
+        :return: those of them that had not left: each has calls, or was expected to take more
+        """
         elapsed, self._checked_at = now - self._checked_at, now
         lost = []
         for worker in list(self.workers.values()):
@@ -401,8 +374,9 @@ class Scheduler:
                 now - worker.last_seen > worker.interval * MISSED_HEARTBEATS
                 and not worker.is_watched
             ):
+                if worker.is_open or worker.needs_ready or worker.in_flight:
+                    lost.append(worker)
                 self.remove(worker.route, now, 'missed its heartbeats')
-                lost.append(worker)
         return lost
 
     # The end
@@ -425,11 +399,14 @@ class Scheduler:
 
     def stats(self, now: float) -> dict[str, Any]:
         """Return the statistics, as JSON types."""
-        methods = {name.decode(): method for name, method in self.methods.items()}
-        methods[_OTHERS] = self.other_methods
+        methods = {
+            name.decode(): method.stats()
+            for name, method in [*self.methods.items(), (b'(others)', self.other_methods)]
+            if method.latency.count
+        }
         return {
-            'calls': sum(method.calls for method in methods.values()),
-            'errors': sum(method.errors for method in methods.values()),
+            'calls': sum(method['calls'] for method in methods.values()),
+            'errors': sum(method['errors'] for method in methods.values()),
             'refused': self._refused,
             'repeated': self._repeated,
             'lost': self._lost,
@@ -438,6 +415,6 @@ class Scheduler:
             'queue_limit': self.queue_limit,
             'queue_bytes': self._queued_size,
             'draining': self.is_draining,
-            'methods': {name: each.stats() for name, each in methods.items() if each.calls},
+            'methods': methods,
             'workers': [worker.stats(now) for worker in self.workers.values()],
         }

@@ -4,7 +4,7 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,9 @@ class PoolSupervisor(OwnedSupervisor):
     _replaces_all = True
     _all_beat = True
 
+    _has_been_ready = False
+    _replacement: tuple[SupervisedProcess, SupervisedProcess] | None = None
+
     def __init__(self, pool: Any, folder: PrivateFolder):
         local_address = f'ipc://{os.path.join(folder.path, "broker")}'
         factories: dict[str, Callable[[], ReadyProcess]] = {
@@ -45,41 +48,40 @@ class PoolSupervisor(OwnedSupervisor):
         for number in range(1, pool.workers + 1):
             factories[f'worker {number}'] = partial(pool.make_worker, local_address)
         super().__init__(pool, factories)
-        self._pool = pool
         self._folder = folder
-        self._addresses: Sequence[str] | None = None
-        self._has_been_ready = False
-        self._is_told_to_stop = False
+        self._broker = self._children[0]
         self._to_replace: deque[SupervisedProcess] = deque()
-        self._replacement: tuple[SupervisedProcess, SupervisedProcess] | None = None
+
+    @property
+    def _workers(self) -> list[SupervisedProcess]:
+        """The workers, without those that have been replaced."""
+        return [each for each in self._children if each is not self._broker and not each.retired]
+
+    @property
+    def _starting(self) -> list[SupervisedProcess]:
+        return [child for child in self._children if child.running and not child.ready]
 
     def step(self, now: float) -> float | None:
         """Do everything that is due: read reports, start, replace and stop processes."""
-        for child in list(self._children):
+        for child in self._starting:
             self._read_report(child)
         was_stopping, replacement = self._stopping, self._replacement
         timeout = super().step(now)
         if not self._stopping:
+            self._check_ready()
             self._replace()
         changed = was_stopping != self._stopping or replacement != self._replacement
         return 0.0 if changed else timeout
 
     def _descriptors(self) -> list[int]:
-        channels = [
-            child.process._channel.fileno()
-            for child in self._children
-            if child.running and not child.ready and child.process is not None
-        ]
+        channels = [child.process._channel.fileno() for child in self._starting]
         return channels + super()._descriptors()
 
     # Reports
 
     def _read_report(self, child: SupervisedProcess) -> None:
-        process = child.process
-        if not child.running or child.ready or process is None:
-            return
         try:
-            process.wait_ready(0)
+            child.process.wait_ready(0)
         except ZMQTimeoutError:
             return
         except Exception as error:  # noqa: BLE001 - any error of the process
@@ -88,15 +90,16 @@ class PoolSupervisor(OwnedSupervisor):
             return
         child.ready = True
         child.short_lives = 0
-        if child.name == BROKER:
+        if child is self._broker:
             # A broker that replaces this one has to bind the same ports.
-            self._addresses = process.bound_addresses
-            self._pool.bind_addr, _local, *remote = self._addresses
+            self._process.bind_addr, _local, *remote = child.process.bound_addresses
             if remote:
-                self._pool.worker_address = remote[0]
+                self._process.worker_address = remote[0]
+
+    def _check_ready(self) -> None:
         if not self._has_been_ready and all(each.ready or each.given_up for each in self._children):
             self._has_been_ready = True
-            self._pool._send_report(self._addresses, None)
+            self._process._send_report(self._broker.process.bound_addresses, None)
 
     def _start(self, child: SupervisedProcess, now: float) -> None:
         child.ready = False
@@ -105,7 +108,8 @@ class PoolSupervisor(OwnedSupervisor):
     # Ends
 
     def _handle_end(self, child: SupervisedProcess, now: float) -> None:
-        self._read_report(child)
+        if not child.ready:
+            self._read_report(child)
         super()._handle_end(child, now)
         if child.retired:
             self._children.remove(child)
@@ -119,37 +123,24 @@ class PoolSupervisor(OwnedSupervisor):
 
     def _give_up(self, child: SupervisedProcess, code: int | None) -> None:
         super()._give_up(child, code)
-        workers = [each for each in self._children if each.name != BROKER]
-        if child.name == BROKER or all(worker.given_up for worker in workers):
-            self._fail(ZMQStartError(f'{child.name} of {self._pool.name} was given up'))
+        if child is self._broker or all(worker.given_up for worker in self._workers):
+            self._fail(ZMQStartError(f'{child.name} of {self._process.name} was given up'))
             if self._lock is not None:  # else another supervisor may start the pool again
-                self._notify_given_up(self._pool, self._pool.name, 1)
+                self._notify_given_up(self._process, self._process.name, 1)
 
     def _fail(self, error: Exception) -> None:
-        """Stop all processes."""
-        self._pool._send_report(None, error)
+        """Stop all processes; keep the lock, because a standby would fail in the same way."""
+        self._process._send_report(None, error)
         self._exit_code = 1
         self._stopping = True
-
-    def stop(self) -> None:
-        """Let `step` stop all processes, and `run` return then."""
-        self._is_told_to_stop = True
-        super().stop()
-
-    def _can_leave(self) -> bool:
-        # After a failure it keeps the lock: a standby would fail in the same way.
-        return super()._can_leave() and (self._lock is None or self._is_told_to_stop)
 
     # Replacement
 
     def reload(self) -> None:
         """Let the broker read users and keys again, and replace the workers one by one."""
-        for child in self._children:
-            if child.name == BROKER and child.running and child.process is not None:
-                child.process.reload()
-        self._to_replace = deque(
-            each for each in self._children if each.name != BROKER and not each.retired
-        )
+        if self._broker.running:
+            self._broker.process.reload()
+        self._to_replace = deque(self._workers)
 
     def _replace(self) -> None:
         if self._replacement is None:
@@ -164,7 +155,8 @@ class PoolSupervisor(OwnedSupervisor):
             return
         old, new = self._replacement
         if new.given_up:
-            self._children.remove(new)
+            if not old.retired:
+                self._children.remove(new)
             self._to_replace.clear()
             self._replacement = None
         elif old.retired:
@@ -173,7 +165,7 @@ class PoolSupervisor(OwnedSupervisor):
         elif new.ready:
             old.retired = True
             old.due = None
-            if old.running and old.process is not None:
+            if old.running:
                 old.process.reload()
             else:
                 self._children.remove(old)
@@ -181,15 +173,12 @@ class PoolSupervisor(OwnedSupervisor):
     # The end
 
     def _next_to_stop(self) -> list[SupervisedProcess]:
-        running = super()._next_to_stop()
-        brokers = [child for child in running if child.name == BROKER]
-        return brokers or running
+        return [self._broker] if self._broker.running else super()._next_to_stop()
 
     def _stop_orders(self, process: ReadyProcess) -> Iterator[StopOrder]:
         orders = super()._stop_orders(process)
         if isinstance(process, PoolWorker):  # the broker has replied to all its calls
-            order, _timeout = next(orders)
-            yield order, WORKER_GRACE
+            yield next(orders)[0], WORKER_GRACE
         yield from orders
 
     def _on_owner_death(self) -> None:

@@ -22,19 +22,13 @@ from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import ServiceAddress, configure
 from pyams_zmq.exceptions import ZMQRefusedError
 from pyams_zmq.pool import protocol
-from pyams_zmq.pool.protocol import (
-    KEY_SIZE,
-    MISSED_HEARTBEATS,
-    ROUTE_SIZE,
-    SEPARATOR,
-    check_interval,
-)
+from pyams_zmq.pool.protocol import KEY_SIZE, MISSED_HEARTBEATS, ROUTE_SIZE, SEPARATOR
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import RECYCLED
 from pyams_zmq.process.descendants import end_descendants, forbid_new_processes
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE
-from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, send_frame
+from pyams_zmq.wire.frames import NOBLOCK, POLLIN
 from pyams_zmq.wire.message import encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -150,12 +144,8 @@ class WorkerStream(ReplyStream):
     def _route_reply(self, envelope: list[bytes], data: bytes) -> None:
         self.pending.discard(envelope[0])
         self.process.count_reply()
-        try:
-            for frame in envelope:
-                send_frame(self.socket, frame, MORE)
-            send_frame(self.socket, data, NOBLOCK)
-        except zmq.Again:  # the next broker does not know this call
-            LOGGER.debug('A reply is dropped because the connection to the broker is lost')
+        # Without a connection the reply is dropped: the next broker does not know this call.
+        super()._route_reply(envelope, data)
 
 
 class PoolWorker(ZMQProcess):
@@ -207,7 +197,7 @@ class PoolWorker(ZMQProcess):
         :raises ValueError: for an invalid `concurrency` or `beat_interval`
         :raises ZMQStartError: in a program that gevent has patched
         """
-        check_interval(self.beat_interval)
+        protocol.check_interval(self.beat_interval)
         super().start()
 
     def init_stream(self) -> None:

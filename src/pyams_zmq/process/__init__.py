@@ -17,7 +17,7 @@ from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, port_of
-from pyams_zmq.wire.message import check_concurrency
+from pyams_zmq.wire.message import check_integer
 
 __all__ = ['ZMQProcess', 'process_exit_func']
 
@@ -80,7 +80,7 @@ class ZMQProcess(ServiceProcess):
             is not a REP
         :raises ZMQStartError: in a program that gevent has patched
         """
-        check_concurrency(self.concurrency)
+        check_integer('concurrency', self.concurrency, 1)
         if self.concurrency > 1 and self.socket_type != zmq.REP:
             raise ValueError(
                 f'A concurrency of {self.concurrency} is for the socket type REP: only there each '

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -46,14 +46,13 @@ class Supervisor(RestartLimits):
       given up, with a CRITICAL log and a :class:`~pyams_zmq.interfaces.ZMQProcessGivenUpEvent`.
 
     What a process leaves behind, a running ffmpeg for instance, is ended before the next process
-    is started. While `run` runs, this program adopts such orphans. It takes children for orphans
-    that it has forked itself meanwhile, without :mod:`multiprocessing` and :mod:`subprocess`.
+    is started. While `run` runs, this program adopts such orphans. Children that it forks itself
+    meanwhile, without :mod:`multiprocessing` and :mod:`subprocess`, are treated as orphans.
 
-    It has no threads. It forks, so the program should have none either.
+    It does not have threads. It forks, so the program should not have any either.
 
     :param factories: functions that make a fresh process, which is not started, by its name
     :param registry: registry that gets the events; by default that of the process
-    :param clock: returns the present time in seconds
     """
 
     hang_timeout: float = HANG_TIMEOUT
@@ -61,31 +60,21 @@ class Supervisor(RestartLimits):
     _replaces_all = False  # also those that have stopped themselves
     _all_beat = False  # all processes beat as soon as they run: one that never does hangs, too
 
-    def __init__(
-        self,
-        factories: Mapping[str, Factory],
-        *,
-        registry: Any = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
+    _stopping = False
+    _exit_code: int | None = None
+    _reload_is_due = False
+    _is_subreaper = False
+
+    def __init__(self, factories: Mapping[str, Factory], *, registry: Any = None):
         self.registry = registry
-        self._clock = clock
         self._children = [SupervisedProcess(*item) for item in factories.items()]
-        self._stopping = False
-        self._exit_code: int | None = None
-        self._reload_is_due = False
-        self._is_subreaper = False
         self._former_children: set[ProcessInfo] = set()  # which are not orphans
         self._cleanup: OrphanCleanup | None = None
 
     @property
     def processes(self) -> dict[str, ReadyProcess]:
         """The processes that run, by name."""
-        return {
-            child.name: child.process
-            for child in self._children
-            if child.running and child.process is not None
-        }
+        return {child.name: child.process for child in self._children if child.running}
 
     @property
     def is_finished(self) -> bool:
@@ -102,7 +91,7 @@ class Supervisor(RestartLimits):
     def step(self, now: float) -> float | None:
         """Do everything that is due, without waiting.
 
-        :param now: present time in seconds, on the clock of this supervisor
+        :param now: present time in seconds, on the monotonic clock
         :return: seconds after which it has to be called again, or earlier if a process ends; None
             if only that is a reason
         """
@@ -142,7 +131,7 @@ class Supervisor(RestartLimits):
             try:
                 with self._handle_signals() as wake:
                     while True:
-                        timeout = self.step(self._clock())
+                        timeout = self.step(time.monotonic())
                         if self._can_leave():
                             return self.exit_code
                         if wake in poll([wake, *self._descriptors()], timeout):
@@ -168,7 +157,7 @@ class Supervisor(RestartLimits):
         return self.is_finished
 
     def _descriptors(self) -> list[int]:
-        """Return the descriptors that are readable when `step` has something to do."""
+        """Return descriptors that become readable when `step` has to be called."""
         return [child.pidfd for child in self._children if child.pidfd is not None]
 
     def _next_to_stop(self) -> list[SupervisedProcess]:
@@ -181,7 +170,7 @@ class Supervisor(RestartLimits):
 
     def _step_start(self, now: float) -> list[float]:
         for child in self._children:
-            if child.is_due(now):
+            if child.due is not None and child.due <= now:
                 self._start(child, now)
         return [max(0.0, child.due - now) for child in self._children if child.due is not None]
 
@@ -213,7 +202,7 @@ class Supervisor(RestartLimits):
         child.release()
         if self._is_subreaper:
             self._cleanup = OrphanCleanup(self._former_children, now)
-        code = None if child.process is None else child.process.exitcode
+        code = child.process.exitcode
         if self._stopping or child.retired or (code == 0 and not self._replaces_all):
             LOGGER.info('%s has ended with exit code %s', child.name, code)
         elif code in (0, RECYCLED):
@@ -247,27 +236,24 @@ class Supervisor(RestartLimits):
         self._notify_given_up(child.process, child.name, code)
 
     def _notify_given_up(self, process: Any, name: str, code: int | None) -> None:
-        registry = self.registry
-        if registry is None:
-            registry = getattr(process, 'registry', None)
+        registry = self.registry or getattr(process, 'registry', None)
         try:
             if registry is not None:
                 registry.notify(ZMQProcessGivenUpEvent(process, name, code))
         except Exception:
-            LOGGER.exception('A subscriber to the giving up of %s failed', name)
+            LOGGER.exception('A subscriber to the ZMQProcessGivenUpEvent of %s failed', name)
 
     def _kill_hanging(self, now: float) -> None:
         for child in self._children:
-            process = child.process
-            if process is not None and child.liveness is not None and child.liveness.check(now):
+            if child.liveness is not None and child.liveness.check(now):
                 LOGGER.error(
                     '%s (process %s) hangs: no heartbeat for %s s, it is killed',
                     child.name,
-                    process.pid,
+                    child.process.pid,
                     self.hang_timeout,
                 )
                 child.liveness = None
-                process.kill()
+                child.process.kill()
 
     def _step_cleanup(self, now: float) -> list[float]:
         timeout = None if self._cleanup is None else self._cleanup.step(now)
@@ -283,15 +269,15 @@ class Supervisor(RestartLimits):
             self._exit_code = self.exit_code
         for child in self._children:
             child.due = None
-        children = [(child, child.process) for child in self._next_to_stop() if child.process]
-        for child, process in children:
-            self._stop_further(child, process, now)
-        return [max(0.0, child.stop_deadline - now) for child, _ in children if child.running]
+        children = self._next_to_stop()
+        for child in children:
+            self._stop_further(child, now)
+        return [max(0.0, child.stop_deadline - now) for child in children if child.running]
 
-    def _stop_further(self, child: SupervisedProcess, process: ReadyProcess, now: float) -> None:
-        """Give the next order to stop, if the process did not follow the last one in time."""
+    def _stop_further(self, child: SupervisedProcess, now: float) -> None:
+        """Execute the next order to stop, if the process did not end in time after the last one."""
         if child.stop_orders is None:
-            child.stop_orders = self._stop_orders(process)
+            child.stop_orders = self._stop_orders(child.process)
         elif now < child.stop_deadline:
             return
         else:
@@ -304,7 +290,7 @@ class Supervisor(RestartLimits):
             child.stop_deadline = now + timeout
 
     def _stop_all(self) -> None:
-        """Stop everything that still runs, if the loop failed."""
+        """Stop the processes that still run because the loop failed, and end their orphans."""
         processes = self.processes.values()
         for process in processes:
             process._ask_to_stop()
@@ -321,7 +307,7 @@ class Supervisor(RestartLimits):
 
     @contextmanager
     def _handle_signals(self) -> Iterator[int]:
-        """Handle signals; return a descriptor that is readable when one came in."""
+        """Handle signals; yield a descriptor that is readable when a signal has arrived."""
         wake, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         former_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         handlers = dict.fromkeys(STOP_SIGNALS, self._on_stop_signal)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A supervisor in a process of its own, which ends with its owner, beside standbys."""
+"""A supervisor in a process of its own, which ends with its owner and can be a standby."""
 
 import logging
 import os
@@ -23,18 +23,17 @@ LOCK_INTERVAL = 0.2
 """Seconds between two attempts of a standby to take the lock"""
 
 LOCK_REFRESH = 3600.0
-"""Seconds after which the file of a lock is touched, so that it is not tidied away"""
+"""Seconds after which the file of a lock is touched, because old temporary files may be removed"""
 
 
 class SupervisingProcess(OwnedProcess):
-    """Process that runs a supervisor and ends with its owner: what processes of this kind share.
+    """Process that runs a supervisor, and ends with its owner.
 
     :param registry: registry of the application
     """
 
     lock: str | None = None
-    """Of all processes of this user and machine with the same lock, one runs its supervisor; the
-    others stand by, and one of them takes over when it ends"""
+    """Name of the lock, see :class:`SupervisorProcess`"""
 
     _name_lock: NameLock | None = None
     _supervise: Callable[[], int]  # runs an `OwnedSupervisor`, and returns its exit code
@@ -66,9 +65,9 @@ class SupervisorProcess(SupervisingProcess):
 
     :param factories: see :class:`Supervisor`; they are called in this process
     :param registry: registry of the application, by default the current one
-    :param lock: of all processes of this user and machine with the same lock, just one runs its
-        children; the others stand by, and one of them takes over when it ends. It keeps the lock
-        until it is stopped, also when all its children were given up.
+    :param lock: of all processes of this user and machine with the same lock, one runs its
+        children; the others are standbys, and one of them takes over when it ends. It keeps the
+        lock until it is stopped, also when all its children were given up.
     """
 
     drain_timeout: float = 30.0
@@ -88,39 +87,42 @@ class SupervisorProcess(SupervisingProcess):
 class OwnedSupervisor(Supervisor):
     """Supervisor that also watches its owner, and the lock, in its loop.
 
-    :param process: process that it runs in
+    :param process: the SupervisingProcess that it runs in
     :param factories: see :class:`Supervisor`
     """
 
-    def __init__(self, process: SupervisingProcess, factories: Mapping[str, Factory]):
+    _owner_pidfd: int | None = None
+    _is_asked_to_stop = False
+    _is_standby = False
+
+    def __init__(self, process: Any, factories: Mapping[str, Factory]):
         super().__init__(factories, registry=process.registry)
+        self._process = process
         self._owner = process._parent_pid
-        self._owner_pidfd: int | None = None
-        self._control = process._control
-        self._heartbeat = process._heartbeat
-        self._lock = process._name_lock
-        self._names = tuple(factories)
-        self._is_standby = False
+        self._lock: NameLock | None = process._name_lock
 
     def run(self) -> int:
         """Supervise until the owner asks to stop, and as :meth:`Supervisor.run` does."""
         with open_pidfd(self._owner) as self._owner_pidfd:
             return super().run()
 
+    def stop(self) -> None:
+        """Let `step` stop all processes, and `run` return then."""
+        self._is_asked_to_stop = True
+        super().stop()
+
     def step(self, now: float) -> float | None:
         """Do everything that is due, if this process has the lock."""
         self._check_owner()
         timeouts = [POLL_INTERVAL] if self._owner_pidfd is None else []
-        if self._heartbeat is not None:
-            self._heartbeat.beat()
+        if self._process._heartbeat is not None:
+            self._process._heartbeat.beat()
             timeouts.append(HEARTBEAT_INTERVAL)
-        if self._lock is None:
+        timeout: float | None = LOCK_INTERVAL
+        if self._lock is None or self._acquire(self._lock) or self._stopping:
             timeout = super().step(now)
-        elif self._acquire(self._lock) or self._stopping:
-            timeout = super().step(now)
-            timeouts.append(LOCK_REFRESH)
-        else:
-            timeout = LOCK_INTERVAL
+            if self._lock is not None:
+                timeouts.append(LOCK_REFRESH)
         if timeout is not None:
             timeouts.append(timeout)
         return min(timeouts, default=None)
@@ -128,26 +130,28 @@ class OwnedSupervisor(Supervisor):
     def _acquire(self, lock: NameLock) -> bool:
         is_held = lock.acquire()
         if not is_held and not self._is_standby:
-            LOGGER.info('Stands by for %s, which another process runs', ', '.join(self._names))
+            names = ', '.join(child.name for child in self._children)
+            LOGGER.info('Stands by for %s, which another process runs', names)
         self._is_standby = not is_held
         return is_held
 
     def _can_leave(self) -> bool:
         # It keeps the lock: a standby would start what was given up, or has stopped itself.
-        return self.is_finished and (self._lock is None or self._stopping)
+        return self.is_finished and (self._lock is None or self._is_asked_to_stop)
 
     def _descriptors(self) -> list[int]:
-        own = [self._control.fileno(), self._owner_pidfd]
+        own = [self._process._control.fileno(), self._owner_pidfd]
         return [fd for fd in own if fd is not None] + super()._descriptors()
 
     def _check_owner(self) -> None:
         if os.getppid() == self._owner:
+            control = self._process._control
             with suppress(EOFError):
-                command = self._control.receive()
+                command = control.receive()
                 if command is not None and command.name == STOP:
                     self.stop()
                 elif command is not None:
-                    self._control.refuse(command)
+                    control.refuse(command)
                 return
         # It has died, or has become another program, which no pidfd shows. The next owner may want
         # the addresses: at our end the processes have their `orphan_timeout`.

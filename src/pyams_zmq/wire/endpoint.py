@@ -9,7 +9,7 @@ from typing import Any
 
 import zmq
 
-FORMS = (
+_FORMS = (
     "'host:port', ('host', port), 'host' or '*:port' (to bind), '[::1]:port', "
     "'tcp://host:port', 'ipc:///path' or 'ipc://@name'"
 )
@@ -49,7 +49,7 @@ class Endpoint:
         try:
             return cls._parse(address, bind, protocol)
         except (TypeError, ValueError) as error:
-            raise ValueError(f'Bad ØMQ address {address!r}: {error}; write {FORMS}') from None
+            raise ValueError(f'Bad ØMQ address {address!r}: {error}; write {_FORMS}') from None
 
     @classmethod
     def _parse(cls, address: Any, bind: bool, protocol: str) -> 'Endpoint':

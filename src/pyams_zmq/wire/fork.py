@@ -24,13 +24,11 @@ class ForkLocal(Generic[Value]):
 
     def get(self) -> Value:
         """Return the value of this process."""
-        try:
-            return self._values[os.getpid()]
-        except KeyError:
-            return self._renew()
-
-    def _renew(self) -> Value:
         pid = os.getpid()
+        try:
+            return self._values[pid]
+        except KeyError:
+            pass
         value = self._values.setdefault(pid, self._make())  # atomic: all threads get the same one
         for other in self._values.keys() - {pid}:
             # Kept: to delete it would close sockets and contexts that the parent uses.

@@ -46,8 +46,6 @@ _KEYS = frozenset({str})
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _TYPE_AT_START = re.compile(rb'\s*\[\s*"([\w.]{1,100})"', re.ASCII).match
 _ERROR_AT_START = re.compile(rb'\s*\[\s*[45]\d\d\s*[],]').match
-_QUOTED = 80
-"""Characters of a reply that an error quotes"""
 
 
 def decode_request(data: bytes) -> tuple[str, Any]:
@@ -121,23 +119,12 @@ def check_timeout(timeout: Any) -> float:
     return timeout
 
 
-def check_concurrency(concurrency: Any) -> int:
-    """Check a number of concurrent messages, and return it.
+def check_integer(name: str, value: Any, least: int) -> int:
+    """Check an integer, and return it.
 
-    :raises ValueError: if it is not an integer above 0
+    :param name: what the number is, for the error
+    :raises ValueError: if it is not an integer, or less than *least*
     """
-    return _check_integer('concurrency', concurrency, 1)
-
-
-def check_retries(retries: Any) -> int:
-    """Check a number of further attempts, and return it.
-
-    :raises ValueError: if it is not an integer, or negative
-    """
-    return _check_integer('retries', retries, 0)
-
-
-def _check_integer(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f'Bad {name} {value!r}: write {least} or more')
     return value
@@ -155,7 +142,7 @@ def payload_of(reply: Any) -> Any:
                 return payload
             raise ZMQRemoteError(status, payload)
     raise ZMQReplyError(
-        f'The reply is not [status, payload], but {str(reply)[:_QUOTED]!r}: use `request` for it'
+        f'The reply is not [status, payload], but {str(reply)[:80]!r}: use `request` for it'
     )
 
 

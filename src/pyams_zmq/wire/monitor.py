@@ -10,7 +10,7 @@ from typing import Any
 import zmq
 
 _numbers = count()
-_parse_event = struct.Struct('=Hi').unpack
+_EVENT = struct.Struct('=Hi')
 
 
 def make_inproc_address() -> str:
@@ -55,12 +55,7 @@ def close_monitor(socket: Any, monitor: Any) -> None:
     monitor.close(0)
 
 
-def receive_event(monitor: Any) -> tuple[int, int]:
-    """Wait for the next event of a monitor; return event and value as numbers."""
-    return parse_event(monitor.recv_multipart())
-
-
 def parse_event(frames: Sequence[bytes]) -> tuple[int, int]:
     """Return event and value, as numbers, of a message that a monitor has sent."""
-    event, value = _parse_event(frames[0])
+    event, value = _EVENT.unpack(frames[0])
     return event, value
