@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -543,6 +544,21 @@ class TestWatchdog:
 
         fork(run)
         assert reader.recv() == reader.recv()
+
+    def test_fork(self, fork):
+        """A method with the name of a private one of `Thread` would fail here."""
+
+        def run():
+            start_watchdog()
+            sys.unraisablehook = lambda _args: os._exit(1)
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+        child = fork(run)
+        child.join(LIMIT)
+        assert child.exitcode == 0
 
     def test_owner_died_before(self, fork, pipe):
         """Between the fork and the first check."""

@@ -160,9 +160,9 @@ class Watchdog(Thread):
             if self._wait(pidfd):
                 break
         LOGGER.warning('The owner of this process (pid %s) died, stopping', self.owner)
-        self._stop(self.orphan_timeout)
+        self._request_stop(self.orphan_timeout)
 
-    def _stop(self, timeout: float) -> None:
+    def _request_stop(self, timeout: float) -> None:
         if self._deadline is None:  # else it is stopping: a second signal would end it at once
             self._asked = True
             os.kill(os.getpid(), signal.SIGTERM)
@@ -207,12 +207,12 @@ class Watchdog(Thread):
             command = control.receive()
         except EOFError:  # the owner has died, or has become another program, which no pidfd shows
             self._control = None
-            self._stop(self.orphan_timeout)
+            self._request_stop(self.orphan_timeout)
             return
         if command is None:
             return
         if command.name == STOP:
-            self._stop(self._drain_timeout())
+            self._request_stop(self._drain_timeout())
             return
         try:
             self._on_command(command)
