@@ -4,8 +4,10 @@
 import ast
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib import import_module
 from itertools import product
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -121,3 +123,14 @@ def test_files_begin_with_the_licence_and_a_docstring():
         if not path.read_text(encoding='utf-8').startswith(f'{LICENCE}\n"""')
     ]
     assert others == []
+
+
+def test_threads_override_only_public_methods_of_thread():
+    """A private name that threading uses for itself breaks the thread, some only at a fork."""
+    for name in MODULES:
+        if name != '__main__':
+            import_module('pyams_zmq' if name == 'pyams_zmq' else f'pyams_zmq.{name}')
+    taken = {name for name in dir(Thread()) if name.startswith('_') and not name.endswith('__')}
+    classes = [each for each in Thread.__subclasses__() if each.__module__.startswith('pyams_zmq.')]
+    assert classes
+    assert [each for each in classes if taken & vars(each).keys()] == []
