@@ -15,7 +15,7 @@ import zmq.auth
 from tornado.ioloop import IOLoop
 
 from checks import wait_until
-from handlers import Process
+from handlers import FuzzMessageHandler, MessageHandler, Process
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.socket import zmq_response, zmq_socket
 
@@ -137,8 +137,11 @@ def test_identity(keys, start, ask):
     assert address == f'localhost:{os.getuid()}:{os.getgid()}:{os.getpid()}'
 
 
-def test_removed_key_is_refused(keys, start, ask):
-    process = start('127.0.0.1', **server_options('CURVE', keys))
+@pytest.mark.parametrize(
+    'handler', [MessageHandler, FuzzMessageHandler], ids=['takes a peer', 'takes no peer']
+)
+def test_removed_key_is_refused(keys, start, ask, handler):
+    process = start('127.0.0.1', handler=handler, **server_options('CURVE', keys))
     alice = client_options('good key', keys)
     bob = {'curve': CurveClient(keys / 'server.key', keys / 'clients' / 'bob.key_secret')}
     stranger = client_options('unknown key', keys)
