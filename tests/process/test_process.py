@@ -77,8 +77,8 @@ class Watched(Process):
 
     notes = None
 
-    def _enter_thread(self):
-        super()._enter_thread()
+    def enter_thread(self):
+        super().enter_thread()
         with open(self.notes, 'a', encoding='utf-8') as notes:
             same = get_current_registry() is self.registry
             notes.write(f'{threading.current_thread().name}: {same}\n')

@@ -16,7 +16,7 @@ from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler.deferred import DeferredReply
 from pyams_zmq.handler.errors import error_reply
 from pyams_zmq.handler.methods import Method, methods_of, zmq_method
-from pyams_zmq.handler.request import call_in_thread_with_request, call_with_request
+from pyams_zmq.handler.request import call_plain, call_with_request
 from pyams_zmq.handler.threads import MethodThreads
 from pyams_zmq.interfaces import IZMQMessageHandler
 from pyams_zmq.wire.message import DRAINING, decode_request, encode
@@ -79,10 +79,10 @@ class ZMQMessageHandler:
         self.rep_handler = factory() if isinstance(factory, type) else factory
         self.rep_handler.process = process
         self._stop = stop
-        self._concurrency: int = getattr(stream, 'concurrency', 1)
-        self._methods = methods_of(self.rep_handler)
-        for name, method in self._methods.items():
-            if method.is_async and method.wants_request and self._concurrency > 1:
+        is_concurrent = getattr(stream, 'concurrency', 1) > 1
+        self.methods = methods_of(self.rep_handler)
+        for name, method in self.methods.items():
+            if method.is_async and method.wants_request and is_concurrent:
                 raise ValueError(
                     f'{type(self.rep_handler).__name__}.{name} is `async def` and takes a request, '
                     'which needs its own thread where messages are handled concurrently: '
@@ -90,8 +90,8 @@ class ZMQMessageHandler:
                 )
             # A stream without replies has no deadlines either.
             has_deadline = method.timeout is not None and hasattr(stream, 'detach')
-            if not method.is_async and (self._concurrency > 1 or has_deadline):
-                self._methods[name] = method._replace(in_thread=True)
+            if not method.is_async and (is_concurrent or has_deadline):
+                self.methods[name] = method._replace(in_thread=True)
         # The process waits for these replies before it stops.
         self._owed: set[asyncio.Future[None]] = getattr(process, 'owed_replies', set())
         self._max_size = getattr(process, 'max_message_size', inf)
@@ -99,7 +99,7 @@ class ZMQMessageHandler:
         # credentials it is needed for each message: `reload` may have removed its user.
         access = getattr(process, 'access', None)
         self.wants_frames = getattr(access, 'has_credentials', False) or any(
-            method.wants_peer for method in self._methods.values()
+            method.wants_peer for method in self.methods.values()
         )
 
     def __call__(self, frames: list[Any]) -> None:
@@ -127,7 +127,7 @@ class ZMQMessageHandler:
 
     @cached_property
     def _threads(self) -> MethodThreads:
-        return MethodThreads(getattr(self.process, '_enter_thread', lambda: None))
+        return MethodThreads(getattr(self.process, 'enter_thread', lambda: None))
 
     def _prepare(self, frames: list[Any]) -> tuple[Method, Callable[[], Any] | None]:
         """Return the method of a message, and put its arguments into the frames.
@@ -149,7 +149,7 @@ class ZMQMessageHandler:
         except IndexError:
             raise ZMQMessageError(400, f'Bad message of {len(frames)} frames') from None
         name, args = decode_request(data)
-        method = self._methods.get(name)
+        method = self.methods.get(name)
         if method is None:
             raise ZMQMessageError(404, f'Unknown message type {name[:_QUOTED]!r}')
         if not method.min_frames <= len(frames) <= method.max_frames:
@@ -161,8 +161,9 @@ class ZMQMessageHandler:
         if method.wants_peer:
             call = partial(call, peer=peer)
         if method.wants_request:
-            call_it = call_in_thread_with_request if method.in_thread else call_with_request
-            call = partial(call_it, self.process.registry, call)
+            if method.in_thread:
+                call = partial(call_plain, call)
+            call = partial(call_with_request, self.process.registry, call)
         return method, call
 
     def _identify(self, frame: Any) -> Peer:

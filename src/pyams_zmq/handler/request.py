@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
 """A Pyramid request for each message, with its transaction."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from pyramid.interfaces import IRequestFactory, IRootFactory
@@ -13,6 +14,10 @@ from pyams_zmq.wire.message import encode
 
 _FIRST_ERROR = 400
 """The transaction is aborted for this status and those above"""
+
+
+class _AbortError(Exception):
+    """Aborts the transaction of a method that has returned an error."""
 
 
 def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
@@ -28,102 +33,77 @@ def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
     :return: its result, or an awaitable of it
     :raises: the exceptions of the method, and of the commit
     """
-    scope = _RequestScope(registry)
-    try:
-        result = call(request=scope.request)
+    with ExitStack() as scope:
+        result = call(request=scope.enter_context(_request_of(registry)))
         if isinstance(result, Awaitable):
-            return scope.wait(result)
-    except BaseException:
-        scope.leave(commit=False)
-        raise
-    return scope.finish(result)
+            return _wait(scope.pop_all(), result)
+        _check(result)
+    return result
 
 
-def call_in_thread_with_request(registry: Any, call: Callable[..., Any]) -> Any:
-    """Call a plain method as `call_with_request` does, in a thread that the request belongs to.
+async def _wait(scope: ExitStack, awaitable: Awaitable[Any]) -> Any:
+    with scope:
+        result = await awaitable
+        _check(result)
+    return result
+
+
+def call_plain(call: Callable[..., Any], **options: Any) -> Any:
+    """Call a method in the thread that its request belongs to.
 
     :raises TypeError: if its result is awaitable: the loop runs in another thread
     """
-
-    def call_plain(**options: Any) -> Any:
-        result = call(**options)
-        if isinstance(result, Awaitable):
-            if isinstance(result, Coroutine):
-                result.close()
-            raise TypeError(
-                f'{call} takes a request and returns an awaitable, which would run in another '
-                'thread than the request: return a result'
-            )
-        return result
-
-    return call_with_request(registry, call_plain)
+    result = call(**options)
+    if isinstance(result, Awaitable):
+        if isinstance(result, Coroutine):
+            result.close()
+        raise TypeError(
+            f'{call} takes a request and returns an awaitable, which would run in another '
+            'thread than the request: return a result'
+        )
+    return result
 
 
-class _RequestScope:
-    """The request of a message, from begin to end."""
+def _check(result: Any) -> None:
+    encode(result)  # raises if it is not JSON, which aborts
+    match result:
+        case [int(status), _] if status >= _FIRST_ERROR:
+            raise _AbortError
 
-    _tm: Any = None
 
-    def __init__(self, registry: Any):
-        # Like `pyramid.scripting.prepare`, but the transaction begins before the root is made:
-        # a root factory that reads a database needs it.
-        make_request = registry.queryUtility(IRequestFactory, default=Request)
-        make_root = registry.queryUtility(IRootFactory, default=DefaultRootFactory)
-        self.request = request = make_request.blank('/')
-        request.registry = registry
-        self._context = RequestContext(request)
-        self._context.begin()
+@contextmanager
+def _request_of(registry: Any) -> Iterator[Any]:
+    # Like `pyramid.scripting.prepare`, but the transaction begins before the root is made: a root
+    # factory that reads a database needs it.
+    request = registry.queryUtility(IRequestFactory, default=Request).blank('/')
+    request.registry = registry
+    make_root = registry.queryUtility(IRootFactory, default=DefaultRootFactory)
+    with suppress(_AbortError), RequestContext(request):
         try:
             apply_request_extensions(request)
-            tm = getattr(request, 'tm', None)
-            if tm is not None:
-                tm.begin()
-                self._tm = tm
-                # pyramid_tm marks a request whose transaction it manages with these.
-                request.environ.update({'tm.active': True, 'tm.manager': tm})
-            request.root = request.context = make_root(request)
-        except BaseException:
-            self.leave(commit=False)
-            raise
-
-    async def wait(self, result: Awaitable[Any]) -> Any:
-        """Wait for the result of an `async def` method."""
-        try:
-            value = await result
-        except BaseException:
-            self.leave(commit=False)
-            raise
-        return self.finish(value)
-
-    def finish(self, result: Any) -> Any:
-        """Commit or abort the transaction, depending on the result; return the result."""
-        commit = False
-        try:
-            encode(result)  # abort if the result is not JSON
-            match result:
-                case [int(status), _] if status >= _FIRST_ERROR:
-                    pass
-                case _:
-                    commit = True
+            with _transaction_of(request):
+                request.root = request.context = make_root(request)
+                yield request
         finally:
-            self.leave(commit)
-        return result
+            request._process_finished_callbacks()
 
-    def leave(self, commit: bool) -> None:
-        """Commit or abort the transaction, and end the request."""
+
+@contextmanager
+def _transaction_of(request: Any) -> Iterator[None]:
+    tm = getattr(request, 'tm', None)
+    if tm is None:
+        yield
+        return
+    tm.begin()
+    # pyramid_tm marks a request whose transaction it manages with these.
+    request.environ.update({'tm.active': True, 'tm.manager': tm})
+    try:
         try:
-            if self._tm is not None:
-                for key in ('tm.active', 'tm.manager'):
-                    del self.request.environ[key]
-                if commit:
-                    self._tm.commit()
-                else:
-                    self._tm.abort()
-        except BaseException:
-            self._tm.abort()  # else the next message would use this transaction
-            raise
+            yield
         finally:
-            try:
-                self.request._process_finished_callbacks()
-            finally:
-                self._context.end()
+            for key in ('tm.active', 'tm.manager'):
+                del request.environ[key]
+        tm.commit()
+    except BaseException:
+        tm.abort()  # also after a failed commit: else the next message would use this transaction
+        raise

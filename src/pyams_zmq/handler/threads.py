@@ -2,7 +2,6 @@
 """Threads that run the plain methods of a handler beside the loop."""
 
 import asyncio
-import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from queue import SimpleQueue
@@ -25,9 +24,8 @@ class MethodThreads:
     def __init__(self, enter: Callable[[], None]):
         self._enter = enter
         self._calls: SimpleQueue[Any] = SimpleQueue()
-        self._threads: list[Thread] = []
+        self._count = 0
         self._idle = 0
-        weakref.finalize(self, _end_threads, self._calls, self._threads).atexit = False
 
     def run(self, call: Callable[[], Any]) -> 'asyncio.Future[Any]':
         """Call a method in a thread; a loop must be running in this one.
@@ -40,9 +38,9 @@ class MethodThreads:
             self._idle -= 1
         else:
             thread = Thread(target=_work, args=(self._enter, self._calls), daemon=True)
-            thread.name = f'pyams_zmq method {len(self._threads)}'
+            thread.name = f'pyams_zmq method {self._count}'
             thread.start()
-            self._threads.append(thread)
+            self._count += 1
         loop = asyncio.get_running_loop()
         future = loop.create_future()
 
@@ -56,6 +54,10 @@ class MethodThreads:
     def _end(self, future: 'asyncio.Future[Any]', result: Any) -> None:
         self._idle += 1
         future.set_result(result)
+
+    def __del__(self) -> None:
+        for _number in range(self._count):
+            self._calls.put(None)
 
 
 def _work(enter: Callable[[], None], calls: 'SimpleQueue[Any]') -> None:
@@ -72,8 +74,3 @@ def _call(call: Callable[[], Any]) -> Any:
         return result if isinstance(result, Awaitable) else encode(result)
     except BaseException as error:  # noqa: BLE001 - the peer waits for a reply
         return error_reply(error)
-
-
-def _end_threads(calls: 'SimpleQueue[Any]', threads: list[Thread]) -> None:
-    for _thread in threads:
-        calls.put(None)

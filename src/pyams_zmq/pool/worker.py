@@ -266,7 +266,7 @@ class PoolWorker(ZMQProcess):
     def send_ready(self) -> None:
         """Register this worker at the broker."""
         handler = self._message_handler
-        methods = getattr(handler, '_methods', {})
+        methods = getattr(handler, 'methods', {})
         info = {
             'pid': os.getpid(),
             'host': network.gethostname(),
@@ -391,7 +391,7 @@ class HeartbeatThread(Thread):
     def run(self) -> None:
         """Send heartbeats until `stop`."""
         worker = self._worker
-        worker._enter_thread()
+        worker.enter_thread()
         with worker.make_socket(worker._route + b'\1') as socket:
             socket.linger = 0
             socket.connect(worker.bound_address)

@@ -189,9 +189,9 @@ class OwnedProcess(multiprocessing.Process):
         getSiteManager.sethook(get_current_registry)
         manager.clear()
         threadlocal.global_registry = self.registry  # the registry of new threads
-        self._enter_thread()
+        self.enter_thread()
 
-    def _enter_thread(self) -> None:
+    def enter_thread(self) -> None:
         """Make the registry of the application that of this thread."""
         manager.push({'registry': self.registry, 'request': None})
         utils = sys.modules.get('pyams_utils.registry')
@@ -205,7 +205,7 @@ class OwnedProcess(multiprocessing.Process):
             self.orphan_timeout,
             self._control,
             lambda: self.drain_timeout,
-            self._enter_thread,
+            self.enter_thread,
             self._heartbeat,
             on_command,
         )

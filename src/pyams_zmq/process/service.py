@@ -188,7 +188,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         self._wake_for_signals()
         # Always: without a ZAP handler libzmq does not check the addresses of NULL peers, and keeps
         # peers that send garbage.
-        self.auth_thread = Authenticator(self.context, self.access, self._enter_thread)
+        self.auth_thread = Authenticator(self.context, self.access, self.enter_thread)
         self.auth_thread.start()
         self._sockets = ServerSockets(self.name, self, self._exit_if_draining)
         self.init_stream()
