@@ -12,21 +12,17 @@ from typing import Any, NamedTuple
 from pyramid.threadlocal import manager
 from zope.interface import implementer
 
-from pyams_zmq.client import PREPARE_TIMEOUT
+from pyams_zmq.client import PREPARE_TIMEOUT, ZMQClient
 from pyams_zmq.client.sender import describe_reply
-from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import ReadyProcess
-from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import (
     check_integer,
     check_timeout,
     decode_reply,
     encode,
-    encode_message,
     encode_request,
-    payload_of,
 )
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -61,8 +57,9 @@ def running(process: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
     :raises ZMQStartError: if it cannot start; an exception of the process itself is raised as it is
     """
     if not isinstance(process, ReadyProcess):
-        if not args and _needs_address(process, kwargs):
-            kwargs['bind_addr'] = LOCAL
+        address = None if args else signature(process).parameters.get('bind_addr')
+        if address is not None and address.default is Parameter.empty:
+            kwargs.setdefault('bind_addr', LOCAL)
         process = process(*args, **kwargs)
     process.start()
     try:
@@ -73,13 +70,8 @@ def running(process: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         process.join()
 
 
-def _needs_address(factory: Any, kwargs: Mapping[str, Any]) -> bool:
-    address = signature(factory).parameters.get('bind_addr')
-    return address is not None and address.default is Parameter.empty and 'bind_addr' not in kwargs
-
-
-class RecordingClient:
-    """Replaces a ZMQClient, and records the messages instead of sending them.
+class RecordingClient(ZMQClient):
+    """A ZMQClient that records the messages instead of sending them.
 
     :param name: name of the client in the recorded messages
     :param address: value of the attribute `address`
@@ -91,10 +83,6 @@ class RecordingClient:
     :raises ValueError: for a bad address
     """
 
-    timeout: float = 10
-    retries: int = 0
-    send_deadline: bool = False
-
     def __init__(
         self,
         name: str = '',
@@ -104,23 +92,11 @@ class RecordingClient:
         handler: Any = None,
         outbox: list[Sent] | None = None,
     ):
+        super().__init__(address)
         self.name = name
-        self.address = Endpoint.parse(address, bind=False).uri
         self.replies = {} if replies is None else replies
         self.outbox: list[Sent] = [] if outbox is None else outbox
         self._answer = None if handler is None else _serve(handler)
-        self._is_closed = False
-
-    def call(
-        self,
-        type: str,  # noqa: A002 - the name of the field
-        args: Any = None,
-        *,
-        timeout: float | None = None,
-        retries: int | None = None,
-    ) -> Any:
-        """Record a message, and return the payload of its reply; see `ZMQClient.call`."""
-        return payload_of(self.request([type, args], timeout=timeout, retries=retries))
 
     def request(
         self, message: Any, *, timeout: float | None = None, retries: int | None = None
@@ -131,17 +107,11 @@ class RecordingClient:
         self._check_open()
         return decode_reply(self._exchange(encode_request(message)))
 
-    def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - as above
-        """Record a message; see `ZMQClient.send`."""
-        data = encode_message(type, args)
-        self.prepare()
-        self.post(type, data)
-
     def prepare(self, *, timeout: float = PREPARE_TIMEOUT) -> None:
         """Do nothing: the service is always available; see `ZMQClient.prepare`."""
         self._check_open()
 
-    def post(self, type: str, data: bytes) -> None:  # noqa: A002 - as above
+    def post(self, type: str, data: bytes) -> None:  # noqa: A002 - the name of the field
         """Record an encoded message; see `ZMQClient.post`."""
         self._check_open()
         try:
@@ -167,22 +137,9 @@ class RecordingClient:
             raise reply
         return encode(reply(sent.args) if callable(reply) else reply)
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ZMQClosedError(f'The client of {self.address} was closed')
-
     def close(self) -> None:
         """Refuse further messages, as a closed client does."""
         self._is_closed = True
-
-    def __enter__(self) -> 'RecordingClient':  # noqa: PYI034 - Python 3.10 has no Self
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f'<{type(self).__name__} of {self.address}>'
 
 
 class _ReplyRecorder:
