@@ -30,9 +30,6 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 LOCAL = '127.0.0.1'
 """Default address of a process; the system chooses the port"""
 
-NOWHERE = '127.0.0.1:1'
-"""Default address of a client"""
-
 
 class Sent(NamedTuple):
     """A message that was recorded instead of sent.
@@ -87,7 +84,7 @@ class RecordingClient(ZMQClient):
         self,
         name: str = '',
         *,
-        address: Any = NOWHERE,
+        address: Any = '127.0.0.1:1',
         replies: Mapping[str, Any] | None = None,
         handler: Any = None,
         outbox: list[Sent] | None = None,

@@ -159,8 +159,19 @@ def test_several():
         ({'beat_interval': 0}, r'bad beat_interval .*Expected `float` >= 0\.01'),
         ({'stats_users': [1]}, r'bad stats_users .*\[1\] is not allowed'),
         ({'auth': 'secret'}, 'bad auth .*write auth='),
-        ({'auth': 'a:b', 'curve': KEYS}, 'has auth and CURVE keys'),
-        ({'client_auth': 'a:b', 'client_curve': CLIENT_KEYS}, 'has client_auth and CURVE keys'),
+        ({'auth': 'a:b', 'curve': KEYS}, 'bad auth .*Give auth or curve: a socket has one'),
+        ({'curve': SECRET}, 'bad auth .*no attribute'),
+        (
+            {'worker_auth': 'a:b', 'worker_curve': KEYS, 'worker_address': ADDRESS, 'workers': 1},
+            'bad worker_auth .*Give auth or curve',
+        ),
+        ({'worker_auth': 'secret'}, 'bad worker_auth .*write auth='),
+        ({'client_auth': 'secret'}, 'bad client_auth .*write auth='),
+        (
+            {'client_auth': 'a:b', 'client_curve': CLIENT_KEYS},
+            'bad client_auth .*A client connects as one user, or with CURVE keys',
+        ),
+        ({'client_auth': 'a:b\nc:d'}, 'bad client_auth .*A client connects as one user'),
         ({'clients': 'host'}, "bad clients .*'host'"),
         ({'adress': ADDRESS}, 'unknown option adress; write one of address, auth, '),
         ({'server_key': 'x'}, 'unknown option server_key'),
@@ -170,6 +181,7 @@ def test_bad_options(options, text):
     with pytest.raises(ConfigurationError, match=text) as error:
         service_of(('indexer', {'handler': HANDLER, 'address': ADDRESS, **options}))
     assert 'secret' not in str(error.value)
+    assert SECRET not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +218,15 @@ def test_bad_settings(key, value, text):
     with pytest.raises(ConfigurationError, match=text) as error:
         config.commit()
     assert 'hush' not in str(error.value)
+
+
+def test_setting_that_is_added_after_a_commit():
+    config = make_config()
+    config.commit()
+    config.add_settings({'pyams_zmq.indexer.adress': ADDRESS})
+    config.add_zmq_process('indexer', handler=HANDLER, address=ADDRESS)
+    with pytest.raises(ConfigurationError, match=r"Unknown setting 'pyams_zmq\.indexer\.adress'"):
+        config.commit()
 
 
 @pytest.mark.parametrize('way', ['autocommit', 'commit'])

@@ -21,8 +21,8 @@ from pyams_zmq.interfaces import IZMQService
 
 __all__ = ['Service', 'add_zmq_process', 'services_of']
 
-EARLY, LATE = -100, 100
-"""Orders of actions before and after those of applications; the phases of Pyramid are -30 to 0"""
+LATE = 100
+"""Order of actions after those of applications; the phases of Pyramid are -30 to 0"""
 
 
 def add_zmq_process(config: Any, name: str, **options: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from zope.interface import implementer
 
-from pyams_zmq.auth import Users, parse_users
+from pyams_zmq.auth import Access, Users
 from pyams_zmq.auth.curve import CurveClient, CurveServer
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.interfaces import IZMQService
@@ -63,7 +63,7 @@ class Service:
         auth = self.client_auth
         if auth is None and self.client_curve is None:
             # The application connects as the first user of the server.
-            auth = dict(list(parse_users(self.auth).items())[:1]) or None
+            auth = dict(list(Access(self.auth).users.items())[:1]) or None
         return ZMQClient(
             self.client_address,
             auth=auth,

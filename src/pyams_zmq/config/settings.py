@@ -14,8 +14,9 @@ from msgspec import Meta
 from pyramid.exceptions import ConfigurationError
 from pyramid.settings import asbool, aslist, falsey, truthy
 
-from pyams_zmq.auth import parse_clients, parse_users
+from pyams_zmq.auth import Access
 from pyams_zmq.auth.curve import CurveClient, CurveServer
+from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.config.service import POOL_OPTIONS, Service
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.pool import ZMQPool
@@ -49,14 +50,10 @@ TYPES: Mapping[str, Any] = {
 OPTIONS = {item.name for item in fields(Service)} - {'name', 'limits'} | set(_LIMITS)
 """Keyword arguments of the directive"""
 
-# Users, CURVE keys, and the settings of these keys: a socket has one mechanism.
-_MECHANISMS = (
-    ('auth', 'curve', 'server_key', 'client_keys'),
-    ('client_auth', 'client_curve', 'client_key', 'server_public_key'),
-)
-SETTINGS = OPTIONS - {'curve', 'client_curve', 'worker_curve'} | {
-    key for keys in _MECHANISMS for key in keys[2:]
-}
+_SECRETS = {'client_keys': 'server_key', 'server_public_key': 'client_key'}
+"""Settings of public CURVE keys, each with the setting of the secret key that it needs"""
+
+SETTINGS = OPTIONS - {'curve', 'client_curve', 'worker_curve'} | {*_SECRETS, *_SECRETS.values()}
 """Keys of settings"""
 
 
@@ -126,8 +123,10 @@ def read_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:
     :param config: configurator of the application
     :param name: name of the service
     :param options: options that code has given
-    :raises ConfigurationError: for a bad or missing value; its text does not repeat a secret
+    :raises ConfigurationError: for an unknown setting, and a bad or missing value; its text does
+        not repeat a secret
     """
+    check_settings(config.registry)
     prefix = f'{PREFIX}{name}.'
     values = dict(options)
     for setting, value in (config.registry.settings or {}).items():
@@ -137,6 +136,7 @@ def read_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:
         with _named(name, key):
             values[key] = _read(config, key, value)
     _read_keys(name, values)
+    _check_access(name, values)
     for key in ('address', 'handler'):
         if values.get(key) is None and (key, values.get('start')) != ('handler', 'never'):
             raise ConfigurationError(
@@ -147,7 +147,10 @@ def read_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:
         _check_address(values['address'], values.get('start') != 'never')
     _check_pool(name, values)
     limits = {key: values.pop(key) for key in _LIMITS if key in values}
-    return Service(name, limits=limits, **values)
+    service = Service(name, limits=limits, **values)
+    with _named(name, 'client_auth'):
+        ServiceAddress.parse(service.client_address, service.client_auth, service.client_curve)
+    return service
 
 
 @contextmanager
@@ -168,10 +171,6 @@ def _read(config: Any, key: str, value: Any) -> Any:
         value = config.maybe_dotted(value)
         if not callable(value):
             raise TypeError(f'{value!r} is not a class')
-    elif key in ('auth', 'client_auth', 'worker_auth'):
-        parse_users(value)
-    elif key == 'clients':
-        parse_clients(value)
     elif key == 'client_keys' and not os.path.isdir(value):
         return aslist(value)
     return value
@@ -179,21 +178,27 @@ def _read(config: Any, key: str, value: Any) -> Any:
 
 def _read_keys(name: str, values: dict[str, Any]) -> None:
     """Replace the settings of CURVE keys by objects."""
-    for auth, curve, secret, public in _MECHANISMS:
+    for public, secret in _SECRETS.items():
         if public in values and secret not in values:
             raise ConfigurationError(
                 f'ØMQ process {name!r} has {public} but no {secret}: set {PREFIX}{name}.{secret}'
             )
-        if secret in values:
-            with _named(name, secret):
-                if curve == 'curve':
-                    values[curve] = CurveServer(values.pop(secret), values.pop(public, ()))
-                else:
-                    values[curve] = CurveClient(values.pop(public, ''), values.pop(secret))
-        if values.get(auth) and values.get(curve):
-            raise ConfigurationError(
-                f'ØMQ process {name!r} has {auth} and CURVE keys: a socket has one mechanism'
-            )
+    if 'server_key' in values:
+        with _named(name, 'server_key'):
+            values['curve'] = CurveServer(values.pop('server_key'), values.pop('client_keys', ()))
+    if 'client_key' in values:
+        with _named(name, 'client_key'):
+            public = values.pop('server_public_key', '')
+            values['client_curve'] = CurveClient(public, values.pop('client_key'))
+
+
+def _check_access(name: str, values: Mapping[str, Any]) -> None:
+    """Check who may connect to the sockets of a service."""
+    for auth, curve in (('auth', 'curve'), ('worker_auth', 'worker_curve')):
+        with _named(name, auth):
+            Access(values.get(auth), curve=values.get(curve))
+    with _named(name, 'clients'):
+        Access(clients=values.get('clients'))
 
 
 def _check_address(address: Any, is_bound: bool) -> None:

@@ -28,9 +28,6 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 _RESULTS = frozenset({list, tuple, dict, str, int, type(None)})
 """Types of usual results, which are not awaitable"""
 
-_QUOTED = 80
-"""Characters of a peer's text that a reply or a log line repeats"""
-
 
 @implementer(IZMQMessageHandler)
 class ZMQMessageHandler:
@@ -151,7 +148,7 @@ class ZMQMessageHandler:
         name, args = decode_request(data)
         method = self.methods.get(name)
         if method is None:
-            raise ZMQMessageError(404, f'Unknown message type {name[:_QUOTED]!r}')
+            raise ZMQMessageError(404, f'Unknown message type {name[:80]!r}')
         if not method.min_frames <= len(frames) <= method.max_frames:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
         frames[self.json_load] = args

@@ -12,9 +12,6 @@ from pyramid.traversal import DefaultRootFactory
 
 from pyams_zmq.wire.message import encode
 
-_FIRST_ERROR = 400
-"""The transaction is aborted for this status and those above"""
-
 
 class _AbortError(Exception):
     """Aborts the transaction of a method that has returned an error."""
@@ -67,7 +64,7 @@ def call_plain(call: Callable[..., Any], **options: Any) -> Any:
 def _check(result: Any) -> None:
     encode(result)  # raises if it is not JSON, which aborts
     match result:
-        case [int(status), _] if status >= _FIRST_ERROR:
+        case [int(status), _] if status >= 400:  # noqa: PLR2004 - as in HTTP
             raise _AbortError
 
 

@@ -12,20 +12,17 @@ from zope.interface import implementer
 from pyams_zmq.config.service import services_of
 from pyams_zmq.exceptions import ZMQBaseError
 
-TIMEOUT = 1.0
-"""Seconds within which a service has to accept a connection"""
-
 
 @implementer(IMonitorExtension)
 class ServicesStatus:
-    """Reports which of the declared services can be reached."""
+    """Reports which of the declared services accept a connection within a second."""
 
     def get_status(self, request: Any) -> Iterator[Any]:
         """Yield the status of each service: UP, or DOWN with the reason."""
         for name in sorted(services_of(request.registry)):
             status, message = 'UP', None
             try:
-                request.registry.zmq_clients.get(name).prepare(timeout=TIMEOUT)
+                request.registry.zmq_clients.get(name).prepare(timeout=1)
             except ZMQBaseError as error:
                 status, message = 'DOWN', str(error)
             yield MonitorExtensionStatusProperties(f'pyams_zmq: {name}', status, message)
