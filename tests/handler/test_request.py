@@ -11,6 +11,7 @@ from pyramid_tm import is_tm_active
 from handlers import Handler, Journal, MessageHandler
 from pyams_zmq.client.transaction import is_under_way
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.handler.request import call_with_request
 
 
 class RequestHandler(Handler):
@@ -115,6 +116,22 @@ def test_wrong_frames_make_no_request(process, ask):
     assert ask(process, ['work', None])[0] == 500  # None cannot be unpacked
     assert ask(process, ['work'])[0] == 400
     assert ask(process, ['no_request', None]) == [200, True]
+
+
+@pytest.mark.filterwarnings('ignore:coroutine .* was never awaited:RuntimeWarning')
+def test_task_that_is_cancelled_before_it_began(registry, tmp_path):
+    path = tmp_path / 'journal'
+
+    def method(*, request):
+        request.tm.get().join(Journal(request.tm, path))
+        return asyncio.sleep(0)
+
+    awaitable = call_with_request(registry, method)
+    assert get_current_request() is not None
+    awaitable.close()
+    del awaitable
+    assert get_current_request() is None
+    assert path.read_text() == 'abort\n'
 
 
 @pytest.mark.parametrize('hook', [None, 'pyramid_tm.explicit_manager'])
