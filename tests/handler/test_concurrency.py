@@ -432,7 +432,7 @@ def test_default():
 
 
 def test_wake_up_at_a_deadline(start, connect, tmp_path):
-    """To send the 504 of a thread clears the wake-up of a message that has just arrived."""
+    """Sending the 504 of a thread clears the wake-up of a message that has just arrived."""
     process = start(handler=BlockingMessageHandler, factory=Two)
     other, blocker, dealer = (connect(process) for _ in range(3))
     for client in (other, blocker, dealer):
@@ -456,8 +456,8 @@ def test_deadline_with_a_log_that_fails(start, occupy, method):
     assert dealer.receive(timeout=3)[1][0] == 504
 
 
-def test_no_thread_left(start, ask, tmp_path):
-    """Who got 500, because no thread could start, is not served behind its back later."""
+def test_thread_that_cannot_start(start, ask, tmp_path):
+    """The peer gets 500 if a thread cannot start, and its method is not called later."""
     process = start(handler=SlowMessageHandler, factory=NoThreads)
     path = tmp_path / 'x'
     assert ask(process, ['touch', str(path)])[0] == 500
@@ -468,7 +468,7 @@ def test_no_thread_left(start, ask, tmp_path):
 
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_drain_behind_late_methods(start, occupy, connect, when):
-    """Callers that wait behind methods that hang get 503, also after the deadline has passed."""
+    """Callers that wait for a slot get 503, also after the deadline of the running methods."""
     process = start(handler=SlowMessageHandler, factory=Two)
     calls = [occupy(process, 'late_by_far') for _ in range(2)]
     waiting = connect(process)
@@ -487,7 +487,7 @@ def test_drain_behind_late_methods(start, occupy, connect, when):
 
 
 def test_method_that_never_ends(start, occupy, tmp_path):
-    """Once its caller has an answer, it does not make the end of the process a bad one."""
+    """Its caller has a reply, so the process ends with exit code 0."""
     path = tmp_path / 'ended'
     process = start(path, handler=SlowMessageHandler, factory=Noting)
     dealer, _path = occupy(process, 'late')
@@ -510,7 +510,7 @@ def test_name_of_a_late_method(start, ask):
 
 
 def test_transaction_behind_its_504(start, ask, tmp_path):
-    """Nothing can end a thread: what it does is done."""
+    """A thread cannot be ended: its transaction is committed after the 504."""
     path = tmp_path / 'journal'
     process = start(handler=SlowMessageHandler, factory=Two)
     assert ask(process, ['records', str(path)])[0] == 504
@@ -566,7 +566,7 @@ def test_messages_without_reply_wait_in_the_socket(start, occupy, tmp_path):
 
 
 def test_eager_client(tmp_path):
-    """In a test of an application, methods with a timeout answer as they do in a process."""
+    """In a test of an application, methods with a timeout reply as they do in a process."""
     client = RecordingClient(handler=SlowMessageHandler)
     assert client.request(['echo', 1]) == [200, 1]
     assert client.request(['async_echo', 1]) == [200, 1]
@@ -581,39 +581,39 @@ def test_eager_client(tmp_path):
 
 
 def test_eager_client_of_a_concurrent_process(config):
-    """What a process would refuse is refused here, too."""
+    """It refuses the handlers that the process refuses."""
     process = Two('127.0.0.1', AsyncRequestsHandler, registry=config.registry)
     with pytest.raises(ValueError, match=r'leave concurrency at 1$'):
         RecordingClient(handler=process)
 
 
 def options(cls):
-    """What is declared of each method."""
+    """Return the declared properties of each method."""
     return {name: (method.timeout, method.repeatable) for name, method in methods_of(cls()).items()}
 
 
 class Declared:
-    """Its methods declare for themselves, or not."""
+    """Some of its methods have properties of their own."""
 
     timeout = 5
     repeatable = ('plain', 'static')
 
     def plain(self, args):
-        """Nothing."""
+        """It has the properties of the class."""
 
     @zmq_method(timeout=1, repeatable=False)
     def own(self, args):
-        """Both."""
+        """It has both properties."""
 
     @zmq_method(timeout=inf)
     @staticmethod
     def static(args):
-        """No limit."""
+        """It has no limit."""
 
     @staticmethod
     @zmq_method(repeatable=True)
     def inner(args):
-        """Declared inside."""
+        """It is declared inside the static method."""
 
 
 class All(Declared):
@@ -624,7 +624,7 @@ class All(Declared):
 
 
 class Old:
-    """Is older than these declarations, and uses the name for something else."""
+    """Uses the name of a property for another attribute, as an older class may do."""
 
     timeout = property(int)
 

@@ -100,7 +100,7 @@ def test_false_handler_is_a_handler():
 
 
 class Kinds:
-    """Every kind of method."""
+    """All kinds of methods."""
 
     def plain(self, args):
         return args

@@ -174,7 +174,7 @@ def test_clients_gone_before_their_turn(process, connect, tmp_path, frames):
 
 
 def test_client_that_does_not_read(process, connect):
-    """It can only lose its own replies."""
+    """It loses its own replies only."""
     idle = connect(process)
     idle.socket.sndtimeo = 10_000
     reply = 'x' * 10_000

@@ -166,7 +166,7 @@ def test_nothing_declared(tmp_path, ini, run):
 
 
 def test_import():
-    """To import the module runs nothing."""
+    """Importing the module does not run the command line."""
     importlib.import_module('pyams_zmq.__main__')
 
 

@@ -18,7 +18,6 @@ from pyams_zmq.auth import Access
 from pyams_zmq.auth.curve import CurveClient, CurveServer
 from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.config.service import POOL_OPTIONS, Service
-from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.pool.broker import make_worker_access
 from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL
@@ -32,23 +31,23 @@ _NAME = re.compile(r'[A-Za-z0-9_-]+', re.ASCII)
 _POOL_LIMITS = 'queue_limit queue_size max_calls max_memory beat_interval stats_users'.split()
 _LIMITS = ('concurrency', *LIMITS, *_POOL_LIMITS)
 _NUMBERS = {int: Annotated[int, Meta(ge=0)], float: Annotated[float, Meta(ge=0, le=1e8)]}
-_HINTS = get_type_hints(ZMQPool)  # a ZMQPool has the limits of a ZMQProcess, and its own
+
+OPTIONS = {item.name for item in fields(Service)} - {'name', 'limits'} | set(_LIMITS)
+"""Keyword arguments of the directive"""
+
+# A ZMQPool has the limits of a ZMQProcess, and its own.
+_HINTS = get_type_hints(ZMQPool) | get_type_hints(Service)
 
 TYPES: Mapping[str, Any] = {
-    **{name: _NUMBERS[_HINTS[name]] for name in _LIMITS if _HINTS[name] in _NUMBERS},
+    **{key: _NUMBERS[_HINTS[key]] for key in OPTIONS if _HINTS[key] in _NUMBERS},
     'beat_interval': Annotated[float, Meta(ge=MIN_INTERVAL, le=MAX_INTERVAL)],
     'concurrency': Annotated[int, Meta(ge=1)],
-    'retries': _NUMBERS[int],
     'send_deadline': bool,
     'start': Annotated[str, Meta(pattern='^(auto|external|never)$')],
     'stats_users': tuple[str, ...],
     'timeout': Annotated[float, Meta(gt=0)],
-    'workers': _NUMBERS[int],
 }
 """Options that msgspec checks, and converts from the text of a setting"""
-
-OPTIONS = {item.name for item in fields(Service)} - {'name', 'limits'} | set(_LIMITS)
-"""Keyword arguments of the directive"""
 
 _SECRETS = {'client_keys': 'server_key', 'server_public_key': 'client_key'}
 """Settings of public CURVE keys, each with the setting of the secret key that it needs"""
@@ -102,19 +101,6 @@ def check_settings(registry: Any) -> list[str]:
             check_name(name)
             names.append(name)
     return list(dict.fromkeys(names))
-
-
-def check_services(registry: Any) -> None:
-    """Check that the service of each setting is declared.
-
-    :raises ConfigurationError: if it is not
-    """
-    for name in check_settings(registry):
-        if registry.queryUtility(IZMQService, name) is None:
-            raise ConfigurationError(
-                f'ØMQ process {name!r} has no handler: set {PREFIX}{name}.handler, or call '
-                f'config.add_zmq_process({name!r}, handler=...)'
-            )
 
 
 def read_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:

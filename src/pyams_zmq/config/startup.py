@@ -6,8 +6,10 @@ import sys
 from functools import partial
 from typing import Any
 
+from pyramid.exceptions import ConfigurationError
+
 from pyams_zmq.config.service import Service, services_of
-from pyams_zmq.config.settings import PREFIX, check_services
+from pyams_zmq.config.settings import PREFIX, check_settings
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.supervisor.process import SupervisingProcess, SupervisorProcess
@@ -46,10 +48,16 @@ def start_services(event: Any) -> None:
     :raises ZMQStartError: in a program that gevent has patched
     """
     registry = event.app.registry
-    check_services(registry)
+    services = services_of(registry)
+    for name in check_settings(registry):
+        if name not in services:
+            raise ConfigurationError(
+                f'ØMQ process {name!r} has no handler: set {PREFIX}{name}.handler, or call '
+                f'config.add_zmq_process({name!r}, handler=...)'
+            )
     if not is_server() or registry.queryUtility(IZMQClientFactory) is not None:
         return
-    for name, service in services_of(registry).items():
+    for name, service in services.items():
         if service.start == 'auto':
             try:
                 _make_supervisor(registry, service).start()

@@ -3,7 +3,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 from pyams_zmq.handler.errors import error_reply
@@ -31,10 +31,8 @@ class DeferredReply:
         self._timer: asyncio.TimerHandle | None = None
         if method.timeout is not None:
             self._timer = loop.call_later(method.timeout, self._pass_deadline)
-        detach = getattr(stream, 'detach', None)
-        self._send: Callable[[bytes], None]
-        self._end: Callable[[], None] | None
-        self._send, self._end = (stream.send, None) if detach is None else detach()
+        detach: Any = getattr(stream, 'detach', None) or (lambda: (stream.send, lambda: None))
+        self._send, self._end = detach()
         owed.add(self._is_sent)
 
     def wait_for_result(self, result: Awaitable[Any]) -> None:
@@ -69,8 +67,7 @@ class DeferredReply:
         try:
             self._reply(result)
         finally:
-            if self._end is not None:
-                self._end()
+            self._end()
 
     def _reply(self, data: bytes) -> None:
         if self._is_sent.done():

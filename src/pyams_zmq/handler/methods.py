@@ -79,14 +79,13 @@ def methods_of(handler: Any) -> dict[str, Method]:
             and (callable(attribute) or isinstance(attribute, _DESCRIPTORS))
         ):
             call = getattr(handler, name)
-            if isinstance(attribute, singledispatchmethod):
-                methods[name] = Method(call, name)  # each of its functions has its own signature
-            elif callable(call):
-                methods[name] = _inspect(call, name)
-            else:
+            if not callable(call):
                 continue
+            # Each function of a singledispatchmethod has its own signature.
+            is_single = isinstance(attribute, singledispatchmethod)
+            method = Method(call, name) if is_single else _inspect(call, name)
             options = getattr(attribute, 'zmq_options', getattr(call, 'zmq_options', (None, None)))
-            methods[name] = methods[name]._replace(timeout=options[0], repeatable=options[1])
+            methods[name] = method._replace(timeout=options[0], repeatable=options[1])
     return _apply_defaults(type(handler), methods)
 
 
@@ -127,9 +126,8 @@ def _apply_defaults(cls: type, methods: dict[str, Method]) -> dict[str, Method]:
         )
     for name, method in methods.items():
         limit = timeout if method.timeout is None else method.timeout
-        is_repeatable = name in repeatable if method.repeatable is None else method.repeatable
         methods[name] = method._replace(
             timeout=None if limit is None or limit > _MAX_TIMEOUT else limit,
-            repeatable=is_repeatable,
+            repeatable=name in repeatable if method.repeatable is None else method.repeatable,
         )
     return methods
