@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """A Pyramid request for each message, with its transaction."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from pyramid.interfaces import IRequestFactory, IRootFactory
@@ -11,10 +10,6 @@ from pyramid.threadlocal import RequestContext
 from pyramid.traversal import DefaultRootFactory
 
 from pyams_zmq.wire.message import encode
-
-
-class _AbortError(Exception):
-    """Aborts the transaction of a method that has returned an error."""
 
 
 def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
@@ -30,19 +25,15 @@ def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
     :return: its result, or an awaitable of it
     :raises: the exceptions of the method, and of the commit
     """
-    with ExitStack() as scope:
-        result = call(request=scope.enter_context(_request_of(registry)))
+    scope = _RequestScope(registry)
+    try:
+        result = call(request=scope.request)
         if isinstance(result, Awaitable):
-            return _wait(scope.pop_all(), result)
-        _check(result)
-    return result
-
-
-async def _wait(scope: ExitStack, awaitable: Awaitable[Any]) -> Any:
-    with scope:
-        result = await awaitable
-        _check(result)
-    return result
+            return scope.wait(result)
+    except BaseException:
+        scope.leave(commit=False)
+        raise
+    return scope.finish(result)
 
 
 def call_plain(call: Callable[..., Any], **options: Any) -> Any:
@@ -61,46 +52,78 @@ def call_plain(call: Callable[..., Any], **options: Any) -> Any:
     return result
 
 
-def _check(result: Any) -> None:
-    encode(result)  # raises if it is not JSON, which aborts
-    match result:
-        case [int(status), _] if status >= 400:  # noqa: PLR2004 - as in HTTP
-            raise _AbortError
+class _RequestScope:
+    """The request of a message, from begin to end."""
 
+    _tm: Any = None
+    _is_open = False
 
-@contextmanager
-def _request_of(registry: Any) -> Iterator[Any]:
-    # Like `pyramid.scripting.prepare`, but the transaction begins before the root is made: a root
-    # factory that reads a database needs it.
-    request = registry.queryUtility(IRequestFactory, default=Request).blank('/')
-    request.registry = registry
-    make_root = registry.queryUtility(IRootFactory, default=DefaultRootFactory)
-    with suppress(_AbortError), RequestContext(request):
+    def __init__(self, registry: Any):
+        # Like `pyramid.scripting.prepare`, but the transaction begins before the root is made:
+        # a root factory that reads a database needs it.
+        make_request = registry.queryUtility(IRequestFactory, default=Request)
+        make_root = registry.queryUtility(IRootFactory, default=DefaultRootFactory)
+        self.request = request = make_request.blank('/')
+        request.registry = registry
+        self._context = RequestContext(request)
+        self._context.begin()
+        self._is_open = True
         try:
             apply_request_extensions(request)
-            with _transaction_of(request):
-                request.root = request.context = make_root(request)
-                yield request
-        finally:
-            request._process_finished_callbacks()
+            tm = getattr(request, 'tm', None)
+            if tm is not None:
+                tm.begin()
+                self._tm = tm
+                # pyramid_tm marks a request whose transaction it manages with these.
+                request.environ.update({'tm.active': True, 'tm.manager': tm})
+            request.root = request.context = make_root(request)
+        except BaseException:
+            self.leave(commit=False)
+            raise
 
-
-@contextmanager
-def _transaction_of(request: Any) -> Iterator[None]:
-    tm = getattr(request, 'tm', None)
-    if tm is None:
-        yield
-        return
-    tm.begin()
-    # pyramid_tm marks a request whose transaction it manages with these.
-    request.environ.update({'tm.active': True, 'tm.manager': tm})
-    try:
+    async def wait(self, result: Awaitable[Any]) -> Any:
+        """Wait for the result of an `async def` method."""
         try:
-            yield
+            value = await result
+        except BaseException:
+            self.leave(commit=False)
+            raise
+        return self.finish(value)
+
+    def finish(self, result: Any) -> Any:
+        """Commit or abort the transaction, depending on the result; return the result."""
+        commit = False
+        try:
+            encode(result)  # abort if the result is not JSON
+            match result:
+                case [int(status), _] if status >= 400:  # noqa: PLR2004 - as in HTTP
+                    pass
+                case _:
+                    commit = True
         finally:
-            for key in ('tm.active', 'tm.manager'):
-                del request.environ[key]
-        tm.commit()
-    except BaseException:
-        tm.abort()  # also after a failed commit: else the next message would use this transaction
-        raise
+            self.leave(commit)
+        return result
+
+    def leave(self, commit: bool) -> None:
+        """Commit or abort the transaction, and end the request."""
+        self._is_open = False
+        try:
+            if self._tm is not None:
+                for key in ('tm.active', 'tm.manager'):
+                    del self.request.environ[key]
+                if commit:
+                    self._tm.commit()
+                else:
+                    self._tm.abort()
+        except BaseException:
+            self._tm.abort()  # else the next message would use this transaction
+            raise
+        finally:
+            try:
+                self.request._process_finished_callbacks()
+            finally:
+                self._context.end()
+
+    def __del__(self) -> None:
+        if self._is_open:  # its task was cancelled before the first step
+            self.leave(commit=False)
