@@ -96,7 +96,8 @@ class ZMQMessageHandler:
         self._owed: set[asyncio.Future[None]] = getattr(process, 'owed_replies', set())
         self._max_size = getattr(process, 'max_message_size', inf)
         # Only frames have the metadata of their peer. Bytes are faster where it is not needed.
-        self.wants_frames = getattr(process, 'has_credentials', False) or any(
+        access = getattr(process, 'access', None)
+        self.wants_frames = getattr(access, 'has_credentials', False) or any(
             method.wants_peer for method in self._methods.values()
         )
 
