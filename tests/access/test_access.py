@@ -15,8 +15,9 @@ import zmq.auth
 from tornado.ioloop import IOLoop
 
 from checks import wait_until
-from handlers import FuzzMessageHandler, MessageHandler, Process
+from handlers import MessageHandler, Process
 from pyams_zmq.curve import CurveClient, CurveServer
+from pyams_zmq.handler import ZMQMessageHandler
 from pyams_zmq.socket import zmq_response, zmq_socket
 
 SECRET = 'open:sesame'
@@ -137,11 +138,18 @@ def test_identity(keys, start, ask):
     assert address == f'localhost:{os.getuid()}:{os.getgid()}:{os.getpid()}'
 
 
-@pytest.mark.parametrize(
-    'handler', [MessageHandler, FuzzMessageHandler], ids=['takes a peer', 'takes no peer']
-)
+class PlainMessageHandler(ZMQMessageHandler):
+    """Its methods do not use the peer."""
+
+    class handler:  # noqa: N801 - the name of the attribute
+        def echo(self, args):
+            return [200, args]
+
+
+@pytest.mark.parametrize('handler', [MessageHandler, PlainMessageHandler])
 def test_removed_key_is_refused(keys, start, ask, handler):
-    process = start('127.0.0.1', handler=handler, **server_options('CURVE', keys))
+    options = server_options('CURVE', keys)
+    process = start('127.0.0.1', handler, **options)
     alice = client_options('good key', keys)
     bob = {'curve': CurveClient(keys / 'server.key', keys / 'clients' / 'bob.key_secret')}
     stranger = client_options('unknown key', keys)

@@ -54,7 +54,11 @@ def film(studio, tmp_path):
 
 
 @pytest.fixture
-def service(start, ask):
+def service(start, ask, monkeypatch):
+    """A service that ends its conversions soon, and gives them time to end on a loaded machine."""
+    for name in ('TERM_GRACE', 'KILL_GRACE'):
+        monkeypatch.setattr(f'pyams_zmq.process.service.{name}', PATIENCE)
+    monkeypatch.setattr(converter.ConversionProcess, 'drain_timeout', PATIENCE)
     process = start(
         '127.0.0.1', converter.ConversionMessageHandler, factory=converter.ConversionProcess
     )
