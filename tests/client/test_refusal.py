@@ -332,6 +332,16 @@ def test_a_reply_is_recent_for_a_moment_only(start, monkeypatch):
         assert has_monitor(socket)
 
 
+def test_service_that_has_just_replied_is_known_by_the_values_of_the_keys(just_replied):
+    server = zmq.curve_keypair()[0]
+    secrets = [zmq.curve_keypair()[1] for _ in range(2)]
+    just_replied('127.0.0.1:1', curve=CurveClient(server, secrets[0]))
+    for secret, expected in zip(secrets, [False, True], strict=True):
+        for _ in range(10):  # objects that have, one after the other, the same identity
+            with zmq_socket('127.0.0.1:1', curve=CurveClient(server, secret)) as socket:
+                assert has_monitor(socket) is expected
+
+
 @pytest.mark.usefixtures('poll')
 @REFUSALS
 def test_refused_although_the_service_has_just_replied(start, just_replied, options, auth):

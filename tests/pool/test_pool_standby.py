@@ -130,7 +130,7 @@ def test_failure_of_all_starts(start_locked, tmp_path, monkeypatch):
     )
     process = start_locked(handler=FailingMessageHandler, registry=registry, workers=1)
     wait_for_file(tmp_path / process.name)
-    assert (tmp_path / process.name).read_text() == '1'
+    wait_until(lambda: (tmp_path / process.name).read_text() == '1', TIMEOUT)  # it is written
     assert (tmp_path / 'worker 1').exists()
     wait_until(lambda: processes_below(process) == [], TIMEOUT)
     second = start_locked()
