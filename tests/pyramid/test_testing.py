@@ -126,6 +126,12 @@ def test_same_interface(name):
         assert list(expected.parameters.values())[1:] == list(actual.parameters.values())
 
 
+def test_inherited_methods():
+    """They exchange messages by `request`, `prepare` and `post`, so none of them connects."""
+    public = {name for name in vars(ZMQClient) if not name.startswith('_')}
+    assert public - set(vars(RecordingClient)) == {'address', 'call', 'send'}
+
+
 def test_attributes(client):
     assert client.address == 'tcp://127.0.0.1:1'
     assert repr(client) == '<RecordingClient of tcp://127.0.0.1:1>'
