@@ -18,6 +18,7 @@ from peers import AT_ONCE, ECHO, REPLY, ask_raw, raw_server, replying, timed
 from pyams_zmq.auth import AccessPolicy, parse_users
 from pyams_zmq.client import socket as socket_module
 from pyams_zmq.client.socket import SILENCE, TIMEOUT, ZMQSocket, zmq_response, zmq_socket
+from pyams_zmq.curve import CurveClient
 from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 
