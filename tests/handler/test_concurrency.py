@@ -33,16 +33,16 @@ class SlowHandler(Handler):
 
     timeout = 30
 
-    @zmq_method(timeout=0.05)
+    @zmq_method(timeout=0.2)
     def late(self, path):
         return self.wait_for(path)
 
-    @zmq_method(timeout=0.05)
+    @zmq_method(timeout=0.2)
     async def async_late(self, path):
         self.touch(path)
         await asyncio.sleep(60)  # it is cancelled
 
-    @zmq_method(timeout=0.05)
+    @zmq_method(timeout=0.2)
     async def stubborn(self, path):
         waits = asyncio.ensure_future(self.async_wait_for(path))
         while not waits.done():
@@ -50,12 +50,12 @@ class SlowHandler(Handler):
                 await asyncio.shield(waits)
         return waits.result()
 
-    @zmq_method(timeout=0.05)
+    @zmq_method(timeout=0.2)
     def promise(self, path):
         """A plain method whose result is awaited."""
         return self.stubborn(path)
 
-    @zmq_method(timeout=0.05)
+    @zmq_method(timeout=0.2)
     def late_promise(self, path):
         self.wait_for(path)
         return self.async_touch(f'{path} too late')
@@ -83,14 +83,14 @@ class SlowHandler(Handler):
     def late_by_far(self, path):
         return self.wait_for(path)
 
-    @zmq_method(timeout=0.05)
+    @zmq_method(timeout=0.2)
     def records(self, path, *, request):
         request.tm.get().join(Journal(request.tm, path))
         while not Path(f'{path} go').exists():
             time.sleep(0.001)  # until the test makes it
         return [200, None]
 
-    part = zmq_method(timeout=0.05)(partialmethod(async_late))
+    part = zmq_method(timeout=0.2)(partialmethod(async_late))
 
     def spawn_and_join(self, seconds):
         child = multiprocessing.Process(target=time.sleep, args=(seconds,))
@@ -317,7 +317,7 @@ def test_deadline(start, occupy, tmp_path, factory, method):
     options = {'log_path': tmp_path / 'log'} if factory is Concurrent else {}
     process = start(handler=SlowMessageHandler, factory=factory, **options)
     dealer, path = occupy(process, method)
-    assert dealer.receive() == ([b''], [504, f'{method!r} has not ended after 0.05 s'])
+    assert dealer.receive() == ([b''], [504, f'{method!r} has not ended after 0.2 s'])
     path.unlink()  # now it ends, without a second reply
     check_no_more(dealer)
     assert not Path(f'{path} too late').exists()
@@ -506,7 +506,7 @@ def test_child_of_a_method(start, ask, factory):
 
 def test_name_of_a_late_method(start, ask):
     process = start(handler=SlowMessageHandler, factory=One)
-    assert ask(process, ['part', '/dev/null']) == [504, "'part' has not ended after 0.05 s"]
+    assert ask(process, ['part', '/dev/null']) == [504, "'part' has not ended after 0.2 s"]
 
 
 def test_transaction_behind_its_504(start, ask, tmp_path):
@@ -572,7 +572,7 @@ def test_eager_client(tmp_path):
     assert client.request(['async_echo', 1]) == [200, 1]
     assert client.request(['async_late', '/dev/null']) == [
         504,
-        "'async_late' has not ended after 0.05 s",
+        "'async_late' has not ended after 0.2 s",
     ]
     path = tmp_path / 'late'
     assert client.request(['late', str(path)])[0] == 504
