@@ -36,9 +36,9 @@ REFUSAL_TURN = 0.02
 class ZMQProcess(ServiceProcess):
     """Process that serves a ØMQ socket.
 
-    It uses fork, whatever the start method of the program: a registry and schedulers cannot be
-    pickled; its child uses fork for the same reason. It is not daemonic, so that its handlers can
-    start child processes. It ends with its owner, the process that started it.
+    It always uses fork, also in a program with another start method, because registries and
+    schedulers cannot be pickled; its child does so for the same reason. It is not daemonic, so that
+    its handlers can start child processes. It ends with its owner, the process that started it.
 
     :param bind_addr: address to bind, see :class:`pyams_zmq.endpoint.Endpoint`
     :param handler: class of the message handler
