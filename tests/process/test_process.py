@@ -513,12 +513,15 @@ class ReusingHandler(Handler):
         [fd] = [fd for fd in map(int, os.listdir('/proc/self/fd')) if uri in _inspect(fd)[0]]
         stream.close()
         wait_until(lambda: not os.path.exists(f'/proc/self/fd/{fd}'))
-        with open(os.devnull, 'rb') as file:
-            os.dup2(file.fileno(), fd)
-            child = ForkProcess(target=os.fstat, args=(fd,))
-            child.start()
-            child.join()
-        os.close(fd)
+        lowest = os.open(
+            os.devnull, os.O_RDONLY
+        )  # the number of the listener itself, or a lower one
+        os.dup2(lowest, fd)
+        child = ForkProcess(target=os.fstat, args=(fd,))
+        child.start()
+        child.join()
+        for number in {lowest, fd}:
+            os.close(number)
         return [200, child.exitcode]
 
 

@@ -137,6 +137,7 @@ def test_several():
         ({'handler': 'no.such'}, 'bad handler .*no'),
         ({'factory': None}, 'bad factory .*None is not a class'),
         ({'address': 'a b'}, "bad address .*'a b'"),
+        ({'address': 'ipc://*'}, "bad address .*'ipc://.' has no path"),
         ({'address': 'lo:5555'}, "bad address .*'lo' is not an IP address"),
         ({'address': '127.0.0.1'}, "bad address .*'127.0.0.1' has no port"),
         (
@@ -160,7 +161,8 @@ def test_several():
         ({'stats_users': [1]}, r'bad stats_users .*\[1\] is not allowed'),
         ({'auth': 'secret'}, 'bad auth .*write auth='),
         ({'auth': 'a:b', 'curve': KEYS}, 'bad auth .*Give auth or curve: a socket has one'),
-        ({'curve': SECRET}, 'bad auth .*no attribute'),
+        ({'curve': SECRET}, 'bad curve: Bad curve, a str: pass a CurveServer'),
+        ({'client_curve': KEYS}, 'bad client_curve: Bad curve, a CurveServer: pass a CurveClient'),
         (
             {'worker_auth': 'a:b', 'worker_curve': KEYS, 'worker_address': ADDRESS, 'workers': 1},
             'bad worker_auth .*Give auth or curve',

@@ -14,13 +14,12 @@ from pyams_zmq.aio.deadlines import Deadlines
 from pyams_zmq.aio.loop import get_context
 from pyams_zmq.aio.protocol import SocketEvent, ZmqProtocol
 from pyams_zmq.aio.transport import ZmqTransport
-from pyams_zmq.auth import Users
-from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import (
     CONNECTION_EVENTS,
     RETRIED,
     ConnectionState,
     ServiceAddress,
+    ServiceClient,
     as_os_error,
     configure,
     keep_connected,
@@ -186,7 +185,7 @@ class Connection(ZmqProtocol):
         self._send()
 
 
-class AsyncZMQClient:
+class AsyncZMQClient(ServiceClient):
     """Client of a service for coroutines: many calls at once, in one event loop at a time.
 
     It keeps one connection, and opens a new one after a loss, after a fork, and in another loop.
@@ -195,27 +194,8 @@ class AsyncZMQClient:
     looked up, other sockets of the context wait.
     """
 
-    def __init__(
-        self,
-        address: Any,
-        *,
-        auth: Users = None,
-        curve: CurveClient | None = None,
-        timeout: float = 10,
-        retries: int = 0,
-        send_deadline: bool = False,
-    ):
-        self._service = ServiceAddress.parse(address, auth, curve)
-        self.timeout = check_timeout(timeout)
-        self.retries = check_integer('retries', retries, 0)
-        self.send_deadline = send_deadline
-        self._is_closed = False
+    def _set_up(self) -> None:
         self._connections: ForkLocal[list[Connection]] = ForkLocal(list)  # at most one
-
-    @property
-    def address(self) -> str:
-        """URI of the service."""
-        return self._service.endpoint.uri
 
     async def call(
         self,
@@ -257,8 +237,7 @@ class AsyncZMQClient:
                 data = encode_request(message, deadline)
 
     def _connect(self) -> Connection:
-        if self._is_closed:
-            raise ZMQClosedError(f'The client of {self.address} was closed')
+        self._check_open()
         loop = asyncio.get_running_loop()
         connections = self._connections.get()
         for connection in connections:
@@ -297,6 +276,3 @@ class AsyncZMQClient:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f'<{type(self).__name__} of {self.address}>'

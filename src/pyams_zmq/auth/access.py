@@ -25,6 +25,7 @@ class Access(AccessPolicy):
     :param curve: keys of the server and its clients (RFC 26/CURVEZMQ)
     :raises ValueError: for credentials or addresses that cannot be parsed, and for *auth* together
         with *curve*
+    :raises TypeError: for a *curve* of another class
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class Access(AccessPolicy):
         curve: CurveServer | None = None,
     ):
         self.clients = [str(client) for client in split_clients(clients)] or None
+        if curve is not None and not isinstance(curve, CurveServer):
+            raise TypeError(f'Bad curve, a {type(curve).__name__}: pass a CurveServer')
         users = parse_users(auth)
         if users and curve is not None:
             raise ValueError('Give auth or curve: a socket has one mechanism')

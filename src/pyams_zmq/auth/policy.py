@@ -3,10 +3,12 @@
 
 import hmac
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, NamedTuple
 
 from zmq.utils import z85
+
+from pyams_zmq.wire.endpoint import parse_ip
 
 _LOCALHOST = ('127.0.0.0/8', '::1')
 
@@ -127,8 +129,5 @@ class AccessPolicy:
         return user if equal and expected is not None else None
 
     def _is_allowed(self, address: str) -> bool:
-        if address.startswith('localhost:'):  # an ipc peer, with uid, gid and pid
-            address = '127.0.0.1'
-        peer = ip_address(address.partition('%')[0])
-        peer = getattr(peer, 'ipv4_mapped', None) or peer
+        peer = parse_ip(address)
         return any(peer in network for network in self.networks)

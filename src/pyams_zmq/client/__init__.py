@@ -5,12 +5,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from pyams_zmq.auth import Users
-from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.channel import CallChannel
-from pyams_zmq.client.connection import RETRIED, ServiceAddress, as_os_error
+from pyams_zmq.client.connection import RETRIED, ServiceClient, as_os_error
 from pyams_zmq.client.sender import QueuedMessage, SendQueue, sender_thread
-from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.message import (
     check_integer,
@@ -28,7 +25,7 @@ PREPARE_TIMEOUT = 2.0
 """Seconds until a service counts as unreachable, for messages without waiting for the reply"""
 
 
-class ZMQClient:
+class ZMQClient(ServiceClient):
     """Client of a service, for many calls from many threads.
 
     It keeps its connections; a fork of this process opens its own. Use it as a context manager,
@@ -45,28 +42,9 @@ class ZMQClient:
     :raises ValueError: if the address, the credentials or a number is not valid
     """
 
-    def __init__(
-        self,
-        address: Any,
-        *,
-        auth: Users = None,
-        curve: CurveClient | None = None,
-        timeout: float = 10,
-        retries: int = 0,
-        send_deadline: bool = False,
-    ):
-        self._service = ServiceAddress.parse(address, auth, curve)
-        self.timeout = check_timeout(timeout)
-        self.retries = check_integer('retries', retries, 0)
-        self.send_deadline = send_deadline
-        self._is_closed = False
+    def _set_up(self) -> None:
         self._idle: ForkLocal[list[CallChannel]] = ForkLocal(list)
         self._queue = ForkLocal(partial(SendQueue, self._service))
-
-    @property
-    def address(self) -> str:
-        """URI of the service."""
-        return self._service.endpoint.uri
 
     def call(
         self,
@@ -157,10 +135,6 @@ class ZMQClient:
         message = QueuedMessage(type, data, self.timeout)
         sender_thread.get().post(self._queue.get(), message)
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ZMQClosedError(f'The client of {self.address} was closed')
-
     def _acquire(self, idle: list[CallChannel]) -> CallChannel:
         self._check_open()
         while True:
@@ -190,9 +164,6 @@ class ZMQClient:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f'<{type(self).__name__} of {self.address}>'
 
 
 def _close_idle(idle: list[CallChannel], kept: int) -> None:

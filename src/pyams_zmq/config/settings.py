@@ -134,6 +134,8 @@ def read_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:
     _check_pool(name, values)
     limits = {key: values.pop(key) for key in _LIMITS if key in values}
     service = Service(name, limits=limits, **values)
+    with _named(name, 'client_curve'):
+        ServiceAddress.parse(service.client_address, None, service.client_curve)
     with _named(name, 'client_auth'):
         ServiceAddress.parse(service.client_address, service.client_auth, service.client_curve)
     return service
@@ -145,9 +147,8 @@ def _named(name: str, key: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ImportError, AttributeError) as error:
-        raise ConfigurationError(
-            f'ØMQ process {name!r}, bad {key} (setting {PREFIX}{name}.{key}): {error}'
-        ) from None
+        setting = f' (setting {PREFIX}{name}.{key})' if key in SETTINGS else ''
+        raise ConfigurationError(f'ØMQ process {name!r}, bad {key}{setting}: {error}') from None
 
 
 def _read(config: Any, key: str, value: Any) -> Any:
@@ -181,6 +182,8 @@ def _read_keys(name: str, values: dict[str, Any]) -> None:
 def _check_access(name: str, values: Mapping[str, Any]) -> None:
     """Check who may connect to the sockets of a service."""
     for auth, curve in (('auth', 'curve'), ('worker_auth', 'worker_curve')):
+        with _named(name, curve):
+            Access(curve=values.get(curve))
         with _named(name, auth):
             Access(values.get(auth), curve=values.get(curve))
     with _named(name, 'clients'):
@@ -191,9 +194,12 @@ def _check_address(address: Any, is_bound: bool) -> None:
     """Check that clients can connect to an address.
 
     :param is_bound: true if a process on this machine binds it
-    :raises ValueError: if it has no port, or is the name of an interface, which ØMQ binds as well
+    :raises ValueError: if it has no port, is the name of an interface, which ØMQ binds as well, or
+        lets ØMQ choose the path
     """
     endpoint = Endpoint.parse(address, bind=True)
+    if endpoint.path == '*':
+        raise ValueError(f'{address!r} has no path, which clients need to know')
     if endpoint.protocol != 'tcp':
         return
     if not endpoint.port:
