@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import zmq
 from pyramid.registry import Registry
 
 from app.program import Program, wait_for_end, wait_until
@@ -24,6 +25,7 @@ from pool_checks import (
     workers_of,
 )
 from pool_handlers import FailingMessageHandler, Pool, PoolHandler, PoolMessageHandler
+from pyams_zmq.curve import CurveServer
 from pyams_zmq.exceptions import (
     ZMQBindError,
 )
@@ -32,6 +34,9 @@ from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import lock as lock_module
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess
 from pyams_zmq.testing import running
+
+PUBLIC, SECRET = zmq.curve_keypair()
+KEYS = CurveServer(SECRET, [PUBLIC])
 
 
 def test_echo(pool, folder):
@@ -83,13 +88,14 @@ def test_bad_workers():
         ({'worker_address': 'a b', 'worker_auth': 'u:p'}, 'Bad ØMQ address'),
         ({'worker_auth': 'u:p'}, 'need a worker_address'),
         (
-            {'worker_address': '127.0.0.1', 'worker_auth': 'u:p', 'worker_curve': object()},
+            {'worker_address': '127.0.0.1', 'worker_auth': 'u:p', 'worker_curve': KEYS},
             'one mechanism',
         ),
+        ({'curve': 'secret'}, 'Bad curve, a str: pass a CurveServer'),
     ],
 )
 def test_bad_options(options, text):
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises((ValueError, TypeError), match=text):
         Pool(**options)
 
 

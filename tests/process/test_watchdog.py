@@ -17,8 +17,9 @@ import pytest
 from checks import open_fds, wait_until
 from handlers import Handler, MessageHandler, Process
 from pyams_zmq.process.channel import ChildChannel, open_channel
-from pyams_zmq.process.descendants import end_descendants, open_pidfd, poll, wait_for_descendants
+from pyams_zmq.process.descendants import end_descendants, open_pidfd, wait_for_descendants
 from pyams_zmq.process.watchdog import Watchdog, wait_for_exit
+from pyams_zmq.wire.poll import wait_readable
 
 FORK = multiprocessing.get_context('fork')
 NO_FD = 999_999
@@ -106,9 +107,9 @@ def test_open_pidfd(fork):
     child = fork(sleep)
     fds = open_fds()
     with open_pidfd(child.pid) as fd:
-        assert poll([fd], 0) == set()
+        assert wait_readable([fd], 0) == set()
         child.kill()
-        assert poll([fd], 5) == {fd}
+        assert wait_readable([fd], 5) == {fd}
     assert open_fds() == fds
     child.join()
     with open_pidfd(child.pid) as fd:
@@ -137,24 +138,6 @@ def test_open_pidfd_where_there_is_none(monkeypatch):
     monkeypatch.delattr(os, 'pidfd_open')
     with open_pidfd(os.getpid()) as fd:
         assert fd is None
-
-
-def test_poll(pipe):
-    reader, writer = pipe
-    start = time.monotonic()
-    assert poll([], 0.05) == set()
-    assert poll([reader.fileno()], 0.05) == set()
-    assert time.monotonic() - start >= 0.1
-    writer.send(1)
-    for timeout in (0, 1, None, inf, 1e9):
-        assert poll([reader.fileno()], timeout) == {reader.fileno()}
-
-
-def test_poll_rounds_up():
-    """Otherwise a wait would be repeated many times in its last millisecond."""
-    start = time.monotonic()
-    poll([], 0.0101)
-    assert time.monotonic() - start >= 0.0101
 
 
 # wait_for_exit

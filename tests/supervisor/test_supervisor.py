@@ -27,10 +27,11 @@ from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent
 from pyams_zmq.process import lock as lock_module
 from pyams_zmq.process.base import RECYCLED
-from pyams_zmq.process.descendants import POLL_INTERVAL, poll
+from pyams_zmq.process.descendants import POLL_INTERVAL
 from pyams_zmq.process.lock import NameLock
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess, driver
 from pyams_zmq.supervisor.process import LOCK_REFRESH
+from pyams_zmq.wire.poll import wait_readable
 
 ORPHAN_LIMIT = 30.0
 """Seconds to wait for the end of orphans, which run for a minute if nothing ends them"""
@@ -714,7 +715,7 @@ def test_leader_without_children_keeps_the_lock(run, ask, address, lock):
 
 def can_read(program):
     """Return True if a program has printed something."""
-    return bool(poll([program.process.stdout.fileno()], 0))
+    return bool(wait_readable([program.process.stdout.fileno()], 0))
 
 
 def test_name_lock(lock, monkeypatch):

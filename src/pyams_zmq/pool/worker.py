@@ -15,7 +15,6 @@ from time import monotonic
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
@@ -30,6 +29,7 @@ from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN
 from pyams_zmq.wire.message import encode
+from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -205,7 +205,7 @@ class PoolWorker(ZMQProcess):
         self._route = os.urandom(ROUTE_SIZE)
         self._is_disconnected = asyncio.Event()
         socket = self.make_socket(self._route)
-        monitor = socket.get_monitor_socket(_CONNECTION_EVENTS)
+        monitor = open_monitor(socket, _CONNECTION_EVENTS)
         self.rep_stream = WorkerStream(socket, self.loop, concurrency=self.concurrency)
         self.rep_stream.process = self
         self._monitor = ZMQStream(monitor, self.loop)
@@ -221,7 +221,7 @@ class PoolWorker(ZMQProcess):
             self.loop.add_callback(self.reload)
 
     def _on_connection(self, frames: list[bytes]) -> None:
-        event = parse_monitor_message(frames)['event']
+        event, _value = parse_event(frames)
         if event & _REFUSED:  # libzmq does not connect again after it
             self._refusal = ZMQRefusedError(
                 f'The broker at {self._broker.endpoint} refuses this worker: compare its user or '
@@ -372,8 +372,7 @@ class PoolWorker(ZMQProcess):
     def _teardown(self) -> None:
         if self._heartbeats is not None:
             self._heartbeats.stop()
-            # An event that is not read would block the thread of the monitor.
-            self.rep_stream.socket.disable_monitor()
+            close_monitor(self.rep_stream.socket, self._monitor)
         super()._teardown()
 
 

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from pyams_zmq.exceptions import ZMQStartError
-from pyams_zmq.process.descendants import poll
+from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -142,7 +142,8 @@ class OwnerChannel(_End):
                 break
             else:
                 left = max(0.0, deadline - monotonic())
-                readable = poll([fd for fd in (self.fileno(), end) if fd is not None], left)
+                fds = [fd for fd in (self.fileno(), end) if fd is not None]
+                readable = wait_readable(fds, left)
                 if not (readable or left):
                     raise TimeoutError
                 has_ended = end in readable

@@ -6,19 +6,18 @@ import gc
 import logging
 import multiprocessing
 import os
-import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from math import ceil
 from multiprocessing import forkserver, resource_tracker
 from time import monotonic
 from typing import Any
 
 from pyams_zmq.exceptions import ZMQStartError
+from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -32,7 +31,6 @@ CLEANUP_GRACE = 1.0  # that orphans get to end after a SIGTERM, and then after a
 REAP_INTERVAL = 60.0  # between two searches for adopted processes that have ended
 
 _STARTS = {'subprocess.Popen', 'os.system', 'os.posix_spawn', 'os.fork', 'os.forkpty'}
-_LONGEST_POLL = 2_000_000  # it counts milliseconds in 31 bits
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 
@@ -55,20 +53,6 @@ def open_pidfd(pid: int | None) -> Iterator[int | None]:
         yield fd
     finally:
         os.close(fd)
-
-
-def poll(fds: Iterable[int], timeout: float | None) -> set[int]:
-    """Wait until one of some descriptors is readable.
-
-    :param fds: descriptors; `select.select` would refuse those above 1023
-    :param timeout: seconds, None waits without end
-    :return: the readable ones
-    """
-    poller = select.poll()
-    for fd in fds:
-        poller.register(fd, select.POLLIN)
-    milliseconds = None if timeout is None else ceil(min(timeout, _LONGEST_POLL) * 1000)
-    return {fd for fd, _ in poller.poll(milliseconds)}
 
 
 @contextmanager
@@ -265,7 +249,7 @@ def wait_for_any(processes: Iterable[Any], timeout: float) -> None:
         pidfds = [stack.enter_context(open_pidfd(each.pid)) for each in processes]
         fds = [fd for fd in pidfds if fd is not None]
         interval = LIST_INTERVAL if len(fds) == len(pidfds) else POLL_INTERVAL
-        poll(fds, min(timeout, interval))
+        wait_readable(fds, min(timeout, interval))
 
 
 class OrphanCleanup:

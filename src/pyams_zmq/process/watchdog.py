@@ -19,10 +19,10 @@ from pyams_zmq.process.descendants import (
     end_descendants,
     forbid_new_processes,
     open_pidfd,
-    poll,
     wait_for_any,
 )
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL, HeartbeatCounter
+from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -187,7 +187,7 @@ class Watchdog(Thread):
             timeouts.append(HEARTBEAT_INTERVAL)
         control = None if self._control is None else self._control.fileno()
         fds = [fd for fd in (self._wake_read, control, pidfd) if fd is not None]
-        readable = poll(fds, min(timeouts))
+        readable = wait_readable(fds, min(timeouts))
         self._reaper.step(monotonic())
         if self._wake_read in readable:
             for num in filter(None, os.read(self._wake_read, 64)):

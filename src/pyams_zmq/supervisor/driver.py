@@ -18,7 +18,6 @@ from pyams_zmq.process.descendants import (
     ProcessInfo,
     children,
     open_pidfd,
-    poll,
     subreaper,
 )
 from pyams_zmq.process.heartbeat import (
@@ -29,6 +28,7 @@ from pyams_zmq.process.heartbeat import (
 )
 from pyams_zmq.process.watchdog import SIGNALS, STOP_SIGNALS, has_ended
 from pyams_zmq.supervisor.policy import Factory, RestartLimits, SupervisedProcess
+from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -134,7 +134,7 @@ class Supervisor(RestartLimits):
                         timeout = self.step(time.monotonic())
                         if self._can_leave():
                             return self.exit_code
-                        if wake in poll([wake, *self._descriptors()], timeout):
+                        if wake in wait_readable([wake, *self._descriptors()], timeout):
                             os.read(wake, 64)
                         if self._reload_is_due:
                             self._reload_is_due = False
@@ -301,7 +301,7 @@ class Supervisor(RestartLimits):
         if self._is_subreaper:
             cleanup = OrphanCleanup(self._former_children, time.monotonic())
             while (timeout := cleanup.step(time.monotonic())) is not None:
-                poll([], timeout)
+                wait_readable([], timeout)
 
     # Signals
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Waiting for ØMQ sockets, also in programs that gevent has patched."""
+"""Waiting for ØMQ sockets, also in programs that gevent has patched, and for descriptors."""
 
 import select
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
 from time import monotonic
 from types import BuiltinFunctionType
@@ -49,3 +49,17 @@ def poll(items: list[tuple[Any, int]], timeout: float) -> list[tuple[Any, int]]:
         if ready or left <= 0:
             return ready
         poller.poll(ceil(left * 1000))
+
+
+def wait_readable(fds: Iterable[int], timeout: float | None) -> set[int]:
+    """Wait until one of some descriptors is readable.
+
+    :param fds: descriptors of the system; `select.select` would refuse those above 1023
+    :param timeout: seconds, None waits without end
+    :return: the readable ones
+    """
+    poller = select.poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    milliseconds = None if timeout is None else ceil(min(timeout, _MAX_WAIT) * 1000)
+    return {fd for fd, _ in poller.poll(milliseconds)}
