@@ -56,6 +56,12 @@ def tmp_path():
 
 
 @pytest.fixture
+def address(tmp_path):
+    """Address at which a service can be restarted."""
+    return f'ipc://{tmp_path}/zmq.sock'
+
+
+@pytest.fixture
 def config():
     """Return a Pyramid configurator."""
     yield setUp(hook_zca=True)

@@ -15,7 +15,7 @@ import zmq
 
 from aio_loops import LOOPS, Runner
 from checks import check_attempts, open_fds, wait_until
-from handlers import CountingMessageHandler, Process
+from handlers import Process, RecordingMessageHandler
 from pyams_zmq.aio import AsyncZMQClient, SocketEvent, ZmqEventLoop
 from pyams_zmq.aio.client import Connection
 from pyams_zmq.aio.loop import get_context
@@ -48,14 +48,8 @@ def run(request):
 
 @pytest.fixture
 def process(start):
-    """A process that counts its calls."""
-    return start(handler=CountingMessageHandler)
-
-
-@pytest.fixture
-def address(tmp_path):
-    """Address at which a service can be restarted."""
-    return f'ipc://{tmp_path}/zmq.sock'
+    """Process with a recording handler."""
+    return start(handler=RecordingMessageHandler)
 
 
 def connection_of(client):

@@ -1,10 +1,43 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Fixtures of the tests of clients."""
 
+import logging
 import select
 import socket as sockets
 
 import pytest
+import transaction
+
+from handlers import RecordingMessageHandler
+from pyams_zmq.client import ZMQClient
+
+
+@pytest.fixture(autouse=True)
+def _abort():
+    """Abort the transaction of each test."""
+    transaction.abort()
+    yield
+    transaction.abort()
+
+
+@pytest.fixture
+def process(start):
+    """Process with a recording handler."""
+    return start(handler=RecordingMessageHandler)
+
+
+@pytest.fixture
+def client(process):
+    """Client of the process."""
+    with ZMQClient(process.bound_address) as client:
+        yield client
+
+
+@pytest.fixture
+def errors(caplog):
+    """Function that returns the texts of the logged errors."""
+    caplog.set_level(logging.ERROR, 'PyAMS (zmq)')
+    return lambda: [record.getMessage() for record in caplog.records]
 
 
 @pytest.fixture(params=['poll of libzmq', 'poll of the system'])
@@ -21,9 +54,3 @@ def down():
     with sockets.socket() as reserved:
         reserved.bind(('127.0.0.1', 0))
         yield f'127.0.0.1:{reserved.getsockname()[1]}'
-
-
-@pytest.fixture
-def address(tmp_path):
-    """Address at which a service can be restarted."""
-    return f'ipc://{tmp_path}/zmq.sock'

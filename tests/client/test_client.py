@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from checks import check_attempts, open_fds, wait_until
-from handlers import CountingMessageHandler
+from peers import AT_ONCE
 from pyams_zmq.client import MAX_IDLE, ZMQClient
 from pyams_zmq.client.channel import CallChannel
 from pyams_zmq.client.connection import ServiceAddress
@@ -29,22 +29,6 @@ from pyams_zmq.exceptions import (
     ZMQUnreachableError,
 )
 from pyams_zmq.wire.message import decode_reply, encode_request
-
-AT_ONCE = 5.0
-"""Seconds that stand for at once on a loaded machine, and for no time-out of ten seconds"""
-
-
-@pytest.fixture
-def process(start):
-    """Process with a counting handler."""
-    return start(handler=CountingMessageHandler)
-
-
-@pytest.fixture
-def client(process):
-    """Client of the process."""
-    with ZMQClient(process.bound_address) as client:
-        yield client
 
 
 def test_call(client):

@@ -269,12 +269,24 @@ class MessageHandler(ZMQMessageHandler):
     handler = Handler
 
 
-class CountingHandler(Handler):
-    """Counts its calls."""
+class RecordingHandler(Handler):
+    """Counts its calls, and records the arguments of its notes."""
 
     def __init__(self):
         super().__init__()
         self.calls = 0
+        self.notes = []
+
+    def note(self, args):
+        self.notes.append(args)
+        return [200, None]
+
+    def slow_note(self, args):
+        time.sleep(0.3)
+        return self.note(args)
+
+    def all_notes(self, args):
+        return [200, self.notes]
 
     def count(self, seconds):
         self.calls += 1
@@ -294,10 +306,10 @@ class CountingHandler(Handler):
         return value
 
 
-class CountingMessageHandler(MessageHandler):
-    """Serves CountingHandler."""
+class RecordingMessageHandler(MessageHandler):
+    """Serves RecordingHandler."""
 
-    handler = CountingHandler
+    handler = RecordingHandler
 
 
 class Process(ZMQProcess):
