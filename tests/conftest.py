@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from pyramid.testing import setUp, tearDown
 
+from app.program import Program
 from checks import wait_until
 from handlers import Process
 from pyams_zmq.socket import zmq_response, zmq_socket
@@ -84,6 +85,20 @@ def start():
     for process in started:
         process.stop()
         process.join(5)
+
+
+@pytest.fixture
+def run_program(tmp_path):
+    """Start programs, of Python or of another factory; at the end kill those that still run."""
+    programs = []
+
+    def start(*args, factory=Program, **options):
+        programs.append(factory(tmp_path, *args, **options))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.end()
 
 
 @pytest.fixture

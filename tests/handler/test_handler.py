@@ -12,6 +12,7 @@ import pytest
 from zope.interface.verify import verifyClass, verifyObject
 
 from handlers import BrokenLog, Handler, MessageHandler, Unprintable
+from messages import FAILURES
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler import ZMQMessageHandler
 from pyams_zmq.interfaces import IZMQMessageHandler
@@ -254,18 +255,6 @@ def test_largest():
 
 def test_draining():
     assert ask('echo', draining=True) == [503, 'The service is stopping, try again later']
-
-
-FAILURES = [
-    'ValueError',
-    'TypeError',
-    'KeyError',
-    'SystemExit',
-    'KeyboardInterrupt',
-    'GeneratorExit',
-    'MemoryError',
-    'CancelledError',
-]
 
 
 @pytest.mark.parametrize('name', FAILURES)

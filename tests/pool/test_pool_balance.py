@@ -7,31 +7,25 @@ from functools import partial
 import pytest
 import zmq
 
-from pool_checks import TIMEOUT, client_of, in_threads, wait_for_files, workers_of
+from pool_checks import TIMEOUT, client_of, held_calls, in_threads, wait_for_files, workers_of
 from pool_handlers import Pool
 
 
 def test_calls_at_the_same_time(pool, tmp_path):
     process = pool()
-    hold = tmp_path / 'hold'
-    hold.touch()
     with client_of(process) as client:
-        with in_threads(partial(client.call, 'wait_again'), str(hold), str(hold)) as results:
-            wait_for_files(tmp_path, 'hold.*', 2)
-            hold.unlink()
-        assert set(results) == workers_of(process)
+        with held_calls(client, tmp_path, 2) as (pids, results):
+            pass
+        assert set(results) == pids == workers_of(process)
 
 
 def test_no_call_for_a_busy_worker(pool, tmp_path):
     process = pool()
-    hold = tmp_path / 'hold'
-    hold.touch()
     with client_of(process) as client:
-        with in_threads(partial(client.call, 'wait_again'), str(hold)) as results:
-            wait_for_files(tmp_path, 'hold.*', 1)
+        with held_calls(client, tmp_path) as (busy, results):
             pids = {client.call('pid') for _ in range(50)}
-            hold.unlink()
-        assert pids == workers_of(process) - set(results)
+        assert set(results) == busy
+        assert pids == workers_of(process) - busy
 
 
 def test_concurrency(pool, tmp_path):

@@ -14,6 +14,7 @@ from pool_checks import (
     TIMEOUT,
     ask_who_waits,
     client_of,
+    held_calls,
     in_threads,
     kill_workers,
     wait_for_file,
@@ -23,24 +24,17 @@ from pool_checks import (
     workers_of,
 )
 from pool_handlers import Pool
-from pyams_zmq.exceptions import (
-    ZMQRemoteError,
-)
+from pyams_zmq.exceptions import ZMQRemoteError
 from pyams_zmq.pool import broker as broker_module
 from pyams_zmq.process.heartbeat import HANG_TIMEOUT
 
 
 def test_killed_worker(pool, tmp_path):
     process = pool()
-    hold = tmp_path / 'hold'
-    hold.touch()
     with client_of(process) as client:
-        with in_threads(partial(client.call, 'wait_again'), str(hold)) as results:
-            [path] = wait_for_files(tmp_path, 'hold.*', 1)
-            first = int(path.suffix[1:])
+        with held_calls(client, tmp_path) as ([first], results):
             os.kill(first, signal.SIGKILL)
             wait_for_files(tmp_path, 'hold.*', 2)
-            hold.unlink()
         assert results[0] in wait_for_workers(process)
         assert results != [first]
         assert process.stats()['repeated'] == 1
@@ -86,19 +80,14 @@ def test_fifty_killed_workers(pool):
 
 def test_stopped_worker(pool, tmp_path):
     process = pool()
-    hold = tmp_path / 'hold'
-    hold.touch()
     with client_of(process) as client:
-        with in_threads(partial(client.call, 'wait_again'), str(hold)) as results:
-            [path] = wait_for_files(tmp_path, 'hold.*', 1)
-            stopped = int(path.suffix[1:])
+        with held_calls(client, tmp_path) as ([stopped], results):
             os.kill(stopped, signal.SIGSTOP)
             start = time.monotonic()
             while is_running(stopped):  # meanwhile the others serve
                 assert client.call('echo', 1) == 1
             seconds = time.monotonic() - start
             wait_for_files(tmp_path, 'hold.*', 2)
-            hold.unlink()
         wait_for_workers(process, {stopped})
         assert results[0] != stopped
     assert seconds < HANG_TIMEOUT + 0.5  # on a busy machine
@@ -187,14 +176,9 @@ def test_stopped_broker(pool):
 
 def test_terminated_worker(pool, tmp_path):
     process = pool()
-    hold = tmp_path / 'hold'
-    hold.touch()
     with client_of(process) as client:
-        with in_threads(partial(client.call, 'wait_again'), str(hold)) as results:
-            [path] = wait_for_files(tmp_path, 'hold.*', 1)
-            pid = int(path.suffix[1:])
+        with held_calls(client, tmp_path) as ([pid], results):
             os.kill(pid, signal.SIGTERM)
-            hold.unlink()
         assert results == [pid]
         wait_for_workers(process, {pid})
 

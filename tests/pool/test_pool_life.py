@@ -11,7 +11,7 @@ import pytest
 import zmq
 from pyramid.registry import Registry
 
-from app.program import Program, wait_for_end, wait_until
+from app.program import wait_for_end, wait_until
 from handlers import MessageHandler
 from pool_checks import (
     OWNER,
@@ -185,17 +185,14 @@ def test_killed_pool(folder):
 
 
 @pytest.mark.parametrize('num', [signal.SIGKILL, None], ids=['killed', 'ends'])
-def test_owner_ends(tmp_path, num):
-    program = Program(tmp_path, '-c', OWNER, TMPDIR=str(tmp_path))
-    try:
-        pids = program.read(TIMEOUT)
-        if num is None:
-            program.write(None)
-        else:
-            program.send_signal(num)
-        check_nothing_is_left(pids, tmp_path)
-    finally:
-        program.end()
+def test_owner_ends(run_program, tmp_path, num):
+    program = run_program('-c', OWNER, TMPDIR=str(tmp_path))
+    pids = program.read(TIMEOUT)
+    if num is None:
+        program.write(None)
+    else:
+        program.send_signal(num)
+    check_nothing_is_left(pids, tmp_path)
 
 
 def test_drain(pool, tmp_path):
@@ -227,14 +224,11 @@ def test_drain_takes_too_long(pool, tmp_path):
     assert seconds < 5
 
 
-def test_interrupt_of_all(tmp_path):
-    program = Program(tmp_path, '-c', OWNER, TMPDIR=str(tmp_path))
-    try:
-        pids = program.read(TIMEOUT)
-        program.send_signal_to_all(signal.SIGINT)
-        check_nothing_is_left(pids, tmp_path)
-    finally:
-        program.end()
+def test_interrupt_of_all(run_program, tmp_path):
+    program = run_program('-c', OWNER, TMPDIR=str(tmp_path))
+    pids = program.read(TIMEOUT)
+    program.send_signal_to_all(signal.SIGINT)
+    check_nothing_is_left(pids, tmp_path)
 
 
 def test_under_a_supervisor(folder, tmp_path, ask):

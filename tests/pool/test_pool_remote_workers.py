@@ -7,16 +7,18 @@ import os
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import zmq
 from pyramid.threadlocal import manager
 
-from app.program import Program, wait_until
+from app.program import wait_until
 from pool_checks import (
     TIMEOUT,
     client_of,
+    held_calls,
     in_threads,
     wait_for_files,
     wait_for_workers,
@@ -25,10 +27,7 @@ from pool_checks import (
 from pool_handlers import Pool, PoolMessageHandler
 from pyams_zmq.cli import main
 from pyams_zmq.curve import CurveClient, CurveServer
-from pyams_zmq.exceptions import (
-    ZMQRefusedError,
-    ZMQTimeoutError,
-)
+from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError
 from pyams_zmq.pool import worker as worker_module
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process.base import RECYCLED
@@ -44,21 +43,27 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture
-def join(tmp_path):
+def join(run_program):
     """Start programs with workers."""
-    programs = []
 
     def start(pool, *args):
         address = pool.bound_worker_address
         handler = 'pool_handlers.PoolMessageHandler'
         options = ('-W', 'ignore:pkg_resources is deprecated')
-        program = Program(tmp_path, *options, '-c', CALLS, 'worker', address, handler, *args)
-        programs.append(program)
-        return program
+        return run_program(*options, '-c', CALLS, 'worker', address, handler, *args)
 
-    yield start
-    for program in programs:
-        program.end()
+    return start
+
+
+@contextmanager
+def ready(worker):
+    """Start a worker, wait until it is ready, and stop it at the end of the block."""
+    worker.start()
+    try:
+        worker.wait_ready()
+        yield worker
+    finally:
+        worker.stop()
 
 
 def test_worker_command_with_plain(pool, join, tmp_path):
@@ -115,14 +120,10 @@ def test_killed_worker_of_another_machine(pool, join, tmp_path):
     local = workers_of(process)
     join(process, '--auth-file', str(tmp_path / 'auth'), '--beat-interval', '0.2')
     [remote] = wait_for_workers(process, count=2) - local
-    hold = tmp_path / 'hold'
-    hold.touch()
     with client_of(process) as client:
-        with in_threads(partial(client.call, 'wait_again'), str(hold), str(hold)) as results:
-            wait_for_files(tmp_path, 'hold.*', 2)
+        with held_calls(client, tmp_path, 2) as (_pids, results):
             os.kill(remote, signal.SIGKILL)
             wait_until(lambda: process.stats()['repeated'], TIMEOUT)
-            hold.unlink()
         assert len(results) == 2
         assert remote not in results
     wait_for_workers(process, {remote})
@@ -133,16 +134,12 @@ def test_stopped_worker_of_another_machine(pool, tmp_path):
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
     worker.beat_interval = 0.1
-    worker.start()
-    try:
-        worker.wait_ready()
+    with ready(worker):
         wait_for_workers(process)
         os.kill(worker.pid, signal.SIGSTOP)
         wait_for_workers(process, count=1)
         os.kill(worker.pid, signal.SIGCONT)
         assert worker.pid in wait_for_workers(process)
-    finally:
-        worker.stop()
     assert worker.exitcode == RECYCLED
 
 
@@ -157,9 +154,7 @@ def test_large_message_for_a_worker_of_another_machine(pool):
     )
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
     worker.beat_interval = 5.0  # decoding the message may delay a heartbeat on a loaded machine
-    worker.start()
-    try:
-        worker.wait_ready()
+    with ready(worker):
         with zmq.Context() as context, context.socket(zmq.REQ) as socket:
             socket.linger = 0
             socket.connect(process.bound_address)
@@ -168,8 +163,6 @@ def test_large_message_for_a_worker_of_another_machine(pool):
                 assert socket.poll(TIMEOUT * 1000)
                 assert json.loads(socket.recv()) == [200, 40_000_000]
         assert [each['calls'] for each in process.stats()['workers']] == [1, 1]
-    finally:
-        worker.stop()
 
 
 def test_worker_out_of_descriptors(pool, monkeypatch):
@@ -182,14 +175,10 @@ def test_worker_out_of_descriptors(pool, monkeypatch):
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
     worker.beat_interval = 0.05
-    worker.start()
-    try:
-        worker.wait_ready()
+    with ready(worker):
         stop = time.monotonic() + 1  # more than three heartbeats and several checks of the broker
         while time.monotonic() < stop:
             assert worker.pid in workers_of(process)
-    finally:
-        worker.stop()
 
 
 def test_sighup_before_the_worker_connects(pool):
@@ -208,9 +197,7 @@ def test_sighup_before_the_worker_connects(pool):
 def test_worker_stays_when_its_broker_is_killed(pool, tmp_path):
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
-    worker.start()
-    try:
-        worker.wait_ready()
+    with ready(worker):
         paths = [tmp_path / 'hold 1', tmp_path / 'hold 2']
         with client_of(process) as client:
             with in_threads(partial(client.call, 'wait_for'), *map(str, paths)) as results:
@@ -221,8 +208,6 @@ def test_worker_stays_when_its_broker_is_killed(pool, tmp_path):
                 path.unlink()
             assert worker.pid in wait_for_workers(process)
             assert client.call('echo', 1, retries=9) == 1
-    finally:
-        worker.stop()
 
 
 def test_refused_worker(pool):
@@ -245,12 +230,8 @@ def test_curve(pool, keys):
         PoolMessageHandler,
         curve=CurveClient(keys / 'broker.key', keys / 'workers' / 'worker.key_secret'),
     )
-    worker.start()
-    try:
-        worker.wait_ready()
+    with ready(worker):
         assert worker.pid in wait_for_workers(process)
-    finally:
-        worker.stop()
     client = CurveClient(keys / 'broker.key', keys / 'stranger.key_secret')
     with client_of(process, curve=client) as client:
         assert client.call('echo', 1) == 1
@@ -261,9 +242,7 @@ def test_worker_whose_access_was_withdrawn(pool, tmp_path):
     users.write_text('one:1')
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth=users)
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'one:1')
-    worker.start()
-    try:
-        worker.wait_ready()
+    with ready(worker):
         local = wait_for_workers(process) - {worker.pid}
         users.write_text('nonsense')  # the former users stay valid
         process.reload()
@@ -271,8 +250,6 @@ def test_worker_whose_access_was_withdrawn(pool, tmp_path):
         users.write_text('two:2')
         process.reload()
         wait_for_workers(process, {worker.pid}, count=1)
-    finally:
-        worker.stop()
 
 
 def test_arguments(monkeypatch):

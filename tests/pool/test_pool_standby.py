@@ -39,6 +39,19 @@ def start_locked(folder, tmp_path):
         process.stop()
 
 
+def handler_with(set_up):
+    """Return a message handler whose handler calls a function in its constructor."""
+
+    class SetUp:
+        def __init__(self):
+            set_up()
+
+    class SetUpMessageHandler(PoolMessageHandler):
+        handler = SetUp
+
+    return SetUpMessageHandler
+
+
 def processes_below(process):
     return psutil.Process(process.pid).children()
 
@@ -87,19 +100,12 @@ def test_failure_of_a_start(start_locked, tmp_path):
     """The process is started again."""
     begun = tmp_path / 'begun'
 
-    class Second:
-        def __init__(self):
-            if not begun.exists():
-                begun.touch()
-                raise LookupError('no such tool: ffmpeg')
+    def set_up():
+        if not begun.exists():
+            begun.touch()
+            raise LookupError('no such tool: ffmpeg')
 
-        def pid(self, args):
-            return [200, os.getpid()]
-
-    class SecondMessageHandler(PoolMessageHandler):
-        handler = Second
-
-    process = start_locked(handler=SecondMessageHandler)
+    process = start_locked(handler=handler_with(set_up))
     process.wait_ready(TIMEOUT)
     assert len(workers_of(process)) == 2
 
@@ -108,14 +114,10 @@ def test_failure_of_all_starts_of_one_worker(start_locked, tmp_path, monkeypatch
     """The pool is ready with the other worker."""
     monkeypatch.setattr(Supervisor, 'min_delay', 0.01)
 
-    class Single:
-        def __init__(self):
-            (tmp_path / 'seat').touch(exist_ok=False)
+    def set_up():
+        (tmp_path / 'seat').touch(exist_ok=False)
 
-    class SingleMessageHandler(PoolMessageHandler):
-        handler = Single
-
-    process = start_locked(handler=SingleMessageHandler)
+    process = start_locked(handler=handler_with(set_up))
     process.wait_ready(TIMEOUT)
     assert len(workers_of(process)) == 1
 

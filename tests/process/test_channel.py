@@ -18,7 +18,7 @@ from pyramid.registry import Registry
 from app.handler import Process
 from pyams_zmq.exceptions import ZMQMessageError, ZMQStartError, ZMQTimeoutError
 from pyams_zmq.process.base import OwnedProcess
-from pyams_zmq.process.channel import STOP, Command, make_portable, open_channel
+from pyams_zmq.process.channel import STOP, Command, make_portable
 from pyams_zmq.process.watchdog import SIGNALS, Watchdog
 from pyams_zmq.supervisor import SupervisorProcess
 
@@ -85,14 +85,6 @@ def worker():
     with running(Worker()) as process:
         assert process._wait_report(TIMEOUT) == ADDRESSES
         yield process
-
-
-@pytest.fixture
-def channel():
-    owner, control = open_channel()
-    yield owner, control
-    owner.close()
-    control.close()
 
 
 # Commands

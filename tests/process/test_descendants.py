@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from app.handler import COMMANDS, Process, in_hand
-from app.program import Program, is_running, wait_for_end, wait_until
+from app.program import is_running, wait_for_end, wait_until
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.process import descendants as descendants_module
 from pyams_zmq.process.base import _stop_owned
@@ -109,17 +109,14 @@ def address(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Start an owner; at the end kill the processes that are left."""
-    programs = []
+def run(run_program):
+    """Start an owner; return the program and its first line."""
 
     def start(*args, before=''):
-        programs.append(Program(tmp_path, '-c', before + OWNER, *args))
-        return programs[-1], programs[-1].read()
+        program = run_program('-c', before + OWNER, *args)
+        return program, program.read()
 
-    yield start
-    for program in programs:
-        program.end()
+    return start
 
 
 @pytest.fixture(params=['pidfd', 'no pidfd'])

@@ -12,6 +12,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from types import SimpleNamespace
 
 import psutil
@@ -19,7 +20,7 @@ import pytest
 from pyramid.registry import Registry
 
 from app.handler import Process, in_hand
-from app.program import Program, is_running, reserved_port, wait_for_end, wait_until
+from app.program import is_running, reserved_port, wait_for_end, wait_until
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessStartedEvent
 from pyams_zmq.process import process_exit_func
@@ -119,18 +120,9 @@ with zmq.Context() as context, context.socket(zmq.REP) as socket:
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Start programs; at the end kill the processes that are left."""
-    programs = []
-
-    def start(code, *args):
-        program = Program(tmp_path, '-c', code, *args)
-        programs.append(program)
-        return program
-
-    yield start
-    for program in programs:
-        program.end()
+def run(run_program):
+    """Start programs with their code as the first argument."""
+    return partial(run_program, '-c')
 
 
 @pytest.fixture

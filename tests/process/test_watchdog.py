@@ -47,15 +47,6 @@ def pipe():
 
 
 @pytest.fixture
-def channel():
-    """A channel: the end of the owner, and that of the child."""
-    owner, control = open_channel()
-    yield owner, control
-    owner.close()
-    control.close()
-
-
-@pytest.fixture
 def fork(pipe):
     """Fork children that run a function; they end with the test."""
     children = []
@@ -92,6 +83,12 @@ def sleep():
     deadline = time.monotonic() + HOUR
     while time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+def own(function):
+    """Own a child that runs a function."""
+    FORK.Process(target=function).start()
+    sleep()
 
 
 def ignore_sigterm(writer):
@@ -570,11 +567,7 @@ class TestWatchdog:
             writer.send(os.getpid())
             sleep()
 
-        def own():
-            FORK.Process(target=work).start()
-            sleep()
-
-        owner = fork(own)
+        owner = fork(own, work)
         pid = reader.recv()
         assert not reader.poll(0.15)  # it goes on while the owner lives
         os.kill(owner.pid, signal.SIGKILL)
@@ -594,11 +587,7 @@ class TestWatchdog:
             writer.send(os.getpid())
             sleep()
 
-        def own():
-            FORK.Process(target=work).start()
-            sleep()
-
-        owner = fork(own)
+        owner = fork(own, work)
         pid = reader.recv()
         owner.kill()
         assert reap(pid) == -signal.SIGTERM

@@ -6,14 +6,12 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import psutil
 import pytest
 
-from app.program import Program, WebServer, is_running, wait_for_end, wait_until
-
-PATIENCE = 30
-"""Seconds to wait for an event that takes one second, also on a loaded machine"""
+from app.program import PATIENCE, Program, WebServer, is_running, wait_for_end, wait_until
 
 SERVERS = pytest.mark.parametrize(
     'command',
@@ -28,23 +26,9 @@ SERVERS = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def serve(tmp_path):
-    """Start servers; at the end kill those that still run."""
-    started = []
-
-    def start(name, *args, **settings):
-        options = {'address': f'ipc://{tmp_path}/zmq.sock', 'application': 'declared', **settings}
-        server = getattr(WebServer, name)(tmp_path, *args, **options)
-        started.append(server)
-        server.wait_for_service()
-        if '--workers' in args:
-            count = int(args[args.index('--workers') + 1])
-            wait_until(lambda: len(server.workers()) == count, PATIENCE)
-        return server
-
-    yield start
-    for server in started:
-        server.end()
+def serve(serve):
+    """Start servers of the application with a declared service."""
+    return partial(serve, application='declared')
 
 
 def supervisor_of(child):
@@ -174,19 +158,13 @@ def test_scripts_start_nothing(tmp_path, script):
 
 
 @pytest.fixture
-def external(tmp_path):
+def external(run_program, tmp_path, address):
     """The service in a separate program, and the pid of its process."""
     ini = WebServer.configure(tmp_path, 'declared', {})
-    address = f'ipc://{tmp_path}/zmq.sock'
-    program = Program(
-        tmp_path, '-m', 'pyams_zmq', 'serve', str(ini), 'worker', f'address={address}'
-    )
-    try:
-        noted = tmp_path / 'children'
-        wait_until(lambda: noted.exists() and noted.read_text().endswith('\n'), PATIENCE)
-        yield program, int(noted.read_text())
-    finally:
-        program.end()
+    program = run_program('-m', 'pyams_zmq', 'serve', str(ini), 'worker', f'address={address}')
+    noted = tmp_path / 'children'
+    wait_until(lambda: noted.exists() and noted.read_text().endswith('\n'), PATIENCE)
+    return program, int(noted.read_text())
 
 
 def test_external(external):
@@ -214,13 +192,10 @@ def test_gevent_worker_serves_others_during_a_call(external, serve):
     assert quick > 10
 
 
-def test_gevent_worker_refuses_to_start_a_process(tmp_path):
+def test_gevent_worker_refuses_to_start_a_process(run_program, address):
     """It fails with an error, instead of serving without the process."""
-    server = WebServer.gunicorn(
-        tmp_path, *GEVENT[1:], address=f'ipc://{tmp_path}/zmq.sock', application='declared'
+    server = run_program(
+        *GEVENT[1:], factory=WebServer.gunicorn, address=address, application='declared'
     )
-    try:
-        assert server.wait(PATIENCE) != 0
-        assert 'set pyams_zmq.worker.start = external' in server.log.read_text()
-    finally:
-        server.end()
+    assert server.wait(PATIENCE) != 0
+    assert 'set pyams_zmq.worker.start = external' in server.log.read_text()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from app.program import Program, wait_until
+from app.program import wait_until
 from pyams_zmq.cli import main
 
 TIMEOUT = 20
@@ -67,19 +67,14 @@ def address(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path, ini, address):
-    """Start programs; at the end kill those that still run."""
-    programs = []
+def run(run_program, ini, address):
+    """Start programs that serve."""
 
     def start(*args, command=('-m', 'pyams_zmq')):
         options = ('-W', 'ignore:pkg_resources is deprecated')
-        program = Program(tmp_path, *options, *command, 'serve', ini, *args, f'address={address}')
-        programs.append(program)
-        return program
+        return run_program(*options, *command, 'serve', ini, *args, f'address={address}')
 
-    yield start
-    for program in programs:
-        program.end()
+    return start
 
 
 @pytest.fixture

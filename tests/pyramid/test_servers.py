@@ -10,11 +10,8 @@ import psutil
 import pytest
 
 from app.handler import in_hand
-from app.program import WebServer, is_running, wait_for_end, wait_until
+from app.program import PATIENCE, is_running, wait_for_end, wait_until
 from pyams_zmq.socket import zmq_response
-
-PATIENCE = 30
-"""Seconds to wait for an event, also on a busy machine; `benchmarks/life.py` measures the times"""
 
 SERVERS = pytest.mark.parametrize(
     'command',
@@ -28,26 +25,6 @@ SERVERS = pytest.mark.parametrize(
 )
 
 SIGNALS = pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name)
-
-
-@pytest.fixture
-def serve(tmp_path):
-    """Start servers, `serve('pserve', '--reload')`; at the end kill those that still run."""
-    started = []
-
-    def start(name, *args, **settings):
-        settings.setdefault('address', f'ipc://{tmp_path}/zmq.sock')
-        server = getattr(WebServer, name)(tmp_path, *args, **settings)
-        started.append(server)
-        server.wait_for_service()
-        if '--workers' in args:
-            count = int(args[args.index('--workers') + 1])
-            wait_until(lambda: len(server.workers()) == count, PATIENCE)
-        return server
-
-    yield start
-    for server in started:
-        server.end()
 
 
 def owner_of(server, child):

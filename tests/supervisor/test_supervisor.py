@@ -181,18 +181,9 @@ def fakes(monkeypatch):
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Start programs; kill what is left of them at the end."""
-    programs = []
-
-    def start(code, *args):
-        program = Program(tmp_path, '-c', code, str(tmp_path), *args)
-        programs.append(program)
-        return program
-
-    yield start
-    for program in programs:
-        program.end()
+def run(run_program, tmp_path):
+    """Start programs; their first argument is the folder of the test."""
+    return lambda code, *args: run_program('-c', code, str(tmp_path), *args)
 
 
 @pytest.fixture

@@ -117,23 +117,22 @@ TYPES = [
     ('of 1 MB, not ASCII', '\u0394' * 300_000, 404),
 ]
 
+FAILURES = [
+    'ValueError',
+    'TypeError',
+    'KeyError',
+    'SystemExit',
+    'KeyboardInterrupt',
+    'GeneratorExit',
+    'MemoryError',
+    'CancelledError',
+]
+"""Exceptions that methods raise"""
+
 METHODS = [
     ('takes no argument', 'no_args', None, 400),
     ('takes two frames', 'first', None, 400),
-    *[
-        (f'raises {name}', 'raises', name, 500)
-        for name in (
-            'ValueError',
-            'TypeError',
-            'KeyError',
-            'SystemExit',
-            'KeyboardInterrupt',
-            'GeneratorExit',
-            'MemoryError',
-            'CancelledError',
-            'Unprintable',
-        )
-    ],
+    *[(f'raises {name}', 'raises', name, 500) for name in (*FAILURES, 'Unprintable')],
     ('recurses infinitely', 'recurse', None, 500),
     ('chooses its reply', 'raises', 'ZMQMessageError', Value([418, 'I am a teapot'])),
     ('chooses a reply that is not JSON', 'raises', 'bad ZMQMessageError', 500),

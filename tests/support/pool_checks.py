@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 
 from app.program import wait_for_end, wait_until
 from pyams_zmq.client import ZMQClient
@@ -83,6 +84,19 @@ def wait_for_files(folder, pattern, count):
     return wait_until(
         lambda: files if len(files := list(folder.glob(pattern))) == count else None, TIMEOUT
     )
+
+
+@contextmanager
+def held_calls(client, folder, count=1):
+    """Let workers hold calls during the block; yield their pids, and the list of results."""
+    hold = folder / 'hold'
+    hold.touch()
+    with in_threads(partial(client.call, 'wait_again'), *[str(hold)] * count) as results:
+        try:
+            paths = wait_for_files(folder, 'hold.*', count)
+            yield {int(path.suffix[1:]) for path in paths}, results
+        finally:
+            hold.unlink()
 
 
 def ask_who_waits(client, path):

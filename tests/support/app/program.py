@@ -18,6 +18,9 @@ import psutil
 
 HERE = Path(__file__).parent
 
+PATIENCE = 30
+"""Seconds to wait for an event, also on a busy machine; `benchmarks/life.py` measures the times"""
+
 
 def wait_until(condition, timeout):
     """Wait for a condition by polling, because no event shows it.
