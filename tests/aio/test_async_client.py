@@ -57,51 +57,40 @@ def connection_of(client):
     return next(iter(client._connections.get()), None)
 
 
-def test_calls(run, process):
-    async def main():
-        async with AsyncZMQClient(process.bound_address) as client:
-            assert await client.call('echo', {'a': [1, 'é', None]}) == {'a': [1, 'é', None]}
-            assert await client.call('echo') is None
-            assert await client.request(['raw', 'any']) == 'any'
-            with pytest.raises(ZMQReplyError, match='use `request` for it'):
-                await client.call('raw', 'any')
-            with pytest.raises(ZMQRemoteError, match='404 Unknown') as error:
-                await client.call('unknown')
-            assert error.value.status == 404
-            with pytest.raises(TypeError):
-                await client.call('echo', object())
-            with pytest.raises(ZMQMessageError, match='413'):
-                await client.call('echo', 'x' * 33 * 1024 * 1024)
-
-    run(main())
+async def test_calls(run, process):
+    async with AsyncZMQClient(process.bound_address) as client:
+        assert await client.call('echo', {'a': [1, 'é', None]}) == {'a': [1, 'é', None]}
+        assert await client.call('echo') is None
+        assert await client.request(['raw', 'any']) == 'any'
+        with pytest.raises(ZMQReplyError, match='use `request` for it'):
+            await client.call('raw', 'any')
+        with pytest.raises(ZMQRemoteError, match='404 Unknown') as error:
+            await client.call('unknown')
+        assert error.value.status == 404
+        with pytest.raises(TypeError):
+            await client.call('echo', object())
+        with pytest.raises(ZMQMessageError, match='413'):
+            await client.call('echo', 'x' * 33 * 1024 * 1024)
 
 
 @pytest.mark.parametrize('run', ['tornado', 'zmq'], indirect=True)
-def test_other_loops_of_the_client(run, process):
+async def test_other_loops_of_the_client(run, process):
     """The loop of Tornado and ours: replies, a time-out, and the end."""
-
-    async def main():
-        async with AsyncZMQClient(process.bound_address) as client:
-            assert await asyncio.gather(*[client.call('echo', n) for n in range(9)]) == [*range(9)]
-            with pytest.raises(ZMQTimeoutError):
-                await client.call('sleep', 0.1, timeout=0.01)
-        await asyncio.sleep(0)  # takes no time: until connection_lost is called
-
-    run(main())
+    async with AsyncZMQClient(process.bound_address) as client:
+        assert await asyncio.gather(*[client.call('echo', n) for n in range(9)]) == [*range(9)]
+        with pytest.raises(ZMQTimeoutError):
+            await client.call('sleep', 0.1, timeout=0.01)
+    await asyncio.sleep(0)  # takes no time: until connection_lost is called
 
 
 @pytest.mark.parametrize('size', [10, 100_000])
-def test_many_at_once(run, process, size):
+async def test_many_at_once(run, process, size):
     text = 'x' * size
-
-    async def main():
-        async with AsyncZMQClient(process.bound_address) as client:
-            numbers = range(CALLS // 50 if size > 10 else CALLS)
-            replies = await asyncio.gather(*[client.call('echo', [n, text]) for n in numbers])
-            assert replies == [[number, text] for number in numbers]
-            assert not connection_of(client)._calls
-
-    run(main())
+    async with AsyncZMQClient(process.bound_address) as client:
+        numbers = range(CALLS // 50 if size > 10 else CALLS)
+        replies = await asyncio.gather(*[client.call('echo', [n, text]) for n in numbers])
+        assert replies == [[number, text] for number in numbers]
+        assert not connection_of(client)._calls
 
 
 def test_server_of_pyzmq(run):
@@ -130,74 +119,58 @@ def test_bad_timeout(timeout):
         AsyncZMQClient('127.0.0.1:1', timeout=timeout)
 
 
-def test_longest_timeout(run, process):
-    async def main():
-        async with AsyncZMQClient(process.bound_address, timeout=float('inf')) as client:
-            assert await client.call('echo', 1) == 1
-
-    run(main())
+async def test_longest_timeout(run, process):
+    async with AsyncZMQClient(process.bound_address, timeout=float('inf')) as client:
+        assert await client.call('echo', 1) == 1
 
 
 # Time-outs and retries
 
 
-def test_timeout(run, process):
-    async def main():
-        async with AsyncZMQClient(process.bound_address) as client:
-            begin = time.monotonic()
-            with pytest.raises(ZMQTimeoutError, match=r'has not replied within 0\.2 s'):
-                await client.call('count', 0.5, timeout=0.2)
-            assert 0.19 <= time.monotonic() - begin < AT_ONCE
-            # The late reply is not returned by the next call, which uses the same connection.
-            connection = connection_of(client)
-            assert await client.call('count', 0) == 2
-            assert connection_of(client) is connection
-
-    run(main())
+async def test_timeout(run, process):
+    async with AsyncZMQClient(process.bound_address) as client:
+        begin = time.monotonic()
+        with pytest.raises(ZMQTimeoutError, match=r'has not replied within 0\.2 s'):
+            await client.call('count', 0.5, timeout=0.2)
+        assert 0.19 <= time.monotonic() - begin < AT_ONCE
+        # The late reply is not returned by the next call, which uses the same connection.
+        connection = connection_of(client)
+        assert await client.call('count', 0) == 2
+        assert connection_of(client) is connection
 
 
-def test_no_service(run, address):
-    async def main():
-        async with AsyncZMQClient(address, timeout=0.2) as client:
-            for _ in range(2):
-                with pytest.raises(ZMQUnreachableError, match=r'No service has answered.* 0\.2 s'):
-                    await client.call('echo')
-            assert not connection_of(client)._unsent
-
-    run(main())
+async def test_no_service(run, address):
+    async with AsyncZMQClient(address, timeout=0.2) as client:
+        for _ in range(2):
+            with pytest.raises(ZMQUnreachableError, match=r'No service has answered.* 0\.2 s'):
+                await client.call('echo')
+        assert not connection_of(client)._unsent
 
 
-def test_service_starts_during_the_call(run, start, address):
-    async def main():
-        async with AsyncZMQClient(address) as client:
-            call = asyncio.ensure_future(client.call('echo', 1))
-            await asyncio.sleep(0.05)  # until it has tried to connect
-            await asyncio.get_running_loop().run_in_executor(None, start, address)
-            assert await call == 1
-
-    run(main())
+async def test_service_starts_during_the_call(run, start, address):
+    async with AsyncZMQClient(address) as client:
+        call = asyncio.ensure_future(client.call('echo', 1))
+        await asyncio.sleep(0.05)  # until it has tried to connect
+        await asyncio.get_running_loop().run_in_executor(None, start, address)
+        assert await call == 1
 
 
-def test_service_is_killed(run, start, address, tmp_path):
+async def test_service_is_killed(run, start, address, tmp_path):
     first = start(address)
     path = tmp_path / 'in hand'
-
-    async def main():
-        async with AsyncZMQClient(address) as client:
-            calls = [asyncio.ensure_future(client.call('wait_for', str(path))) for _ in range(3)]
-            while not path.exists():
-                await asyncio.sleep(0.01)  # a poll, which ends with the test at the latest
-            begin = time.monotonic()
-            os.kill(first.pid, signal.SIGKILL)
-            for call in calls:
-                with pytest.raises(ZMQUnreachableError, match='was lost; the call may have run'):
-                    await call
-            assert time.monotonic() - begin < AT_ONCE
-            first.join()
-            start(address)
-            assert await client.call('echo', 'again') == 'again'
-
-    run(main())
+    async with AsyncZMQClient(address) as client:
+        calls = [asyncio.ensure_future(client.call('wait_for', str(path))) for _ in range(3)]
+        while not path.exists():
+            await asyncio.sleep(0.01)  # a poll, which ends with the test at the latest
+        begin = time.monotonic()
+        os.kill(first.pid, signal.SIGKILL)
+        for call in calls:
+            with pytest.raises(ZMQUnreachableError, match='was lost; the call may have run'):
+                await call
+        assert time.monotonic() - begin < AT_ONCE
+        first.join()
+        start(address)
+        assert await client.call('echo', 'again') == 'again'
 
 
 def test_reply_before_the_service_ends(run):
@@ -270,16 +243,13 @@ def test_terminated_context(process):
     asyncio.run(main())
 
 
-def test_retries(run, start, address):
-    async def main():
-        async with AsyncZMQClient(address, timeout=0.1) as client:
-            with pytest.raises(ZMQUnreachableError):
-                await client.call('echo', retries=2)
-            call = asyncio.ensure_future(client.call('echo', 1, retries=100))
-            await asyncio.get_running_loop().run_in_executor(None, start, address)
-            assert await call == 1
-
-    run(main())
+async def test_retries(run, start, address):
+    async with AsyncZMQClient(address, timeout=0.1) as client:
+        with pytest.raises(ZMQUnreachableError):
+            await client.call('echo', retries=2)
+        call = asyncio.ensure_future(client.call('echo', 1, retries=100))
+        await asyncio.get_running_loop().run_in_executor(None, start, address)
+        assert await call == 1
 
 
 @pytest.mark.parametrize('send_deadline', [False, True])
@@ -298,35 +268,29 @@ def test_each_attempt_has_its_deadline(run, send_deadline):
         check_attempts(server, send_deadline)
 
 
-def test_expired_request_is_not_started(run, process):
-    async def main():
-        async with AsyncZMQClient(process.bound_address, send_deadline=True) as client:
-            await client.call('echo')  # until it is connected
-            busy = asyncio.ensure_future(client.call('count', 0.5))
-            await asyncio.sleep(0)  # takes no time: the call is made
-            with pytest.raises(ZMQTimeoutError):
-                await client.call('count', 0, timeout=0.1)
-            assert await busy == 1
-            assert await client.call('count', 0) == 2
-
-    run(main())
+async def test_expired_request_is_not_started(run, process):
+    async with AsyncZMQClient(process.bound_address, send_deadline=True) as client:
+        await client.call('echo')  # until it is connected
+        busy = asyncio.ensure_future(client.call('count', 0.5))
+        await asyncio.sleep(0)  # takes no time: the call is made
+        with pytest.raises(ZMQTimeoutError):
+            await client.call('count', 0, timeout=0.1)
+        assert await busy == 1
+        assert await client.call('count', 0) == 2
 
 
-def test_cancelled(run, process):
-    async def main():
-        async with AsyncZMQClient(process.bound_address) as client:
-            await client.call('echo')  # until it is connected
-            call = asyncio.ensure_future(client.call('count', 0.2))
-            await asyncio.sleep(0.1)  # until it is under way
-            call.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await call
-            connection = connection_of(client)
-            assert not connection._calls
-            assert await client.call('count', 0) == 2
-            assert connection_of(client) is connection
-
-    run(main())
+async def test_cancelled(run, process):
+    async with AsyncZMQClient(process.bound_address) as client:
+        await client.call('echo')  # until it is connected
+        call = asyncio.ensure_future(client.call('count', 0.2))
+        await asyncio.sleep(0.1)  # until it is under way
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        connection = connection_of(client)
+        assert not connection._calls
+        assert await client.call('count', 0) == 2
+        assert connection_of(client) is connection
 
 
 def test_back_pressure(run):
@@ -372,38 +336,31 @@ def test_refused_call_is_not_repeated(run, start, monkeypatch):
 
 
 @pytest.mark.parametrize('auth', [None, 'user:wrong', 'other:password'])
-def test_refused(run, start, auth):
+async def test_refused(run, start, auth):
     service = start(auth='user:password')
-
-    async def main():
-        async with AsyncZMQClient(service.bound_address, auth=auth) as client:
-            for _ in range(2):
-                begin = time.monotonic()
-                with pytest.raises(ZMQRefusedError, match='check user, password') as error:
-                    await client.call('echo')
-                assert time.monotonic() - begin < AT_ONCE
-                assert 'wrong' not in str(error.value) + repr(client)
-        async with AsyncZMQClient(service.bound_address, auth='user:password') as client:
-            assert await client.call('echo', 1) == 1
-
-    run(main())
+    async with AsyncZMQClient(service.bound_address, auth=auth) as client:
+        for _ in range(2):
+            begin = time.monotonic()
+            with pytest.raises(ZMQRefusedError, match='check user, password') as error:
+                await client.call('echo')
+            assert time.monotonic() - begin < AT_ONCE
+            assert 'wrong' not in str(error.value) + repr(client)
+    async with AsyncZMQClient(service.bound_address, auth='user:password') as client:
+        assert await client.call('echo', 1) == 1
 
 
-def test_curve(run, start):
+async def test_curve(run, start):
     public, secret = zmq.curve_keypair()
     my_public, my_secret = zmq.curve_keypair()
     service = start(curve=CurveServer(secret.decode(), [my_public.decode()]))
 
-    async def main():
-        good = CurveClient(public.decode(), my_secret.decode())
-        async with AsyncZMQClient(service.bound_address, curve=good) as client:
-            assert await client.call('echo', 1) == 1
-        bad = CurveClient(public.decode(), secret.decode())
-        async with AsyncZMQClient(service.bound_address, curve=bad) as client:
-            with pytest.raises(ZMQRefusedError):
-                await client.call('echo', 1)
-
-    run(main())
+    good = CurveClient(public.decode(), my_secret.decode())
+    async with AsyncZMQClient(service.bound_address, curve=good) as client:
+        assert await client.call('echo', 1) == 1
+    bad = CurveClient(public.decode(), secret.decode())
+    async with AsyncZMQClient(service.bound_address, curve=bad) as client:
+        with pytest.raises(ZMQRefusedError):
+            await client.call('echo', 1)
 
 
 def test_bad_arguments():
@@ -453,21 +410,18 @@ def test_fork(process):
     asyncio.run(main())
 
 
-def test_closed(run, process):
-    async def main():
-        client = AsyncZMQClient(process.bound_address)
-        call = asyncio.ensure_future(client.call('count', 0.2))
-        await asyncio.sleep(0.1)  # until it is under way
-        client.close()
-        client.close()
-        with pytest.raises(ZMQClosedError, match='was closed'):
-            await client.call('echo')
-        assert await call == 1
-
-    run(main())
+async def test_closed(run, process):
+    client = AsyncZMQClient(process.bound_address)
+    call = asyncio.ensure_future(client.call('count', 0.2))
+    await asyncio.sleep(0.1)  # until it is under way
+    client.close()
+    client.close()
+    with pytest.raises(ZMQClosedError, match='was closed'):
+        await client.call('echo')
+    assert await call == 1
 
 
-def test_nothing_is_left(run, process):
+async def test_nothing_is_left(run, process):
     async def use():
         async with AsyncZMQClient(process.bound_address) as client:
             await asyncio.gather(*[client.call('echo') for _ in range(5)])
@@ -475,17 +429,14 @@ def test_nothing_is_left(run, process):
                 await client.call('sleep', 0.02, timeout=0.001)
         await asyncio.sleep(0)  # takes no time: until connection_lost is called
 
-    async def main():
-        async with AsyncZMQClient(process.bound_address) as other:  # the context stays
-            await other.call('echo')
-            fds = None
-            for _ in range(10):
-                await use()
-                gc.collect()
-                fds = fds or open_fds()
-            wait_until(lambda: open_fds() <= fds, AT_ONCE)
-
-    run(main())
+    async with AsyncZMQClient(process.bound_address) as other:  # the context stays
+        await other.call('echo')
+        fds = None
+        for _ in range(10):
+            await use()
+            gc.collect()
+            fds = fds or open_fds()
+        wait_until(lambda: open_fds() <= fds, AT_ONCE)
 
 
 @pytest.mark.parametrize('sockets', [1, 2])
@@ -514,19 +465,16 @@ def test_reply_and_deadline_at_once(process):
     asyncio.run(main())
 
 
-def test_unclosed_client_is_collected(run, process):
-    async def main():
-        fds = None
-        for _ in range(10):
-            client = AsyncZMQClient(process.bound_address)
-            await client.call('echo')
-            del client
-            gc.collect()
-            await asyncio.sleep(0.01)  # until the loop has closed it
-            fds = fds or open_fds()
-        wait_until(lambda: open_fds() <= fds)
-
-    run(main())
+async def test_unclosed_client_is_collected(run, process):
+    fds = None
+    for _ in range(10):
+        client = AsyncZMQClient(process.bound_address)
+        await client.call('echo')
+        del client
+        gc.collect()
+        await asyncio.sleep(0.01)  # until the loop has closed it
+        fds = fds or open_fds()
+    wait_until(lambda: open_fds() <= fds)
 
 
 @pytest.mark.parametrize('end', [AsyncZMQClient.close, lambda client: None])

@@ -22,17 +22,13 @@ from aio_loops import (
     Recorder,
     Runner,
     address_of,
-    context,
     end,
     make,
     os_error,
-    run,
     until,
 )
 from checks import open_fds, wait_until
 from pyams_zmq.aio import ZmqEventLoop, ZmqEventLoopPolicy, ZmqTransport, create_zmq_connection
-
-__all__ = ['context', 'run']
 
 ADDRESS = 'tcp://127.0.0.1:*'
 
@@ -40,55 +36,44 @@ ADDRESS = 'tcp://127.0.0.1:*'
 # Connections
 
 
-def test_several_endpoints(run, context):
-    async def main():
-        transport, protocol = await make(zmq.PULL, bind=iter([ADDRESS, ADDRESS]))
-        assert isinstance(transport, ZmqTransport)
-        assert len(transport.listeners()) == 2
-        client, _protocol = await make(zmq.PUSH, connect=transport.listeners())
-        assert client.connections() == transport.listeners()
-        client.write([b'x'])
-        client.write([b'x'])
-        await until(lambda: len(protocol.messages) == 2)
-        await end(client, transport)
-
-    run(main())
+async def test_several_endpoints(run, context):
+    transport, protocol = await make(zmq.PULL, bind=iter([ADDRESS, ADDRESS]))
+    assert isinstance(transport, ZmqTransport)
+    assert len(transport.listeners()) == 2
+    client, _protocol = await make(zmq.PUSH, connect=transport.listeners())
+    assert client.connections() == transport.listeners()
+    client.write([b'x'])
+    client.write([b'x'])
+    await until(lambda: len(protocol.messages) == 2)
+    await end(client, transport)
 
 
 @pytest.mark.parametrize('run', ['tornado', 'zmq'], indirect=True)
-def test_other_loops(run, context):
+async def test_other_loops(run, context):
     """The loop of Tornado and ours: messages, flow control, events and the end."""
-
-    async def main():
-        server, protocol = await make(zmq.PULL, connect=())
-        address = server.bind(ADDRESS)
-        server.enable_monitor(zmq.EVENT_ACCEPTED)
-        client, sender = await make(zmq.PUSH)
-        client.set_write_buffer_limits(high=0)
-        client.write([b'one', b'two'])
-        assert sender.calls == ['made', 'pause']
-        client.connect(address)
-        await until(lambda: protocol.messages and protocol.events)
-        assert protocol.messages == [(b'one', b'two')]
-        await end(client, server)
-        assert sender.calls == ['made', 'pause', 'resume', 'lost']
-
-    run(main())
+    server, protocol = await make(zmq.PULL, connect=())
+    address = server.bind(ADDRESS)
+    server.enable_monitor(zmq.EVENT_ACCEPTED)
+    client, sender = await make(zmq.PUSH)
+    client.set_write_buffer_limits(high=0)
+    client.write([b'one', b'two'])
+    assert sender.calls == ['made', 'pause']
+    client.connect(address)
+    await until(lambda: protocol.messages and protocol.events)
+    assert protocol.messages == [(b'one', b'two')]
+    await end(client, server)
+    assert sender.calls == ['made', 'pause', 'resume', 'lost']
 
 
-def test_options_before_the_connection(run):
+async def test_options_before_the_connection(run):
     """Options are set on a transport that is not connected yet, as for credentials."""
-
-    async def main():
-        server, protocol = await make(zmq.ROUTER)
-        client, _protocol = await make(zmq.DEALER, connect=())
-        client.setsockopt(zmq.ROUTING_ID, b'me')
-        client.connect(address_of(server))
-        client.write([b'x'])
-        await until(lambda: protocol.messages == [(b'me', b'x')])
-        await end(client, server)
-
-    run(main())
+    server, protocol = await make(zmq.ROUTER)
+    client, _protocol = await make(zmq.DEALER, connect=())
+    client.setsockopt(zmq.ROUTING_ID, b'me')
+    client.connect(address_of(server))
+    client.write([b'x'])
+    await until(lambda: protocol.messages == [(b'me', b'x')])
+    await end(client, server)
 
 
 @ONE_LOOP
@@ -111,120 +96,98 @@ def test_options_before_the_connection(run):
         (TypeError, Recorder, zmq.PULL, {'zmq_sock': object()}),
     ],
 )
-def test_bad_arguments(run, error, factory, zmq_type, kwargs):
-    async def main():
-        before = open_fds()
-        with pytest.raises(error):
-            await create_zmq_connection(factory, zmq_type, **kwargs)
-        assert open_fds() == before
-
-    run(main())
+async def test_bad_arguments(run, error, factory, zmq_type, kwargs):
+    before = open_fds()
+    with pytest.raises(error):
+        await create_zmq_connection(factory, zmq_type, **kwargs)
+    assert open_fds() == before
 
 
 @ONE_LOOP
-def test_unusable_socket(run, context):
-    async def main():
-        sock = context.socket(zmq.PUSH)
-        with pytest.raises(ValueError, match='not of zmq_type PULL'):
-            await make(zmq.PULL, zmq_sock=sock)
-        assert not sock.closed
-        sock.close()
-        with pytest.raises(ValueError, match='closed'):
-            await make(zmq.PUSH, zmq_sock=sock)
-        with (
-            zmq.asyncio.Context() as own,
-            own.socket(zmq.PUSH) as sock,
-            pytest.raises(TypeError, match=r'not a plain zmq\.Socket'),
-        ):
-            await make(zmq.PUSH, zmq_sock=sock)
-
-    run(main())
+async def test_unusable_socket(run, context):
+    sock = context.socket(zmq.PUSH)
+    with pytest.raises(ValueError, match='not of zmq_type PULL'):
+        await make(zmq.PULL, zmq_sock=sock)
+    assert not sock.closed
+    sock.close()
+    with pytest.raises(ValueError, match='closed'):
+        await make(zmq.PUSH, zmq_sock=sock)
+    with (
+        zmq.asyncio.Context() as own,
+        own.socket(zmq.PUSH) as sock,
+        pytest.raises(TypeError, match=r'not a plain zmq\.Socket'),
+    ):
+        await make(zmq.PUSH, zmq_sock=sock)
 
 
-def test_address_in_use(run):
-    async def main():
-        transport, _protocol = await make(zmq.PULL)
-        protocols = []
+async def test_address_in_use(run):
+    transport, _protocol = await make(zmq.PULL)
+    protocols = []
 
-        def factory():
-            protocols.append(Recorder())
-            return protocols[-1]
+    def factory():
+        protocols.append(Recorder())
+        return protocols[-1]
 
-        with os_error(zmq.EADDRINUSE):
-            await make(zmq.PULL, factory, bind=[ADDRESS, address_of(transport)])
-        await asyncio.sleep(0.01)  # for a call of connection_lost, which must not come
-        assert protocols[0].calls == []
-        await end(transport)
-
-    run(main())
+    with os_error(zmq.EADDRINUSE):
+        await make(zmq.PULL, factory, bind=[ADDRESS, address_of(transport)])
+    await asyncio.sleep(0.01)  # for a call of connection_lost, which must not come
+    assert protocols[0].calls == []
+    await end(transport)
 
 
-def test_failing_factory(run, context):
-    async def main():
-        def factory():
-            raise LookupError
+async def test_failing_factory(run, context):
+    def factory():
+        raise LookupError
 
-        with pytest.raises(LookupError):
-            await make(zmq.PULL, factory)
-        with pytest.raises(LookupError):
-            await make(zmq.PULL, factory, zmq_sock=(sock := context.socket(zmq.PULL)))
-        assert not sock.closed
-
-    run(main())
+    with pytest.raises(LookupError):
+        await make(zmq.PULL, factory)
+    with pytest.raises(LookupError):
+        await make(zmq.PULL, factory, zmq_sock=(sock := context.socket(zmq.PULL)))
+    assert not sock.closed
 
 
-def test_socket_limit(run):
-    async def main():
-        context = zmq.Context.instance()
-        context.max_sockets = 2
-        first, _protocol = await make(zmq.PULL)
-        second, _protocol = await make(zmq.PULL)
-        with os_error(errno.EMFILE):
-            first.enable_monitor()
-        with os_error(errno.EMFILE):
-            await make(zmq.PULL)
-        await end(first, second)
-
-    run(main())
+async def test_socket_limit(run):
+    context = zmq.Context.instance()
+    context.max_sockets = 2
+    first, _protocol = await make(zmq.PULL)
+    second, _protocol = await make(zmq.PULL)
+    with os_error(errno.EMFILE):
+        first.enable_monitor()
+    with os_error(errno.EMFILE):
+        await make(zmq.PULL)
+    await end(first, second)
 
 
 @pytest.mark.parametrize('has_socket', [False, True])
-def test_no_descriptor(run, context, monkeypatch, has_socket):
+async def test_no_descriptor(run, context, monkeypatch, has_socket):
     """Our own socket is closed, one of the caller stays open."""
 
     def fail(_fd):
         raise OSError(errno.EMFILE, 'Too many open files')
 
-    async def main():
-        sock = context.socket(zmq.PULL)
-        with monkeypatch.context() as patched, os_error(errno.EMFILE):
-            patched.setattr('os.dup', fail)
-            await make(zmq.PULL, **({'zmq_sock': sock} if has_socket else {}))
-        assert not sock.closed
-
-    run(main())
+    sock = context.socket(zmq.PULL)
+    with monkeypatch.context() as patched, os_error(errno.EMFILE):
+        patched.setattr('os.dup', fail)
+        await make(zmq.PULL, **({'zmq_sock': sock} if has_socket else {}))
+    assert not sock.closed
 
 
-def test_many_connections(run):
+async def test_many_connections(run):
     """Connections with and without monitors leave no descriptor open."""
-
-    async def main():
-        before = None
-        for number in range(60):
-            transport, protocol = await make(zmq.PULL)
-            client, _protocol = await make(zmq.PUSH, connect=address_of(transport))
-            if number % 2:
-                client.enable_monitor()
-            client.write([b'x'])
-            await until(lambda protocol=protocol: protocol.messages)
-            client.close()
-            transport.close()
-            await until(lambda protocol=protocol: 'lost' in protocol.calls)
-            if number == 10:
-                before = open_fds()
-        await until(lambda: open_fds() <= before + 8)  # sockets end some milliseconds later
-
-    run(main())
+    before = None
+    for number in range(60):
+        transport, protocol = await make(zmq.PULL)
+        client, _protocol = await make(zmq.PUSH, connect=address_of(transport))
+        if number % 2:
+            client.enable_monitor()
+        client.write([b'x'])
+        await until(lambda protocol=protocol: protocol.messages)
+        client.close()
+        transport.close()
+        await until(lambda protocol=protocol: 'lost' in protocol.calls)
+        if number == 10:
+            before = open_fds()
+    await until(lambda: open_fds() <= before + 8)  # sockets end some milliseconds later
 
 
 # Loop

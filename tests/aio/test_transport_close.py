@@ -5,6 +5,7 @@ import asyncio
 import gc
 import threading
 import time
+from functools import partial
 
 import pytest
 import zmq
@@ -15,136 +16,110 @@ from aio_loops import (
     DEAD,
     Recorder,
     address_of,
-    context,
     end,
     make,
     make_unconnected,
     os_error,
     plain,
-    run,
     until,
 )
 from checks import open_fds, wait_until
 from pyams_zmq.aio.pump import GUARD
 
-__all__ = ['context', 'run']
+
+async def test_close_sends_what_is_buffered(run, context):
+    transport, protocol = await make_unconnected(high=1)
+    for number in range(3):
+        transport.write([b'%d' % number])
+    transport.close()
+    transport.close()
+    assert transport.is_closing()
+    assert 'PUSH, closing, not reading, 3 messages (3 bytes)' in repr(transport)
+    transport.write([b'too late'])
+    await asyncio.sleep(0)
+    assert protocol.calls == ['made', 'pause']
+    peer = plain(context, zmq.PULL, address_of(transport))
+    await until(lambda: 'lost' in protocol.calls)
+    assert protocol.calls == ['made', 'pause', 'resume', 'lost']
+    assert [peer.recv() for _number in range(3)] == [b'0', b'1', b'2']
+    assert not peer.poll(10)  # milliseconds, for what must not come
+    assert transport.get_extra_info('zmq_socket').closed
 
 
-def test_close_sends_what_is_buffered(run, context):
-    async def main():
-        transport, protocol = await make_unconnected(high=1)
-        for number in range(3):
-            transport.write([b'%d' % number])
-        transport.close()
-        transport.close()
-        assert transport.is_closing()
-        assert 'PUSH, closing, not reading, 3 messages (3 bytes)' in repr(transport)
-        transport.write([b'too late'])
-        await asyncio.sleep(0)
-        assert protocol.calls == ['made', 'pause']
-        peer = plain(context, zmq.PULL, address_of(transport))
-        await until(lambda: 'lost' in protocol.calls)
-        assert protocol.calls == ['made', 'pause', 'resume', 'lost']
-        assert [peer.recv() for _number in range(3)] == [b'0', b'1', b'2']
-        assert not peer.poll(10)  # milliseconds, for what must not come
-        assert transport.get_extra_info('zmq_socket').closed
-
-    run(main())
-
-
-def test_close_lingers(run, context):
+async def test_close_lingers(run, context):
     """A message in the socket is sent although the transport is closed right after `write`."""
-
-    async def main():
-        peer = context.socket(zmq.PULL)
-        port = peer.bind_to_random_port('tcp://127.0.0.1')
-        transport, protocol = await make(zmq.PUSH, connect=f'tcp://127.0.0.1:{port}')
-        transport.write([b'message'])
-        transport.close()
-        await until(lambda: protocol.calls == ['made', 'lost'])
-        assert peer.recv() == b'message'
-
-    run(main())
+    peer = context.socket(zmq.PULL)
+    port = peer.bind_to_random_port('tcp://127.0.0.1')
+    transport, protocol = await make(zmq.PUSH, connect=f'tcp://127.0.0.1:{port}')
+    transport.write([b'message'])
+    transport.close()
+    await until(lambda: protocol.calls == ['made', 'lost'])
+    assert peer.recv() == b'message'
 
 
-def test_no_message_after_close(run, context):
-    class Closer(Recorder):
-        def msg_received(self, data):
-            super().msg_received(data)
-            self.transport.close()
-
-    async def main():
-        transport, protocol = await make(zmq.PULL, Closer)
-        peer = plain(context, zmq.PUSH, address_of(transport))
-        transport.pause_reading()
-        for _number in range(10):
-            peer.send(b'x')
-        transport.resume_reading()
-        await until(lambda: 'lost' in protocol.calls)
-        await asyncio.sleep(GUARD)  # for what must not come
-        assert len(protocol.messages) == 1
-        assert protocol.calls == ['made', 'lost']
-
-    run(main())
+async def test_no_message_after_close(run, context):
+    transport, protocol = await make(
+        zmq.PULL, partial(Recorder, lambda transport, data: transport.close())
+    )
+    peer = plain(context, zmq.PUSH, address_of(transport))
+    transport.pause_reading()
+    for _number in range(10):
+        peer.send(b'x')
+    transport.resume_reading()
+    await until(lambda: 'lost' in protocol.calls)
+    await asyncio.sleep(GUARD)  # for what must not come
+    assert len(protocol.messages) == 1
+    assert protocol.calls == ['made', 'lost']
 
 
 @pytest.mark.parametrize('first', ['nothing', 'close'])
-def test_abort_drops_messages(run, first):
-    async def main():
-        with zmq.Context() as own:
-            sock = own.socket(zmq.PUSH)
-            sock.sndhwm = 2
-            sock.connect(DEAD)
-            transport, protocol = await make(zmq.PUSH, zmq_sock=sock)
-            transport.set_write_buffer_limits(high=0)
-            while not transport.get_write_buffer_size():
-                transport.write([b'x'])
-            if first == 'close':
-                transport.close()
-            transport.abort()
-            transport.abort()
-            assert transport.get_write_buffer_size() == 0
-            assert protocol.calls == ['made', 'pause']
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            assert protocol.calls == ['made', 'pause', 'resume', 'lost']
-        # The context was terminated although the messages were not sent.
-
-    run(main())
-
-
-def test_abort_after_close(run):
-    async def main():
-        with zmq.Context() as own:
-            sock = own.socket(zmq.PUSH)
-            sock.connect(DEAD)
-            transport, protocol = await make(zmq.PUSH, zmq_sock=sock)
+async def test_abort_drops_messages(run, first):
+    with zmq.Context() as own:
+        sock = own.socket(zmq.PUSH)
+        sock.sndhwm = 2
+        sock.connect(DEAD)
+        transport, protocol = await make(zmq.PUSH, zmq_sock=sock)
+        transport.set_write_buffer_limits(high=0)
+        while not transport.get_write_buffer_size():
             transport.write([b'x'])
+        if first == 'close':
             transport.close()
-            transport.abort()
-            await asyncio.sleep(0)
-            assert protocol.calls == ['made', 'lost']
-
-    run(main())
-
-
-def test_terminated_context_ends_the_transport(run):
-    async def main():
-        own = zmq.Context()
-        sock = own.socket(zmq.PULL)
-        transport, protocol = await make(zmq.PULL, zmq_sock=sock)
-        transport.enable_monitor()
-        terminator = threading.Thread(target=own.term)  # it waits for the socket
-        terminator.start()
-        await until(lambda: len(protocol.calls) == 2)
-        assert protocol.calls == ['made', zmq.ETERM]
-        terminator.join(5)
-        assert not terminator.is_alive()
-
-    run(main())
+        transport.abort()
+        transport.abort()
+        assert transport.get_write_buffer_size() == 0
+        assert protocol.calls == ['made', 'pause']
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert protocol.calls == ['made', 'pause', 'resume', 'lost']
+    # The context was terminated although the messages were not sent.
 
 
-def test_terminated_context_after_a_write(run):
+async def test_abort_after_close(run):
+    with zmq.Context() as own:
+        sock = own.socket(zmq.PUSH)
+        sock.connect(DEAD)
+        transport, protocol = await make(zmq.PUSH, zmq_sock=sock)
+        transport.write([b'x'])
+        transport.close()
+        transport.abort()
+        await asyncio.sleep(0)
+        assert protocol.calls == ['made', 'lost']
+
+
+async def test_terminated_context_ends_the_transport(run):
+    own = zmq.Context()
+    sock = own.socket(zmq.PULL)
+    transport, protocol = await make(zmq.PULL, zmq_sock=sock)
+    transport.enable_monitor()
+    terminator = threading.Thread(target=own.term)  # it waits for the socket
+    terminator.start()
+    await until(lambda: len(protocol.calls) == 2)
+    assert protocol.calls == ['made', zmq.ETERM]
+    terminator.join(5)
+    assert not terminator.is_alive()
+
+
+async def test_terminated_context_after_a_write(run):
     """The check after a send gets ETERM: libzmq does not handle commands in each send."""
 
     class Ended(zmq.Socket):
@@ -155,106 +130,92 @@ def test_terminated_context_after_a_write(run):
                 raise zmq.ZMQError(zmq.ETERM)
             return super().getsockopt(option)
 
-    async def main():
-        sock = zmq.Context.instance().socket(zmq.PAIR, socket_class=Ended)
-        transport, protocol = await make(zmq.PAIR, zmq_sock=sock)
-        await asyncio.sleep(0)  # takes no time: the first turn
-        sock.is_ended = True
-        transport.write([b'x'])
-        assert protocol.calls == ['made']
-        await until(lambda: len(protocol.calls) == 2)
-        assert protocol.calls == ['made', zmq.ETERM]
-
-    run(main())
+    sock = zmq.Context.instance().socket(zmq.PAIR, socket_class=Ended)
+    transport, protocol = await make(zmq.PAIR, zmq_sock=sock)
+    await asyncio.sleep(0)  # takes no time: the first turn
+    sock.is_ended = True
+    transport.write([b'x'])
+    assert protocol.calls == ['made']
+    await until(lambda: len(protocol.calls) == 2)
+    assert protocol.calls == ['made', zmq.ETERM]
 
 
-def test_socket_closed_by_other_code(run):
-    async def main():
-        transport, protocol = await make(zmq.PULL)
+async def test_socket_closed_by_other_code(run):
+    transport, protocol = await make(zmq.PULL)
+    transport.get_extra_info('zmq_socket').close(0)
+    await until(lambda: len(protocol.calls) == 2)
+    assert protocol.calls == ['made', zmq.ENOTSOCK]
+    transport, protocol = await make_unconnected()
+    transport.get_extra_info('zmq_socket').close(0)
+    transport.write([b'x'])
+    transport.write([b'x'])
+    await asyncio.sleep(0)
+    assert protocol.calls == ['made', zmq.ENOTSOCK]
+    transport, protocol = await make_unconnected()
+    transport.write([b'x'])
+    transport.get_extra_info('zmq_socket').close(0)
+    await until(lambda: len(protocol.calls) == 2)
+    assert protocol.calls == ['made', zmq.ENOTSOCK]
+
+
+async def test_socket_closed_in_the_protocol(run, context):
+    def close(transport, data):
         transport.get_extra_info('zmq_socket').close(0)
-        await until(lambda: len(protocol.calls) == 2)
-        assert protocol.calls == ['made', zmq.ENOTSOCK]
-        transport, protocol = await make_unconnected()
-        transport.get_extra_info('zmq_socket').close(0)
-        transport.write([b'x'])
-        transport.write([b'x'])
-        await asyncio.sleep(0)
-        assert protocol.calls == ['made', zmq.ENOTSOCK]
-        transport, protocol = await make_unconnected()
-        transport.write([b'x'])
-        transport.get_extra_info('zmq_socket').close(0)
-        await until(lambda: len(protocol.calls) == 2)
-        assert protocol.calls == ['made', zmq.ENOTSOCK]
 
-    run(main())
+    transport, protocol = await make(zmq.PAIR, partial(Recorder, close))
+    transport.write([b'x'])
+    peer = plain(context, zmq.PAIR, address_of(transport))
+    peer.send(b'x')
+    time.sleep(ARRIVAL)  # noqa: ASYNC251 - then it can both receive and send, and receives
+    await until(lambda: len(protocol.calls) == 2)
+    assert protocol.calls == ['made', zmq.ENOTSOCK]
 
 
-def test_socket_closed_in_the_protocol(run, context):
-    class Closer(Recorder):
-        def msg_received(self, data):
-            super().msg_received(data)
-            self.transport.get_extra_info('zmq_socket').close(0)
-
-    async def main():
-        transport, protocol = await make(zmq.PAIR, Closer)
-        transport.write([b'x'])
-        peer = plain(context, zmq.PAIR, address_of(transport))
-        peer.send(b'x')
-        time.sleep(ARRIVAL)  # noqa: ASYNC251 - then it can both receive and send, and receives
-        await until(lambda: len(protocol.calls) == 2)
-        assert protocol.calls == ['made', zmq.ENOTSOCK]
-
-    run(main())
-
-
-def test_after_the_end(run):
-    async def main():
-        transport, protocol = await make(zmq.SUB)
-        address = address_of(transport)
-        transport.enable_monitor()
-        await end(transport)
-        assert 'SUB, closed, not reading, 0 messages' in repr(transport)
-        for call in (
-            lambda: transport.bind(address),
-            lambda: transport.unbind(address),
-            lambda: transport.connect(address),
-            lambda: transport.disconnect(address),
-            lambda: transport.getsockopt(zmq.LINGER),
-            lambda: transport.setsockopt(zmq.LINGER, 0),
-            lambda: transport.subscribe(b''),
-            lambda: transport.unsubscribe(b''),
-            lambda: transport.setsockopt(zmq.SUBSCRIBE, b''),
-            transport.enable_monitor,
-        ):
-            with os_error(zmq.ENOTSOCK):
-                call()
-        for call in (
-            lambda: transport.write([b'x']),
-            lambda: transport.set_write_buffer_limits(1),
-            lambda: transport.set_protocol(protocol),
-            transport.disable_monitor,
-            transport.pause_reading,
-            transport.resume_reading,
-            transport.close,
-            transport.abort,
-        ):
+async def test_after_the_end(run):
+    transport, protocol = await make(zmq.SUB)
+    address = address_of(transport)
+    transport.enable_monitor()
+    await end(transport)
+    assert 'SUB, closed, not reading, 0 messages' in repr(transport)
+    for call in (
+        lambda: transport.bind(address),
+        lambda: transport.unbind(address),
+        lambda: transport.connect(address),
+        lambda: transport.disconnect(address),
+        lambda: transport.getsockopt(zmq.LINGER),
+        lambda: transport.setsockopt(zmq.LINGER, 0),
+        lambda: transport.subscribe(b''),
+        lambda: transport.unsubscribe(b''),
+        lambda: transport.setsockopt(zmq.SUBSCRIBE, b''),
+        transport.enable_monitor,
+    ):
+        with os_error(zmq.ENOTSOCK):
             call()
-        assert transport.is_closing()
-        assert not transport.is_reading()
-        assert transport.get_write_buffer_size() == 0
-        assert transport.get_protocol() is protocol
-        assert transport.get_extra_info('zmq_socket').closed
-        for snapshot in (
-            transport.listeners,
-            transport.bindings,
-            transport.connections,
-            transport.subscriptions,
-        ):
-            assert snapshot() == frozenset()
-        await asyncio.sleep(0)
-        assert protocol.calls == ['made', 'lost']
-
-    run(main())
+    for call in (
+        lambda: transport.write([b'x']),
+        lambda: transport.set_write_buffer_limits(1),
+        lambda: transport.set_protocol(protocol),
+        transport.disable_monitor,
+        transport.pause_reading,
+        transport.resume_reading,
+        transport.close,
+        transport.abort,
+    ):
+        call()
+    assert transport.is_closing()
+    assert not transport.is_reading()
+    assert transport.get_write_buffer_size() == 0
+    assert transport.get_protocol() is protocol
+    assert transport.get_extra_info('zmq_socket').closed
+    for snapshot in (
+        transport.listeners,
+        transport.bindings,
+        transport.connections,
+        transport.subscriptions,
+    ):
+        assert snapshot() == frozenset()
+    await asyncio.sleep(0)
+    assert protocol.calls == ['made', 'lost']
 
 
 @pytest.mark.filterwarnings('ignore::ResourceWarning')

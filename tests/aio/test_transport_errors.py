@@ -4,18 +4,17 @@
 import asyncio
 import errno
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import zmq
 import zmq.asyncio
 
-from aio_loops import Recorder, address_of, context, end, make, os_error, plain, run, until
-
-__all__ = ['context', 'run']
+from aio_loops import Recorder, address_of, end, make, os_error, plain, until
 
 
 @pytest.mark.parametrize('exception', [ValueError, asyncio.CancelledError])
-def test_failing_protocol(run, context, exception):
+async def test_failing_protocol(run, context, exception):
     class Failing(Recorder):
         def connection_made(self, transport):
             super().connection_made(transport)
@@ -41,38 +40,33 @@ def test_failing_protocol(run, context, exception):
             super().event_received(event)
             raise exception('event')
 
-    async def main():
-        transport, protocol = await make(zmq.PAIR, Failing)
-        transport.set_write_buffer_limits(high=0)
-        transport.enable_monitor(zmq.EVENT_ACCEPTED)
-        transport.write([b'1'])
-        peer = plain(context, zmq.PAIR, address_of(transport))
-        peer.send(b'2')
-        peer.send(b'3')
-        await until(lambda: len(protocol.messages) == 2 and protocol.events)
-        await until(lambda: protocol.calls == ['made', 'pause', 'resume'])
-        assert peer.recv() == b'1'
-        await end(transport)
-        assert protocol.calls == ['made', 'pause', 'resume', 'lost']
-        reported = {str(error['exception']) for error in run.errors}
-        assert reported == {'made', 'pause', 'resume', 'message', 'event', 'lost'}
-        assert all(isinstance(error['exception'], exception) for error in run.errors)
-        assert run.errors[0]['transport'] is transport
-        assert run.errors[0]['protocol'] is protocol
-        run.errors.clear()
-
-    run(main())
+    transport, protocol = await make(zmq.PAIR, Failing)
+    transport.set_write_buffer_limits(high=0)
+    transport.enable_monitor(zmq.EVENT_ACCEPTED)
+    transport.write([b'1'])
+    peer = plain(context, zmq.PAIR, address_of(transport))
+    peer.send(b'2')
+    peer.send(b'3')
+    await until(lambda: len(protocol.messages) == 2 and protocol.events)
+    await until(lambda: protocol.calls == ['made', 'pause', 'resume'])
+    assert peer.recv() == b'1'
+    await end(transport)
+    assert protocol.calls == ['made', 'pause', 'resume', 'lost']
+    reported = {str(error['exception']) for error in run.errors}
+    assert reported == {'made', 'pause', 'resume', 'message', 'event', 'lost'}
+    assert all(isinstance(error['exception'], exception) for error in run.errors)
+    assert run.errors[0]['transport'] is transport
+    assert run.errors[0]['protocol'] is protocol
+    run.errors.clear()
 
 
 def test_interrupt_in_the_protocol(run, context):
-    class Interrupted(Recorder):
-        def msg_received(self, data):
-            super().msg_received(data)
-            if data == (b'interrupt',):
-                raise KeyboardInterrupt
+    def react(transport, data):
+        if data == (b'interrupt',):
+            raise KeyboardInterrupt
 
     async def begin():
-        transport, protocol = await make(zmq.PULL, Interrupted)
+        transport, protocol = await make(zmq.PULL, partial(Recorder, react))
         peer = plain(context, zmq.PUSH, address_of(transport))
         transport.pause_reading()
         peer.send(b'interrupt')
@@ -110,42 +104,36 @@ def test_interrupt_in_the_protocol(run, context):
     settle()
 
 
-def test_protocol_without_methods(run, context):
+async def test_protocol_without_methods(run, context):
     class Little(asyncio.BaseProtocol):
         pass
 
-    async def main():
-        transport, _protocol = await make(zmq.PULL, Little)
-        transport.enable_monitor(zmq.EVENT_ACCEPTED)
-        plain(context, zmq.PUSH, address_of(transport)).send(b'x')
-        await until(lambda: len(run.errors) == 2)
-        assert {type(error['exception']) for error in run.errors} == {AttributeError}
-        run.errors.clear()
-        await end(transport)
-
-    run(main())
+    transport, _protocol = await make(zmq.PULL, Little)
+    transport.enable_monitor(zmq.EVENT_ACCEPTED)
+    plain(context, zmq.PUSH, address_of(transport)).send(b'x')
+    await until(lambda: len(run.errors) == 2)
+    assert {type(error['exception']) for error in run.errors} == {AttributeError}
+    run.errors.clear()
+    await end(transport)
 
 
-def test_unknown_peer(run, context):
-    async def main():
-        transport, protocol = await make(zmq.ROUTER)
-        transport.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        transport.write([b'nobody', b'x'])
-        assert [error['exception'].errno for error in run.errors] == [zmq.EHOSTUNREACH]
-        peer = plain(context, zmq.DEALER, address_of(transport))
-        peer.send(b'hello')
-        await until(lambda: protocol.messages)
-        transport.write([protocol.messages[0][0], b'x'])
-        assert peer.recv() == b'x'
-        assert protocol.calls == ['made']
-        assert len(run.errors) == 1
-        run.errors.clear()
-        await end(transport)
-
-    run(main())
+async def test_unknown_peer(run, context):
+    transport, protocol = await make(zmq.ROUTER)
+    transport.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    transport.write([b'nobody', b'x'])
+    assert [error['exception'].errno for error in run.errors] == [zmq.EHOSTUNREACH]
+    peer = plain(context, zmq.DEALER, address_of(transport))
+    peer.send(b'hello')
+    await until(lambda: protocol.messages)
+    transport.write([protocol.messages[0][0], b'x'])
+    assert peer.recv() == b'x'
+    assert protocol.calls == ['made']
+    assert len(run.errors) == 1
+    run.errors.clear()
+    await end(transport)
 
 
-def test_buffered_message_that_cannot_be_sent(run, context):
+async def test_buffered_message_that_cannot_be_sent(run, context):
     class Choosy(zmq.Socket):
         def send(self, data, *args, **kwargs):
             if data == b'bad':
@@ -154,24 +142,21 @@ def test_buffered_message_that_cannot_be_sent(run, context):
                 raise ValueError(data)
             return super().send(data, *args, **kwargs)
 
-    async def main():
-        sock = zmq.Context.instance().socket(zmq.PUSH, socket_class=Choosy)
-        transport, protocol = await make(zmq.PUSH, zmq_sock=sock)
-        transport.write([b'good'])
+    sock = zmq.Context.instance().socket(zmq.PUSH, socket_class=Choosy)
+    transport, protocol = await make(zmq.PUSH, zmq_sock=sock)
+    transport.write([b'good'])
+    transport.write([b'bad'])
+    transport.write([b'worse'])
+    transport.write([b'too'])
+    peer = plain(context, zmq.PULL, transport.bind('tcp://127.0.0.1:*'))
+    await until(lambda: transport.get_write_buffer_size() == 0)
+    assert [peer.recv(), peer.recv()] == [b'good', b'too']
+    assert [type(error['exception']) for error in run.errors] == [OSError, ValueError]
+    assert run.errors[0]['exception'].errno == errno.EMSGSIZE
+    assert protocol.calls == ['made']
+    run.errors.clear()
+    with os_error(errno.EMSGSIZE):
         transport.write([b'bad'])
+    with pytest.raises(ValueError, match='worse'):
         transport.write([b'worse'])
-        transport.write([b'too'])
-        peer = plain(context, zmq.PULL, transport.bind('tcp://127.0.0.1:*'))
-        await until(lambda: transport.get_write_buffer_size() == 0)
-        assert [peer.recv(), peer.recv()] == [b'good', b'too']
-        assert [type(error['exception']) for error in run.errors] == [OSError, ValueError]
-        assert run.errors[0]['exception'].errno == errno.EMSGSIZE
-        assert protocol.calls == ['made']
-        run.errors.clear()
-        with os_error(errno.EMSGSIZE):
-            transport.write([b'bad'])
-        with pytest.raises(ValueError, match='worse'):
-            transport.write([b'worse'])
-        await end(transport)
-
-    run(main())
+    await end(transport)

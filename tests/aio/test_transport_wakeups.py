@@ -9,21 +9,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from aio_loops import (
-    ARRIVAL,
-    address_of,
-    context,
-    end,
-    make,
-    make_unconnected,
-    os_error,
-    plain,
-    run,
-    until,
-)
+from aio_loops import ARRIVAL, address_of, end, make, make_unconnected, os_error, plain, until
 from pyams_zmq.aio.pump import GUARD
-
-__all__ = ['context', 'run']
 
 
 def get_unknown_option(transport):
@@ -53,55 +40,45 @@ ACCESSES = {
 
 
 @pytest.mark.parametrize('way', ACCESSES)
-def test_message_after_an_access_to_the_socket(run, context, way):
-    async def main():
-        transport, protocol = await make(zmq.PAIR)
-        peer = plain(context, zmq.PAIR, address_of(transport))
-        sock = None
-        if way.startswith('zmq_socket'):
-            sock = transport.get_extra_info('zmq_socket')
-        peer.send(b'first')
-        await until(lambda: len(protocol.messages) == 1)
-        for number in range(2, 5):
-            peer.send(b'next')
-            time.sleep(ARRIVAL)  # noqa: ASYNC251 - it arrives while the loop is blocked
-            ACCESSES[way](transport, sock)
-            await until(lambda number=number: len(protocol.messages) == number, timeout=2)
-        await end(transport)
-
-    run(main())
+async def test_message_after_an_access_to_the_socket(run, context, way):
+    transport, protocol = await make(zmq.PAIR)
+    peer = plain(context, zmq.PAIR, address_of(transport))
+    sock = None
+    if way.startswith('zmq_socket'):
+        sock = transport.get_extra_info('zmq_socket')
+    peer.send(b'first')
+    await until(lambda: len(protocol.messages) == 1)
+    for number in range(2, 5):
+        peer.send(b'next')
+        time.sleep(ARRIVAL)  # noqa: ASYNC251 - it arrives while the loop is blocked
+        ACCESSES[way](transport, sock)
+        await until(lambda number=number: len(protocol.messages) == number, timeout=2)
+    await end(transport)
 
 
-def test_room_after_an_access_to_the_socket(run, context):
+async def test_room_after_an_access_to_the_socket(run, context):
     """A buffered message is sent although the access has cleared the descriptor."""
-
-    async def main():
-        transport, _protocol = await make_unconnected()
-        transport.write([b'x'])
-        peer = plain(context, zmq.PULL, address_of(transport))
-        time.sleep(ARRIVAL)  # noqa: ASYNC251 - it connects while the loop is blocked
-        transport.getsockopt(zmq.EVENTS)
-        await until(lambda: transport.get_write_buffer_size() == 0)
-        assert peer.recv() == b'x'
-        await end(transport)
-
-    run(main())
+    transport, _protocol = await make_unconnected()
+    transport.write([b'x'])
+    peer = plain(context, zmq.PULL, address_of(transport))
+    time.sleep(ARRIVAL)  # noqa: ASYNC251 - it connects while the loop is blocked
+    transport.getsockopt(zmq.EVENTS)
+    await until(lambda: transport.get_write_buffer_size() == 0)
+    assert peer.recv() == b'x'
+    await end(transport)
 
 
-def test_messages_in_a_passed_socket(run, context):
-    async def main():
-        sock = context.socket(zmq.PULL)
-        port = sock.bind_to_random_port('tcp://127.0.0.1')
-        peer = plain(context, zmq.PUSH, f'tcp://127.0.0.1:{port}')
-        for number in range(3):
-            peer.send(b'%d' % number)
-        while not sock.poll(1000):  # which clears the descriptor
-            pass
-        transport, protocol = await make(zmq.PULL, zmq_sock=sock)
-        assert transport.get_extra_info('zmq_socket') is sock
-        await until(lambda: len(protocol.messages) == 3)
-        assert transport.listeners() == frozenset()
-        await end(transport)
-        assert sock.closed
-
-    run(main())
+async def test_messages_in_a_passed_socket(run, context):
+    sock = context.socket(zmq.PULL)
+    port = sock.bind_to_random_port('tcp://127.0.0.1')
+    peer = plain(context, zmq.PUSH, f'tcp://127.0.0.1:{port}')
+    for number in range(3):
+        peer.send(b'%d' % number)
+    while not sock.poll(1000):  # which clears the descriptor
+        pass
+    transport, protocol = await make(zmq.PULL, zmq_sock=sock)
+    assert transport.get_extra_info('zmq_socket') is sock
+    await until(lambda: len(protocol.messages) == 3)
+    assert transport.listeners() == frozenset()
+    await end(transport)
+    assert sock.closed

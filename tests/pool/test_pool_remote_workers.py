@@ -61,7 +61,7 @@ def ready(worker):
     worker.start()
     try:
         worker.wait_ready()
-        yield worker
+        yield
     finally:
         worker.stop()
 

@@ -113,9 +113,13 @@ def context():
 
 
 class Recorder(ZmqProtocol):
-    """Records the calls of its methods."""
+    """Records the calls of its methods.
 
-    def __init__(self):
+    :param react: called with the transport and a message, after the message is recorded
+    """
+
+    def __init__(self, react=lambda transport, data: None):
+        self.react = react
         self.calls = []
         self.messages = []
         self.events = []
@@ -136,6 +140,7 @@ class Recorder(ZmqProtocol):
 
     def msg_received(self, data):
         self.messages.append(data)
+        self.react(self.transport, data)
 
     def event_received(self, event):
         self.events.append(event)
