@@ -13,7 +13,7 @@ import pytest
 import uvloop
 import zmq
 
-from aio_loops import LOOPS, Runner
+from aio_loops import LOOPS, Runner, until
 from checks import check_attempts, open_fds, wait_until
 from handlers import Process, RecordingMessageHandler
 from pyams_zmq.aio import AsyncZMQClient, SocketEvent, ZmqEventLoop
@@ -55,6 +55,12 @@ def process(start):
 def connection_of(client):
     """Return the connection of a client, or None."""
     return next(iter(client._connections.get()), None)
+
+
+async def until_sent(client):
+    """Wait until the calls of a client are sent."""
+    await asyncio.sleep(0)  # lets the calls begin
+    await until(lambda: connection_of(client) and not connection_of(client)._unsent)
 
 
 async def test_calls(run, process):
@@ -150,7 +156,7 @@ async def test_no_service(run, address):
 async def test_service_starts_during_the_call(run, start, address):
     async with AsyncZMQClient(address) as client:
         call = asyncio.ensure_future(client.call('echo', 1))
-        await asyncio.sleep(0.05)  # until it has tried to connect
+        await asyncio.sleep(0.05)  # for attempts to connect, which no event announces
         await asyncio.get_running_loop().run_in_executor(None, start, address)
         assert await call == 1
 
@@ -160,8 +166,7 @@ async def test_service_is_killed(run, start, address, tmp_path):
     path = tmp_path / 'in hand'
     async with AsyncZMQClient(address) as client:
         calls = [asyncio.ensure_future(client.call('wait_for', str(path))) for _ in range(3)]
-        while not path.exists():
-            await asyncio.sleep(0.01)  # a poll, which ends with the test at the latest
+        await until(path.exists)
         begin = time.monotonic()
         os.kill(first.pid, signal.SIGKILL)
         for call in calls:
@@ -202,8 +207,7 @@ def test_reply_in_the_socket_of_a_lost_connection(run):
     async def main():
         async with AsyncZMQClient(f'127.0.0.1:{port}') as client:
             call = asyncio.ensure_future(client.call('echo'))
-            while not server.poll(0):
-                await asyncio.sleep(0.001)  # a poll, which ends with the test at the latest
+            await until(lambda: server.poll(0))
             connection = connection_of(client)
             connection._transport.pause_reading()
             server.send_multipart([*server.recv_multipart()[:-1], b'[200, "last reply"]'])
@@ -231,7 +235,7 @@ def test_terminated_context(process):
     async def main():
         async with AsyncZMQClient(process.bound_address) as client:
             call = asyncio.ensure_future(client.call('sleep', 1))
-            await asyncio.sleep(0.1)  # until it is under way
+            await until_sent(client)
             loop = asyncio.get_running_loop()
             terminated = loop.run_in_executor(None, get_context(loop).term)
             with pytest.raises(ZMQClosedError, match='socket or its context was closed'):
@@ -283,7 +287,7 @@ async def test_cancelled(run, process):
     async with AsyncZMQClient(process.bound_address) as client:
         await client.call('echo')  # until it is connected
         call = asyncio.ensure_future(client.call('count', 0.2))
-        await asyncio.sleep(0.1)  # until it is under way
+        await until_sent(client)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
@@ -413,7 +417,7 @@ def test_fork(process):
 async def test_closed(run, process):
     client = AsyncZMQClient(process.bound_address)
     call = asyncio.ensure_future(client.call('count', 0.2))
-    await asyncio.sleep(0.1)  # until it is under way
+    await until_sent(client)
     client.close()
     client.close()
     with pytest.raises(ZMQClosedError, match='was closed'):
@@ -472,7 +476,7 @@ async def test_unclosed_client_is_collected(run, process):
         await client.call('echo')
         del client
         gc.collect()
-        await asyncio.sleep(0.01)  # until the loop has closed it
+        await asyncio.sleep(0.01)  # the loop closes it; no object is left that shows this
         fds = fds or open_fds()
     wait_until(lambda: open_fds() <= fds)
 
@@ -481,7 +485,7 @@ async def test_unclosed_client_is_collected(run, process):
 def test_loop_is_closed_under_a_call(process, end):
     async def start(client):
         call = asyncio.ensure_future(client.call('sleep', 1))
-        await asyncio.sleep(0.1)  # until it is under way
+        await until_sent(client)
         return call
 
     fds = None

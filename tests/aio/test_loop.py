@@ -450,7 +450,7 @@ async def main():
     loop = asyncio.get_running_loop()
     transport, _protocol = await loop.create_zmq_connection(ZmqProtocol, zmq.PULL, bind=())
     transport.close()
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.01)  # the loop closes the socket
     return type(loop).__name__
 print(asyncio.run(main()))
 """

@@ -36,7 +36,7 @@ async def test_close_sends_what_is_buffered(run, context):
     assert transport.is_closing()
     assert 'PUSH, closing, not reading, 3 messages (3 bytes)' in repr(transport)
     transport.write([b'too late'])
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # for a call of connection_lost, which must not come
     assert protocol.calls == ['made', 'pause']
     peer = plain(context, zmq.PULL, address_of(transport))
     await until(lambda: 'lost' in protocol.calls)
@@ -88,8 +88,8 @@ async def test_abort_drops_messages(run, first):
         transport.abort()
         assert transport.get_write_buffer_size() == 0
         assert protocol.calls == ['made', 'pause']
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        for _ in range(2):  # the loop calls connection_lost in its next iteration
+            await asyncio.sleep(0)
         assert protocol.calls == ['made', 'pause', 'resume', 'lost']
     # The context was terminated although the messages were not sent.
 
@@ -102,7 +102,7 @@ async def test_abort_after_close(run):
         transport.write([b'x'])
         transport.close()
         transport.abort()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the loop calls connection_lost
         assert protocol.calls == ['made', 'lost']
 
 
@@ -149,7 +149,7 @@ async def test_socket_closed_by_other_code(run):
     transport.get_extra_info('zmq_socket').close(0)
     transport.write([b'x'])
     transport.write([b'x'])
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the loop calls connection_lost
     assert protocol.calls == ['made', zmq.ENOTSOCK]
     transport, protocol = await make_unconnected()
     transport.write([b'x'])
@@ -214,7 +214,7 @@ async def test_after_the_end(run):
         transport.subscriptions,
     ):
         assert snapshot() == frozenset()
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # for a second call of connection_lost, which must not come
     assert protocol.calls == ['made', 'lost']
 
 

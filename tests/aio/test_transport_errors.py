@@ -75,7 +75,7 @@ def test_interrupt_in_the_protocol(run, context):
 
     async def interrupt():
         transport.resume_reading()
-        await asyncio.sleep(5)
+        await asyncio.sleep(5)  # until the exception ends the loop
 
     class Leaver(Recorder):
         def connection_lost(self, exc):
@@ -84,13 +84,13 @@ def test_interrupt_in_the_protocol(run, context):
     async def leave():
         other, _protocol = await make(zmq.PULL, Leaver)
         await end(other)
-        await asyncio.sleep(5)
+        await asyncio.sleep(5)  # until the exception ends the loop
 
     def settle():
         for task in asyncio.all_tasks(run.loop):
             task.cancel()
         with suppress(RuntimeError):  # the run that was interrupted ends only now
-            run_it(asyncio.sleep(0.01))
+            run_it(asyncio.sleep(0.01))  # lets the cancelled tasks end
 
     run_it = run.loop.run_until_complete
     transport, protocol = run_it(begin())

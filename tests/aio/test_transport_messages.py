@@ -105,7 +105,7 @@ async def test_other_callbacks_run_between_many_messages(run, context):
     transport.resume_reading()
     while len(protocol.messages) < 100_000:
         before = len(protocol.messages)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one iteration of the loop
         assert len(protocol.messages) - before <= 2 * (MOST + 1)
         turns += 1
     assert turns > 100

@@ -258,18 +258,19 @@ def test_error_status_is_not_retried(process):
 # Deadlines
 
 
-def test_service_does_not_start_a_call_after_its_deadline(process):
+def test_service_does_not_start_a_call_after_its_deadline(process, tmp_path):
+    path = tmp_path / 'in hand'
     with (
         ZMQClient(process.bound_address, send_deadline=True) as client,
         ThreadPoolExecutor() as pool,
     ):
-        busy = pool.submit(client.call, 'count', 0.5)
-        wait_until(busy.running)
-        time.sleep(0.1)  # until it has been received
+        busy = pool.submit(client.call, 'wait_for', str(path))
+        wait_until(path.exists)
         with pytest.raises(ZMQTimeoutError):
             client.call('count', 0, timeout=0.1)
-        assert busy.result() == 1
-        assert client.call('count', 0) == 2
+        path.unlink()
+        assert busy.result() == str(path)
+        assert client.call('count', 0) == 1
 
 
 @pytest.mark.parametrize('timeout', [5, float('inf')])
@@ -413,14 +414,15 @@ def test_closed(process):
         client.call('echo')
 
 
-def test_closed_during_a_call(process):
+def test_closed_during_a_call(process, tmp_path):
     client = ZMQClient(process.bound_address)
+    path = tmp_path / 'in hand'
     with ThreadPoolExecutor() as pool:
-        call = pool.submit(client.call, 'count', 0.3)
-        wait_until(call.running)
-        time.sleep(0.1)  # until it is under way
+        call = pool.submit(client.call, 'wait_for', str(path))
+        wait_until(path.exists)
         client.close()
-        assert call.result() == 1
+        path.unlink()
+        assert call.result() == str(path)
     assert not client._idle.get()
 
 

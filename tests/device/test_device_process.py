@@ -106,7 +106,7 @@ def own_a_device(pipe):
     device = make_device(ProcessDevice)
     device.start()
     pipe.send(device.in_address)
-    time.sleep(3600)
+    time.sleep(3600)  # until the test kills this process
 
 
 def test_process_ends_with_its_owner():

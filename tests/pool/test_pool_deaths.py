@@ -141,7 +141,7 @@ def test_killed_broker_of_a_busy_worker(pool, tmp_path):
 
         with in_threads(call, *range(20)) as results:
             wait_for_queue(process, 20)
-            time.sleep(1)  # five heartbeats
+            time.sleep(1)  # five heartbeats, which no event announces
             path.unlink()
     assert set(results) == set(range(20))
 

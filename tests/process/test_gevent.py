@@ -219,7 +219,7 @@ def test_killed_greenlet(start):
         deadline = time.monotonic() + 5
         while len(os.listdir('/proc/self/fd')) > fds and time.monotonic() < deadline:
             gc.collect()
-            gevent.sleep(0.01)
+            gevent.sleep(0.01)  # a poll with a deadline
         report(reply=reply, fds=len(os.listdir('/proc/self/fd')) - fds)
         """,
         start(),
@@ -251,7 +251,7 @@ def test_client(start, tmp_path):
             gevent.joinall([*jobs, late])
             deadline = time.monotonic() + 5
             while not os.path.exists(path) and time.monotonic() < deadline:
-                gevent.sleep(0.01)
+                gevent.sleep(0.01)  # a poll with a deadline
             report(
                 calls=[job.value for job in jobs],
                 late=late.value,

@@ -148,7 +148,7 @@ def test_supervised(tmp_path, ask, monkeypatch, timeout):
         if timeout:
             wait_until(lambda: ask(address, ['pid', None], timeout=1)[1] not in (pid, ''), TIMEOUT)
         else:
-            time.sleep(2 * HANG_TIMEOUT)  # in which nothing happens
+            time.sleep(2 * HANG_TIMEOUT)  # for a restart, which must not come
             assert Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] == 'T'
             os.kill(pid, signal.SIGCONT)
             assert ask(address, ['pid', None], timeout=TIMEOUT) == [200, pid]

@@ -441,7 +441,7 @@ def test_stopped_at_once_in_a_loop():
             process.start()
             assert timed(process.stop) < STOP_LIMIT
             assert process.exitcode == 0
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the loop would call the signal handlers
 
     asyncio.run(main())
     assert heard == []
@@ -689,11 +689,9 @@ def test_signal_does_not_interrupt_the_loop(start, ask):
 def test_signal_while_its_owner_stops_it(start):
     """The first signal from outside does not count as the second: systemd sends one to all."""
     process = start(factory=Process)
-    with ThreadPoolExecutor() as pool, zmq_socket(process.bound_address) as socket:
-        socket.send_json(['sleep', 0.5])
-        time.sleep(0.1)  # until it sleeps
+    with ThreadPoolExecutor() as pool, in_hand(process.bound_address, 'work', 0.5) as socket:
         stopping = pool.submit(process.stop)
-        time.sleep(0.1)
+        time.sleep(0.1)  # it is asked to stop, which a busy process does not announce
         os.kill(process.pid, signal.SIGTERM)
         assert zmq_response(socket, timeout=20) == [200, 0.5]
         stopping.result()
@@ -708,7 +706,7 @@ def test_signal_while_its_children_end(start, ask, num):
     _status, child = ask(process, ['spawn', 1])
     with ThreadPoolExecutor() as pool:
         stopping = pool.submit(process.stop)
-        time.sleep(0.4)
+        time.sleep(0.4)  # until it waits for its child, which no event announces
         os.kill(process.pid, num)
         stopping.result()
     assert process.exitcode == 0

@@ -233,7 +233,7 @@ async def test_readable_loses_no_message(net):
             client.send(b'x')
             subject.readable()
             if number % 10 == 0:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # lets the stream handle some
         await until(lambda: len(received) == BURST)
 
 
@@ -270,7 +270,7 @@ async def test_message_after_the_events_were_read(net, look):
         client.send(b'first')
         await until(lambda: received)
         for _ in range(10):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # until the stream has nothing to do
 
         def come_in():
             client.send(b'second')
@@ -320,7 +320,7 @@ async def test_peer_that_disconnects_before_the_send(net):
 
         while not left:
             subject.socket.hook = leave
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)  # a poll, with the deadline of `in_loop`
             subject._handle_events(subject.socket, 0)
         assert subject.sending()
         assert await receive(net.connect(zmq.PULL, address), 1) == [[b'queued']]
@@ -357,7 +357,7 @@ async def test_others_are_served(net, sock_type):
         most = 0
         while len(received) < BURST:
             before = len(received)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # one iteration of the loop
             most = max(most, len(received) - before)
         assert most <= 2
 
@@ -370,10 +370,10 @@ async def test_waiting_messages_are_handled_together(net):
         for _ in range(BURST):
             client.send(b'x')
         await until(subject.readable)
-        await asyncio.sleep(0.1)  # meanwhile all messages arrive
+        await asyncio.sleep(0.1)  # all messages arrive; only the first one shows
         subject.time_slice = 10
         subject.on_recv(received.append)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one iteration of the loop
         assert len(received) == BURST
 
 
@@ -441,7 +441,7 @@ async def test_callback_that_fails_after_its_reply_and_the_next_message(net):
     async def second(frames):
         fail.set()
         await until(lambda: failed)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the stream handles the failure
         subject.send(b'second')
 
     with net.stream(zmq.REP, first) as (subject, address):
@@ -462,7 +462,7 @@ async def test_callback_that_closes_the_stream_and_fails(net, caplog):
         client.send_multipart([b'', b'x'])
         client.send_multipart([b'', b'x'])
         await until(subject.closed)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # for a reply, which must not come
         assert not client.poll(0)
 
 
@@ -515,7 +515,7 @@ async def test_stream_without_a_callback_is_left_alone(net):
         client = net.connect(zmq.PUSH, address)
         client.send(b'x')
         await until(subject.readable)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # for a recv of the stream, which must not happen
         assert subject.socket.recv(zmq.NOBLOCK) == b'x'
 
 
@@ -648,7 +648,7 @@ async def test_close_with_messages_waiting(net, caplog):
         client.send(b'x')
         wait_until(subject.readable)
         subject.close()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the loop runs what the stream has scheduled
     assert not caplog.records
 
 

@@ -810,7 +810,7 @@ def race(tmp_path, starters, rounds):
             supervisor.start()
         try:
             wait_until(lambda notes=notes: list(notes.iterdir()), 20)
-            time.sleep(0.5)  # no other one may start meanwhile
+            time.sleep(0.5)  # for a second start, which must not come
             [note] = notes.iterdir()
             assert is_running(int(note.name))
         finally:
