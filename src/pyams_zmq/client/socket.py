@@ -214,14 +214,14 @@ def zmq_socket(
     socket = open_socket(service, socket_type)
     if linger:
         socket.linger = linger
-    # Soon, because a server may end several handshakes before one of them fails with an error.
-    socket.set(zmq.RECONNECT_IVL, RECONNECT_IVL)
-    socket.set(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_IVL)
     # The values of the keys: another object may get the identity of one that was deleted.
     keys = () if curve is None else (curve.server, curve.public)
     socket._service = key = hash((uri, keys, *service.users.items()))
     if socket_type != zmq.REQ or monotonic() - _replies.get(key, -inf) > RECENT:
         socket._open_monitor(service.endpoint)
+        # Soon, because a server may end several handshakes before one of them fails with an error.
+        socket.set(zmq.RECONNECT_IVL, RECONNECT_IVL)
+        socket.set(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_IVL)
     socket.connect(uri)
     return socket
 

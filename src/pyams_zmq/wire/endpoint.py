@@ -4,6 +4,7 @@
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -53,11 +54,16 @@ class Endpoint:
 
     @classmethod
     def _parse(cls, address: Any, bind: bool, protocol: str) -> 'Endpoint':
+        if isinstance(address, str):
+            return cls._parse_text(address, bind, protocol)
         if isinstance(address, (tuple, list)):
             host, port = address
             return cls._parse_tcp(_join(host, port), bind)
-        if not isinstance(address, str):
-            raise TypeError('not a string, nor a host and a port')
+        raise TypeError('not a string, nor a host and a port')
+
+    @classmethod
+    @lru_cache(256)  # a client that opens a socket for each message parses the same one again
+    def _parse_text(cls, address: str, bind: bool, protocol: str) -> 'Endpoint':
         scheme, separator, rest = address.partition('://')
         if not separator:
             scheme, rest = protocol, address
