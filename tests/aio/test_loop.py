@@ -100,7 +100,7 @@ async def test_bad_arguments(run, error, factory, zmq_type, kwargs):
     before = open_fds()
     with pytest.raises(error):
         await create_zmq_connection(factory, zmq_type, **kwargs)
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 @ONE_LOOP
@@ -187,7 +187,7 @@ async def test_many_connections(run):
         await until(lambda protocol=protocol: 'lost' in protocol.calls)
         if number == 10:
             before = open_fds()
-    await until(lambda: open_fds() <= before + 8)  # sockets end some milliseconds later
+    await until(lambda: len(open_fds() - before) <= 8)  # sockets end some milliseconds later
 
 
 # Loop

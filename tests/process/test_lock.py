@@ -83,7 +83,7 @@ def test_acquire_and_release(path, make_lock):
     assert os.listdir(os.path.dirname(path)) == []
     assert try_lock(path) is None
     lock.release()
-    assert open_fds() == fds
+    assert open_fds() <= fds
 
 
 def test_release_removes_the_socket(path, make_lock):
@@ -163,7 +163,7 @@ def test_held_by_another_process(path, make_lock):
     for end in (ready_reader, ready_writer, end_reader, end_writer):
         end.close()
     child.close()
-    assert open_fds() == fds
+    assert open_fds() <= fds
 
 
 def test_no_locks_left(path, make_lock, monkeypatch):
@@ -174,7 +174,7 @@ def test_no_locks_left(path, make_lock, monkeypatch):
     fds = open_fds()
     with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
         make_lock(path).acquire()
-    assert open_fds() == fds
+    assert open_fds() <= fds
 
 
 @pytest.mark.parametrize('replace', [False, True], ids=['removed', 'replaced'])
@@ -198,7 +198,7 @@ def test_former_holder_removes_the_file(path, make_lock, monkeypatch, replace):
     assert len(calls) == 2
     assert os.path.samestat(os.fstat(lock._lock._fd), os.stat(f'{path}.lock'))
     assert try_lock(path) == errno.EADDRINUSE
-    assert open_fds() == fds + 1
+    assert len(open_fds() - fds) == 1
 
 
 def test_file_is_removed(path, make_lock):
@@ -206,9 +206,8 @@ def test_file_is_removed(path, make_lock):
     lock = make_lock(path)
     lock.acquire()
     os.unlink(f'{path}.lock')
-    fds = open_fds()
     lock.release()
-    assert open_fds() == fds - 1
+    assert not [file for _fd, file in open_fds() if path in file]
 
 
 def test_file_is_removed_and_made_by_another_process(path, make_lock):
@@ -225,7 +224,7 @@ def test_missing_folder(tmp_path, make_lock):
     fds = open_fds()
     with pytest.raises(FileNotFoundError):
         make_lock(str(tmp_path / 'missing' / 'socket')).acquire()
-    assert open_fds() == fds
+    assert open_fds() <= fds
 
 
 @pytest.mark.parametrize('backlog', [0, 1])
@@ -239,7 +238,7 @@ def test_served_by_another_program(path, make_lock, backlog):
         assert caught.value.errno == errno.EADDRINUSE
         assert os.listdir(os.path.dirname(path)) == ['socket']
     lock.acquire()
-    assert open_fds() == fds + 1
+    assert len(open_fds() - fds) == 1
 
 
 def test_stale_socket(path, make_lock):
@@ -257,7 +256,7 @@ def test_no_socket_is_there(path, make_lock):
     fds = open_fds()
     with pytest.raises(FileExistsError):
         make_lock(path).acquire()
-    assert open_fds() == fds
+    assert open_fds() <= fds
     assert os.listdir(os.path.dirname(path)) == ['socket']
 
 

@@ -107,7 +107,7 @@ def test_open_pidfd(fork):
         assert wait_readable([fd], 0) == set()
         child.kill()
         assert wait_readable([fd], 5) == {fd}
-    assert open_fds() == fds
+    assert open_fds() <= fds
     child.join()
     with open_pidfd(child.pid) as fd:
         assert fd is None  # it is gone
@@ -122,7 +122,7 @@ def test_open_pidfd_closes_after_an_error():
 
     with pytest.raises(LookupError):
         fail()
-    assert open_fds() == fds
+    assert open_fds() <= fds
 
 
 @pytest.mark.parametrize('pid', [None, 0, -1, 2**30])
@@ -152,7 +152,7 @@ class TestWaitForExit:
         fds = open_fds()
         assert wait_for_exit(child, timeout)
         assert child.exitcode == 0
-        assert open_fds() == fds
+        assert open_fds() <= fds
 
     def test_it_has_ended(self, fork):
         child = fork(int)
@@ -169,7 +169,7 @@ class TestWaitForExit:
         start = time.monotonic()
         assert not wait_for_exit(child, timeout)
         assert timeout <= time.monotonic() - start < timeout + 1
-        assert open_fds() == fds
+        assert open_fds() <= fds
 
     def test_negative_timeout(self, fork):
         assert not wait_for_exit(fork(sleep), -1)

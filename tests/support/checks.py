@@ -3,7 +3,9 @@
 
 import json
 import os
+import threading
 import time
+from contextlib import suppress
 from itertools import pairwise
 
 
@@ -16,8 +18,22 @@ def wait_until(condition, timeout=30):
 
 
 def open_fds():
-    """Return the number of open descriptors of this process."""
-    return len(os.listdir('/proc/self/fd'))
+    """Return the open descriptors of this process, each with its file.
+
+    Compare sets, not numbers: libzmq closes the sockets of an earlier test some time later.
+    """
+    return {(fd, file) for fd in os.listdir('/proc/self/fd') if (file := _file_of(fd))}
+
+
+def _file_of(fd):
+    with suppress(FileNotFoundError):  # the descriptor of the folder itself, or closed meanwhile
+        return os.readlink(f'/proc/self/fd/{fd}')
+    return None
+
+
+def running_threads():
+    """Return the threads of this process; compare sets, as for `open_fds`."""
+    return set(threading.enumerate())
 
 
 def check_attempts(server, send_deadline):
