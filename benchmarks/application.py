@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests/support'))
 
 from app.program import WebServer
-from life import folder_for_run, owner_of, report, wait_until
+from checks import wait_until
+from life import folder_for_run, owner_of, report
 
 SERVERS = {
     'pserve': ('pserve',),

@@ -18,7 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests/support'))
 
 from app.handler import Process, in_hand
-from app.program import Program, WebServer, is_running, wait_until
+from app.program import Program, WebServer, is_running
+from checks import wait_until
 
 OWNER = """
 import json, signal, sys

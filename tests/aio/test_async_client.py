@@ -14,7 +14,7 @@ import uvloop
 import zmq
 
 from aio_loops import LOOPS, Runner, until
-from checks import check_attempts, open_fds, wait_until
+from checks import AT_ONCE, check_attempts, open_fds, wait_until
 from handlers import Process, RecordingMessageHandler
 from pyams_zmq.aio import AsyncZMQClient, SocketEvent, ZmqEventLoop
 from pyams_zmq.aio.client import Connection
@@ -29,9 +29,6 @@ from pyams_zmq.exceptions import (
     ZMQTimeoutError,
     ZMQUnreachableError,
 )
-
-AT_ONCE = 2.0
-"""Seconds within which an immediate result arrives on a loaded machine; time-outs are longer"""
 
 CALLS = 5000
 """Simultaneous calls"""

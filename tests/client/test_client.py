@@ -12,8 +12,7 @@ from multiprocessing.context import ForkProcess
 import pytest
 import zmq
 
-from checks import check_attempts, open_fds, running_threads, wait_until
-from peers import AT_ONCE
+from checks import AT_ONCE, check_attempts, open_fds, running_threads, wait_until
 from pyams_zmq.client import MAX_IDLE, ZMQClient
 from pyams_zmq.client.channel import CallChannel
 from pyams_zmq.client.connection import ServiceAddress

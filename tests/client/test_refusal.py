@@ -13,8 +13,8 @@ from math import inf
 import pytest
 import zmq
 
-from checks import wait_until
-from peers import AT_ONCE, ECHO, REPLY, ask_raw, raw_server, replying, timed
+from checks import AT_ONCE, wait_until
+from peers import ECHO, REPLY, ask_raw, raw_server, replying, timed
 from pyams_zmq.auth import AccessPolicy, parse_users
 from pyams_zmq.client import socket as socket_module
 from pyams_zmq.client.socket import SILENCE, TIMEOUT, ZMQSocket, zmq_response, zmq_socket

@@ -23,7 +23,8 @@ clips = import_module('clips')
 converter = import_module('converter')
 sys.path.remove(str(EXAMPLE))
 
-PATIENCE = 60
+TIMEOUT = 60
+"""Seconds for a conversion on a loaded machine"""
 
 
 @pytest.fixture(scope='session')
@@ -57,12 +58,12 @@ def film(studio, tmp_path):
 def service(start, ask, monkeypatch):
     """A service that ends its conversions soon, and gives them time to end on a loaded machine."""
     for name in ('TERM_GRACE', 'KILL_GRACE'):
-        monkeypatch.setattr(f'pyams_zmq.process.service.{name}', PATIENCE)
-    monkeypatch.setattr(converter.ConversionProcess, 'drain_timeout', PATIENCE)
+        monkeypatch.setattr(f'pyams_zmq.process.service.{name}', TIMEOUT)
+    monkeypatch.setattr(converter.ConversionProcess, 'drain_timeout', TIMEOUT)
     process = start(
         '127.0.0.1', converter.ConversionMessageHandler, factory=converter.ConversionProcess
     )
-    process.ask = lambda *message: ask(process, message, timeout=PATIENCE)
+    process.ask = lambda *message: ask(process, message, timeout=TIMEOUT)
     return process
 
 
@@ -75,13 +76,13 @@ def convert(service, path, name='webm'):
 
 def result(service, key):
     """Wait for the end of a conversion; return its last status."""
-    wait_until(lambda: service.ask('status', key)[1]['state'] != 'running', PATIENCE)
+    wait_until(lambda: service.ask('status', key)[1]['state'] != 'running', TIMEOUT)
     return service.ask('status', key)[1]
 
 
 def make_progress(service, key):
     """Wait until ffmpeg has converted a part of the clip."""
-    wait_until(lambda: service.ask('status', key)[1]['seconds'] > 0, PATIENCE)
+    wait_until(lambda: service.ask('status', key)[1]['seconds'] > 0, TIMEOUT)
 
 
 def ffmpegs(folder):
@@ -258,7 +259,7 @@ def test_old_results_are_forgotten(monkeypatch, start, ask, clip):
     process = start(
         '127.0.0.1', converter.ConversionMessageHandler, factory=converter.ConversionProcess
     )
-    process.ask = lambda *message: ask(process, message, timeout=PATIENCE)
+    process.ask = lambda *message: ask(process, message, timeout=TIMEOUT)
     keys = []
     for _turn in range(3):
         keys.append(convert(process, clip, 'gif'))
@@ -308,7 +309,7 @@ def test_service_is_killed(service, film):
     make_progress(service, convert(service, film))
     service.kill()
     service.join()
-    wait_until(lambda: not ffmpegs(film), PATIENCE)
+    wait_until(lambda: not ffmpegs(film), TIMEOUT)
     wait_until(lambda: os.listdir(Path(film).parent) == ['film.mp4'])
 
 
@@ -359,7 +360,7 @@ def demo(tmp_path):
 def test_demo(demo, tmp_path):
     program = demo()
     # The output ends when all processes have ended.
-    output, errors = program.communicate(timeout=PATIENCE)
+    output, errors = program.communicate(timeout=TIMEOUT)
     assert program.returncode == 0, errors
     assert '-> ["convert", {"path": ' in output
     assert '<- [200, "' in output
@@ -372,7 +373,7 @@ def test_demo(demo, tmp_path):
 def test_demo_with_a_clip(demo, clip):
     own = Path(clip).rename(Path(clip).with_name('-my "own" film\'s $HOME %d.webm'))
     program = demo('--', str(own))
-    output, errors = program.communicate(timeout=PATIENCE)
+    output, errors = program.communicate(timeout=TIMEOUT)
     assert program.returncode == 0, errors
     assert f'{own}.mp4\n   format    mov,mp4,' in output
     assert Path(f'{own}.mp4').is_file()
@@ -394,7 +395,7 @@ def test_demo_fails(demo, clip, what, text):
         Path(f'{clip}.webm').mkdir()
     argument = {'missing': f'{clip}.none', 'folder': Path(clip).parent}.get(what, clip)
     program = demo(argument)
-    output, errors = program.communicate(timeout=PATIENCE)
+    output, errors = program.communicate(timeout=TIMEOUT)
     assert program.returncode == 1
     assert len(errors.splitlines()) == 1, errors
     assert errors.startswith('FAILED: ')
@@ -415,9 +416,9 @@ def test_demo_fails(demo, clip, what, text):
 )
 def test_demo_is_ended(demo, film, tmp_path, send, number):
     program = demo(film)
-    wait_until(lambda: '%' in program.stdout.readline(), PATIENCE)
+    wait_until(lambda: '%' in program.stdout.readline(), TIMEOUT)
     send(program.pid, number)
-    _output, errors = program.communicate(timeout=PATIENCE)
+    _output, errors = program.communicate(timeout=TIMEOUT)
     assert 'Traceback' not in errors
     if number in (signal.SIGINT, signal.SIGTERM):
         assert program.returncode == 1

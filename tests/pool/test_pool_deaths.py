@@ -9,7 +9,8 @@ from functools import partial
 
 import pytest
 
-from app.program import is_running, wait_until
+from app.program import is_running
+from checks import wait_until
 from pool_checks import (
     TIMEOUT,
     ask_who_waits,
@@ -47,12 +48,10 @@ def test_killed_worker_whose_call_may_not_be_repeated(pool, tmp_path):
         with in_threads(lambda _: ask_who_waits(client, path), 1) as results:
             wait_for_file(path)
             [busy] = [each for each in process.stats()['workers'] if each['state'] == 'busy']
-            start = time.monotonic()
             os.kill(busy['pid'], signal.SIGKILL)
-        assert time.monotonic() - start < HANG_TIMEOUT
         [error] = results
         assert error.status == 502
-        assert 'died during this call' in error.text
+        assert 'died during this call' in error.text  # not "missed its heartbeats"
         path.unlink()
         wait_for_workers(process, {busy['pid']})
 
@@ -86,11 +85,10 @@ def test_stopped_worker(pool, tmp_path):
             start = time.monotonic()
             while is_running(stopped):  # meanwhile the others serve
                 assert client.call('echo', 1) == 1
-            seconds = time.monotonic() - start
+                assert time.monotonic() - start < TIMEOUT
             wait_for_files(tmp_path, 'hold.*', 2)
         wait_for_workers(process, {stopped})
         assert results[0] != stopped
-    assert seconds < HANG_TIMEOUT + 0.5  # on a busy machine
 
 
 def test_computing_worker_is_not_killed(pool):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.program import wait_until
+from checks import wait_until
 from pool_checks import TIMEOUT, client_of, in_threads, wait_for_file, wait_for_workers, workers_of
 from pool_handlers import Pool, PoolMessageHandler
 from pyams_zmq.pool.broker import PoolBroker

@@ -13,7 +13,8 @@ import pytest
 from pyramid.config import Configurator
 from pyramid.registry import Registry
 
-from app.program import wait_for_end, wait_until
+from app.program import wait_for_end
+from checks import wait_until
 from pool_checks import TIMEOUT, client_of, wait_for_file, workers_of
 from pool_handlers import FailingMessageHandler, Pool, PoolMessageHandler
 from pyams_zmq.config.startup import start_services

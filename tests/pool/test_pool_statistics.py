@@ -7,7 +7,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from app.program import is_running, wait_until
+from app.program import is_running
+from checks import wait_until
 from pool_checks import TIMEOUT, client_of
 from pool_handlers import Pool
 from pyams_zmq.exceptions import (

@@ -16,13 +16,12 @@ import pytest
 from pyramid.registry import Registry
 
 from app.handler import Process
+from checks import TIMEOUT
 from pyams_zmq.exceptions import ZMQMessageError, ZMQStartError, ZMQTimeoutError
 from pyams_zmq.process.base import OwnedProcess
 from pyams_zmq.process.channel import STOP, Command, make_portable
 from pyams_zmq.process.watchdog import SIGNALS, Watchdog
 from pyams_zmq.supervisor import SupervisorProcess
-
-TIMEOUT = 10
 
 ADDRESSES = {'in': ['tcp://127.0.0.1:1', 'ipc:///tmp/x'], 'out': []}
 

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from app.handler import COMMANDS, Process, in_hand
-from app.program import is_running, wait_for_end, wait_until
+from app.program import is_running, wait_for_end
+from checks import TIMEOUT, wait_until
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.process import descendants as descendants_module
 from pyams_zmq.process.base import _stop_owned
@@ -34,12 +35,6 @@ from pyams_zmq.process.descendants import (
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess
 
 FORK = multiprocessing.get_context('fork')
-
-TIMEOUT = 20
-"""Seconds to wait for what has to happen, however busy the machine is"""
-
-ORPHAN_LIMIT = 30.0
-"""Seconds to wait for the end of orphans, which else run for a minute"""
 
 ALL = list(COMMANDS)
 
@@ -207,14 +202,14 @@ def test_owner_is_killed(run, start_programs, address, kind):
     owner, pid = run(address, kind)
     programs = start_programs(address)
     os.kill(owner.pid, signal.SIGKILL)
-    wait_until(lambda: not is_running(pid) and not left(programs), ORPHAN_LIMIT)
+    wait_until(lambda: not is_running(pid) and not left(programs), TIMEOUT)
 
 
 def test_supervisor_is_killed(run, start_programs, address):
     _owner, supervisor = run(address, 'supervisor')
     programs = start_programs(address)
     os.kill(supervisor, signal.SIGKILL)
-    wait_until(lambda: not left(programs), ORPHAN_LIMIT)
+    wait_until(lambda: not left(programs), TIMEOUT)
 
 
 def test_owner_is_killed_before_the_end_of_a_cleanup(run, start_programs, ask, address):
@@ -228,7 +223,7 @@ def test_owner_is_killed_before_the_end_of_a_cleanup(run, start_programs, ask, a
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: set(left(programs)) == {'deaf', 'deaf and detached'}, TIMEOUT)
     os.kill(owner.pid, signal.SIGKILL)
-    wait_until(lambda: not left(programs), ORPHAN_LIMIT)
+    wait_until(lambda: not left(programs), TIMEOUT)
 
 
 @pytest.mark.parametrize('end', [stop, terminate])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.program import wait_until
+from checks import TIMEOUT, wait_until
 from handlers import Process
 from pyams_zmq.process import heartbeat as heartbeat_module
 from pyams_zmq.process.heartbeat import (
@@ -19,9 +19,7 @@ from pyams_zmq.process.heartbeat import (
     HeartbeatCounter,
     LivenessCheck,
 )
-from pyams_zmq.supervisor import SupervisorProcess
-
-TIMEOUT = 20
+from pyams_zmq.supervisor import Supervisor, SupervisorProcess
 
 
 class Checked:
@@ -135,22 +133,39 @@ def test_cpu_time_of_a_stopped_process():
         os.waitpid(pid, 0)
 
 
-@pytest.mark.parametrize('timeout', [HANG_TIMEOUT, 0])
-def test_supervised(tmp_path, ask, monkeypatch, timeout):
-    monkeypatch.setattr('pyams_zmq.supervisor.Supervisor.hang_timeout', timeout)
-    address = f'ipc://{tmp_path}/echo'
+def test_supervised(address, ask):
+    """A stopped process is replaced."""
     supervisor = SupervisorProcess({'echo': partial(Process, address)})
     supervisor.start()
     try:
         status, pid = ask(address, ['pid', None], timeout=TIMEOUT)
         assert status == 200
         os.kill(pid, signal.SIGSTOP)
-        if timeout:
-            wait_until(lambda: ask(address, ['pid', None], timeout=1)[1] not in (pid, ''), TIMEOUT)
-        else:
-            time.sleep(2 * HANG_TIMEOUT)  # for a restart, which must not come
-            assert Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] == 'T'
-            os.kill(pid, signal.SIGCONT)
-            assert ask(address, ['pid', None], timeout=TIMEOUT) == [200, pid]
+        wait_until(lambda: pid_of_service(ask, address) not in (pid, None))
     finally:
         supervisor.stop()
+
+
+def pid_of_service(ask, address):
+    """Return the pid of the service, None if it does not reply."""
+    status, pid = ask(address, ['pid', None], timeout=1)
+    return pid if status == 200 else None
+
+
+def test_supervised_without_a_limit(address, ask):
+    """A stopped process is not replaced if `hang_timeout` is 0."""
+    supervisor = Supervisor({'echo': partial(Process, address)})
+    supervisor.hang_timeout = 0
+    now = time.monotonic()
+    supervisor.step(now)
+    try:
+        process = supervisor.processes['echo']
+        process.wait_ready()
+        os.kill(process.pid, signal.SIGSTOP)
+        for number in range(100):
+            supervisor.step(now + number * CHECK_INTERVAL)
+        os.kill(process.pid, signal.SIGCONT)
+        assert ask(address, ['pid', None], timeout=TIMEOUT) == [200, process.pid]
+    finally:
+        supervisor.stop()
+        wait_until(lambda: (supervisor.step(time.monotonic()), supervisor.is_finished)[1])

@@ -20,20 +20,14 @@ import pytest
 from pyramid.registry import Registry
 
 from app.handler import Process, in_hand
-from app.program import is_running, reserved_port, wait_for_end, wait_until
+from app.program import is_running, reserved_port, wait_for_end
+from checks import TIMEOUT, wait_until
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessStartedEvent
 from pyams_zmq.process import process_exit_func
 from pyams_zmq.process.watchdog import has_ended
 from pyams_zmq.socket import zmq_response, zmq_socket
 from pyams_zmq.wire.message import DRAINING
-
-ORPHAN_LIMIT = 30.0
-"""Seconds to wait for the end of an orphan, which else goes on for a minute or more; the time that
-it really takes is measured by `benchmarks/life.py`"""
-
-STOP_LIMIT = 15.0
-"""Seconds in which an idle child stops on a busy machine; one that is not idle takes a minute"""
 
 OWNER = """
 import json, os, signal, sys, threading
@@ -158,14 +152,14 @@ def collect_all(*args):
 def kill(process):
     """Kill a process; `join` with a time-out would wait for its children, too."""
     process.kill()
-    wait_for_end(process.pid, STOP_LIMIT)
+    wait_for_end(process.pid, TIMEOUT)
 
 
 def spawn(ask, address):
     """Let a process start a child; return its pid when it has reset what it inherited."""
     status, pid = ask(address, ['spawn', 60])
     assert status == 200
-    wait_until(lambda: ends_on(pid, signal.SIGTERM), STOP_LIMIT)
+    wait_until(lambda: ends_on(pid, signal.SIGTERM), TIMEOUT)
     assert is_running(pid)
     return pid
 
@@ -201,7 +195,7 @@ def test_owner_is_killed(run, address, path, code):
     owner = run(code + 'signal.pause()', address)
     child, _ = owner.read()
     owner.send_signal(signal.SIGKILL)
-    wait_for_end(child, ORPHAN_LIMIT)
+    wait_for_end(child, TIMEOUT)
     assert left_at(path) == []
 
 
@@ -211,7 +205,7 @@ def test_owner_is_killed_while_the_child_works(run, address, work):
     child, _ = owner.read()
     with in_hand(address, work):
         owner.send_signal(signal.SIGKILL)
-        wait_for_end(child, ORPHAN_LIMIT)
+        wait_for_end(child, TIMEOUT)
 
 
 def test_owner_is_killed_and_the_child_has_children(run, ask, address):
@@ -220,7 +214,7 @@ def test_owner_is_killed_and_the_child_has_children(run, ask, address):
     grandchildren = [spawn(ask, address) for _ in range(2)]
     owner.send_signal(signal.SIGKILL)
     for pid in (child, *grandchildren):
-        wait_for_end(pid, ORPHAN_LIMIT)
+        wait_for_end(pid, TIMEOUT)
 
 
 def test_owner_is_killed_before_the_child_is_ready(run, address):
@@ -229,7 +223,7 @@ def test_owner_is_killed_before_the_child_is_ready(run, address):
     standby = run(STANDBY, address)
     child = standby.read()
     standby.send_signal(signal.SIGKILL)
-    wait_for_end(child, ORPHAN_LIMIT)
+    wait_for_end(child, TIMEOUT)
 
 
 # The owner ends
@@ -253,7 +247,7 @@ def test_owner_ends(run, address, path, code, exit_code):
     owner = run(OWNER + code, address)
     child, _ = owner.read()
     assert owner.wait(20) == exit_code
-    wait_for_end(child, ORPHAN_LIMIT)
+    wait_for_end(child, TIMEOUT)
     assert 'Exception ignored' not in owner.log.read_text()
     assert left_at(path) == [] or 'SIGKILL' in code
 
@@ -269,7 +263,7 @@ def test_all_get_the_signal(run, address, path, num):
         owner.send_signal_to_all(num)
         assert zmq_response(socket) == [200, 0.5]
     owner.wait(20)
-    wait_for_end(child, ORPHAN_LIMIT)
+    wait_for_end(child, TIMEOUT)
     assert left_at(path) == []
 
 
@@ -292,10 +286,10 @@ def test_owner_does_not_see_the_end_of_its_children(handler):
     try:
         process.start()
         process.wait_ready()
-        assert timed(process.stop) < STOP_LIMIT
+        assert timed(process.stop) < TIMEOUT
         # Its exit code is collected, and the system is about to remove it.
-        wait_until(lambda: not psutil.pid_exists(process.pid), STOP_LIMIT)
-        assert timed(process.stop) < STOP_LIMIT
+        wait_until(lambda: not psutil.pid_exists(process.pid), TIMEOUT)
+        assert timed(process.stop) < TIMEOUT
         with pytest.raises(ZMQStartError, match='ended'):
             process.wait_ready()
     finally:
@@ -306,7 +300,7 @@ def test_owner_does_not_see_the_end_of_its_children(handler):
 def test_owner_becomes_another_program(run, address, path):
     owner = run(OWNER + "os.execv(sys.executable, [sys.executable, '-c', 'input()'])", address)
     child, _ = owner.read()
-    wait_for_end(child, ORPHAN_LIMIT)
+    wait_for_end(child, TIMEOUT)
     assert is_running(owner.pid)
     assert left_at(path) == []
 
@@ -320,7 +314,7 @@ def test_traced_child_works_when_its_owner_becomes_another_program(run, address)
     child, _ = owner.read()
     with in_hand(address, 'native_work'):
         owner.write(None)
-        wait_for_end(child, ORPHAN_LIMIT)
+        wait_for_end(child, TIMEOUT)
 
 
 def test_pid_that_is_reused():
@@ -347,7 +341,7 @@ def test_grandchild_ends_on_a_signal(start, ask, num):
     process = start(factory=Process)
     grandchild = spawn(ask, process)
     os.kill(grandchild, num)
-    wait_for_end(grandchild, STOP_LIMIT)
+    wait_for_end(grandchild, TIMEOUT)
     assert ask(process, ['pid', None]) == [200, process.pid]
 
 
@@ -420,7 +414,7 @@ def test_started_in_a_loop(ask):
         await usr1.wait()
         assert await asyncio.to_thread(ask, address, ['async_echo', 2]) == [200, 2]
         os.kill(process.pid, signal.SIGINT)
-        await asyncio.to_thread(process.join, STOP_LIMIT)
+        await asyncio.to_thread(process.join, TIMEOUT)
         assert process.exitcode == 0
         await asyncio.to_thread(process.stop)
 
@@ -439,7 +433,7 @@ def test_stopped_at_once_in_a_loop():
         for _ in range(10):
             process = Process()
             process.start()
-            assert timed(process.stop) < STOP_LIMIT
+            assert timed(process.stop) < TIMEOUT
             assert process.exitcode == 0
             await asyncio.sleep(0)  # the loop would call the signal handlers
 
@@ -494,7 +488,7 @@ def test_started_twice():
         with pytest.raises(AssertionError, match='twice'):
             process.start()
         process.wait_ready()
-        assert timed(process.stop) < STOP_LIMIT
+        assert timed(process.stop) < TIMEOUT
     assert process.exitcode == 0
 
 
@@ -586,9 +580,9 @@ def test_standby_takes_over(ask, path, kind):
 def test_standby_stops(start, address):
     start(address, factory=Process)
     standby = Process(address)
-    standby.bind_timeout = 30
+    standby.bind_timeout = 2 * TIMEOUT
     standby.start()
-    assert timed(standby.stop) < STOP_LIMIT
+    assert timed(standby.stop) < TIMEOUT
     assert standby.exitcode == 0
 
 
@@ -609,7 +603,7 @@ def test_stop_without_a_child():
 def test_stop_after_death(start):
     process = start(factory=Process)
     kill(process)
-    assert timed(process.stop) < STOP_LIMIT
+    assert timed(process.stop) < TIMEOUT
     assert process.exitcode == -signal.SIGKILL
 
 
@@ -641,7 +635,7 @@ def test_stop_of_a_child_that_works_too_long(work):
     process = Process()
     process.drain_timeout = 0.3
     with running(process) as address, in_hand(address, work):
-        assert timed(process.stop) < process.drain_timeout + STOP_LIMIT
+        assert timed(process.stop) < process.drain_timeout + TIMEOUT
         assert process.exitcode == 1  # its watchdog ended it
 
 
@@ -657,7 +651,7 @@ def test_stop_of_a_child_that_does_not_react():
         start = time.monotonic()
         with ThreadPoolExecutor() as pool:
             list(pool.map(Process.stop, processes))
-        assert time.monotonic() - start < 0.3 + 2 + 1 + STOP_LIMIT
+        assert time.monotonic() - start < 0.3 + 2 + 1 + TIMEOUT
     # Watchdogs ended the first two; the third could not run its own.
     assert [process.exitcode for process in processes] == [1, 1, -signal.SIGKILL]
 
@@ -674,7 +668,7 @@ def test_drain(start, work, num):
         os.kill(process.pid, num)
         assert zmq_response(socket) == [200, 0.5]
         assert zmq_response(late) == list(DRAINING)
-    process.join(STOP_LIMIT)
+    process.join(TIMEOUT)
     assert process.exitcode == 0
 
 
@@ -682,7 +676,7 @@ def test_signal_does_not_interrupt_the_loop(start, ask):
     """As a signal that comes right before the loop waits."""
     process = start(factory=Process)
     assert ask(process, ['signal_elsewhere', 0.2]) == [200, 0.2]
-    wait_for_end(process.pid, 0.2 + STOP_LIMIT)
+    wait_for_end(process.pid, 0.2 + TIMEOUT)
     assert process.exitcode == 0
 
 
@@ -742,7 +736,7 @@ def test_second_signal_ends_at_once(start, num):
     process = start(factory=Process)
     with in_hand(process.bound_address, 'work'):
         os.kill(process.pid, num)
-        wait_until(lambda: ends_on(process.pid, num), STOP_LIMIT)
+        wait_until(lambda: ends_on(process.pid, num), TIMEOUT)
         os.kill(process.pid, num)
-        process.join(STOP_LIMIT)
+        process.join(TIMEOUT)
         assert process.exitcode == -num

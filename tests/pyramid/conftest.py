@@ -3,7 +3,8 @@
 
 import pytest
 
-from app.program import PATIENCE, WebServer, wait_until
+from app.program import WebServer
+from checks import TIMEOUT, wait_until
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def serve(run_program, tmp_path):
         server.wait_for_service()
         if '--workers' in args:
             count = int(args[args.index('--workers') + 1])
-            wait_until(lambda: len(server.workers()) == count, PATIENCE)
+            wait_until(lambda: len(server.workers()) == count, TIMEOUT)
         return server
 
     return start

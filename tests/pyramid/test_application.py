@@ -11,7 +11,8 @@ from functools import partial
 import psutil
 import pytest
 
-from app.program import PATIENCE, Program, WebServer, is_running, wait_for_end, wait_until
+from app.program import Program, WebServer, is_running, wait_for_end
+from checks import TIMEOUT, wait_until
 
 SERVERS = pytest.mark.parametrize(
     'command',
@@ -38,7 +39,7 @@ def supervisor_of(child):
 
 def next_child(server, former):
     """Wait for the only child that is not a former one; return its pid."""
-    answer = server.wait_for_service(PATIENCE, but=[former])
+    answer = server.wait_for_service(TIMEOUT, but=[former])
     assert server.children() == [answer['reply'][1]]
     return answer['reply'][1]
 
@@ -65,7 +66,7 @@ def test_supervisor_is_killed(serve, command):
     server = serve(*command)
     [child] = server.children()
     os.kill(supervisor_of(child), signal.SIGKILL)
-    wait_for_end(child, PATIENCE)
+    wait_for_end(child, TIMEOUT)
     if command == ('gunicorn', '--workers', '3'):
         next_child(server, child)
 
@@ -78,8 +79,8 @@ def test_owner_worker_is_killed(serve):
         owner = psutil.Process(supervisor).ppid()
         assert owner in server.workers()
         os.kill(owner, signal.SIGKILL)
-        wait_for_end(supervisor, PATIENCE)
-        wait_for_end(child, PATIENCE)
+        wait_for_end(supervisor, TIMEOUT)
+        wait_for_end(child, TIMEOUT)
         child = next_child(server, child)
 
 
@@ -89,9 +90,9 @@ def test_server_ends(serve, command, num):
     server = serve(*command)
     [child] = server.children()
     server.send_signal(num)
-    server.wait(PATIENCE)
-    wait_for_end(child, PATIENCE)
-    wait_until(lambda: not server.running(), PATIENCE)
+    server.wait(TIMEOUT)
+    wait_for_end(child, TIMEOUT)
+    wait_until(lambda: not server.running(), TIMEOUT)
     assert 'Exception ignored' not in server.log.read_text()
 
 
@@ -108,7 +109,7 @@ def test_send(serve, command):
     assert server.get('/send?how=good&text=third')['reply'] == [200, 0]
     expected = ['first 1', 'first 2', 'second 1', 'second 2', 'third 1', 'third 2']
     wait_until(
-        lambda: notes.exists() and len(notes.read_text().splitlines()) >= len(expected), PATIENCE
+        lambda: notes.exists() and len(notes.read_text().splitlines()) >= len(expected), TIMEOUT
     )
     assert sorted(notes.read_text().splitlines()) == expected
 
@@ -120,12 +121,12 @@ def test_send_while_the_service_is_down(serve):
     supervisor = supervisor_of(child)
     os.kill(supervisor, signal.SIGSTOP)  # so that the child is not started again
     os.kill(child, signal.SIGKILL)
-    wait_for_end(child, PATIENCE)
+    wait_for_end(child, TIMEOUT)
     assert server.get('/send?how=good&text=lost') is None
     os.kill(supervisor, signal.SIGCONT)
     next_child(server, child)
     assert server.get('/send?how=good&text=kept')['reply'] == [200, 0]
-    wait_until((server.folder / 'notes').exists, PATIENCE)
+    wait_until((server.folder / 'notes').exists, TIMEOUT)
     assert 'lost' not in (server.folder / 'notes').read_text()
 
 
@@ -163,14 +164,14 @@ def external(run_program, tmp_path, address):
     ini = WebServer.configure(tmp_path, 'declared', {})
     program = run_program('-m', 'pyams_zmq', 'serve', str(ini), 'worker', f'address={address}')
     noted = tmp_path / 'children'
-    wait_until(lambda: noted.exists() and noted.read_text().endswith('\n'), PATIENCE)
+    wait_until(lambda: noted.exists() and noted.read_text().endswith('\n'), TIMEOUT)
     return program, int(noted.read_text())
 
 
 def test_external(external):
     program, child = external
     program.send_signal(signal.SIGTERM)
-    assert program.wait(PATIENCE) == 0
+    assert program.wait(TIMEOUT) == 0
     assert not is_running(child)
 
 
@@ -197,5 +198,5 @@ def test_gevent_worker_refuses_to_start_a_process(run_program, address):
     server = run_program(
         *GEVENT[1:], factory=WebServer.gunicorn, address=address, application='declared'
     )
-    assert server.wait(PATIENCE) != 0
+    assert server.wait(TIMEOUT) != 0
     assert 'set pyams_zmq.worker.start = external' in server.log.read_text()

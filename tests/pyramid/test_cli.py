@@ -8,11 +8,8 @@ import sys
 
 import pytest
 
-from app.program import wait_until
+from checks import TIMEOUT, wait_until
 from pyams_zmq.cli import main
-
-TIMEOUT = 20
-"""Seconds to wait for an event, also on a busy machine"""
 
 INI = """
 [app:main]

@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from app.handler import in_hand
-from app.program import PATIENCE, is_running, wait_for_end, wait_until
+from app.program import is_running, wait_for_end
+from checks import TIMEOUT, wait_until
 from pyams_zmq.socket import zmq_response
 
 SERVERS = pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_owner_is_killed(serve, command):
     server = serve(*command)
     [child] = server.children()
     os.kill(owner_of(server, child), signal.SIGKILL)
-    wait_for_end(child, PATIENCE)
+    wait_for_end(child, TIMEOUT)
 
 
 @SERVERS
@@ -59,9 +60,9 @@ def test_server_ends(serve, command, num):
     server = serve(*command)
     [child] = server.children()
     server.send_signal(num)
-    server.wait(PATIENCE)
-    wait_for_end(child, PATIENCE)
-    wait_until(lambda: nothing_is_left(server), PATIENCE)
+    server.wait(TIMEOUT)
+    wait_for_end(child, TIMEOUT)
+    wait_until(lambda: nothing_is_left(server), TIMEOUT)
     assert 'Exception ignored' not in server.log.read_text()
 
 
@@ -82,9 +83,9 @@ def test_all_get_the_signal(serve, command, num):
     with in_hand(address_of(server), 'work', 0.3) as socket:
         server.send_signal_to_all(num)
         assert zmq_response(socket) == [200, 0.3]
-    server.wait(PATIENCE)
-    wait_for_end(child, PATIENCE)
-    wait_until(lambda: nothing_is_left(server), PATIENCE)
+    server.wait(TIMEOUT)
+    wait_for_end(child, TIMEOUT)
+    wait_until(lambda: nothing_is_left(server), TIMEOUT)
 
 
 def test_wait_ready(serve):
@@ -110,7 +111,7 @@ def test_gunicorn_replaces_its_worker_while_the_child_works(serve):
     [child] = server.children()
     with in_hand(address_of(server), 'work'):
         os.kill(owner_of(server, child), signal.SIGKILL)
-        wait_for_end(child, PATIENCE)
+        wait_for_end(child, TIMEOUT)
         assert server.wait_for_service()['reply'] == [200, *server.children()]
 
 
@@ -120,8 +121,8 @@ def test_workers_share_the_child_of_the_master(serve):
     for num in (signal.SIGKILL, signal.SIGTERM):  # SIGTERM runs the atexit hooks of the worker
         victim = server.workers()[0]
         os.kill(victim, num)
-        wait_for_end(victim, PATIENCE)
-        wait_until(lambda: len(server.workers()) == 2, PATIENCE)
+        wait_for_end(victim, TIMEOUT)
+        wait_until(lambda: len(server.workers()) == 2, TIMEOUT)
         assert server.wait_for_service()['reply'] == [200, child]
         assert server.children() == [child]
     assert 'Exception ignored' not in server.log.read_text()
@@ -140,7 +141,7 @@ def reload(server):
         time.sleep(0.01)  # a poll, which the time limit of the test ends
     answer = server.wait_for_service(but=[child])
     seconds = time.monotonic() - start
-    wait_for_end(child, PATIENCE)
+    wait_for_end(child, TIMEOUT)
     assert server.children() == [answer['process']]
     return seconds
 

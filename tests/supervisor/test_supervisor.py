@@ -22,7 +22,8 @@ from pyramid.registry import Registry
 from zope.interface.verify import verifyObject
 
 from app.handler import in_hand
-from app.program import Program, is_running, wait_for_end, wait_until
+from app.program import Program, is_running, wait_for_end
+from checks import TIMEOUT, wait_until
 from handlers import ExitingSetup, Process
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent
@@ -33,12 +34,6 @@ from pyams_zmq.process.lock import NameLock
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess, driver
 from pyams_zmq.supervisor.process import LOCK_REFRESH
 from pyams_zmq.wire.poll import wait_readable
-
-ORPHAN_LIMIT = 30.0
-"""Seconds to wait for the end of orphans, which run for a minute if nothing ends them"""
-
-TIMEOUT = 20
-"""Seconds to wait for an event on a busy machine"""
 
 NO_PIDFD = """
 import os
@@ -524,7 +519,7 @@ def test_second_signal_ends_at_once(run, address, num):
         wait_until(lambda: not handles(program.pid, num), TIMEOUT)
         program.send_signal(num)
         assert program.wait(TIMEOUT) == -num
-        wait_until(lambda: program.running() == [], ORPHAN_LIMIT)
+        wait_until(lambda: program.running() == [], TIMEOUT)
 
 
 def handles(pid, num):
@@ -548,7 +543,7 @@ def test_supervisor_is_killed(run):
     children = [read(program, 'started')[1] for _ in range(2)]
     program.send_signal(signal.SIGKILL)
     for child in children:
-        wait_for_end(child, ORPHAN_LIMIT)
+        wait_for_end(child, TIMEOUT)
 
 
 # Beside a web server
@@ -576,7 +571,7 @@ def test_owner_is_killed(run, ask, address, code, pidfd):
     _, child = read(program, 'started')
     _, grandchild = ask(address, ['spawn', 60])
     program.send_signal(signal.SIGKILL)
-    wait_until(lambda: not any(map(is_running, (pid, child, grandchild))), ORPHAN_LIMIT)
+    wait_until(lambda: not any(map(is_running, (pid, child, grandchild))), TIMEOUT)
     assert f'The owner of this process (pid {program.pid}) died' in program.log.read_text()
 
 
@@ -587,7 +582,7 @@ def test_owner_becomes_another_program(run):
     [pid] = read(program, 'supervisor')
     _, child = read(program, 'started')
     program.write(None)
-    wait_until(lambda: not any(map(is_running, (pid, child))), ORPHAN_LIMIT)
+    wait_until(lambda: not any(map(is_running, (pid, child))), TIMEOUT)
     assert is_running(program.pid)
 
 
@@ -661,7 +656,7 @@ def test_one_of_two_serves(run, ask, address, lock):
     _, child = read(standby, 'started')  # and not before, as the address would have been in use
     assert ask(address, ['pid', None]) == [200, child]
     standby.send_signal(signal.SIGKILL)
-    wait_for_end(child, ORPHAN_LIMIT)
+    wait_for_end(child, TIMEOUT)
 
 
 @pytest.mark.parametrize('whom', ['owner', 'supervisor'])
@@ -673,7 +668,7 @@ def test_standby_takes_over(run, ask, address, lock, whom):
     read(standby, 'supervisor')
     os.kill(leader.pid if whom == 'owner' else supervisor, signal.SIGKILL)
     _, second = read(standby, 'started')
-    wait_for_end(first, ORPHAN_LIMIT)
+    wait_for_end(first, TIMEOUT)
     assert ask(address, ['pid', None], timeout=TIMEOUT) == [200, second]
 
 

@@ -8,13 +8,23 @@ import time
 from contextlib import suppress
 from itertools import pairwise
 
+TIMEOUT = 30
+"""Seconds to wait for an event on a loaded machine; what a test guards against takes a minute"""
 
-def wait_until(condition, timeout=30):
-    """Poll a condition that no event announces; fail after *timeout* seconds."""
+AT_ONCE = 5.0
+"""Seconds for what takes milliseconds on an idle machine; the time-outs of clients are longer"""
+
+
+def wait_until(condition, timeout=TIMEOUT):
+    """Poll a condition that no event announces, and return its first true result.
+
+    :param timeout: seconds, after which the test fails
+    """
     deadline = time.monotonic() + timeout
-    while not condition():
+    while not (result := condition()):
         assert time.monotonic() < deadline, f'not within {timeout} s'
-        time.sleep(0.01)
+        time.sleep(0.005)
+    return result
 
 
 def open_fds():

@@ -13,8 +13,6 @@ from pyams_zmq.socket import zmq_response, zmq_socket
 
 ECHO = ['echo', {'path': '/this/is/my/path', 'format': 'JPEG'}]
 REPLY = [200, ECHO[1]]
-AT_ONCE = 5.0
-"""Limit in seconds for what takes milliseconds, but on a loaded machine"""
 
 
 @contextmanager

@@ -8,15 +8,13 @@ import time
 from contextlib import contextmanager
 from functools import partial
 
-from app.program import wait_for_end, wait_until
+from app.program import wait_for_end
+from checks import TIMEOUT, wait_until
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.exceptions import (
     ZMQBaseError,
     ZMQTimeoutError,
 )
-
-TIMEOUT = 20
-"""Seconds to wait for an event on a busy machine"""
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 
 import handlers
-from app.program import is_running, wait_until
+from app.program import is_running
+from checks import wait_until
 from pyams_zmq.socket import zmq_socket
 
 COMMANDS = {

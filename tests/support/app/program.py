@@ -16,24 +16,9 @@ from pathlib import Path
 
 import psutil
 
+from checks import wait_until
+
 HERE = Path(__file__).parent
-
-PATIENCE = 30
-"""Seconds to wait for an event, also on a busy machine; `benchmarks/life.py` measures the times"""
-
-
-def wait_until(condition, timeout):
-    """Wait for a condition by polling, because no event shows it.
-
-    :param condition: callable; its first true result is returned
-    :param timeout: seconds
-    """
-    deadline = time.monotonic() + timeout
-    while not (result := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f'it did not happen within {timeout} s')
-        time.sleep(0.005)  # a poll with a deadline, there is nothing to wait for
-    return result
 
 
 def is_running(pid):
@@ -225,5 +210,5 @@ class WebServer(Program):
 
         try:
             return wait_until(ask, timeout)
-        except TimeoutError:
+        except AssertionError:
             raise TimeoutError(f'no service within {timeout} s; {self.log.read_text()}') from None
