@@ -2,7 +2,7 @@
 """Access control, measured with real sockets.
 
 It measures the verdict on each combination of mechanism, address and credentials (the ones of
-`tests/access/test_access.py`) and the time until a refused client gets it; the latency of an
+`tests/support/access_cases.py`) and the time until a refused client gets it; the latency of an
 authorized client during a flood of bad handshakes; the time until half-open peers are disconnected;
 and what the monitor of a socket, which detects refusals, costs an authorized client.
 """
@@ -21,11 +21,9 @@ from pathlib import Path
 from statistics import median, quantiles
 from time import monotonic, perf_counter, process_time, sleep
 
-sys.path.extend(
-    str(Path(__file__).resolve().parents[1] / 'tests' / folder) for folder in ('support', 'access')
-)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests/support'))
 
-from test_access import (
+from access_cases import (
     ADDRESSES,
     CREDENTIALS,
     HALF_OPEN,
@@ -36,7 +34,6 @@ from test_access import (
     make_keys,
     server_options,
 )
-
 from handlers import Process
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.client import socket as client_socket

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Time without a declared service after its process, its owner or the server was killed.
 
-Usage: ``python benchmarks/application.py [RUNS]``, in an environment with the extra ``test``, on an
-idle machine. It prints the median, the minimum and the maximum of each figure.
+Run it in an environment with the extra ``test``, on an idle machine. It prints the median, the
+minimum and the maximum of each figure.
 """
 
 import os
@@ -68,4 +68,4 @@ def measure(label):
 
 
 if __name__ == '__main__':
-    report([lambda label=label: measure(label) for label in SERVERS], *map(int, sys.argv[1:]))
+    report([lambda label=label: measure(label) for label in SERVERS], __doc__)

@@ -3,9 +3,9 @@
 
 If another library cannot be installed, the reason is written to `.bench/NAME.failed`; the table of
 `bench.py` shows it. A failure of our own environment is an error.
-Usage: ``python benchmarks/environments.py [NAME ...]``.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -81,8 +81,11 @@ def make(name, requirements):
 
 def main():
     """Create the environments that the command line names, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('names', nargs='*', metavar='NAME', help=', '.join(ENVIRONMENTS))
+    names = parser.parse_args().names
     FOLDER.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or ENVIRONMENTS:
+    for name in names or ENVIRONMENTS:
         failure = FOLDER / f'{name}.failed'
         failure.unlink(missing_ok=True)
         print(f'environment {name}', flush=True)

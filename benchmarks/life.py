@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Time that a process takes to start, to stop, and to end after its owner was killed.
 
-Usage: ``python benchmarks/life.py [RUNS]``, in an environment with the extra ``test``, on an
-idle machine. It prints the median, the minimum and the maximum of each figure.
+Run it in an environment with the extra ``test``, on an idle machine. It prints the median, the
+minimum and the maximum of each figure.
 """
 
+import argparse
 import os
 import select
 import signal
@@ -142,8 +143,11 @@ def time_of_end(pid, action):
         os.close(fd)
 
 
-def report(measures, runs=10):
-    """Run the measures several times; print the figures."""
+def report(measures, description):
+    """Run the measures as often as the command line says; print the figures."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument('runs', nargs='?', type=int, default=10, help='runs of each measure (10)')
+    runs = parser.parse_args().runs
     print(f'{"milliseconds, of " + str(runs) + " runs":60} {"median":>8} {"min":>8} {"max":>8}')
     for measure in measures:
         figures = {}
@@ -165,4 +169,4 @@ if __name__ == '__main__':
         *(lambda label=label: measure_server(label) for label in SERVERS),
         measure_reload,
     ]
-    report(measures, *map(int, sys.argv[1:]))
+    report(measures, __doc__)

@@ -18,9 +18,7 @@ from time import perf_counter
 
 import zmq
 
-sys.path.extend(
-    str(Path(__file__).resolve().parents[1] / 'tests' / folder) for folder in ('support', 'pool')
-)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests/support'))
 
 from handlers import Process
 from pool_checks import kill_workers

@@ -14,88 +14,29 @@ import zmq
 import zmq.auth
 from tornado.ioloop import IOLoop
 
-from checks import wait_until
+from access_cases import (
+    ADDRESSES,
+    CREDENTIALS,
+    HALF_OPEN,
+    MECHANISMS,
+    SECRET,
+    QuickLimits,
+    client_options,
+    flood,
+    make_keys,
+    server_options,
+)
+from checks import AT_ONCE, TIMEOUT, wait_until
 from handlers import MessageHandler, Process
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.handler import ZMQMessageHandler
 from pyams_zmq.socket import zmq_response, zmq_socket
-
-SECRET = 'open:sesame'
-
-LOADED = 2.0
-"""Additional seconds for a loaded machine"""
-
-ADDRESSES = {
-    # bound host, allowed clients, True if this machine may connect
-    'tcp, no rule': ('127.0.0.1', None, True),
-    'tcp, allowed': ('127.0.0.1', '10.0.0.1, 127.0.0.1', True),
-    'tcp, in a network': ('127.0.0.1', '127.0.0.0/8', True),
-    'tcp, localhost': ('127.0.0.1', 'localhost', True),
-    'tcp, denied': ('127.0.0.1', '10.0.0.1', False),
-    'tcp, not in the network': ('127.0.0.1', '10.0.0.0/8 192.168.0.0/16', False),
-    'IPv6, allowed': ('[::1]', '::1', True),
-    'IPv6, in a network': ('[::1]', '::/64', True),
-    'IPv6, denied': ('[::1]', 'fe80::/10', False),
-    'IPv4 on an IPv6 socket, allowed': ('[::]', '127.0.0.1', True),
-    'IPv4 on an IPv6 socket, denied': ('[::]', '10.0.0.1', False),
-    'ipc, no rule': ('ipc', None, True),
-    'ipc, localhost': ('ipc', 'localhost', True),
-    'ipc, denied': ('ipc', '10.0.0.1', False),
-}
-MECHANISMS = ('NULL', 'PLAIN', 'CURVE')
-CREDENTIALS = {
-    # the mechanism for which they are valid
-    'none': 'NULL',
-    'good password': 'PLAIN',
-    'wrong password': None,
-    'unknown user': None,
-    'good key': 'CURVE',
-    'unknown key': None,
-    'wrong server key': None,
-}
-
-
-def make_keys(folder):
-    """Make keys of the server, of two known clients, and of an unknown client."""
-    clients = folder / 'clients'
-    clients.mkdir()
-    zmq.auth.create_certificates(folder, 'server')
-    zmq.auth.create_certificates(folder, 'stranger')
-    zmq.auth.create_certificates(clients, 'alice')
-    zmq.auth.create_certificates(clients, 'bob')
-    return folder
 
 
 @pytest.fixture
 def keys(tmp_path):
     """Folder of keys."""
     return make_keys(tmp_path)
-
-
-def server_options(mechanism, keys):
-    """Options of a process with a mechanism."""
-    return {
-        'NULL': {},
-        'PLAIN': {'auth': {'bob': 'builder', 'alice': SECRET}},
-        'CURVE': {'curve': CurveServer(keys / 'server.key_secret', keys / 'clients')},
-    }[mechanism]
-
-
-def client_options(credentials, keys):
-    """Options of a socket with credentials."""
-    return {
-        'none': {},
-        'good password': {'auth': f'alice:{SECRET}'},
-        'wrong password': {'auth': 'alice:sesame'},
-        'unknown user': {'auth': f'eve:{SECRET}'},
-        'good key': {
-            'curve': CurveClient(keys / 'server.key', keys / 'clients' / 'alice.key_secret')
-        },
-        'unknown key': {'curve': CurveClient(keys / 'server.key', keys / 'stranger.key_secret')},
-        'wrong server key': {
-            'curve': CurveClient(keys / 'stranger.key', keys / 'clients' / 'alice.key_secret')
-        },
-    }[credentials]
 
 
 @pytest.mark.parametrize('mechanism', MECHANISMS)
@@ -113,7 +54,7 @@ def test_matrix(address, mechanism, keys, start, ask):
         assert reply[0] == expected, credentials
         if expected == 401:
             assert 'check user, password' in reply[1]
-            assert time.monotonic() - started < 5  # the time-out is ten seconds
+            assert time.monotonic() - started < AT_ONCE
 
 
 def test_missing_server_is_not_a_refusal(ask):
@@ -218,8 +159,8 @@ def test_fails_closed(tmp_path, start, ask):
         '127.0.0.1', auth='alice:wonder', factory=type('P', (FailingProcess,), {'log': log})
     )
     for user in ('eve', 'mallory', 'eve'):
-        assert ask(process, ['echo', 1], auth=f'{user}:hush', timeout=1)[0] in (401, 503)
-        assert ask(process, ['echo', 1], auth='alice:wonder', timeout=1) == [200, 1]
+        assert ask(process, ['echo', 1], auth=f'{user}:hush', timeout=2)[0] in (401, 503)
+        assert ask(process, ['echo', 1], auth='alice:wonder') == [200, 1]
     text = log.read_text()
     assert text.count('Access control stopped (SystemExit)') >= 2
     assert 'Access control failed (ValueError)' in text
@@ -310,36 +251,6 @@ def test_one_mechanism(keys):
         zmq_socket('127.0.0.1:9', auth='alice:wonder\nbob:builder')
 
 
-class QuickLimits(Process):
-    """Drops silent peers after a short time."""
-
-    handshake_timeout = 0.5
-    heartbeat_interval = 0.4
-    heartbeat_timeout = 0.4
-
-
-GREETING = b'\xff' + bytes(8) + b'\x7f\x03\x00NULL' + bytes(16) + b'\x00' + bytes(31)
-READY = b'\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x03REQ\x08Identity\x00\x00\x00\x00'
-
-HALF_OPEN = {
-    'nothing': b'',
-    'one byte': b'\xff',
-    'HTTP': b'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n',
-    'TLS': b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03' + bytes(200),
-    'SSH': b'SSH-2.0-OpenSSH_9.2\r\n',
-    'ZMTP 1.0': b'\x01\x00',
-    'ZMTP 2.0': b'\xff' + bytes(8) + b'\x7f\x01\x03\x00\x00',
-    'half a greeting': GREETING[:30],
-    'greeting': GREETING,
-    'greeting, half a command': GREETING + READY[:10],
-    'greeting, rubbish': GREETING + bytes(range(200)),
-    'half a frame': GREETING + READY + b'\x00\x64half',
-    'half a message': GREETING + READY + b'\x01\x00\x01\x04part',
-    '1 TB frame': GREETING + READY + b'\x02' + (1 << 40).to_bytes(8, 'big') + b'x',
-    'ready, and silent': GREETING + READY,
-}
-
-
 def test_half_open_peers(start, ask):
     process = start(factory=QuickLimits)
     ask(process, ['echo', 1])
@@ -352,34 +263,13 @@ def test_half_open_peers(start, ask):
             peer = tcp.create_connection((host, int(port)))
             peers.append(peer)
             peer.sendall(next(kinds))
-        limit = process.handshake_timeout + process.heartbeat_interval + process.heartbeat_timeout
-        deadline = time.monotonic() + limit + 0.5 + LOADED
+        deadline = time.monotonic() + 20  # libzmq itself waits 30 s for a handshake
         while ask(process, ['fds', None])[1] > before + 2:
             assert time.monotonic() < deadline, 'half-open peers are still connected'
-            assert ask(process, ['echo', 1], timeout=1) == [200, 1]
+            assert ask(process, ['echo', 1]) == [200, 1]
     finally:
         for peer in peers:
             peer.close()
-
-
-def flood(address, number):
-    """Try bad passwords, 50 connections at a time."""
-    with zmq.Context() as context:
-        for _ in range(number // 50):
-            sockets = []
-            for _ in range(50):
-                socket = context.socket(zmq.DEALER)
-                sockets.append(socket)
-                socket.linger = 0
-                socket.plain_username, socket.plain_password = b'alice', b'wrong'
-                if len(sockets) == 50:
-                    monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
-                socket.connect(address)
-            assert monitor.poll(10_000)
-            sockets[-1].disable_monitor()
-            monitor.close()
-            for socket in sockets:
-                socket.close()
 
 
 def test_flood_of_bad_handshakes(start, ask):
@@ -393,7 +283,7 @@ def test_flood_of_bad_handshakes(start, ask):
         attack = pool.submit(flood, process.bound_address, 2000)
         while not attack.done():
             good.send_json(['echo', 1])
-            assert zmq_response(good, timeout=1) == [200, 1]
+            assert zmq_response(good, timeout=TIMEOUT) == [200, 1]
         attack.result()
     wait_until(lambda: ask(process, ['fds', None], auth='alice:wonder')[1] <= before + 2)
 
@@ -517,9 +407,11 @@ def test_reload_without_a_child(start):
     """Before the start and after the end it does nothing."""
     process = Process()
     process.reload()
+    assert process.pid is None
     process = start()
     process.stop()
     process.reload()
+    assert process.exitcode == 0
 
 
 class HungUpSetup(Process):

@@ -4,7 +4,6 @@
 import asyncio
 import gc
 import threading
-import time
 from functools import partial
 
 import pytest
@@ -12,8 +11,8 @@ import zmq
 import zmq.asyncio
 
 from aio_loops import (
-    ARRIVAL,
     DEAD,
+    INPROC,
     Recorder,
     address_of,
     end,
@@ -158,16 +157,16 @@ async def test_socket_closed_by_other_code(run):
     assert protocol.calls == ['made', zmq.ENOTSOCK]
 
 
-async def test_socket_closed_in_the_protocol(run, context):
+async def test_socket_closed_in_the_protocol(run):
     def close(transport, data):
         transport.get_extra_info('zmq_socket').close(0)
 
-    transport, protocol = await make(zmq.PAIR, partial(Recorder, close))
+    transport, protocol = await make(zmq.PAIR, partial(Recorder, close), bind=INPROC)
     transport.write([b'x'])
-    peer = plain(context, zmq.PAIR, address_of(transport))
-    peer.send(b'x')
-    time.sleep(ARRIVAL)  # noqa: ASYNC251 - then it can both receive and send, and receives
+    peer = plain(zmq.Context.instance(), zmq.PAIR, INPROC)
+    peer.send(b'x')  # now it can both receive and send, and receives
     await until(lambda: len(protocol.calls) == 2)
+    peer.close()
     assert protocol.calls == ['made', zmq.ENOTSOCK]
 
 

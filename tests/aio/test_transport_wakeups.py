@@ -3,13 +3,12 @@
 
 import asyncio
 import errno
-import time
 
 import pytest
 import zmq
 import zmq.asyncio
 
-from aio_loops import ARRIVAL, address_of, end, make, make_unconnected, os_error, plain, until
+from aio_loops import INPROC, end, make, os_error, plain, until
 from pyams_zmq.aio.pump import GUARD
 
 
@@ -40,31 +39,31 @@ ACCESSES = {
 
 
 @pytest.mark.parametrize('way', ACCESSES)
-async def test_message_after_an_access_to_the_socket(run, context, way):
-    transport, protocol = await make(zmq.PAIR)
-    peer = plain(context, zmq.PAIR, address_of(transport))
+async def test_message_after_an_access_to_the_socket(run, way):
+    transport, protocol = await make(zmq.PAIR, bind=INPROC)
+    peer = plain(zmq.Context.instance(), zmq.PAIR, INPROC)
     sock = None
     if way.startswith('zmq_socket'):
         sock = transport.get_extra_info('zmq_socket')
     peer.send(b'first')
     await until(lambda: len(protocol.messages) == 1)
     for number in range(2, 5):
-        peer.send(b'next')
-        time.sleep(ARRIVAL)  # noqa: ASYNC251 - it arrives while the loop is blocked
+        peer.send(b'next')  # it is there at once
         ACCESSES[way](transport, sock)
-        await until(lambda number=number: len(protocol.messages) == number, timeout=2)
+        await until(lambda number=number: len(protocol.messages) == number)
+    peer.close()
     await end(transport)
 
 
-async def test_room_after_an_access_to_the_socket(run, context):
+async def test_room_after_an_access_to_the_socket(run):
     """A buffered message is sent although the access has cleared the descriptor."""
-    transport, _protocol = await make_unconnected()
+    transport, _protocol = await make(zmq.PUSH, bind=INPROC)
     transport.write([b'x'])
-    peer = plain(context, zmq.PULL, address_of(transport))
-    time.sleep(ARRIVAL)  # noqa: ASYNC251 - it connects while the loop is blocked
+    peer = plain(zmq.Context.instance(), zmq.PULL, INPROC)  # it is connected at once
     transport.getsockopt(zmq.EVENTS)
     await until(lambda: transport.get_write_buffer_size() == 0)
     assert peer.recv() == b'x'
+    peer.close()
     await end(transport)
 
 

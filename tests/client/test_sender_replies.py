@@ -254,4 +254,7 @@ def test_an_unknown_error_does_not_stop_the_others(queue, client, errors, monkey
 
 
 def test_close_without_messages(queue):
-    SenderThread().close(queue)
+    thread = SenderThread()
+    thread.close(queue)
+    assert queue.is_closed
+    assert thread._thread is None

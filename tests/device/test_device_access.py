@@ -152,15 +152,18 @@ def test_reload_of_keys(context, peer, tmp_path, factory):
         assert is_let_in(device, context, **keys_of('two'))
 
 
-def test_reload_without_access_control(context):
-    device = make_device(ThreadDevice)
+def test_reload_without_access_control(context, peer):
+    device = make_device(ThreadDevice, STREAMER)
     device.context_factory = lambda: context
     with device:
         device.reload()
+        peer(zmq.PULL, device.out_address)
+        assert is_let_in(device, context)
 
 
-def test_garbage(peer):
-    with make_device(ThreadDevice) as device:
+def test_garbage(context, peer):
+    """The device drops the connection, and serves others."""
+    with make_device(ThreadDevice, STREAMER) as device:
         port = int(device.in_address.rpartition(':')[2])
         with tcp.create_connection(('127.0.0.1', port)) as client:
             client.settimeout(5)
@@ -168,6 +171,8 @@ def test_garbage(peer):
             with suppress(ConnectionError):
                 while client.recv(100):
                     pass
+        peer(zmq.PULL, device.out_address)
+        assert is_let_in(device, context)
 
 
 def test_message_that_is_too_large(peer):

@@ -60,6 +60,11 @@ import {names}
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, timeout=60)
 
 
+@pytest.mark.parametrize('name', ['life.py', 'application.py', 'environments.py'])
+def test_programs_without_another_test_show_their_options(run, name):
+    assert f'usage: {name}' in run(name, '--help')
+
+
 @pytest.mark.slow
 def test_contenders_of_this_environment_are_measured(run, tmp_path):
     from contenders import CONTENDERS, OURS

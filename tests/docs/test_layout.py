@@ -21,7 +21,7 @@ LEVELS = (
     ('wire', 'auth'),
     ('process', 'handler', 'client', 'device', 'aio'),
     ('supervisor', 'pool'),
-    ('config', 'monitor', 'cli', 'testing', 'include', 'pytest_plugin', '__main__'),
+    ('config', 'monitor', 'cli', 'testing', 'include', '__main__'),
     # Only users import these: each re-exports public names of a module inside.
     ('socket', 'endpoint', 'message', 'curve', 'transaction', 'stream'),
 )
@@ -82,6 +82,11 @@ ARROWS = [(name, target) for name in MODULES for target in sorted(imports_of(nam
 
 def is_allowed(name, target):
     return (package_of(name), target) in ALLOWED
+
+
+def test_each_package_has_a_level():
+    names = [name for level in LEVELS for name in level]
+    assert sorted(names) == sorted({package_of(name) for name in MODULES})
 
 
 def test_imports_point_down():

@@ -511,7 +511,12 @@ def test_reaper():
 
 @in_a_fork
 def test_reap_what_the_system_has_reaped():
-    descendants_module._reap(ProcessInfo.read(os.getppid()))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    orphan = adopt()
+    os.kill(orphan.pid, signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(orphan.pid))
+    descendants_module._reap(orphan)
+    assert children() == set()
 
 
 @in_a_fork

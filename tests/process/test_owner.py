@@ -680,28 +680,45 @@ def test_signal_does_not_interrupt_the_loop(start, ask):
     assert process.exitcode == 0
 
 
-def test_signal_while_its_owner_stops_it(start):
+def test_signal_while_its_owner_stops_it(start, tmp_path):
     """The first signal from outside does not count as the second: systemd sends one to all."""
     process = start(factory=Process)
-    with ThreadPoolExecutor() as pool, in_hand(process.bound_address, 'work', 0.5) as socket:
+    asked = tmp_path / 'asked'
+    with (
+        ThreadPoolExecutor() as pool,
+        in_hand(process.bound_address, 'work_on', str(asked)) as socket,
+    ):
         stopping = pool.submit(process.stop)
-        time.sleep(0.1)  # it is asked to stop, which a busy process does not announce
+        wait_until(asked.exists)
         os.kill(process.pid, signal.SIGTERM)
-        assert zmq_response(socket, timeout=20) == [200, 0.5]
+        asked.unlink()
+        assert zmq_response(socket, timeout=TIMEOUT) == [200, str(asked)]
         stopping.result()
     assert process.exitcode == 0
+
+
+class LeavingProcess(Process):
+    """Makes a file when it is about to wait for its children."""
+
+    leaving = None
+
+    def _leave_child(self):
+        self.leaving.touch()
+        super()._leave_child()
 
 
 @pytest.mark.parametrize(
     'num', [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name
 )
-def test_signal_while_its_children_end(start, ask, num):
-    process = start(factory=Process)
-    _status, child = ask(process, ['spawn', 1])
+def test_signal_while_its_children_end(start, ask, tmp_path, num):
+    leaving = tmp_path / 'leaving'
+    process = start(factory=type('P', (LeavingProcess,), {'leaving': leaving}))
+    child = spawn(ask, process)
     with ThreadPoolExecutor() as pool:
         stopping = pool.submit(process.stop)
-        time.sleep(0.4)  # until it waits for its child, which no event announces
+        wait_until(leaving.exists)
         os.kill(process.pid, num)
+        os.kill(child, signal.SIGKILL)
         stopping.result()
     assert process.exitcode == 0
     assert not is_running(child)

@@ -4,7 +4,6 @@
 import os
 import signal
 import time
-from statistics import median
 
 import psutil
 import pytest
@@ -129,7 +128,7 @@ def test_workers_share_the_child_of_the_master(serve):
 
 
 def reload(server):
-    """Make `pserve --reload` restart its worker; return the seconds until it serves again."""
+    """Make `pserve --reload` restart its worker; wait until it serves again."""
     [child] = server.children()
     worker = owner_of(server, child)
     start = 0
@@ -140,22 +139,16 @@ def reload(server):
             (server.folder / 'watched').touch()
         time.sleep(0.01)  # a poll, which the time limit of the test ends
     answer = server.wait_for_service(but=[child])
-    seconds = time.monotonic() - start
     wait_for_end(child, TIMEOUT)
     assert server.children() == [answer['process']]
-    return seconds
 
 
 def check_reloads(serve, count):
-    start = time.monotonic()
     server = serve('pserve', '--reload')
-    # pserve needs two of these seconds: one until it checks, one until it starts the worker.
-    limit = max(3, 2 + 1.5 * (time.monotonic() - start))
-    times = [reload(server) for _ in range(count - 1)]
+    for _ in range(count - 1):
+        reload(server)
     with in_hand(address_of(server), 'work'):
-        times.append(reload(server))
-    assert median(times) < limit
-    assert max(times) < 2 * limit
+        reload(server)
     assert len(server.running()) == 3
 
 

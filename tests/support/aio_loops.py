@@ -19,8 +19,9 @@ LOOPS = ['asyncio', 'uvloop']
 ONE_LOOP = pytest.mark.parametrize('run', ['asyncio'], indirect=True)
 """For tests of arguments only, in which the loop makes no difference"""
 
-ARRIVAL = 0.05
-"""Seconds within which a message arrives, where the test must not access the socket to check"""
+INPROC = 'inproc://test'
+"""An address at which connections and messages arrive at once, while the loop is blocked; the peers
+use the context of the transports"""
 
 DEAD = 'tcp://127.0.0.1:9'
 """An address without a service"""

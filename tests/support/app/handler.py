@@ -56,6 +56,16 @@ class Handler(handlers.Handler):
         time.sleep(seconds)  # the work
         return [200, seconds]
 
+    def work_on(self, args):
+        """Block; when this process is asked to stop, make a file and wait for its removal."""
+        path, asked = args
+        Path(path).touch()
+        while not self.process.draining:
+            time.sleep(0.01)
+        Path(asked).touch()
+        wait_until(lambda: not Path(asked).exists())
+        return [200, asked]
+
     async def async_work(self, args):
         """Wait on the loop."""
         path, seconds = args
