@@ -134,7 +134,7 @@ def test_command_in_a_signal_handler(worker):
     former = signal.signal(signal.SIGALRM, handle)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
-        assert worker._call('nap', 0.5, timeout=TIMEOUT) == 'rested'
+        assert worker._call('nap', 0.5, timeout=5) == 'rested'
     finally:
         signal.signal(signal.SIGALRM, former)
     assert results == [3]

@@ -10,7 +10,7 @@ import uvloop
 import zmq
 from tornado.ioloop import IOLoop
 
-from checks import open_fds, wait_until
+from checks import TIMEOUT, open_fds, wait_until
 from pyams_zmq.aio import ZmqEventLoop, ZmqProtocol, create_zmq_connection
 
 LOOPS = ['asyncio', 'uvloop']
@@ -51,7 +51,7 @@ class Runner:
 
     def __call__(self, coroutine):
         async def limited():
-            return await asyncio.wait_for(coroutine, 30)
+            return await asyncio.wait_for(coroutine, 2 * TIMEOUT)
 
         if self._tornado is None:
             return self.loop.run_until_complete(limited())
@@ -152,7 +152,7 @@ def os_error(number):
     return pytest.raises(OSError, match=rf'^\[Errno {int(number)}\]')
 
 
-async def until(condition, timeout=5):
+async def until(condition, timeout=TIMEOUT):
     """Wait for a condition that no event announces; fail after *timeout* seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
