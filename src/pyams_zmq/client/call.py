@@ -18,7 +18,7 @@ RECENT = 0.02
 """Seconds after a reply in which a connection counts as alive without reading its monitor"""
 
 
-class CallChannel:
+class CallConnection:
     """A REQ socket for one call at a time.
 
     After an exception it must be closed: it may still receive the reply to the failed call.
@@ -54,7 +54,10 @@ class CallChannel:
                 raise self._state.describe_silence(timeout)
             ready = wait_for(self._sockets, left)
             if self._socket not in ready and self._monitor.read_events():
-                raise self._state.describe_loss()
+                frames = receive(self._socket)  # it may have arrived just before the loss
+                if frames is None:
+                    raise self._state.describe_loss()
+                break
         self._used = monotonic()
         return frames[-1]
 
