@@ -14,7 +14,7 @@ from pyams_zmq.wire.poll import poll, wait_for
 FAST = 0.01
 """Seconds without a reply until the monitor is read, too"""
 
-RECENT = 0.02
+ALIVE = 0.02
 """Seconds after a reply in which a connection counts as alive without reading its monitor"""
 
 
@@ -30,7 +30,7 @@ class CallConnection:
         self._socket, self._monitor = open_connection(service, zmq.REQ)
         self._state = self._monitor.state
         self._sockets = [self._socket, self._monitor.socket]
-        self._used = -RECENT
+        self._used = -ALIVE
         self._polled = [(self._socket, POLLIN)]
 
     def exchange(self, data: bytes, timeout: float) -> bytes:
@@ -63,7 +63,7 @@ class CallConnection:
 
     def is_alive(self) -> bool:
         """Return True if the service was connected a moment ago."""
-        if monotonic() - self._used < RECENT and not self._socket.closed:
+        if monotonic() - self._used < ALIVE and not self._socket.closed:
             return True
         try:
             self._monitor.read_events()

@@ -41,7 +41,7 @@ SILENCE = 0.01
 RECENT = 0.1
 """Seconds after a reply in which sockets for the same service are opened without a monitor"""
 
-MAX_RECONNECT_IVL = 100
+MAX_FIRST_IVL = 100
 """Milliseconds between two attempts to connect, at most; libzmq's default without a maximum"""
 
 _MAX_SERVICES = 1000
@@ -230,7 +230,7 @@ def zmq_socket(
         socket._open_monitor(service.endpoint)
         # Soon, because a server may end several handshakes before one of them fails with an error.
         socket.set(zmq.RECONNECT_IVL, RECONNECT_IVL)
-        socket.set(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_IVL)
+        socket.set(zmq.RECONNECT_IVL_MAX, MAX_FIRST_IVL)
     socket.connect(uri)
     return socket
 
