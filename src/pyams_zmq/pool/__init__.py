@@ -24,6 +24,8 @@ from pyams_zmq.supervisor.process import SupervisingProcess
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import check_integer, decode_reply
 
+__all__ = ['PoolWorker', 'ZMQPool']
+
 STOP_SLACK = 6.0
 """Seconds after `drain_timeout` in which a pool stops its workers"""
 
