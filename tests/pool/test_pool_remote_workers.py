@@ -3,7 +3,9 @@
 
 import errno
 import json
+import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -29,6 +31,7 @@ from pyams_zmq.cli import main
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError
 from pyams_zmq.pool import worker as worker_module
+from pyams_zmq.pool.protocol import ROUTE_SIZE
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process.base import RECYCLED
 from pyams_zmq.supervisor import Supervisor
@@ -179,6 +182,47 @@ def test_worker_out_of_descriptors(pool, monkeypatch):
         stop = time.monotonic() + 1  # more than three heartbeats and several checks of the broker
         while time.monotonic() < stop:
             assert worker.pid in workers_of(process)
+
+
+class StarvedPoolWorker(PoolWorker):
+    """Has no free descriptor when its thread opens its socket, the first two times."""
+
+    beat_interval = 0.05
+    failures = 0
+
+    def make_socket(self, route):
+        if len(route) == ROUTE_SIZE or self.failures == 2:
+            return super().make_socket(route)
+        self.failures += 1
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            return super().make_socket(route)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_worker_out_of_descriptors_at_its_start(pool, tmp_path):
+    """It opens the socket of its heartbeats later."""
+    log = logging.FileHandler(tmp_path / 'log')
+    logger = logging.getLogger('PyAMS (zmq)')
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = StarvedPoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    logger.addHandler(log)
+    try:
+        with ready(worker):
+            wait_until(
+                lambda: any(
+                    each['pid'] == worker.pid and each['memory'] > 0
+                    for each in process.stats()['workers']
+                ),
+                TIMEOUT,
+            )
+    finally:
+        logger.removeHandler(log)
+        log.close()
+    text = (tmp_path / 'log').read_text()
+    assert text.count('cannot send heartbeats, and tries again: Too many open files') == 1
 
 
 def test_sighup_before_the_worker_connects(pool):

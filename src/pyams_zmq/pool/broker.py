@@ -7,7 +7,7 @@ Clients use it as any other process. Its workers use :mod:`pyams_zmq.pool.protoc
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from time import monotonic
@@ -103,11 +103,6 @@ class PoolBroker(ServiceProcess):
     :param local_address: ipc address to bind for the workers of this pool, in a private folder
     """
 
-    queue_limit: int
-    queue_size: int
-    stats_users: Collection[str]
-    json_load: int
-
     auth_thread: Any = None  # an Authenticator
 
     _forwards_peers = True  # until the first worker states whether it needs them
@@ -119,6 +114,8 @@ class PoolBroker(ServiceProcess):
         self.bind_addr, self.access = pool.bind_addr, pool.access
         self.local_address = local_address
         self.worker_address, self.worker_access = pool.worker_address, pool.worker_access
+        self.queue_limit, self.queue_size = pool.queue_limit, pool.queue_size
+        self.stats_users, self.json_load = pool.stats_users, pool.json_load
         self._by_socket: dict[Any, _RouterStream] = {}
         self._polled: list[tuple[Any, int]] = []
 
