@@ -15,6 +15,7 @@ from zope.interface import implementer
 from pyams_zmq.client import PREPARE_TIMEOUT, ZMQClient
 from pyams_zmq.client.sender import describe_reply
 from pyams_zmq.interfaces import IZMQClientFactory
+from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.wire.message import (
@@ -75,9 +76,9 @@ class RecordingClient(ZMQClient):
     :param replies: replies by type of message: a reply such as ``[200, payload]``, an exception to
         raise, or a function of the arguments that returns the reply; the default is ``[200, None]``
     :param handler: message handler that replies in this process, as it does in its own; a
-        class, or a ZMQProcess that is not started
+        class, or a ZMQProcess or ZMQPool that is not started
     :param outbox: list that gets the messages, by default a new one
-    :raises ValueError: for a bad address
+    :raises ValueError, TypeError: for a bad address, and those of *handler*
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class RecordingClient(ZMQClient):
         check_timeout(self.timeout if timeout is None else timeout)
         check_integer('retries', self.retries if retries is None else retries, 0)
         self._check_open()
-        return decode_reply(self._exchange(encode_request(message)))
+        return decode_reply(self._exchange(encode_request(message, max_size=self.max_message_size)))
 
     def prepare(self, *, timeout: float = PREPARE_TIMEOUT) -> None:
         """Do nothing: the service is always available; see `ZMQClient.prepare`."""
@@ -155,6 +156,8 @@ class _ReplyRecorder:
 
 def _serve(handler: Any) -> Callable[[bytes], bytes]:
     """Return a function that replies to an encoded message as a process with this handler does."""
+    if isinstance(handler, ZMQPool):
+        handler = handler.make_worker(f'{LOCAL}:1')
     process = handler if isinstance(handler, ZMQProcess) else ZMQProcess(LOCAL, handler)
     stream = _ReplyRecorder(process.concurrency)
     answer = process.handler(process, stream, process.stop)
@@ -209,7 +212,7 @@ class Testing:
     def eager(self) -> bool:
         """True if the handlers of the services reply to messages without an entry in `replies`.
 
-        :raises RuntimeError: if it is set after the first message
+        Setting it after the first message raises a RuntimeError.
         """
         return self._eager
 

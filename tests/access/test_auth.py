@@ -399,7 +399,7 @@ def test_reply_that_cannot_be_sent(monkeypatch, frame):
             raise zmq.ZMQError(zmq.EHOSTUNREACH)
         return send_frame(*args)
 
-    monkeypatch.setattr('pyams_zmq.auth.authenticator.send_frame', fail_once)
+    monkeypatch.setattr('pyams_zmq.wire.frames.send_frame', fail_once)
     with serve(Policy(ALLOWED)) as endpoint:
         with zmq.Context() as context, context.socket(zmq.REQ) as socket:
             socket.linger = 0

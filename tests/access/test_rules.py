@@ -174,6 +174,15 @@ def test_clients(clients, expected):
     assert Process(clients=clients).clients == expected
 
 
+@pytest.mark.parametrize('name', ['passwords', 'clients'])
+def test_attributes_of_the_class(name):
+    """They would hide the property, and protect nothing."""
+    cls = type('Protected', (Process,), {name: {'user': 'secret'}})
+    with pytest.raises(TypeError, match=f'Protected.{name} is a class attribute') as error:
+        cls()
+    assert 'secret' not in str(error.value)
+
+
 def test_assigned_attributes(start, ask):
     """A subclass can set them before the start; what is enforced follows."""
     process = Process()

@@ -29,6 +29,7 @@ from pyams_zmq.exceptions import (
     ZMQTimeoutError,
     ZMQUnreachableError,
 )
+from pyams_zmq.wire.message import MAX_MESSAGE_SIZE
 
 AT_ONCE = 2.0
 """Seconds within which an immediate result arrives on a loaded machine; time-outs are longer"""
@@ -50,6 +51,15 @@ def run(request):
 def process(start):
     """Process with a recording handler."""
     return start(handler=RecordingMessageHandler)
+
+
+async def test_largest_message(run, process):
+    async with AsyncZMQClient(process.bound_address) as client:
+        assert client.max_message_size == MAX_MESSAGE_SIZE
+        client.max_message_size = 100
+        with pytest.raises(ZMQMessageError, match='bytes; the limit is 100'):
+            await client.call('echo', 'x' * 100)
+        assert await client.call('echo', 'x' * 80) == 'x' * 80
 
 
 def connection_of(client):

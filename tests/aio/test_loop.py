@@ -196,8 +196,8 @@ async def test_many_connections(run):
 def test_loop_has_a_context():
     async def main():
         loop = asyncio.get_running_loop()
-        for create in (loop.create_zmq_connection, create_zmq_connection):
-            address = f'inproc://{create.__qualname__}'
+        for number, create in enumerate((loop.create_zmq_connection, create_zmq_connection)):
+            address = f'inproc://{number}'
             server, protocol = await create(Recorder, zmq.PULL, bind=address)
             assert server.get_extra_info('zmq_socket').context is loop.zmq_context
             client, _protocol = await create(Recorder, zmq.PUSH, connect=address)

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: ZPL-2.1
 """ZMQClient: results and errors of calls, connections and forks."""
 
+import errno
 import gc
 import os
+import resource
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.context import ForkProcess
 
 import pytest
@@ -15,7 +18,8 @@ import zmq
 from checks import check_attempts, open_fds, running_threads, wait_until
 from peers import AT_ONCE
 from pyams_zmq.client import MAX_IDLE, ZMQClient
-from pyams_zmq.client.channel import CallChannel
+from pyams_zmq.client import call as call_module
+from pyams_zmq.client.call import CallConnection
 from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.client.socket import get_context
 from pyams_zmq.exceptions import (
@@ -28,7 +32,8 @@ from pyams_zmq.exceptions import (
     ZMQTimeoutError,
     ZMQUnreachableError,
 )
-from pyams_zmq.wire.message import decode_reply, encode_request
+from pyams_zmq.transaction import send_on_commit
+from pyams_zmq.wire.message import MAX_MESSAGE_SIZE, decode_reply, encode_request
 
 
 def test_call(client):
@@ -237,9 +242,9 @@ def test_each_attempt_has_its_deadline(send_deadline):
 
 
 def test_refusal_is_not_retried(start, monkeypatch):
-    attempts, exchange = [], CallChannel.exchange
+    attempts, exchange = [], CallConnection.exchange
     monkeypatch.setattr(
-        CallChannel, 'exchange', lambda *args: attempts.append(args) or exchange(*args)
+        CallConnection, 'exchange', lambda *args: attempts.append(args) or exchange(*args)
     )
     process = start(auth='user:password')
     client = ZMQClient(process.bound_address, auth='user:wrong', retries=9)
@@ -248,11 +253,60 @@ def test_refusal_is_not_retried(start, monkeypatch):
     assert len(attempts) == 1
 
 
+def test_reply_arrives_just_before_the_loss(monkeypatch):
+    """The poll shows the loss alone, because the reply came in after it."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.linger = 5000
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+
+        def reply_and_end(sockets, timeout):
+            socket, monitor = sockets
+            assert server.poll(5000)
+            *envelope, _request = server.recv_multipart()
+            server.send_multipart([*envelope, b'[200, "late"]'])
+            assert socket.poll(5000)
+            server.close()
+            wait_until(lambda: monitor.poll(100))
+            return [monitor]
+
+        monkeypatch.setattr(call_module, 'wait_for', reply_and_end)
+        with ZMQClient(f'127.0.0.1:{port}') as client:
+            assert client.call('echo') == 'late'
+
+
 def test_error_status_is_not_retried(process):
     with ZMQClient(process.bound_address, retries=3) as client:
         with pytest.raises(ZMQRemoteError):
             client.call('status', 503)
         assert client.call('count', 0) == 1
+
+
+# Limits
+
+
+def test_largest_message(client):
+    assert client.max_message_size == MAX_MESSAGE_SIZE
+    client.max_message_size = 100
+    for method in (client.call, client.send, partial(send_on_commit, client)):
+        with pytest.raises(ZMQMessageError, match='bytes; the limit is 100') as error:
+            method('echo', 'x' * 100)
+        assert error.value.status == 413
+    assert client.call('echo', 'x' * 80) == 'x' * 80
+
+
+def test_no_descriptor_is_left(process):
+    with ZMQClient(process.bound_address) as client:
+        get_context()
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            for method in (client.call, client.send):
+                with pytest.raises(OSError, match=os.strerror(errno.EMFILE)) as error:
+                    method('echo')
+                assert error.value.errno == errno.EMFILE
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert client.call('echo', 1) == 1
 
 
 # Deadlines
@@ -326,7 +380,7 @@ def test_refused_before_it_is_sent(start, monkeypatch):
     # The refusal comes before the monitor is read: the socket has no room for a message. Now and
     # then libzmq keeps the room and connects again; then the test takes another connection.
     while True:
-        connection = CallChannel(ServiceAddress.parse(process.bound_address, None, None))
+        connection = CallConnection(ServiceAddress.parse(process.bound_address, None, None))
         deadline = time.monotonic() + 0.5
         while connection._socket.get(zmq.EVENTS) & zmq.POLLOUT and time.monotonic() < deadline:
             pass

@@ -15,7 +15,6 @@ from peers import ECHO, REPLY, ask_raw, replying
 from pyams_zmq.client.socket import SILENCE, ZMQSocket, get_context, zmq_response, zmq_socket
 from pyams_zmq.exceptions import ZMQClosedError, ZMQMessageError, ZMQReplyError
 from pyams_zmq.message import MAX_MESSAGE_SIZE
-from pyams_zmq.wire import message as message_module
 
 # The contract
 
@@ -243,12 +242,6 @@ def test_send_to_a_closed_socket(down):
         socket.send_json(ECHO)
 
 
-@pytest.fixture
-def limit(monkeypatch):
-    monkeypatch.setattr(message_module, 'MAX_MESSAGE_SIZE', 100)
-
-
-@pytest.mark.usefixtures('limit')
 @pytest.mark.parametrize(
     'send',
     [
@@ -265,6 +258,8 @@ def limit(monkeypatch):
 )
 def test_too_large(down, send):
     socket = zmq_socket(down)
+    assert socket.max_message_size == MAX_MESSAGE_SIZE
+    socket.max_message_size = 100
     with pytest.raises(ZMQMessageError, match=r'Message is \d+ bytes; the limit is 100') as caught:
         send(socket)
     assert caught.value.status == 413

@@ -98,6 +98,16 @@ def test_limits_of_a_pool(key, value, expected):
     assert getattr(process, key) == expected
 
 
+@pytest.mark.parametrize(('mib', 'expected'), [(1, 32), (16, 32), (64, 64)])
+def test_client_may_send_what_its_service_takes(mib, expected):
+    service = service_of(
+        ('indexer', {'handler': HANDLER, 'address': ADDRESS}),
+        pyams_zmq__indexer__max_message_size=mib << 20,
+    )
+    with service.make_client() as client:
+        assert client.max_message_size == expected << 20
+
+
 @pytest.mark.parametrize(('value', 'expected'), [('yes', True), ('True', True), ('off', False)])
 def test_boolean_setting(value, expected):
     """The words are those of :func:`pyramid.settings.asbool`."""
@@ -384,18 +394,26 @@ def test_monitor(start, tmp_path):
             'pyams_zmq.indexer.start': 'never',
             'pyams_zmq.converter.address': f'ipc://{tmp_path}/down',
             'pyams_zmq.converter.start': 'never',
+            'pyams_zmq.unreadable.address': ADDRESS,
+            'pyams_zmq.unreadable.start': 'never',
         }
     )
     for package in ('pyams_zmq', 'cornice', 'cornice_swagger', 'pyams_utils'):
         config.include(package)
+    users = tmp_path / 'users'
+    users.write_text('user:password')
+    config.add_zmq_process('unreadable', auth=users)
     app = config.make_wsgi_app()
+    users.unlink()
     answer = Request.blank('/api/rest/monitor').get_response(app).json
     app.registry.zmq_clients.close()
-    down, up = answer['services']
+    down, up, unreadable = answer['services']
     assert answer['status'] == 'PARTIAL'
     assert up == {'handler': 'pyams_zmq: indexer', 'status': 'UP'}
     assert (down['handler'], down['status']) == ('pyams_zmq: converter', 'DOWN')
     assert 'No service has answered' in down['message']
+    assert (unreadable['handler'], unreadable['status']) == ('pyams_zmq: unreadable', 'DOWN')
+    assert 'Credentials file' in unreadable['message']
 
 
 # Testing

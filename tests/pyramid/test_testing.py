@@ -7,6 +7,7 @@ import logging
 
 import pytest
 import transaction
+from pyramid.config import Configurator
 from pyramid.registry import Registry
 from pyramid.threadlocal import get_current_registry
 
@@ -129,7 +130,12 @@ def test_same_interface(name):
 def test_inherited_methods():
     """They exchange messages by `request`, `prepare` and `post`, so none of them connects."""
     public = {name for name in dir(ZMQClient) if not name.startswith('_')}
-    assert public - set(vars(RecordingClient)) == {'address', 'call', 'send'}
+    assert public - set(vars(RecordingClient)) == {
+        'address',
+        'call',
+        'max_message_size',
+        'send',
+    }
 
 
 def test_attributes(client):
@@ -252,6 +258,17 @@ def test_close(client):
 )
 def test_eager(eager, message, reply):
     assert eager.request(message) == reply
+
+
+def test_eager_pool():
+    config = Configurator()
+    config.include('pyams_zmq.testing')
+    config.add_zmq_process('svc', handler=MessageHandler, address='127.0.0.1:1', workers=2)
+    config.make_wsgi_app()
+    config.registry.zmq_testing.eager = True
+    client = config.registry.zmq_clients.get('svc')
+    assert client.call('echo', 1) == 1
+    assert client.call('registry') is True
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from pyams_zmq.aio.deadlines import Deadlines
 from pyams_zmq.aio.loop import get_context
 from pyams_zmq.aio.protocol import SocketEvent, ZmqProtocol
 from pyams_zmq.aio.transport import ZmqTransport
+from pyams_zmq.auth import Users
+from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import (
     CONNECTION_EVENTS,
     RETRIED,
     ConnectionState,
     ServiceAddress,
-    ServiceClient,
     as_os_error,
     configure,
     keep_connected,
@@ -28,6 +29,7 @@ from pyams_zmq.exceptions import ZMQBaseError, ZMQClosedError, ZMQRefusedError
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import receive
 from pyams_zmq.wire.message import (
+    MAX_MESSAGE_SIZE,
     check_integer,
     check_timeout,
     decode_reply,
@@ -185,7 +187,7 @@ class Connection(ZmqProtocol):
         self._send()
 
 
-class AsyncZMQClient(ServiceClient):
+class AsyncZMQClient:
     """Client of a service for coroutines: many calls at once, in one event loop at a time.
 
     It keeps one connection, and opens a new one after a loss, after a fork, and in another loop.
@@ -194,8 +196,29 @@ class AsyncZMQClient(ServiceClient):
     looked up, other sockets of the context wait.
     """
 
-    def _set_up(self) -> None:
+    max_message_size: int = MAX_MESSAGE_SIZE  #: Bytes of the largest message that is sent
+
+    def __init__(
+        self,
+        address: Any,
+        *,
+        auth: Users = None,
+        curve: CurveClient | None = None,
+        timeout: float = 10,
+        retries: int = 0,
+        send_deadline: bool = False,
+    ):
+        self._service = ServiceAddress.parse(address, auth, curve)
+        self.timeout = check_timeout(timeout)
+        self.retries = check_integer('retries', retries, 0)
+        self.send_deadline = send_deadline
+        self._is_closed = False
         self._connections: ForkLocal[list[Connection]] = ForkLocal(list)  # at most one
+
+    @property
+    def address(self) -> str:
+        """URI of the service."""
+        return self._service.endpoint.uri
 
     async def call(
         self,
@@ -225,7 +248,7 @@ class AsyncZMQClient(ServiceClient):
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None
-        data = encode_request(message, deadline)
+        data = encode_request(message, deadline, self.max_message_size)
         while True:
             try:
                 return decode_reply(await self._connect().exchange(data, timeout))
@@ -234,10 +257,11 @@ class AsyncZMQClient(ServiceClient):
                     raise
             retries -= 1
             if deadline is not None:
-                data = encode_request(message, deadline)
+                data = encode_request(message, deadline, self.max_message_size)
 
     def _connect(self) -> Connection:
-        self._check_open()
+        if self._is_closed:
+            raise ZMQClosedError(f'The client of {self.address} was closed')
         loop = asyncio.get_running_loop()
         connections = self._connections.get()
         for connection in connections:
@@ -276,3 +300,6 @@ class AsyncZMQClient(ServiceClient):
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} of {self.address}>'

@@ -154,19 +154,7 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
         self.zmq_context.linger = LINGER
         self.zmq_context.max_sockets = self.zmq_context.get(zmq.SOCKET_LIMIT)  # by default 1023
 
-    async def create_zmq_connection(
-        self,
-        protocol_factory: Callable[[], Any],
-        zmq_type: int,
-        *,
-        bind: Endpoints = None,
-        connect: Endpoints = None,
-        zmq_sock: Any = None,
-    ) -> Pair:
-        """Make a transport and its protocol, see :func:`create_zmq_connection`."""
-        return await create_zmq_connection(
-            protocol_factory, zmq_type, bind=bind, connect=connect, zmq_sock=zmq_sock
-        )
+    create_zmq_connection = staticmethod(create_zmq_connection)
 
     def close(self) -> None:
         """Close the loop, its context, and the open sockets of the context.

@@ -155,7 +155,7 @@ class MessagePump:
     # Turns
 
     @contextmanager
-    def access(self) -> Iterator[None]:
+    def outside_turn(self) -> Iterator[None]:
         """Access the socket outside of a turn, with its errors as OSError."""
         try:
             with as_os_error():

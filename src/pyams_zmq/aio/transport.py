@@ -91,7 +91,7 @@ class ZmqTransport(asyncio.BaseTransport):
         :param option: a number of `zmq.SocketOption`
         :raises OSError: if there is no such option
         """
-        with self._pump.access():
+        with self._pump.outside_turn():
             return self._sock.getsockopt(option)
 
     def setsockopt(self, option: int, value: Any) -> None:
@@ -106,7 +106,7 @@ class ZmqTransport(asyncio.BaseTransport):
         elif self._pump.type == zmq.SUB and option == zmq.UNSUBSCRIBE:
             self.unsubscribe(value)
         else:
-            with self._pump.access():
+            with self._pump.outside_turn():
                 self._sock.setsockopt(option, value)
 
     # Addresses
@@ -128,7 +128,7 @@ class ZmqTransport(asyncio.BaseTransport):
         :raises OSError: if it is not bound
         """
         bound = find_real(check_str(endpoint), self._listeners)
-        with self._pump.access():
+        with self._pump.outside_turn():
             self._sock.unbind(bound)
         self._listeners.pop(bound, None)
         return AwaitableEndpoint(bound)
@@ -158,7 +158,7 @@ class ZmqTransport(asyncio.BaseTransport):
         :raises OSError: if it is not connected
         """
         connected = find_real(check_str(endpoint), self._connections)
-        with self._pump.access():
+        with self._pump.outside_turn():
             # libzmq registers a connection under the form that was given.
             self._sock.disconnect(self._connections.get(connected, connected))
         self._connections.pop(connected, None)
@@ -169,7 +169,7 @@ class ZmqTransport(asyncio.BaseTransport):
         return frozenset(self._connections)
 
     def _attach(self, attach: Any, endpoint: str, table: dict[str, str]) -> AwaitableEndpoint:
-        with self._pump.access():
+        with self._pump.outside_turn():
             if endpoint.startswith('tcp://['):
                 self._sock.ipv6 = True
             attach(endpoint)
@@ -188,7 +188,7 @@ class ZmqTransport(asyncio.BaseTransport):
         """
         self._check_subscription(value)
         if value not in self._subscriptions:
-            with self._pump.access():
+            with self._pump.outside_turn():
                 self._sock.setsockopt(zmq.SUBSCRIBE, value)
             self._subscriptions.add(value)
 
@@ -200,7 +200,7 @@ class ZmqTransport(asyncio.BaseTransport):
         :raises TypeError: if *value* is not bytes
         """
         self._check_subscription(value)
-        with self._pump.access():
+        with self._pump.outside_turn():
             self._sock.setsockopt(zmq.UNSUBSCRIBE, value)
         self._subscriptions.discard(value)
 
@@ -230,7 +230,7 @@ class ZmqTransport(asyncio.BaseTransport):
         :raises OSError: if the monitor cannot be opened
         """
         self._drop_monitor()
-        with self._pump.access():
+        with self._pump.outside_turn():
             socket = open_monitor(self._sock, zmq.EVENT_ALL if events is None else events)
             protocol = _MonitorProtocol(partial(self._pump.call, 'event_received'))
             close = partial(close_monitor, self._sock, socket)

@@ -118,7 +118,14 @@ class AccessAttributes:
         """Set the rules; see :class:`Access`.
 
         :param curve: keys, by default those of the class attribute
+        :raises TypeError: if the class has its own attribute `passwords` or `clients`
         """
+        for name in ('passwords', 'clients'):
+            if not isinstance(getattr(type(self), name), property):
+                raise TypeError(
+                    f'{type(self).__name__}.{name} is a class attribute, which protects nothing: '
+                    'pass auth and clients to the constructor'
+                )
         if curve is not None:
             self.curve = curve
         self.access = Access(auth, clients, self.curve)

@@ -11,7 +11,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from pyams_zmq.auth.policy import AccessPolicy
-from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, receive, send_frame
+from pyams_zmq.wire.frames import POLLIN, receive, send_frames
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -83,10 +83,7 @@ class Authenticator(ThreadAuthenticator):
         while pipe not in dict(zmq.zmq_poll(sockets)):
             msg = receive(socket)
             if msg is not None:
-                *frames, last = self.answer(msg)
-                for frame in frames:
-                    send_frame(socket, frame, MORE)
-                send_frame(socket, last, NOBLOCK)
+                send_frames(socket, self.answer(msg))
 
     def answer(self, msg: list[bytes]) -> list[bytes]:
         """Return the reply to a request of libzmq; an error refuses the connection."""

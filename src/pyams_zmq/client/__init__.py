@@ -5,11 +5,15 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from pyams_zmq.client.channel import CallChannel
-from pyams_zmq.client.connection import RETRIED, ServiceClient, as_os_error
+from pyams_zmq.auth import Users
+from pyams_zmq.auth.curve import CurveClient
+from pyams_zmq.client.call import CallConnection
+from pyams_zmq.client.connection import RETRIED, ServiceAddress, as_os_error
 from pyams_zmq.client.sender import QueuedMessage, SendQueue, sender_thread
+from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.message import (
+    MAX_MESSAGE_SIZE,
     check_integer,
     check_timeout,
     decode_reply,
@@ -25,7 +29,7 @@ PREPARE_TIMEOUT = 2.0
 """Seconds until a service counts as unreachable, for messages without waiting for the reply"""
 
 
-class ZMQClient(ServiceClient):
+class ZMQClient:
     """Client of a service, for many calls from many threads.
 
     It keeps its connections; a fork of this process opens its own. Use it as a context manager,
@@ -40,11 +44,33 @@ class ZMQClient(ServiceClient):
     :param send_deadline: send the deadline of each call, so that the service does not start a call
         after it; pyams_zmq 2 does not understand that, and the clocks must agree
     :raises ValueError: if the address, the credentials or a number is not valid
+    :raises TypeError: if *curve* is of another class
     """
 
-    def _set_up(self) -> None:
-        self._idle: ForkLocal[list[CallChannel]] = ForkLocal(list)
+    max_message_size: int = MAX_MESSAGE_SIZE  #: Bytes of the largest message that is sent
+
+    def __init__(
+        self,
+        address: Any,
+        *,
+        auth: Users = None,
+        curve: CurveClient | None = None,
+        timeout: float = 10,
+        retries: int = 0,
+        send_deadline: bool = False,
+    ):
+        self._service = ServiceAddress.parse(address, auth, curve)
+        self.timeout = check_timeout(timeout)
+        self.retries = check_integer('retries', retries, 0)
+        self.send_deadline = send_deadline
+        self._is_closed = False
+        self._idle: ForkLocal[list[CallConnection]] = ForkLocal(list)
         self._queue = ForkLocal(partial(SendQueue, self._service))
+
+    @property
+    def address(self) -> str:
+        """URI of the service."""
+        return self._service.endpoint.uri
 
     def call(
         self,
@@ -66,7 +92,7 @@ class ZMQClient(ServiceClient):
         :raises ZMQUnreachableError: if no service answers, or the connection was lost
         :raises ZMQRefusedError: if the service refuses the connection
         :raises ZMQReplyError: if the reply is not JSON, or not ``[status, payload]``
-        :raises ZMQMessageError: with status 413, if the message is larger than 32 MiB
+        :raises ZMQMessageError: with status 413, if it is larger than `max_message_size`
         :raises ZMQClosedError: if the client was closed
         :raises OSError: EMFILE, when the process has no descriptor left
         :raises TypeError, ValueError: if the arguments have no JSON form
@@ -79,28 +105,30 @@ class ZMQClient(ServiceClient):
         """Send a message, and wait for the reply, which may have any form.
 
         :param message: any value with a JSON form, ``[type, args]`` for a service of this package
+        :param timeout: seconds for each attempt, by default those of the client
+        :param retries: further attempts, by default those of the client
         :return: the decoded reply
         :raises: the errors of `call`, except ZMQRemoteError
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None
-        data = encode_request(message, deadline)
+        data = encode_request(message, deadline, self.max_message_size)
         idle = self._idle.get()
         while True:
-            channel = self._acquire(idle)
+            connection = self._acquire(idle)
             try:
-                reply = channel.exchange(data, timeout)
+                reply = connection.exchange(data, timeout)
             except BaseException as error:
-                channel.close()
+                connection.close()
                 if not (retries and isinstance(error, RETRIED)):
                     raise
             else:
-                self._release(channel, idle)
+                self._release(connection, idle)
                 return decode_reply(reply)
             retries -= 1
             if deadline is not None:
-                data = encode_request(message, deadline)
+                data = encode_request(message, deadline, self.max_message_size)
 
     def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - as above
         """Send a message now; see :func:`~pyams_zmq.transaction.send_on_commit` for later.
@@ -110,7 +138,7 @@ class ZMQClient(ServiceClient):
 
         :raises: the errors of `prepare`, and those of `call` for arguments
         """
-        data = encode_message(type, args)
+        data = encode_message(type, args, self.max_message_size)
         self.prepare(timeout=min(self.timeout, PREPARE_TIMEOUT))
         self.post(type, data)
 
@@ -121,35 +149,44 @@ class ZMQClient(ServiceClient):
         :raises ZMQUnreachableError: if no service answers
         :raises ZMQRefusedError: if the service refuses the connection
         :raises ZMQClosedError: if the client was closed
+        :raises OSError: EMFILE, when the process has no descriptor left
         """
         self._check_open()
-        sender_thread.get().prepare(self._queue.get(), timeout)
+        with as_os_error():
+            sender_thread.get().prepare(self._queue.get(), timeout)
 
     def post(self, type: str, data: bytes) -> None:  # noqa: A002 - as above
         """Add a message to the queue of the thread that sends it, and return.
 
+        :param type: type of the message, for the log
         :param data: the encoded message
         :raises ZMQClosedError: if the client was closed
+        :raises OSError: EMFILE, when the process has no descriptor left
         """
         self._check_open()
         message = QueuedMessage(type, data, self.timeout)
-        sender_thread.get().post(self._queue.get(), message)
+        with as_os_error():
+            sender_thread.get().post(self._queue.get(), message)
 
-    def _acquire(self, idle: list[CallChannel]) -> CallChannel:
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ZMQClosedError(f'The client of {self.address} was closed')
+
+    def _acquire(self, idle: list[CallConnection]) -> CallConnection:
         self._check_open()
         while True:
             try:
-                channel = idle.pop()  # without a lock: each operation of a list is atomic
+                connection = idle.pop()  # without a lock: each operation of a list is atomic
             except IndexError:
                 break
-            if channel.is_alive():
-                return channel
-            channel.close()  # a new connection is ready sooner than this one has reconnected
+            if connection.is_alive():
+                return connection
+            connection.close()  # a new connection is ready sooner than this one has reconnected
         with as_os_error():
-            return CallChannel(self._service)
+            return CallConnection(self._service)
 
-    def _release(self, channel: CallChannel, idle: list[CallChannel]) -> None:
-        idle.append(channel)
+    def _release(self, connection: CallConnection, idle: list[CallConnection]) -> None:
+        idle.append(connection)
         if self._is_closed or len(idle) > MAX_IDLE:
             _close_idle(idle, 0 if self._is_closed else MAX_IDLE)
 
@@ -165,8 +202,11 @@ class ZMQClient(ServiceClient):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} of {self.address}>'
 
-def _close_idle(idle: list[CallChannel], kept: int) -> None:
+
+def _close_idle(idle: list[CallConnection], kept: int) -> None:
     with suppress(IndexError):
         while len(idle) > kept:
             idle.pop(0).close()

@@ -14,14 +14,8 @@ import zmq
 from pyams_zmq import _
 from pyams_zmq.auth import Users, parse_users
 from pyams_zmq.auth.curve import CurveClient
-from pyams_zmq.exceptions import (
-    ZMQClosedError,
-    ZMQRefusedError,
-    ZMQTimeoutError,
-    ZMQUnreachableError,
-)
+from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError, ZMQUnreachableError
 from pyams_zmq.wire.endpoint import Endpoint
-from pyams_zmq.wire.message import check_integer, check_timeout
 
 CONNECTION_EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -94,43 +88,6 @@ class ServiceAddress(NamedTuple):
         if len(users) + (curve is not None) > 1:
             raise ValueError('A client connects as one user, or with CURVE keys')
         return cls(endpoint, users, curve)
-
-
-class ServiceClient:
-    """What the clients for threads and for coroutines have in common; they list the arguments."""
-
-    def __init__(
-        self,
-        address: Any,
-        *,
-        auth: Users = None,
-        curve: CurveClient | None = None,
-        timeout: float = 10,
-        retries: int = 0,
-        send_deadline: bool = False,
-    ):
-        self._service = ServiceAddress.parse(address, auth, curve)
-        self.timeout = check_timeout(timeout)
-        self.retries = check_integer('retries', retries, 0)
-        self.send_deadline = send_deadline
-        self._is_closed = False
-        self._set_up()
-
-    def _set_up(self) -> None:
-        """Prepare the connections of a client, none of which is opened yet."""
-        raise NotImplementedError
-
-    @property
-    def address(self) -> str:
-        """URI of the service."""
-        return self._service.endpoint.uri
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ZMQClosedError(f'The client of {self.address} was closed')
-
-    def __repr__(self) -> str:
-        return f'<{type(self).__name__} of {self.address}>'
 
 
 class ConnectionState:

@@ -42,7 +42,7 @@ FLUSH = 1.0
 MAX_BYTES = 64 * 1024 * 1024
 """Bytes that wait for one service; beyond that its client accepts no message"""
 
-TURN = 100
+BATCH = 100
 """Messages that a client sends or receives before the next client"""
 
 SEND_HWM = 100
@@ -140,7 +140,7 @@ class SendQueue:
             )
         is_lost = self._monitor.read_events()
         self.is_connected = self._monitor.state.is_connected
-        problems = self._receive(None if is_lost else TURN)
+        problems = self._receive(None if is_lost else BATCH)
         if is_lost:
             problems += [
                 self._drop(message, 'the connection was lost, it may have run or not')
@@ -174,7 +174,7 @@ class SendQueue:
 
     def _send(self) -> None:
         self._is_blocked = False
-        for _turn in range(min(TURN, len(self._unsent))):
+        for _turn in range(min(BATCH, len(self._unsent))):
             # Part of the envelope (RFC 28/REQREP), which the reply repeats.
             number = b'%d' % next(self._numbers)
             try:
@@ -246,7 +246,8 @@ class SenderThread:
             )
             queue.used = monotonic()
             if queue.error is not None:
-                raise queue.error
+                # The same error each time: its traceback must not grow.
+                raise queue.error.with_traceback(None)
             if not queue.is_connected:
                 raise ZMQUnreachableError(
                     f'No service has answered at {queue.address} for {timeout:.3g} s'
@@ -291,7 +292,7 @@ class SenderThread:
         if not self._has_exit_hooks:
             self._has_exit_hooks = True
             # atexit: before the services are stopped. Finalize: a child of multiprocessing does
-            # not run what atexit knows.
+            # not run the functions of atexit.
             atexit.register(_flush)
             Finalize(None, _flush, exitpriority=10)
         self._wake()

@@ -31,7 +31,7 @@ from pyams_zmq.exceptions import ZMQClosedError, ZMQRefusedError
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, receive
-from pyams_zmq.wire.message import check_size, decode_reply
+from pyams_zmq.wire.message import MAX_MESSAGE_SIZE, check_size, decode_reply
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 from pyams_zmq.wire.poll import poll
 
@@ -41,7 +41,7 @@ SILENCE = 0.01
 RECENT = 0.1
 """Seconds after a reply in which sockets for the same service are opened without a monitor"""
 
-MAX_RECONNECT_IVL = 100
+MAX_FIRST_IVL = 100
 """Milliseconds between two attempts to connect, at most; libzmq's default without a maximum"""
 
 _MAX_SERVICES = 1000
@@ -89,6 +89,8 @@ class ZMQSocket(zmq.Socket[bytes]):
 
     is_refused = False
 
+    max_message_size: int = MAX_MESSAGE_SIZE  #: Bytes of the largest frame that is sent
+
     _service: int | None = None
     _monitor: ConnectionMonitor | None = None
 
@@ -98,11 +100,14 @@ class ZMQSocket(zmq.Socket[bytes]):
         return self._monitor
 
     def send(self, data: Any, flags: int = 0, *args: Any, **kwargs: Any) -> Any:
-        """Send a frame.
+        """Send a frame; on a socket that was refused, do nothing: `zmq_response` returns 401.
 
+        :param data: bytes, or another buffer
+        :param flags: flags of libzmq, see `zmq_send(3)`
+        :raises zmq.ZMQError: EFSM, if the last request has no reply yet; EAGAIN, with NOBLOCK
         :raises ZMQMessageError: with status 413, if it is larger than a server can accept
         """
-        check_size(data)
+        check_size(data, self.max_message_size)
         # A REQ socket always has room for its only message, except after a refused handshake:
         # then libzmq has removed the pipe, and waiting for it would never end.
         nowait = NOBLOCK if self.type == zmq.REQ else 0
@@ -124,11 +129,14 @@ class ZMQSocket(zmq.Socket[bytes]):
         """
         parts = list(msg_parts)
         for part in parts:
-            check_size(part)
+            check_size(part, self.max_message_size)
         return super().send_multipart(parts, *args, **kwargs)
 
     def close(self, linger: int | None = None) -> None:
-        """Close the socket and its monitor."""
+        """Close the socket and its monitor.
+
+        :param linger: milliseconds that unsent messages are kept for, by default the option
+        """
         monitor = self._monitor
         if monitor is not None and monitor.pid == os.getpid():
             close_monitor(self, monitor.socket)
@@ -207,6 +215,7 @@ def zmq_socket(
     :param curve: keys of the client and of the server it trusts (RFC 26/CURVEZMQ)
     :return: a socket, to be closed or dropped after use; use it in one thread at a time
     :raises ValueError: if the address or the credentials are not valid
+    :raises TypeError: if *curve* is of another class
     :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
     """
     service = ServiceAddress.parse(address, auth, curve, protocol)
@@ -221,7 +230,7 @@ def zmq_socket(
         socket._open_monitor(service.endpoint)
         # Soon, because a server may end several handshakes before one of them fails with an error.
         socket.set(zmq.RECONNECT_IVL, RECONNECT_IVL)
-        socket.set(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_IVL)
+        socket.set(zmq.RECONNECT_IVL_MAX, MAX_FIRST_IVL)
     socket.connect(uri)
     return socket
 

@@ -11,7 +11,7 @@ from transaction.interfaces import IDataManagerSavepoint, ISavepointDataManager
 from zope.interface import implementer
 
 from pyams_zmq.client import PREPARE_TIMEOUT
-from pyams_zmq.wire.message import encode_message
+from pyams_zmq.wire.message import MAX_MESSAGE_SIZE, encode_message
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -51,9 +51,10 @@ def send_on_commit(
     :param manager: transaction manager, by default the one of this thread
     :param timeout: seconds that the commit waits for the service, for all messages together
     :raises TypeError, ValueError: if the type is not a string, or the arguments have no JSON form
-    :raises ZMQMessageError: with status 413, if the message is larger than 32 MiB
+    :raises ZMQMessageError: with status 413, if it is larger than `client.max_message_size`
     """
-    data = encode_message(type, args)
+    max_size = getattr(client, 'max_message_size', MAX_MESSAGE_SIZE)
+    data = encode_message(type, args, max_size)
     manager = transaction.manager if manager is None else manager
     current = manager.get()
     message = MessageDataManager(manager, client, type, data, timeout)

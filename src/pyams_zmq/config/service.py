@@ -64,7 +64,7 @@ class Service:
         if auth is None and self.client_curve is None:
             # The application connects as the first user of the server.
             auth = dict(list(Access(self.auth).users.items())[:1]) or None
-        return ZMQClient(
+        client = ZMQClient(
             self.client_address,
             auth=auth,
             curve=self.client_curve,
@@ -72,6 +72,9 @@ class Service:
             retries=self.retries,
             send_deadline=self.send_deadline,
         )
+        limit = self.limits.get('max_message_size', 0)
+        client.max_message_size = max(client.max_message_size, limit)
+        return client
 
     @property
     def client_address(self) -> Any:

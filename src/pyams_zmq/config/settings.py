@@ -214,7 +214,7 @@ def _check_address(address: Any, is_bound: bool) -> None:
 
 
 def _check_pool(name: str, values: dict[str, Any]) -> None:
-    """Check the options of a pool; with workers the service is one."""
+    """Check the options of a pool; a service with `workers` is a pool."""
     if not values.get('workers'):
         for key in (*POOL_OPTIONS, *_POOL_LIMITS):
             if values.get(key):

@@ -23,7 +23,7 @@ class ServicesStatus:
             status, message = 'UP', None
             try:
                 request.registry.zmq_clients.get(name).prepare(timeout=1)
-            except ZMQBaseError as error:
+            except (ZMQBaseError, OSError, ValueError) as error:
                 status, message = 'DOWN', str(error)
             yield MonitorExtensionStatusProperties(f'pyams_zmq: {name}', status, message)
 

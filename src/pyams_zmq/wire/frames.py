@@ -6,6 +6,7 @@ checks the type of its data, `recv_multipart` asks for each frame whether more f
 are members of an enum, whose `&` and `|` are Python functions.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
@@ -16,6 +17,17 @@ NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 
 send_frame = zmq.backend.Socket.send
 """Send bytes, with flags: ``send_frame(socket, data, NOBLOCK)``"""
+
+
+def send_frames(socket: Any, frames: Sequence[Any]) -> None:
+    """Send a message of one or more frames without waiting.
+
+    :param frames: bytes, or other buffers
+    :raises zmq.ZMQError: EAGAIN, if it cannot be sent now
+    """
+    for frame in frames[:-1]:
+        send_frame(socket, frame, MORE)
+    send_frame(socket, frames[-1], NOBLOCK)
 
 
 def receive(socket: Any) -> list[bytes] | None:

@@ -34,7 +34,7 @@ _decode_any = msgspec.json.Decoder().decode
 _encode = msgspec.json.encode
 
 MAX_MESSAGE_SIZE = 32 * 1024 * 1024
-"""Bytes of the largest request; for a larger one the server would drop the connection silently"""
+"""Bytes of the largest request, by default; servers drop the connection of larger ones silently"""
 
 DRAINING = (503, 'The service is stopping, try again later')
 """Status and text for a message whose method was not called"""
@@ -51,6 +51,7 @@ _ERROR_AT_START = re.compile(rb'\s*\[\s*[45]\d\d\s*[],]').match
 def decode_request(data: bytes) -> tuple[str, Any]:
     """Decode a request; of duplicate keys in an object, the last one counts.
 
+    :param data: the JSON frame of the request
     :return: type and arguments of the message
     :raises ZMQMessageError: with status 400 if it is not ``[str, any]`` or
         ``[str, any, {"deadline": seconds}]``; with status 504 if its deadline has passed
@@ -67,41 +68,54 @@ def decode_request(data: bytes) -> tuple[str, Any]:
         return name, args
 
 
-def encode_message(type: str, args: Any) -> bytes:  # noqa: A002 - the name of the field
+def encode_message(
+    type: str,  # noqa: A002 - the name of the field
+    args: Any,
+    max_size: int = MAX_MESSAGE_SIZE,
+) -> bytes:
     """Encode a request, for `ZMQClient.post`.
 
+    :param type: type of the message
+    :param args: arguments, any value with a JSON form
+    :param max_size: bytes of the largest one
     :raises TypeError, ValueError: if the type is not a string, or the arguments have no JSON form
-    :raises ZMQMessageError: with status 413, if it is larger than 32 MiB
+    :raises ZMQMessageError: with status 413, if it is larger than *max_size*
     """
     if not isinstance(type, str):
         raise TypeError(f'Bad message type {type!r}: write a string, the name of the method')
-    return encode_request([type, args])
+    return encode_request([type, args], max_size=max_size)
 
 
-def encode_request(message: Any, timeout: float | None = None) -> bytes:
+def encode_request(
+    message: Any, timeout: float | None = None, max_size: int = MAX_MESSAGE_SIZE
+) -> bytes:
     """Encode a request of any form.
 
+    :param message: any value with a JSON form
     :param timeout: seconds from now until the deadline that is added to a message
         ``[type, args]``; None or infinity adds no deadline
+    :param max_size: bytes of the largest one
     :raises TypeError, ValueError, RecursionError: if the message has no JSON form
-    :raises ZMQMessageError: with status 413, if it is larger than 32 MiB
+    :raises ZMQMessageError: with status 413, if it is larger than *max_size*
     """
     if timeout is not None and isfinite(timeout):
         match message:
             case [str(name), args]:
                 message = [name, args, {'deadline': time() + timeout}]
     data = encode(message)
-    check_size(data)
+    check_size(data, max_size)
     return data
 
 
-def check_size(data: Any) -> None:
+def check_size(data: Any, max_size: int) -> None:
     """Check the size of a frame.
 
-    :raises ZMQMessageError: with status 413, if it is too large
+    :param data: bytes, or another buffer
+    :param max_size: bytes of the largest one
+    :raises ZMQMessageError: with status 413, if it is larger
     """
-    if len(data) > MAX_MESSAGE_SIZE:
-        raise ZMQMessageError(413, f'Message is {len(data)} bytes; the limit is {MAX_MESSAGE_SIZE}')
+    if len(data) > max_size:
+        raise ZMQMessageError(413, f'Message is {len(data)} bytes; the limit is {max_size}')
 
 
 def check_timeout(timeout: Any) -> float:
@@ -133,6 +147,8 @@ def check_integer(name: str, value: Any, least: int) -> int:
 def payload_of(reply: Any) -> Any:
     """Return the payload of a reply ``[status, payload]``.
 
+    :param reply: the decoded reply
+    :return: its second element
     :raises ZMQRemoteError: if the status is not 2xx
     :raises ZMQReplyError: if the reply has another form
     """

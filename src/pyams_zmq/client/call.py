@@ -14,11 +14,11 @@ from pyams_zmq.wire.poll import poll, wait_for
 FAST = 0.01
 """Seconds without a reply until the monitor is read, too"""
 
-RECENT = 0.02
+ALIVE = 0.02
 """Seconds after a reply in which a connection counts as alive without reading its monitor"""
 
 
-class CallChannel:
+class CallConnection:
     """A REQ socket for one call at a time.
 
     After an exception it must be closed: it may still receive the reply to the failed call.
@@ -30,7 +30,7 @@ class CallChannel:
         self._socket, self._monitor = open_connection(service, zmq.REQ)
         self._state = self._monitor.state
         self._sockets = [self._socket, self._monitor.socket]
-        self._used = -RECENT
+        self._used = -ALIVE
         self._polled = [(self._socket, POLLIN)]
 
     def exchange(self, data: bytes, timeout: float) -> bytes:
@@ -54,13 +54,16 @@ class CallChannel:
                 raise self._state.describe_silence(timeout)
             ready = wait_for(self._sockets, left)
             if self._socket not in ready and self._monitor.read_events():
-                raise self._state.describe_loss()
+                frames = receive(self._socket)  # it may have arrived just before the loss
+                if frames is None:
+                    raise self._state.describe_loss()
+                break
         self._used = monotonic()
         return frames[-1]
 
     def is_alive(self) -> bool:
         """Return True if the service was connected a moment ago."""
-        if monotonic() - self._used < RECENT and not self._socket.closed:
+        if monotonic() - self._used < ALIVE and not self._socket.closed:
             return True
         try:
             self._monitor.read_events()
