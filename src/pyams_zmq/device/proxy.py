@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from pyams_zmq.wire.frames import MORE, NOBLOCK, receive, send_frame
+from pyams_zmq.wire.frames import receive, send_frames
 
 STATISTICS = b'STATISTICS'
 TERMINATE = b'TERMINATE'
@@ -210,9 +210,7 @@ class PythonLoop:
 def _send(socket: Any, frames: list[bytes]) -> bool:
     """Return True if the message was sent, False if that would block or has no peer."""
     try:
-        for frame in frames[:-1]:
-            send_frame(socket, frame, MORE)
-        send_frame(socket, frames[-1], NOBLOCK)
+        send_frames(socket, frames)
     except zmq.ZMQError as error:
         # All or nothing: libzmq finds the peer and room for the message at the first frame. When
         # the peer leaves between two frames (EAGAIN), libzmq drops the frames before.

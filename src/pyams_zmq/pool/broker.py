@@ -28,7 +28,7 @@ from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, parse_ip
-from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, send_frame
+from pyams_zmq.wire.frames import NOBLOCK, POLLIN, send_frames
 from pyams_zmq.wire.message import decode_reply, encode, peek_type
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -86,9 +86,7 @@ class _RouterStream(ZMQStream):
     def send_frames(self, frames: Sequence[Any]) -> bool:
         """Send a message; return False if its peer is gone, or does not read."""
         try:
-            for frame in frames[:-1]:
-                send_frame(self.socket, frame, MORE)
-            send_frame(self.socket, frames[-1], NOBLOCK)
+            send_frames(self.socket, frames)
         except zmq.ZMQError as error:
             if error.errno not in _UNREACHABLE:
                 raise
