@@ -2,6 +2,7 @@
 """Settings of the documentation: ``make docs``."""
 
 import os
+import sys
 from importlib.metadata import version as version_of
 
 project = 'PyAMS_zmq'
@@ -20,8 +21,8 @@ exclude_patterns = ['_build']
 default_role = 'code'
 nitpicky = True
 
-# Names of other projects. Without the network (the usual build) they stay plain text, and that
-# is no warning: set DOCS_INTERSPHINX=1 to link them.
+# Names of other projects. Without the network (the usual build) they stay plain text, without a
+# warning: set DOCS_INTERSPHINX=1 to link them.
 _ELSEWHERE = {
     'python': 'https://docs.python.org/3/',
     'pyramid': 'https://docs.pylonsproject.org/projects/pyramid/en/latest/',
@@ -31,7 +32,8 @@ _ELSEWHERE = {
 if os.environ.get('DOCS_INTERSPHINX'):
     intersphinx_mapping = {name: (address, None) for name, address in _ELSEWHERE.items()}
 else:
-    nitpick_ignore_regex = [(r'py:.*', r'(?!pyams_zmq\b).*')]
+    _foreign = '|'.join([*_ELSEWHERE, *sys.stdlib_module_names, 'transaction', 'zope'])
+    nitpick_ignore_regex = [(r'py:.*', rf'({_foreign})(\..*)?')]
 
 # The documenter of interfaces is written for autodoc as it was before Sphinx 9.
 autodoc_use_legacy_class_based = True

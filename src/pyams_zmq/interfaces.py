@@ -26,11 +26,11 @@ class IZMQProcess(Interface):
     )
     bind_timeout = Attribute('Seconds to wait, as a standby, for an address that is in use')
     handshake_timeout = Attribute(
-        'Seconds until a peer that has not finished its handshake is dropped'
+        'Seconds until a peer that has not finished its handshake is disconnected'
     )
     heartbeat_interval = Attribute('Seconds between two heartbeats to a peer')
     heartbeat_timeout = Attribute(
-        'Seconds until a peer that does not answer a heartbeat is dropped'
+        'Seconds until a peer that does not answer a heartbeat is disconnected'
     )
     receive_hwm = Attribute('Received messages that wait, per peer')
     send_hwm = Attribute('Messages that wait to be sent, per peer')

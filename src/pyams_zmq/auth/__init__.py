@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Access control: who may connect to the sockets of a server.
 
-:class:`Access` holds the rules of one server, :class:`AccessPolicy` decides on a connection without
-I/O, :class:`Authenticator` runs the decision in a thread.
+`Access` holds the rules of one server, `AccessPolicy` decides on a connection without I/O,
+`Authenticator` runs the decision in a thread.
 """
 
 from pyams_zmq.auth.access import Access, AccessAttributes

@@ -9,6 +9,7 @@ from typing import Any
 
 from pyramid.exceptions import ConfigurationError
 
+from pyams_zmq.config.request_client import RequestClient
 from pyams_zmq.config.service import Service, services_of
 from pyams_zmq.config.settings import (
     OPTIONS,
@@ -19,7 +20,7 @@ from pyams_zmq.config.settings import (
 )
 from pyams_zmq.interfaces import IZMQService
 
-__all__ = ['Service', 'add_zmq_process', 'services_of']
+__all__ = ['RequestClient', 'Service', 'add_zmq_process', 'services_of']
 
 LATE = 100
 """Order of actions after those of applications; the phases of Pyramid are -30 to 0"""
@@ -48,7 +49,7 @@ def add_zmq_process(config: Any, name: str, **options: Any) -> None:
     :param worker_auth: users that may connect as workers
     :param worker_curve: :class:`~pyams_zmq.curve.CurveServer` for workers of other machines
     :param options: limits of the process, class attributes such as `drain_timeout`
-    :raises ConfigurationError: for an unknown option or a bad value
+    :raises pyramid.exceptions.ConfigurationError: for an unknown option or a bad value
     """
     _declare(config, name, options)
 

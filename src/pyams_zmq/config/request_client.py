@@ -10,7 +10,10 @@ from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
 
 
 class RequestClient:
-    """Client of a service for one request, see :func:`request_zmq`."""
+    """Client of a service for one request, the object of ``request.zmq(name)``.
+
+    Its methods `call` and `request` are those of :class:`~pyams_zmq.client.ZMQClient`.
+    """
 
     def __init__(self, request: Any, client: Any):
         self._request = request
@@ -27,7 +30,8 @@ class RequestClient:
 
         :param type: type of the message, the name of the method
         :param args: its arguments, any JSON value
-        :raises: the errors of :meth:`ZMQClient.send` and :func:`send_on_commit`
+        :raises: the errors of :meth:`pyams_zmq.client.ZMQClient.send` and
+            :func:`pyams_zmq.transaction.send_on_commit`
         """
         manager = getattr(self._request, 'tm', None)
         if manager is not None and is_under_way(manager):

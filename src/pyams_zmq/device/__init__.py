@@ -41,12 +41,12 @@ class ProcessDevice(InProcess):
 class Proxy(Device):
     """Device with a monitor: a third socket that gets a copy of each message.
 
-    The monitor never blocks the others: a message that it cannot send at once is not copied.
+    The monitor never blocks the others: a message that it cannot send at once is not copied. Access
+    rules are the keyword arguments `auth`, `clients` and `curve` of :class:`Device`.
 
     :param in_type: type of the `in` socket
     :param out_type: type of the `out` socket
     :param mon_type: type of the `mon` socket
-    :param access: `auth`, `clients` and `curve`, see :class:`Device`
     :raises ValueError: the monitor cannot send, or see :class:`Device`
     """
 
@@ -94,12 +94,13 @@ class ProcessProxy(Proxy, InProcess):
 class MonitoredQueue(Proxy):
     """Proxy whose monitor shows where a message came in.
 
+    Access rules are the keyword arguments `auth`, `clients` and `curve` of :class:`Device`.
+
     :param in_type: type of the `in` socket
     :param out_type: type of the `out` socket
     :param mon_type: type of the `mon` socket
     :param in_prefix: first frame of the copies of what the `in` socket received, text or bytes
     :param out_prefix: first frame of the copies of what the `out` socket received
-    :param access: `auth`, `clients` and `curve`, see :class:`Device`
     """
 
     def __init__(

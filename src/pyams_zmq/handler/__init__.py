@@ -36,10 +36,15 @@ class ZMQMessageHandler:
     The type of the message names a public method of the `handler` class. The method is called with
     the frames of the message; the frame with index *json_load* is replaced by the arguments that
     it contains: ``method(args)`` for the usual message of one frame. A keyword-only parameter
-    `peer` gets the :class:`~pyams_zmq.auth.Peer` that sent the message, one named `request` gets a
-    Pyramid request, see :func:`~pyams_zmq.handler.request.call_with_request`. The method may
+    `peer` gets the :class:`~pyams_zmq.auth.Peer` that sent the message. The method may
     raise :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its reply. Any other exception
     is logged under an error id, and the peer gets the id only.
+
+    A keyword-only parameter `request` gets a new Pyramid request, which is made as
+    :func:`pyramid.scripting.prepare` makes one, with the `root` of the application. If it has a
+    transaction manager `tm` (of pyramid_tm), its transaction is committed when the method succeeds,
+    before the reply is sent. It is aborted when the method raises, when its result is not JSON, and
+    when the status of its result is 400 or above.
 
     An `async def` method runs as a task. A plain one runs in a thread if the `concurrency` of the
     stream is above 1 or the method has a timeout, see

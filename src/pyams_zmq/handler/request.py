@@ -15,10 +15,7 @@ from pyams_zmq.wire.message import encode
 def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
     """Call a method with the keyword argument `request`.
 
-    The request is made as :func:`pyramid.scripting.prepare` makes one, with the `root` of the
-    application. If it has a transaction manager `tm` (of pyramid_tm), its transaction is committed
-    when the method succeeds. It is aborted when the method raises, when its result is not JSON, and
-    when the status of its result is 400 or above. The reply is sent after the commit.
+    :class:`~pyams_zmq.handler.ZMQMessageHandler` describes the request and its transaction.
 
     :param registry: registry of the application
     :param call: method, plain or `async def`

@@ -24,6 +24,8 @@ from pyams_zmq.supervisor.process import SupervisingProcess
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import check_integer, decode_reply
 
+__all__ = ['PoolWorker', 'ZMQPool']
+
 _LIMITS = (*LIMITS, 'loop_factory')  # of broker and workers
 _WORKER_LIMITS = ('concurrency', 'beat_interval', 'max_calls', 'max_memory')
 

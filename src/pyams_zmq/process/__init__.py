@@ -13,13 +13,14 @@ from zope.interface import implementer
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.interfaces import IZMQProcess, ZMQProcessStartedEvent, ZMQProcessStoppedEvent
+from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, port_of
 from pyams_zmq.wire.message import check_integer
 
-__all__ = ['ZMQProcess', 'process_exit_func']
+__all__ = ['ReadyProcess', 'ZMQProcess', 'process_exit_func']
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 

@@ -23,7 +23,7 @@ LINGER = 1000
 """Milliseconds that a socket gets to send its last message"""
 
 SIZE_SLACK = 16 * 1024 * 1024
-"""Bytes above `max_message_size` that still get the reply 413; libzmq drops the peer beyond"""
+"""Bytes above `max_message_size` that still get the reply 413; beyond, the peer is disconnected"""
 
 _RETRY_INTERVAL = 0.05
 _ZONE = re.compile(r'%[^]]+(?=]:\d+$)')  # of a link-local address: only libzmq returns it
@@ -43,9 +43,9 @@ class SocketLimits:
 
     max_message_size: int = 16 * 1024 * 1024  #: Bytes of the largest message that is handled
     bind_timeout: float = 2.0  #: Seconds to wait, as a standby, for an address that is in use
-    handshake_timeout: float = 5.0  #: Seconds until a peer without a finished handshake is dropped
+    handshake_timeout: float = 5.0  #: Seconds until a peer without a handshake is disconnected
     heartbeat_interval: float = 5.0  #: Seconds between two heartbeats to a peer
-    heartbeat_timeout: float = 5.0  #: Seconds until a peer that misses a heartbeat is dropped
+    heartbeat_timeout: float = 5.0  #: Seconds until a peer without a heartbeat is disconnected
     receive_hwm: int = 1000  #: Received messages that wait, per peer
     send_hwm: int = 1000  #: Messages that wait to be sent, per peer
     backlog: int = 100  #: Connections that wait to be accepted
@@ -53,7 +53,7 @@ class SocketLimits:
     def apply_limits(self, socket: Any, max_size: int) -> None:
         """Set the options of a socket.
 
-        :param max_size: bytes of a message above which libzmq drops the peer, -1 for no limit
+        :param max_size: bytes of a message above which libzmq disconnects the peer, -1 for no limit
         """
         socket.linger = LINGER
         socket.maxmsgsize = min(max_size, sys.maxsize)
