@@ -5,8 +5,7 @@ The loop of libzmq is fast. It blocks when a monitor does not read. It ends at a
 reached, and at a REQ or REP socket that is in the wrong state. It uses a whole processor when a
 message comes in and the other socket cannot send. It counts frames only, copies both directions
 alike, and does not read commands while the peers do not read. The loop in Python has none of these
-limits, and forwards a third as many small messages per second, a fifth with a monitor
-(`benchmarks/device.py`).
+limits, and forwards a third as many small messages per second (`benchmarks/device.py`).
 
 Both read commands from a PAIR socket, as `zmq_proxy_steerable(3)` does: they answer `STATISTICS`
 with a message of numbers, and return after `TERMINATE`.
