@@ -73,9 +73,10 @@ def test_started_event_in_workers_only(pool, tmp_path):
         assert client.call('registry') is True
 
 
-def test_bad_workers():
-    with pytest.raises(ValueError, match='Bad workers 0: write 1 or more'):
-        Pool(workers=0)
+@pytest.mark.parametrize('workers', [0, 2.5, True, '4', None])
+def test_bad_workers(workers):
+    with pytest.raises(ValueError, match=f'Bad workers {workers!r}: write 1 or more'):
+        Pool(workers=workers)
 
 
 @pytest.mark.parametrize(

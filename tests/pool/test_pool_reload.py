@@ -13,6 +13,7 @@ import pytest
 from checks import wait_until
 from pool_checks import TIMEOUT, client_of, in_threads, wait_for_file, wait_for_workers, workers_of
 from pool_handlers import Pool, PoolMessageHandler
+from pyams_zmq.exceptions import ZMQTimeoutError
 from pyams_zmq.pool.broker import PoolBroker
 from pyams_zmq.supervisor import Supervisor
 from pyams_zmq.testing import running
@@ -166,8 +167,45 @@ def test_sighup_before_the_broker_has_its_sockets(pool, ask, monkeypatch):
     assert ask(process, ['echo', 1]) == [200, 1]
 
 
+def kill_broker(process):
+    pid = process.stats()['pid']
+    os.kill(pid, signal.SIGKILL)
+
+    def is_replaced():
+        try:
+            return process.stats()['pid'] != pid
+        except ZMQTimeoutError:
+            return False
+
+    wait_until(is_replaced, TIMEOUT)
+
+
+def test_new_broker_without_the_users_file(pool, ask, tmp_path):
+    """It has the last users that could be read: a user who was removed stays removed."""
+    users = tmp_path / 'users'
+    users.write_text('alice:a\nbob:b\n')
+    process = pool(auth=users, workers=1)
+    before = workers_of(process)
+    users.write_text('alice:a\n')
+    process.reload()
+    wait_for_workers(process, before, count=1)
+    users.unlink()
+    kill_broker(process)
+    assert ask(process, ['echo', 1], auth='alice:a') == [200, 1]
+    assert ask(process, ['echo', 1], auth='bob:b')[0] == 401
+
+
+def test_new_broker_without_the_file_of_the_workers(pool, tmp_path):
+    users = tmp_path / 'workers'
+    users.write_text('worker:secret')
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth=users)
+    users.unlink()
+    kill_broker(process)
+    wait_for_workers(process, count=1)
+
+
 def test_new_broker_after_a_reload(pool, ask, tmp_path):
-    """A broker that replaces a dead one reads the users, and does not start without them."""
+    """A broker that replaces a dead one reads the users."""
     users = tmp_path / 'users'
     users.write_text('alice:a\nbob:b\n')
     process = pool(auth=users, workers=1)

@@ -3,8 +3,10 @@
 
 import errno
 import json
+import logging
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from pyams_zmq.cli import main
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError
 from pyams_zmq.pool import worker as worker_module
-from pyams_zmq.pool.protocol import MISSED_HEARTBEATS
+from pyams_zmq.pool.protocol import MISSED_HEARTBEATS, ROUTE_SIZE
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process.base import RECYCLED
 from pyams_zmq.supervisor import Supervisor
@@ -183,6 +185,48 @@ def test_worker_out_of_descriptors(pool, monkeypatch):
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
     with ready(worker):
         wait_until(has_beaten)
+
+
+class StarvedPoolWorker(PoolWorker):
+    """Has no free descriptor when its thread opens its socket, the first two times."""
+
+    failures = 0
+
+    def make_socket(self, route):
+        if len(route) == ROUTE_SIZE or self.failures == 2:
+            return super().make_socket(route)
+        self.failures += 1
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with open(os.devnull) as file:
+            # Not less: poll(2) fails with fewer descriptors than it gets, and libzmq aborts then.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 1, hard))
+            try:
+                return super().make_socket(route)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_worker_out_of_descriptors_at_its_start(pool, tmp_path):
+    """It opens the socket of its heartbeats later."""
+    log = logging.FileHandler(tmp_path / 'log')
+    logger = logging.getLogger('PyAMS (zmq)')
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = StarvedPoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
+    logger.addHandler(log)
+    try:
+        with ready(worker):
+            wait_until(
+                lambda: any(
+                    each['pid'] == worker.pid and each['memory'] > 0
+                    for each in process.stats()['workers']
+                ),
+                TIMEOUT,
+            )
+    finally:
+        logger.removeHandler(log)
+        log.close()
+    text = (tmp_path / 'log').read_text()
+    assert text.count('cannot send heartbeats, and tries again: Too many open files') == 1
 
 
 def test_sighup_before_the_worker_connects(pool):

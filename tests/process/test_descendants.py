@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 
 import psutil
@@ -600,7 +601,7 @@ def test_look_at_nothing():
 def test_signal_to_a_later_process_of_that_pid():
     with subprocess.Popen(['sleep', '60']) as program:
         relative = ProcessInfo.read(program.pid)
-        ProcessInfo(relative.pid, relative.started - 1, 1, 'sleep', False).send(signal.SIGKILL)
+        replace(relative, started=relative.started - 1).send(signal.SIGKILL)
         assert program.poll() is None
         relative.send(signal.SIGKILL)
         assert program.wait() == -signal.SIGKILL

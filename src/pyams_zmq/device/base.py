@@ -61,6 +61,7 @@ class Device(AccessAttributes, SocketLimits):
     :param curve: keys of the device and its clients (RFC 26/CURVEZMQ), by default those of the
         class attribute
     :raises ValueError: the device type, `in_type` or an access rule is not valid
+    :raises TypeError: for a *curve* of another class
     """
 
     native: bool = True
@@ -224,7 +225,7 @@ class Device(AccessAttributes, SocketLimits):
         New connections follow the new rules; existing ones stay until `restart`. SIGHUP does the
         same in the process of a device, which logs what cannot be read.
 
-        :raises ValueError: they cannot be read, or there are none; nothing has changed
+        :raises ValueError: they cannot be read, or the file is empty; nothing has changed
         :raises ZMQClosedError: the device is not running; each start reads them as well
         """
         self._get_launcher()
@@ -392,8 +393,9 @@ class BackgroundDevice(Device):
         :raises ZMQStartError: the device is already running, or gevent has patched the program
         :raises ZMQTimeoutError: a process is not ready after 10 seconds, and `bind_timeout` for
             each address
-        :raises ValueError: users or keys cannot be read; a device with access rules uses a context
-            of others; a device in a process uses an `inproc://` address or a context of its owner
+        :raises ValueError: users or keys cannot be read; a device with access rules uses a shared
+            context; a device in a process uses an `inproc://` address or a context made before the
+            fork
         :raises zmq.ZMQError: libzmq rejects the type or an option of a socket
         """
         self._launch()

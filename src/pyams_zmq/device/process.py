@@ -78,15 +78,15 @@ class DeviceProcess(OwnedProcess):
         return self._statistics
 
     def pause(self) -> None:
-        """Forward nothing; returns when no message is being forwarded."""
+        """See :meth:`Device.pause`."""
         self._command('pause')
 
     def resume(self) -> None:
-        """Forward again."""
+        """See :meth:`Device.resume`."""
         self._command('resume')
 
     def reload(self) -> None:
-        """Read users and keys again in the process."""
+        """See :meth:`Device.reload`."""
         self._command('reload')
 
     def _command(self, name: str) -> Any:

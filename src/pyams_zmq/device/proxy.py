@@ -5,8 +5,7 @@ The loop of libzmq is fast. It blocks when a monitor does not read. It ends at a
 reached, and at a REQ or REP socket that is in the wrong state. It uses a whole processor when a
 message comes in and the other socket cannot send. It counts frames only, copies both directions
 alike, and does not read commands while the peers do not read. The loop in Python has none of these
-limits, and forwards a third as many small messages per second, a fifth with a monitor
-(`benchmarks/device.py`).
+limits, and forwards a third as many small messages per second (`benchmarks/device.py`).
 
 Both read commands from a PAIR socket, as `zmq_proxy_steerable(3)` does: they answer `STATISTICS`
 with a message of numbers, and return after `TERMINATE`.
@@ -18,6 +17,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import zmq
+
+from pyams_zmq.wire.frames import receive, send_frames
 
 STATISTICS = b'STATISTICS'
 TERMINATE = b'TERMINATE'
@@ -33,13 +34,8 @@ CANNOT_RECEIVE = (zmq.PUSH, zmq.PUB)
 BURST = 100
 """Messages that one direction forwards before the other direction and the commands continue"""
 
-# As plain numbers, which are faster than the flags of pyzmq.
-_NOW = int(zmq.DONTWAIT)
-_NOW_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
-
-# EFSM: a REQ or REP socket that has to send before it receives, or receive before it sends.
-_NOT_NOW = (errno.EAGAIN, zmq.EFSM)
-_UNDELIVERED = (*_NOT_NOW, errno.EHOSTUNREACH)
+# EFSM: a REQ or REP socket that has to receive before it sends.
+_UNDELIVERED = (errno.EAGAIN, zmq.EFSM, errno.EHOSTUNREACH)
 _ONE_OF_MANY = (zmq.ROUTER, zmq.STREAM)
 
 Counts = Sequence[int]
@@ -132,16 +128,13 @@ class Direction:
                 return
 
     def _receive(self) -> list[bytes] | None:
-        source = self.source
         try:
-            frames = [source.recv(_NOW)]
+            frames = receive(self.source)
         except zmq.ZMQError as error:
-            if error.errno not in _NOT_NOW:
+            if error.errno != zmq.EFSM:  # a REQ or REP socket that has to send before it receives
                 raise
             return None
-        while source.get(zmq.RCVMORE):
-            frames.append(source.recv(_NOW))
-        if self._swaps:
+        if self._swaps and frames is not None:
             # The sender comes first, then the addressee; libzmq routes by the first frame.
             frames[:2] = frames[1::-1]
         return frames
@@ -216,9 +209,7 @@ class PythonLoop:
 def _send(socket: Any, frames: list[bytes]) -> bool:
     """Return True if the message was sent, False if that would block or has no peer."""
     try:
-        for frame in frames[:-1]:
-            socket.send(frame, _NOW_MORE)
-        socket.send(frames[-1], _NOW)
+        send_frames(socket, frames)
     except zmq.ZMQError as error:
         # All or nothing: libzmq finds the peer and room for the message at the first frame. When
         # the peer leaves between two frames (EAGAIN), libzmq drops the frames before.

@@ -126,19 +126,19 @@ class DeviceThread(Thread):
         return [*map(sum, zip(self._totals, self._current, strict=True))]
 
     def pause(self) -> None:
-        """Forward nothing; returns when no message is being forwarded."""
+        """See :meth:`Device.pause`."""
         with self._command_or_error():
             self._pause(COMMAND_TIMEOUT)
 
     def resume(self) -> None:
-        """Forward again."""
+        """See :meth:`Device.resume`."""
         with self._command_or_error():
             if self._is_paused:
                 self._send(_RESUME)
                 self._is_paused = False
 
     def stop(self) -> None:
-        """End the thread."""
+        """See :meth:`Device.stop`."""
         if not self.is_running:
             return
         if get_ident() in self._threads_in_command:

@@ -2,7 +2,7 @@
 """A pool: several worker processes behind one address."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import zmq
@@ -16,7 +16,7 @@ from pyams_zmq.pool.protocol import check_interval
 from pyams_zmq.pool.supervisor import PoolSupervisor
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.process.base import ReadyProcess, StopOrder
+from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.process.lock import PrivateFolder
 from pyams_zmq.process.server_socket import SocketLimits
 from pyams_zmq.process.service import LIMITS
@@ -26,11 +26,7 @@ from pyams_zmq.wire.message import check_integer, decode_reply
 
 __all__ = ['PoolWorker', 'ZMQPool']
 
-STOP_SLACK = 6.0
-"""Seconds after `drain_timeout` in which a pool stops its workers"""
-
 _LIMITS = (*LIMITS, 'loop_factory')  # of broker and workers
-_BROKER_LIMITS = ('queue_limit', 'queue_size', 'stats_users', 'json_load')
 _WORKER_LIMITS = ('concurrency', 'beat_interval', 'max_calls', 'max_memory')
 
 
@@ -54,20 +50,32 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     :param worker_curve: keys of the server and of the workers of other machines
     :raises ValueError: for an invalid address, number, credentials or clients, and for a
         *worker_address* without credentials
+    :raises TypeError: for a *curve* or *worker_curve* of another class
     """
 
+    #: Calls that a worker handles at a time
     concurrency: int = ZMQProcess.concurrency
+    #: Function that returns a new asyncio loop for broker and workers
     loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
 
+    #: Calls that wait for a worker; further ones get 503
     queue_limit: int = 1000
+    #: Bytes of the calls that wait for a worker; further ones get 503
     queue_size: int = 256 * 1024 * 1024
+    #: Users that may read the statistics from other machines
     stats_users: Collection[str] = ()
+    #: Index of the frame with the JSON text, as of the message handler
     json_load: int = -1
+    #: Seconds between two heartbeats of a worker
     beat_interval: float = PoolWorker.beat_interval
+    #: Calls after which a worker is replaced; 0 for no limit
     max_calls: int = 0
+    #: Resident MiB above which a worker is replaced; 0 for no limit
     max_memory: float = 0.0
-
+    #: Class of the workers
     worker_factory: Callable[..., PoolWorker] = PoolWorker
+
+    _stop_slack = 6.0  # the workers stop after the broker
 
     def __init__(
         self,
@@ -84,12 +92,10 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         worker_curve: CurveServer | None = None,
     ):
         super().__init__(registry)
-        if workers < 1:
-            raise ValueError(f'Bad workers {workers!r}: write 1 or more')
         Endpoint.parse(bind_addr, bind=True)
         self.bind_addr = bind_addr
         self.handler = handler
-        self.workers = workers
+        self.workers = check_integer('workers', workers, 1)
         self.set_access(auth, clients, curve)
         self.worker_address = worker_address
         self.worker_access = make_worker_access(worker_address, worker_auth, worker_curve)
@@ -129,22 +135,22 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
             stats: dict[str, Any] = decode_reply(socket.recv())
         return stats
 
-    def _stop_orders(self) -> Iterator[StopOrder]:
-        orders = super()._stop_orders()
-        yield next(orders)[0], self.drain_timeout + STOP_SLACK
-        yield from orders
-
     # In the child
+
+    def try_reload_access(self) -> None:
+        """Read users and keys for the next broker; keep those that cannot be read."""
+        self.access.try_reload(self.name)
+        if self.worker_address is not None:
+            self.worker_access.try_reload(f'{self.name} (workers)')
 
     def make_broker(self, local_address: str) -> PoolBroker:
         """Return a new broker, which is not started.
 
         :param local_address: ipc address of the workers on this machine
         """
-        for access in (self.access, self.worker_access):
-            access.reload()  # the files may have changed since the start of the pool
+        self.try_reload_access()  # the files may have changed since the start of the pool
         broker = PoolBroker(self, local_address)
-        for name in _LIMITS + _BROKER_LIMITS:
+        for name in _LIMITS:
             setattr(broker, name, getattr(self, name))
         return broker
 

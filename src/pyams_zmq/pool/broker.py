@@ -7,7 +7,7 @@ Clients use it as any other process. Its workers use :mod:`pyams_zmq.pool.protoc
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from time import monotonic
@@ -28,7 +28,7 @@ from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, parse_ip
-from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, send_frame
+from pyams_zmq.wire.frames import NOBLOCK, POLLIN, send_frames
 from pyams_zmq.wire.message import decode_reply, encode, peek_type
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -86,9 +86,7 @@ class _RouterStream(ZMQStream):
     def send_frames(self, frames: Sequence[Any]) -> bool:
         """Send a message; return False if its peer is gone, or does not read."""
         try:
-            for frame in frames[:-1]:
-                send_frame(self.socket, frame, MORE)
-            send_frame(self.socket, frames[-1], NOBLOCK)
+            send_frames(self.socket, frames)
         except zmq.ZMQError as error:
             if error.errno not in _UNREACHABLE:
                 raise
@@ -103,11 +101,6 @@ class PoolBroker(ServiceProcess):
     :param local_address: ipc address to bind for the workers of this pool, in a private folder
     """
 
-    queue_limit: int
-    queue_size: int
-    stats_users: Collection[str]
-    json_load: int
-
     auth_thread: Any = None  # an Authenticator
 
     _forwards_peers = True  # until the first worker states whether it needs them
@@ -119,6 +112,8 @@ class PoolBroker(ServiceProcess):
         self.bind_addr, self.access = pool.bind_addr, pool.access
         self.local_address = local_address
         self.worker_address, self.worker_access = pool.worker_address, pool.worker_access
+        self.queue_limit, self.queue_size = pool.queue_limit, pool.queue_size
+        self.stats_users, self.json_load = pool.stats_users, pool.json_load
         self._by_socket: dict[Any, _RouterStream] = {}
         self._polled: list[tuple[Any, int]] = []
 

@@ -220,7 +220,8 @@ class Scheduler:
         call = worker.calls.pop(key, None)
         if call is not None:
             worker.replies += 1
-            self._release(worker)  # before the reply: the worker is idle, the client may be, too
+            # Assign the next call before replying, so that the worker does not wait.
+            self._release(worker)
             self._finish(call, reply, now)
         elif key in worker.unknown_calls:
             worker.unknown_calls.discard(key)

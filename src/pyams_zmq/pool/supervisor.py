@@ -138,6 +138,7 @@ class PoolSupervisor(OwnedSupervisor):
 
     def reload(self) -> None:
         """Let the broker read users and keys again, and replace the workers one by one."""
+        self._process.try_reload_access()  # the next broker may find the files unreadable
         if self._broker.running:
             self._broker.process.reload()
         self._to_replace = deque(self._workers)

@@ -163,10 +163,10 @@ class PoolWorker(ZMQProcess):
     :raises ValueError: for an invalid address or invalid credentials
     """
 
-    max_message_size: int = sys.maxsize  # the broker checks the size
-    beat_interval: float = 0.5
-    max_calls: int = 0
-    max_memory: float = 0.0
+    max_message_size: int = sys.maxsize  #: No limit: the broker checks the size
+    beat_interval: float = 0.5  #: Seconds between two heartbeats to the broker
+    max_calls: int = 0  #: Calls after which it is replaced; 0 for no limit
+    max_memory: float = 0.0  #: Resident MiB above which it is replaced; 0 for no limit
 
     is_leaving = False
 
@@ -176,7 +176,7 @@ class PoolWorker(ZMQProcess):
     _replies = 0
     _ready_sent = -inf  # time of a READY without READY_OK
     _refusal: ZMQRefusedError | None = None
-    _heartbeats: 'HeartbeatThread | None' = None
+    _heartbeats: '_HeartbeatThread | None' = None
     _overdue_check: Any = None
 
     def __init__(
@@ -215,7 +215,7 @@ class PoolWorker(ZMQProcess):
         self.rep_stream.on_recv(self._message_handler)
         self.bound_address = self._broker.endpoint.uri
         socket.connect(self.bound_address)
-        self._heartbeats = HeartbeatThread(self)
+        self._heartbeats = _HeartbeatThread(self)
         self._heartbeats.start()
         if self._leaves_at_start:
             self.loop.add_callback(self.reload)
@@ -360,7 +360,11 @@ class PoolWorker(ZMQProcess):
             await asyncio.wait_for(self._is_disconnected.wait(), DISCONNECT_TIMEOUT)
 
     def run(self) -> None:
-        """Process calls; the exit code requests a replacement."""
+        """Process calls until the end.
+
+        :raises ZMQRefusedError: the broker refuses this worker
+        :raises SystemExit: 75, the exit code that requests a replacement
+        """
         super().run()
         if self._refusal is not None:
             raise self._refusal
@@ -376,7 +380,7 @@ class PoolWorker(ZMQProcess):
         super()._teardown()
 
 
-class HeartbeatThread(Thread):
+class _HeartbeatThread(Thread):
     """Sends heartbeats to the broker, also while the main thread computes, and checks the limits.
 
     :param worker: the PoolWorker
@@ -388,27 +392,39 @@ class HeartbeatThread(Thread):
         self._end = Event()
 
     def run(self) -> None:
-        """Send heartbeats until `stop`."""
         worker = self._worker
         worker.enter_thread()
-        with worker.make_socket(worker._route + b'\1') as socket:
-            socket.linger = 0
-            socket.connect(worker.bound_address)
-            has_overdue = False
-            memory = 0.0
-            while not self._end.wait(worker.beat_interval):
-                with suppress(OSError):  # without a free descriptor the worker is still alive
-                    memory = read_memory()
-                had_overdue, has_overdue = has_overdue, worker.rep_stream.has_overdue
-                if had_overdue and has_overdue:
-                    worker.loop.add_callback(worker.leave, OVERDUE)
-                with suppress(zmq.Again):
-                    socket.send_multipart([b'', protocol.HEARTBEAT, b'%d' % memory], zmq.NOBLOCK)
-                if 0 < worker.max_memory < memory:
-                    worker.loop.add_callback(worker.leave, f'uses {memory:.1f} MiB')
+        has_failed = False
+        while not self._end.is_set():
+            try:
+                with worker.make_socket(worker._route + b'\1') as socket:
+                    socket.linger = 0
+                    socket.connect(worker.bound_address)
+                    self._send_heartbeats(socket)
+            except zmq.ZMQError as error:  # no descriptor is free, for instance
+                if not has_failed:
+                    LOGGER.error(
+                        '%s cannot send heartbeats, and tries again: %s', worker.name, error
+                    )
+                has_failed = True
+                self._end.wait(worker.beat_interval)
+
+    def _send_heartbeats(self, socket: Any) -> None:
+        worker = self._worker
+        has_overdue = False
+        memory = 0.0
+        while not self._end.wait(worker.beat_interval):
+            with suppress(OSError):  # without a free descriptor the worker is still alive
+                memory = read_memory()
+            had_overdue, has_overdue = has_overdue, worker.rep_stream.has_overdue
+            if had_overdue and has_overdue:
+                worker.loop.add_callback(worker.leave, OVERDUE)
+            with suppress(zmq.Again):
+                socket.send_multipart([b'', protocol.HEARTBEAT, b'%d' % memory], zmq.NOBLOCK)
+            if 0 < worker.max_memory < memory:
+                worker.loop.add_callback(worker.leave, f'uses {memory:.1f} MiB')
 
     def stop(self) -> None:
-        """End the thread."""
         self._end.set()
         self.join()
 

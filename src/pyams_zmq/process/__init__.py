@@ -49,11 +49,13 @@ class ZMQProcess(ServiceProcess):
     :param registry: registry of the application, by default the current one
     :param curve: keys of the server and its clients (RFC 26/CURVEZMQ), by default those of the
         class attribute
-    :raises ValueError: for an address, credentials or clients that cannot be parsed
+    :raises ValueError: for an address, credentials or clients that cannot be parsed, and for *auth*
+        together with *curve*
+    :raises TypeError: for a *curve* of another class
     """
 
-    socket_type: int = zmq.REP
-    concurrency: int = 1
+    socket_type: int = zmq.REP  #: Type of the socket that `init_stream` binds
+    concurrency: int = 1  #: Messages handled at a time; plain methods run in threads above 1
 
     rep_stream: Any = None
 

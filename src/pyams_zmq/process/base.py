@@ -31,7 +31,7 @@ from pyams_zmq.process.watchdog import SIGNALS, Watchdog, has_ended, wait_for_ex
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 RECYCLED = 75
-"""Exit code of a child that wants to be replaced at once (EX_TEMPFAIL of sysexits.h)"""
+"""Exit code by which a child asks its supervisor for a replacement (EX_TEMPFAIL of sysexits.h)"""
 
 StopOrder = tuple[Callable[[], None], float]
 """A function that makes a child end, and the seconds to wait for the end"""
@@ -45,8 +45,10 @@ class OwnedProcess(multiprocessing.Process):
     :param registry: registry of the application, by default the current one
     """
 
-    drain_timeout: float = 10.0
-    orphan_timeout: float = 0.5
+    drain_timeout: float = 10.0  #: Seconds in which a stopping process finishes its messages
+    orphan_timeout: float = 0.5  #: The same, when its owner has died
+
+    _stop_slack = 2.0  # seconds after `drain_timeout` until the child is terminated
 
     _start_method = 'fork'
     _Popen: Any = staticmethod(ForkProcess._Popen)
@@ -69,6 +71,7 @@ class OwnedProcess(multiprocessing.Process):
     def start(self) -> None:
         """Fork the child and return at once.
 
+        :raises AssertionError: it was started before
         :raises ZMQStartError: in a program that gevent has patched
         """
         if self._popen is not None:
@@ -107,7 +110,7 @@ class OwnedProcess(multiprocessing.Process):
 
     def _stop_orders(self) -> Iterator[StopOrder]:
         """Return the ways to stop the child, from gentle to hard."""
-        yield self._ask_to_stop, self.drain_timeout + 2
+        yield self._ask_to_stop, self.drain_timeout + self._stop_slack
         yield self.terminate, 1.0  # ends at once a child that is stopping
         yield self.kill, 5.0
 

@@ -47,11 +47,10 @@ class _End:
         self._fd = fd
 
     def fileno(self) -> int:
-        """Return the descriptor."""
         return self._fd
 
     def close(self) -> None:
-        """Close this end in this process; closing it twice does no harm."""
+        """Close this end in this process. Calling it again has no effect."""
         fd, self._fd = self._fd, -1
         with suppress(OSError):
             os.close(fd)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The descendants of a process: they are listed, ended with it, and collected."""
+"""List, end and reap the descendants of a process."""
 
 import ctypes
 import gc
@@ -89,10 +89,12 @@ class ProcessInfo:
     started: int
     parent: int = field(compare=False)
     name: str = field(compare=False)
+    state: bytes = field(compare=False)
     has_ended: bool = field(compare=False)
+    cpu_time: int = field(compare=False)  # clock ticks
 
     @classmethod
-    def read(cls, pid: int | str) -> 'ProcessInfo | None':
+    def read(cls, pid: int | str | None) -> 'ProcessInfo | None':
         """Read a process from /proc, see proc_pid_stat(5); None if it is gone."""
         try:
             with open(f'/proc/{pid}/stat', 'rb', buffering=0) as file:
@@ -104,7 +106,13 @@ class ProcessInfo:
         # The main thread may have ended, and others still run.
         has_ended = state in {b'Z', b'X'} and int(fields[15]) <= 1
         return cls(
-            int(number), int(fields[17]), int(parent), name.decode(errors='replace'), has_ended
+            int(number),
+            int(fields[17]),
+            int(parent),
+            name.decode(errors='replace'),
+            state,
+            has_ended,
+            int(fields[9]) + int(fields[10]),
         )
 
     def send(self, num: int) -> None:

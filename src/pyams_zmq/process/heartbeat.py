@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: ZPL-2.1
 """How a supervisor finds out that a process hangs.
 
-The end of a process is an event, a hang is not: the child counts in a page that it shares with its
-supervisor, and the supervisor checks that the count increases.
+A hang sends no event, so the child increments a counter in shared memory, and the supervisor checks
+it.
 """
 
 import mmap
 import struct
 from contextlib import suppress
 from math import ceil
+
+from pyams_zmq.process.descendants import ProcessInfo
 
 # Seconds:
 HEARTBEAT_INTERVAL = 0.5  # between two beats of a process
@@ -88,10 +90,9 @@ class LivenessCheck:
 
 
 def _read_cpu_time(pid: int | None) -> int | None:
-    """Return the processor time of a process, see proc_pid_stat(5), None if it proves nothing."""
-    with suppress(OSError, ValueError, IndexError):
-        with open(f'/proc/{pid}/stat', 'rb', buffering=0) as file:
-            state, *fields = file.read(1024).rpartition(b')')[2].split()
-        if state not in (b'R', b't'):  # R waits for a processor, t is held by a debugger
-            return int(fields[10]) + int(fields[11])
+    """Return the processor time of a process; None if the process is runnable or traced."""
+    with suppress(OSError):  # no descriptor is free, for instance
+        process = ProcessInfo.read(pid)
+        if process is not None and process.state not in (b'R', b't'):
+            return process.cpu_time
     return None

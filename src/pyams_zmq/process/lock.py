@@ -39,7 +39,7 @@ class FileLock:
         return self._fd >= 0
 
     def acquire(self) -> bool:
-        """Try to lock the file; once more does no harm.
+        """Try to lock the file. Calling it again has no effect.
 
         :raises OSError: from the file system
         :return: False if another process, or another object of this one, has the lock
@@ -102,7 +102,7 @@ class IPCLock:
         self._lock = FileLock(f'{path}.lock')
 
     def acquire(self) -> None:
-        """Reserve the path; once more for another socket of this process, if the first is closed.
+        """Reserve the path. A second call succeeds only after the first socket was closed.
 
         :raises OSError: EADDRINUSE if another process has it, or another lock of this one, EEXIST
             if a file that is not a socket is there, or an error of the file system
@@ -118,7 +118,10 @@ class IPCLock:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), self.path)
 
     def release(self) -> None:
-        """Remove the socket, which libzmq leaves, and give the path back; twice does no harm."""
+        """Remove the socket file, which libzmq leaves, and give the path back.
+
+        Calling it again has no effect.
+        """
         if self._lock.is_in_place():
             with suppress(OSError):
                 os.unlink(self.path)
@@ -146,7 +149,9 @@ class NameLock(FileLock):
         super().__init__(os.path.join(_user_folder(), file_name))
 
     def acquire(self) -> bool:
-        """Try to take the name; touch its file, which keeps it from being tidied away.
+        """Try to take the name.
+
+        It touches its file, so that cleaners of temporary files do not remove it.
 
         :raises OSError: from the file system
         :return: False if another process, or another lock of this one, has it
@@ -188,7 +193,7 @@ class PrivateFolder:
         self._lock.release()
 
     def remove(self) -> None:
-        """Remove the folder and its contents; twice does no harm."""
+        """Remove the folder and its contents. Calling it again has no effect."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     @staticmethod

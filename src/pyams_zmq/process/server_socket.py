@@ -126,19 +126,11 @@ class ServerSockets:
             sleep(_RETRY_INTERVAL)  # no event is sent when an address becomes free
         if lock is not None:
             self._locks[lock.path] = lock
-        return self.add(socket, access)
-
-    def add(self, socket: Any, access: Access) -> str:
-        """Add a socket that is bound by other means.
-
-        :param access: who may connect
-        :return: bound address, with the real port
-        """
-        uri: str = socket.last_endpoint.decode()
+        bound: str = socket.last_endpoint.decode()
         self._uris = {key: uris for key, uris in self._uris.items() if not key.closed}
-        self._uris.setdefault(socket, []).append(uri)
-        access.warn_of_exposure(self._name, uri)
-        return uri
+        self._uris.setdefault(socket, []).append(bound)
+        access.warn_of_exposure(self._name, bound)
+        return bound
 
     @property
     def uris(self) -> list[str]:

@@ -263,7 +263,8 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         if self.loop is not None:
             loop, self.loop = self.loop, None
             _cancel_tasks(loop.asyncio_loop)
-            # asyncio removes its handlers, and ours with them, which children may need for long.
+            # asyncio removes its handlers, and ours with them, which stay needed while descendants
+            # are awaited.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             handlers = [signal.getsignal(num) for num in SIGNALS]
             loop.close()

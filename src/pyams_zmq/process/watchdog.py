@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Processes end in time: waiting for the end of a child, and the watchdog in the child."""
+"""Waiting for the end of a child, and the thread that ends this process at its deadline."""
 
 import logging
 import os

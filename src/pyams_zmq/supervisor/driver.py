@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from math import inf
 from typing import Any
 
 from pyams_zmq.interfaces import ZMQProcessGivenUpEvent
@@ -37,8 +38,7 @@ class Supervisor(RestartLimits):
     """Starts processes, and starts those again that crash.
 
     - A process that ends with exit code 0 has stopped itself, and is not started again.
-    - A process that wants to be replaced ends with a certain exit code; the next one is started at
-      once.
+    - A process that asks its supervisor for a replacement, by exit code 75, is replaced at once.
     - A process that hangs, because it was stopped (SIGSTOP) for instance, is killed after
       `hang_timeout` seconds. A process that computes or waits does not hang.
     - A process that crashes is started again after `min_delay` seconds, then after twice as many,
@@ -55,7 +55,7 @@ class Supervisor(RestartLimits):
     :param registry: registry that gets the events; by default that of the process
     """
 
-    hang_timeout: float = HANG_TIMEOUT
+    hang_timeout: float = HANG_TIMEOUT  #: Seconds without a heartbeat until a process is killed
 
     _replaces_all = False  # also those that have stopped themselves
     _all_beat = False  # all processes beat as soon as they run: one that never does hangs, too
@@ -99,18 +99,18 @@ class Supervisor(RestartLimits):
             if child.running and has_ended(child.process):
                 self._handle_end(child, now)
         self._kill_hanging(now)
-        timeouts = self._step_cleanup(now)
+        timeout = self._step_cleanup(now)
         if self._stopping:
-            timeouts += self._step_stop(now)
-        elif not timeouts:  # orphans may use what the next process needs
-            timeouts = self._step_start(now)
+            timeout = min(timeout, self._step_stop(now))
+        elif timeout == inf:  # else orphans may use what the next process needs
+            timeout = self._step_start(now)
         if any(child.running and child.pidfd is None for child in self._children):
-            timeouts.append(POLL_INTERVAL)
+            timeout = min(timeout, POLL_INTERVAL)
         if any(child.liveness is not None for child in self._children):
-            timeouts.append(CHECK_INTERVAL)
+            timeout = min(timeout, CHECK_INTERVAL)
         if self._stopping and self._exit_code is None:  # `stop` was called in this step
-            timeouts.append(0.0)
-        return min(timeouts, default=None)
+            timeout = 0.0
+        return None if timeout == inf else max(0.0, timeout)
 
     def run(self) -> int:
         """Supervise until `stop`, SIGTERM or SIGINT, or until no process is left; stop them all.
@@ -168,11 +168,11 @@ class Supervisor(RestartLimits):
 
     # Start and end of a process
 
-    def _step_start(self, now: float) -> list[float]:
+    def _step_start(self, now: float) -> float:
         for child in self._children:
             if child.due is not None and child.due <= now:
                 self._start(child, now)
-        return [max(0.0, child.due - now) for child in self._children if child.due is not None]
+        return min((each.due for each in self._children if each.due is not None), default=inf) - now
 
     def _start(self, child: SupervisedProcess, now: float) -> None:
         child.due = None
@@ -255,24 +255,24 @@ class Supervisor(RestartLimits):
                 child.liveness = None
                 child.process.kill()
 
-    def _step_cleanup(self, now: float) -> list[float]:
+    def _step_cleanup(self, now: float) -> float:
         timeout = None if self._cleanup is None else self._cleanup.step(now)
         if timeout is None:
             self._cleanup = None
-            return []
-        return [timeout]
+            return inf
+        return timeout
 
     # The end
 
-    def _step_stop(self, now: float) -> list[float]:
+    def _step_stop(self, now: float) -> float:
         if self._exit_code is None:
             self._exit_code = self.exit_code
         for child in self._children:
             child.due = None
-        children = self._next_to_stop()
-        for child in children:
+        stopping = self._next_to_stop()
+        for child in stopping:
             self._stop_further(child, now)
-        return [max(0.0, child.stop_deadline - now) for child in children if child.running]
+        return min((each.stop_deadline for each in stopping if each.running), default=inf) - now
 
     def _stop_further(self, child: SupervisedProcess, now: float) -> None:
         """Execute the next order to stop, if the process did not end in time after the last one."""

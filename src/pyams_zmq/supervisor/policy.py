@@ -14,10 +14,10 @@ Factory = Callable[[], ReadyProcess]
 class RestartLimits:
     """How often a process is started again, and after how many seconds."""
 
-    min_delay: float = 0.1
-    max_delay: float = 30.0
-    min_life: float = 10.0
-    max_starts: int = 5
+    min_delay: float = 0.1  #: Seconds until the start after the first failure
+    max_delay: float = 30.0  #: Seconds; the delay doubles with each failure, up to this
+    min_life: float = 10.0  #: Seconds; a process that ends earlier has failed to start
+    max_starts: int = 5  #: Failed starts in a row after which a process is given up
 
 
 class SupervisedProcess:

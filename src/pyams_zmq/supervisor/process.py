@@ -153,8 +153,8 @@ class OwnedSupervisor(Supervisor):
                 elif command is not None:
                     control.refuse(command)
                 return
-        # It has died, or has become another program, which no pidfd shows. The next owner may want
-        # the addresses: at our end the processes have their `orphan_timeout`.
+        # It has died, or has become another program, which no pidfd shows. Exit now: the children
+        # then stop within `orphan_timeout`, and the next owner can bind the addresses.
         LOGGER.warning('The owner of this process (pid %s) died, stopping', self._owner)
         now = time.monotonic()
         # Nothing else would end the orphans: kill them now.
