@@ -125,7 +125,7 @@ def test_commands_of_threads(worker):
 
 
 def test_command_in_a_signal_handler(worker):
-    """It comes in the middle of another command, in the same thread."""
+    """It comes in the middle of another command, in the same thread, and may read its answer."""
     results = []
 
     def handle(*args):
@@ -133,8 +133,10 @@ def test_command_in_a_signal_handler(worker):
 
     former = signal.signal(signal.SIGALRM, handle)
     try:
+        start = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, 0.1)
-        assert worker._call('nap', 0.5, timeout=5) == 'rested'
+        assert worker._call('nap', 0.5, timeout=TIMEOUT) == 'rested'
+        assert time.monotonic() - start < TIMEOUT / 2  # it has not waited on for its answer
     finally:
         signal.signal(signal.SIGALRM, former)
     assert results == [3]

@@ -26,6 +26,7 @@ STOP = 'stop'
 
 _MAX_PACKET = 256 * 1024  # bytes; the system takes no packet above its send buffer, 208 KiB
 _MAX_ERROR = 32 * 1024  # bytes of a pickled error
+_INTERVAL = 0.1  # seconds; a signal handler may have read the awaited message during the poll
 _MAX_TEXT = 1000  # characters of an error that cannot be sent as it is
 
 Outcome = tuple[Any, Exception | None]
@@ -142,7 +143,7 @@ class OwnerChannel(_End):
             else:
                 left = max(0.0, deadline - monotonic())
                 fds = [fd for fd in (self.fileno(), end) if fd is not None]
-                readable = wait_readable(fds, left)
+                readable = wait_readable(fds, min(left, _INTERVAL))
                 if not (readable or left):
                     raise TimeoutError
                 has_ended = end in readable
