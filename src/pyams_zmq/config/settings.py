@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from inspect import get_annotations
 from ipaddress import ip_address
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -36,7 +37,11 @@ OPTIONS = {item.name for item in fields(Service)} - {'name', 'limits'} | set(_LI
 """Keyword arguments of the directive"""
 
 # A ZMQPool has the limits of a ZMQProcess, and its own.
-_HINTS = get_type_hints(ZMQPool) | get_type_hints(Service)
+_HINTS = {
+    name: hint
+    for cls in (*reversed(ZMQPool.__mro__), Service)
+    for name, hint in get_annotations(cls).items()
+}
 
 TYPES: Mapping[str, Any] = {
     **{key: _NUMBERS[_HINTS[key]] for key in OPTIONS if _HINTS[key] in _NUMBERS},
