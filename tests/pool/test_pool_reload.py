@@ -15,8 +15,25 @@ from pool_checks import TIMEOUT, client_of, in_threads, wait_for_file, wait_for_
 from pool_handlers import Pool, PoolMessageHandler
 from pyams_zmq.exceptions import ZMQTimeoutError
 from pyams_zmq.pool.broker import PoolBroker
+from pyams_zmq.pool.supervisor import PoolSupervisor
+from pyams_zmq.process.lock import PrivateFolder
 from pyams_zmq.supervisor import Supervisor
 from pyams_zmq.testing import running
+
+
+def test_reload_without_a_broker(tmp_path):
+    """The next one may find the users file unreadable, so the supervisor reads it, too."""
+    users = tmp_path / 'users'
+    users.write_text('first:secret')
+    process = Pool(auth=users)
+    with PrivateFolder() as folder:
+        supervisor = PoolSupervisor(process, folder)
+        users.write_text('second:secret')
+        supervisor.reload()
+        users.unlink()
+        broker = process.make_broker(f'ipc://{folder.path}/broker')
+    assert list(broker.access.users) == ['second']
+    assert [child.name for child in supervisor._to_replace] == ['worker 1', 'worker 2']
 
 
 def test_rolling_restart(pool):
