@@ -48,7 +48,7 @@ class IZMQProcess(Interface):
     bind_addr = Attribute('Address to bind, as given')
     rep_stream = Attribute('ZMQStream of the child that receives the messages')
     handler = Attribute('Factory of the message handler, a class that provides IZMQMessageHandler')
-    passwords = Attribute('Passwords by user name; None if there are no users')
+    passwords = Attribute('Dictionary of user names and passwords, None without `auth`')
     clients = Attribute(
         'IP addresses and networks that may connect, as a list of strings; None if all may connect'
     )

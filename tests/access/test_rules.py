@@ -9,7 +9,7 @@ import zmq
 
 from checks import wait_until
 from handlers import Handler, MessageHandler, Process
-from pyams_zmq.auth import Access
+from pyams_zmq.auth import ZAP_DOMAIN, Access
 from pyams_zmq.curve import CurveServer
 
 
@@ -121,7 +121,7 @@ def test_protected_socket(access, options):
         access.protect(socket, b'workers')
         assert (socket.mechanism, socket.plain_server) == options
         assert socket.zap_domain == b'workers'
-        access.protect(socket)
+        access.protect(socket, ZAP_DOMAIN)
         assert socket.zap_domain == b'pyams_zmq'
 
 
@@ -181,6 +181,12 @@ def test_attributes_of_the_class(name):
     with pytest.raises(TypeError, match=f'Protected.{name} is a class attribute') as error:
         cls()
     assert 'secret' not in str(error.value)
+
+
+def test_empty_attribute_of_the_class():
+    """A subclass may declare it; the rules come from the arguments."""
+    process = type('Declared', (Process,), {'passwords': None})(auth='user:password')
+    assert process.access.users == {'user': 'password'}
 
 
 def test_assigned_attributes(start, ask):

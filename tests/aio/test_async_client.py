@@ -66,7 +66,7 @@ def connection_of(client):
 
 async def until_sent(client):
     """Wait until the calls of a client are sent."""
-    await asyncio.sleep(0)  # lets the calls begin
+    await asyncio.sleep(0)  # one iteration of the loop, which begins the calls
     await until(lambda: connection_of(client) and not connection_of(client)._unsent)
 
 
@@ -93,7 +93,7 @@ async def test_other_loops_of_the_client(run, process):
         assert await asyncio.gather(*[client.call('echo', n) for n in range(9)]) == [*range(9)]
         with pytest.raises(ZMQTimeoutError):
             await client.call('sleep', 0.1, timeout=0.01)
-    await asyncio.sleep(0)  # takes no time: until connection_lost is called
+    await asyncio.sleep(0)  # one iteration of the loop, which calls connection_lost
 
 
 @pytest.mark.parametrize('size', [10, 100_000])
@@ -163,7 +163,7 @@ async def test_no_service(run, address):
 async def test_service_starts_during_the_call(run, start, address):
     async with AsyncZMQClient(address) as client:
         call = asyncio.ensure_future(client.call('echo', 1))
-        await asyncio.sleep(0.05)  # for attempts to connect, which no event announces
+        await until(lambda: connection_of(client) and connection_of(client)._unsent)
         await asyncio.get_running_loop().run_in_executor(None, start, address)
         assert await call == 1
 
@@ -198,7 +198,7 @@ def test_reply_before_the_service_ends(run):
         async with AsyncZMQClient(f'127.0.0.1:{port}') as client:
             call = asyncio.ensure_future(client.call('echo'))
             while not connection_of(client) or connection_of(client)._unsent:
-                await asyncio.sleep(0)  # takes no time: until the request is sent
+                await asyncio.sleep(0)  # iterations of the loop, until the request is sent
             thread.join()
             assert await call == 'last reply'
 
@@ -283,7 +283,7 @@ async def test_expired_request_is_not_started(run, process):
     async with AsyncZMQClient(process.bound_address, send_deadline=True) as client:
         await client.call('echo')  # until it is connected
         busy = asyncio.ensure_future(client.call('count', 0.5))
-        await asyncio.sleep(0)  # takes no time: the call is made
+        await asyncio.sleep(0)  # one iteration of the loop, which begins the call
         with pytest.raises(ZMQTimeoutError):
             await client.call('count', 0, timeout=0.1)
         assert await busy == 1
@@ -438,7 +438,7 @@ async def test_nothing_is_left(run, process):
             await asyncio.gather(*[client.call('echo') for _ in range(5)])
             with pytest.raises(ZMQTimeoutError):
                 await client.call('sleep', 0.02, timeout=0.001)
-        await asyncio.sleep(0)  # takes no time: until connection_lost is called
+        await asyncio.sleep(0)  # one iteration of the loop, which calls connection_lost
 
     async with AsyncZMQClient(process.bound_address) as other:  # the context stays
         await other.call('echo')
@@ -466,7 +466,7 @@ def test_reply_and_deadline_at_once(process):
     async def main():
         async with AsyncZMQClient(process.bound_address) as client:
             call = asyncio.ensure_future(client.call('echo', 1))
-            await asyncio.sleep(0)  # takes no time: the call is made
+            await asyncio.sleep(0)  # one iteration of the loop, which begins the call
             connection = connection_of(client)
             [number] = connection._calls
             connection.msg_received((number, b'', b'[200, 2]'))
@@ -481,9 +481,10 @@ async def test_unclosed_client_is_collected(run, process):
     for _ in range(10):
         client = AsyncZMQClient(process.bound_address)
         await client.call('echo')
+        socket = connection_of(client)._socket
         del client
         gc.collect()
-        await asyncio.sleep(0.01)  # the loop closes it; no object is left that shows this
+        await until(lambda socket=socket: socket.closed)
         fds = fds or open_fds()
     wait_until(lambda: open_fds() <= fds)
 

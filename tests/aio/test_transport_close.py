@@ -35,7 +35,7 @@ async def test_close_sends_what_is_buffered(run, context):
     assert transport.is_closing()
     assert 'PUSH, closing, not reading, 3 messages (3 bytes)' in repr(transport)
     transport.write([b'too late'])
-    await asyncio.sleep(0)  # for a call of connection_lost, which must not come
+    await asyncio.sleep(0)  # one iteration of the loop, which must not call connection_lost
     assert protocol.calls == ['made', 'pause']
     peer = plain(context, zmq.PULL, address_of(transport))
     await until(lambda: 'lost' in protocol.calls)
@@ -213,7 +213,7 @@ async def test_after_the_end(run):
         transport.subscriptions,
     ):
         assert snapshot() == frozenset()
-    await asyncio.sleep(0)  # for a second call of connection_lost, which must not come
+    await asyncio.sleep(0)  # one iteration of the loop, which must not call it again
     assert protocol.calls == ['made', 'lost']
 
 

@@ -197,15 +197,21 @@ def kill_broker(process):
     wait_until(is_replaced, TIMEOUT)
 
 
-def test_new_broker_without_the_users_file(pool, ask, tmp_path):
-    """It has the last users that could be read: a user who was removed stays removed."""
-    users = tmp_path / 'users'
+def remove_bob(pool, users):
+    """Return a pool that has read the users again after bob was removed; alice is left."""
     users.write_text('alice:a\nbob:b\n')
     process = pool(auth=users, workers=1)
     before = workers_of(process)
     users.write_text('alice:a\n')
     process.reload()
     wait_for_workers(process, before, count=1)
+    return process
+
+
+def test_new_broker_without_the_users_file(pool, ask, tmp_path):
+    """It has the last users that could be read: a user who was removed stays removed."""
+    users = tmp_path / 'users'
+    process = remove_bob(pool, users)
     users.unlink()
     kill_broker(process)
     assert ask(process, ['echo', 1], auth='alice:a') == [200, 1]
@@ -224,12 +230,7 @@ def test_new_broker_without_the_file_of_the_workers(pool, tmp_path):
 def test_new_broker_after_a_reload(pool, ask, tmp_path):
     """A broker that replaces a dead one reads the users."""
     users = tmp_path / 'users'
-    users.write_text('alice:a\nbob:b\n')
-    process = pool(auth=users, workers=1)
-    before = workers_of(process)
-    users.write_text('alice:a\n')
-    process.reload()
-    wait_for_workers(process, before, count=1)
+    process = remove_bob(pool, users)
     users.write_text('nonsense')
     process.reload()  # the present broker keeps the users
     assert ask(process, ['echo', 1], auth='alice:a') == [200, 1]

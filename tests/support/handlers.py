@@ -66,7 +66,7 @@ class Journal:
     def tpc_abort(self, transaction):
         self.record('tpc_abort')
 
-    def sortKey(self):  # noqa: N802 - named by the interface
+    def sortKey(self):  # noqa: N802 - the name of IDataManager
         return 'journal'
 
 

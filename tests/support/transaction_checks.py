@@ -16,7 +16,7 @@ class Journal:
         self.lines = []
         self.hooks = hooks
 
-    def sortKey(self):  # noqa: N802 - the name that transactions ask for
+    def sortKey(self):  # noqa: N802 - the name of IDataManager
         return self.key
 
     def __getattr__(self, name):

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from pyams_zmq.auth.authenticator import ZAP_DOMAIN
 from pyams_zmq.auth.credentials import Users, parse_users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.auth.policy import AccessPolicy, parse_clients, split_clients
@@ -74,7 +73,7 @@ class Access(AccessPolicy):
         LOGGER.info('%s has read its users and keys again', name)
         return True
 
-    def protect(self, socket: Any, domain: bytes = ZAP_DOMAIN) -> None:
+    def protect(self, socket: Any, domain: bytes) -> None:
         """Set the options by which libzmq asks the ZAP handler about each peer of a socket.
 
         :param domain: ZAP domain; the authenticator may have a policy for it
@@ -118,10 +117,11 @@ class AccessAttributes:
         """Set the rules; see :class:`Access`.
 
         :param curve: keys, by default those of the class attribute
-        :raises TypeError: if the class has its own attribute `passwords` or `clients`
+        :raises TypeError: if the class has its own value of `passwords` or `clients`
         """
         for name in ('passwords', 'clients'):
-            if not isinstance(getattr(type(self), name), property):
+            value = getattr(type(self), name)
+            if value and not isinstance(value, property):
                 raise TypeError(
                     f'{type(self).__name__}.{name} is a class attribute, which protects nothing: '
                     'pass auth and clients to the constructor'
@@ -132,7 +132,7 @@ class AccessAttributes:
 
     @property
     def passwords(self) -> Any:
-        """Passwords by user name; None if there are no users."""
+        """Dictionary of user names and passwords, None without `auth`."""
         return self.access.users or None
 
     @passwords.setter
