@@ -2,8 +2,8 @@
 # with venv.
 #
 #   PYTHON=python3.12      the interpreter; each has an environment of its own in .venv
-#   ARGS='-k pool -x'      more arguments for pytest, or for the benchmark; '-n 0' runs the tests
-#                          in one process, for debugging
+#   ARGS='-k pool -x'      more arguments for pytest, the benchmark or the soak; '-n 0' runs the
+#                          tests in one process, for debugging
 #   CLIP='my film.mp4'     the video clip for the demo
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ override CLIP := $(value CLIP)
 export CLIP
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-slow demo lint bench coverage docs packaging locales clean check-python
+.PHONY: help test test-slow soak demo lint bench coverage docs packaging locales clean check-python
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -27,6 +27,9 @@ test: $(VENV)/.has-test ## run the test suite, in several processes
 
 test-slow: $(VENV)/.has-test ## run only the slow tests, which "make test" leaves out
 	$(RUN) -m pytest -n auto -m slow $(ARGS)
+
+soak: $(VENV)/.has-test ## mixed load and faults for 10 minutes, then checks; ARGS='--minutes 2 --seed 7'
+	cd benchmarks && $(abspath $(RUN)) -W ignore -m soak $(ARGS)
 
 demo: $(VENV)/.has-demo ## convert the video CLIP, or a generated one, in a ØMQ process
 	@$(RUN) -W 'ignore:pkg_resources is deprecated' examples/media_converter/demo.py $${CLIP:+-- "$$CLIP"}

@@ -6,6 +6,7 @@ import multiprocessing
 import tempfile
 import threading
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +15,7 @@ from pyramid.testing import setUp, tearDown
 from app.program import Program
 from checks import wait_until
 from handlers import Process
+from pyams_zmq.process.lock import NameLock
 from pyams_zmq.socket import zmq_response, zmq_socket
 
 # On a loaded machine an example takes longer than hypothesis allows.
@@ -60,6 +62,14 @@ def tmp_path():
 def address(tmp_path):
     """Address at which a service can be restarted."""
     return f'ipc://{tmp_path}/zmq.sock'
+
+
+@pytest.fixture
+def lock():
+    """Return the name of a lock that is not in use; its file is removed with the test."""
+    name = f'test {uuid4()}'
+    yield name
+    Path(NameLock(name).path).unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -40,6 +40,10 @@ class ZMQUnreachableError(ZMQBaseError, ConnectionError):
     """A service that could not be reached in time, or to which the connection was lost."""
 
 
+class ZMQBacklogError(ZMQUnreachableError):
+    """A client in which too many messages wait; try again later."""
+
+
 class ZMQRefusedError(ZMQBaseError, ConnectionRefusedError):
     """A service that refuses the connection: wrong credentials, mechanism or address."""
 

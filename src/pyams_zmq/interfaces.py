@@ -20,20 +20,32 @@ class IZMQProcess(Interface):
         'thread-safe'
     )
     max_message_size = Attribute('Bytes of the largest message that is handled')
+    max_subscription_size = Attribute(
+        'Bytes of a message that a subscriber may send to a PUB or XPUB socket'
+    )
     drain_timeout = Attribute('Seconds in which a stopping process finishes its messages')
     orphan_timeout = Attribute(
         'Seconds in which a process finishes its messages when its owner has died'
+    )
+    overdue_grace = Attribute(
+        'Seconds after the time limit of a method in which it must end, if the process has a '
+        'supervisor; else the process is replaced'
     )
     bind_timeout = Attribute('Seconds to wait, as a standby, for an address that is in use')
     handshake_timeout = Attribute(
         'Seconds until a peer that has not finished its handshake is disconnected'
     )
-    heartbeat_interval = Attribute('Seconds between two heartbeats to a peer')
-    heartbeat_timeout = Attribute(
-        'Seconds until a peer that does not answer a heartbeat is disconnected'
+    heartbeat_interval = Attribute(
+        'Seconds of silence until the system checks that the host of a peer lives'
     )
-    receive_hwm = Attribute('Received messages that wait, per peer')
+    heartbeat_timeout = Attribute('Seconds until a host that does not answer is disconnected')
+    receive_hwm = Attribute(
+        'Received messages that wait, per peer whose bytes are not counted: of ipc, PULL, SUB'
+    )
+    receive_size = Attribute('Received bytes that wait, per peer; beyond, it is disconnected')
     send_hwm = Attribute('Messages that wait to be sent, per peer')
+    send_size = Attribute('Bytes that wait to be sent, per peer; beyond, it is disconnected')
+    max_connections = Attribute('Connections of each address; beyond, idle ones are closed')
     backlog = Attribute('Connections that wait to be accepted')
     curve = Attribute('CurveServer, or None; also a keyword argument')
     loop_factory = Attribute(
@@ -50,11 +62,12 @@ class IZMQProcess(Interface):
     handler = Attribute('Factory of the message handler, a class that provides IZMQMessageHandler')
     passwords = Attribute('Dictionary of user names and passwords, None without `auth`')
     clients = Attribute(
-        'IP addresses and networks that may connect, as a list of strings; None if all may connect'
+        'IP addresses and networks that may connect, as a tuple of strings; None if all may connect'
     )
     registry = Attribute('Registry of the application')
     bound_address = Attribute('Bound URI, with its port; None in the parent before `wait_ready`')
     draining = Attribute('True in a child that is about to stop')
+    is_supervised = Attribute('True if a supervisor replaces the process when it ends')
 
     def start() -> None:
         """Fork the child and return at once."""
@@ -176,10 +189,10 @@ class IZMQProcessStoppedEvent(IZMQProcessEvent):
 
 
 class IZMQProcessGivenUpEvent(IZMQProcessEvent):
-    """A supervisor has given the process up, and does not start it again.
+    """The process has failed several times in a row, so its supervisor starts it less often.
 
-    It is notified in the process of the supervisor. Its object is the last process that was
-    started; None if no process could be made.
+    It is sent once, with the first long pause. It is notified in the process of the supervisor. Its
+    object is the last process that was started; None if no process could be made.
     """
 
     name = Attribute('Name of the child of the supervisor')

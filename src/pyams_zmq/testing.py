@@ -3,9 +3,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from pyramid.threadlocal import manager
 from zope.interface import implementer
 
 from pyams_zmq.client import PREPARE_TIMEOUT, ZMQClient
-from pyams_zmq.client.sender import describe_reply
+from pyams_zmq.client.problem import check_reply
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
@@ -109,11 +110,18 @@ class RecordingClient(ZMQClient):
         """Do nothing: the service is always available; see `ZMQClient.prepare`."""
         self._check_open()
 
+    def reserve_all(
+        self, messages: Sequence[tuple[str, bytes]], *, timeout: float = 0, held: int = 0
+    ) -> list[Any]:
+        """Return objects whose `post` records a message; see `ZMQClient.reserve_all`."""
+        self.prepare(timeout=timeout)
+        return [_Reservation(partial(self.post, *message)) for message in messages]
+
     def post(self, type: str, data: bytes) -> None:  # noqa: A002 - the name of the field
         """Record an encoded message; see `ZMQClient.post`."""
         self._check_open()
         try:
-            problem = describe_reply(self._exchange(data))
+            problem = check_reply(self._exchange(data)).problem
         except Exception as error:  # noqa: BLE001 - one of `replies`, which `post` does not raise
             problem = str(error)
         if problem is not None:
@@ -138,6 +146,19 @@ class RecordingClient(ZMQClient):
     def close(self) -> None:
         """Refuse further messages, as a closed client does."""
         self._is_closed = True
+
+
+class _Reservation:
+    """Room for a message, of which there is enough."""
+
+    def __init__(self, post: Callable[[], None]):
+        self.post = post
+
+    def check(self) -> None:
+        """Do nothing: the service is always available."""
+
+    def cancel(self) -> None:
+        """Record nothing."""
 
 
 class _ReplyRecorder:

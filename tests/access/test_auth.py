@@ -165,14 +165,19 @@ def test_parse_clients(clients, networks):
         ('::g', "'::g'"),
         ('10.0.0.010', "'10.0.0.010'"),  # some read this as octal
         (['10.0.0.1 10.0.0.2'], "'10.0.0.1 10.0.0.2'"),
-        ([None], 'None'),
-        ([b'10.0.0.1'], "b'10.0.0.1'"),
-        ([b'\x7f\0\0\1'], r"b'\x7f\x00\x00\x01'"),  # ipaddress accepts the packed form
-        ([5], '5'),  # ipaddress accepts it as 0.0.0.5
-        (b'10.0.0.1', '49'),
-        ([('10.0.0.0', 8)], "('10.0.0.0', 8)"),
-        (5, '5'),
-        (True, 'True'),
+        ('fe80::1::2', "'fe80::1::2'"),
+        ('editor:S3cret', '(it may contain a password)'),
+        ('10.0.0.1:S3cret', '(it may contain a password)'),
+        (['editor:S3 cret'], '(it may contain a password)'),
+        ('ed:beef', '(it may contain a password)'),
+        ([None], '(NoneType)'),
+        ([b'10.0.0.1'], '(bytes)'),
+        ([b'\x7f\0\0\1'], '(bytes)'),  # ipaddress accepts the packed form
+        ([5], '(int)'),  # ipaddress accepts it as 0.0.0.5
+        (b'10.0.0.1', '(int)'),
+        ([('10.0.0.0', 8)], '(tuple)'),
+        (5, '(int)'),
+        (True, '(bool)'),
     ],
     ids=repr,
 )

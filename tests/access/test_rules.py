@@ -11,6 +11,8 @@ from checks import wait_until
 from handlers import Handler, MessageHandler, Process
 from pyams_zmq.auth import ZAP_DOMAIN, Access
 from pyams_zmq.curve import CurveServer
+from pyams_zmq.device import ThreadDevice
+from pyams_zmq.exceptions import ZMQStartError
 
 
 def make_curve(*clients):
@@ -30,7 +32,7 @@ def test_no_rules():
 def test_users_and_addresses():
     access = Access('alice:wonder', '10.0.0.1, 192.168.0.0/16')
     assert access.users == {'alice': 'wonder'}
-    assert access.clients == ['10.0.0.1', '192.168.0.0/16']
+    assert access.clients == ('10.0.0.1', '192.168.0.0/16')
     assert access.networks == (ip_network('10.0.0.1'), ip_network('192.168.0.0/16'))
     assert access.has_credentials
     assert access.check('10.0.0.1', b'PLAIN', [b'alice', b'wonder']).user == 'alice'
@@ -164,10 +166,10 @@ def test_passwords(auth, passwords):
     [
         (None, None),
         ('', None),
-        ('127.0.0.1', ['127.0.0.1']),
-        ('127.0.0.1 10.0.0.0/8,localhost', ['127.0.0.1', '10.0.0.0/8', 'localhost']),
-        (['localhost', ip_network('10.0.0.0/8')], ['localhost', '10.0.0.0/8']),
-        (iter(['127.0.0.1']), ['127.0.0.1']),
+        ('127.0.0.1', ('127.0.0.1',)),
+        ('127.0.0.1 10.0.0.0/8,localhost', ('127.0.0.1', '10.0.0.0/8', 'localhost')),
+        (['localhost', ip_network('10.0.0.0/8')], ('localhost', '10.0.0.0/8')),
+        (iter(['127.0.0.1']), ('127.0.0.1',)),
     ],
 )
 def test_clients(clients, expected):
@@ -195,7 +197,7 @@ def test_assigned_attributes(start, ask):
     process.passwords = {'alice': 'wonder'}
     process.clients = '127.0.0.1 10.0.0.1'
     assert process.passwords == {'alice': 'wonder'}
-    assert process.clients == ['127.0.0.1', '10.0.0.1']
+    assert process.clients == ('127.0.0.1', '10.0.0.1')
     with pytest.raises(ValueError, match='Bad client address'):
         process.clients = 'example.com'
     with pytest.raises(ValueError, match='Bad credentials'):
@@ -203,6 +205,119 @@ def test_assigned_attributes(start, ask):
     process = start(factory=lambda: process)
     assert ask(process, ['echo', 1], auth='alice:wonder') == [200, 1]
     assert ask(process, ['echo', 1])[0] == 401
+
+
+def test_clients_after_users_that_were_changed(start, ask):
+    """An assignment to `clients` does not bring back a user that was removed."""
+    process = Process(auth='alice:wonder')
+    process.passwords['bob'] = 'builder'
+    del process.passwords['alice']
+    process.clients = '127.0.0.1'
+    process = start(factory=lambda: process)
+    assert ask(process, ['echo', 1], auth='bob:builder') == [200, 1]
+    assert ask(process, ['echo', 1], auth='alice:wonder')[0] == 401
+
+
+ELSEWHERE = '192.0.2.1'
+IN_PLACE = {
+    'append': lambda clients: clients.append(ELSEWHERE),
+    'remove': lambda clients: clients.remove('127.0.0.1'),
+    'clear': lambda clients: clients.clear(),
+    'item': lambda clients: clients.__setitem__(0, ELSEWHERE),
+    'slice': lambda clients: clients.__setitem__(slice(None), [ELSEWHERE]),
+}
+
+
+class InPlace(Process):
+    """Changes `clients` in place, before or after its setup."""
+
+    moment = change = None
+
+    def apply(self, moment):
+        if self.moment == moment:
+            IN_PLACE[self.change](self.clients)
+
+    def setup(self):
+        self.apply('before')
+        super().setup()
+        self.apply('after')
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+@pytest.mark.parametrize('change', IN_PLACE)
+def test_clients_are_not_changed_in_place(moment, change):
+    """The networks would not follow: such a process does not start."""
+    process = InPlace(clients='127.0.0.1 10.0.0.1')
+    process.moment, process.change = moment, change
+    process.start()
+    try:
+        with pytest.raises((TypeError, AttributeError), match=r"^'tuple' object"):
+            process.wait_ready()
+    finally:
+        process.stop()
+
+
+class Extended(Process):
+    """Extends `clients` by assignment, in its setup."""
+
+    def setup(self):
+        super().setup()
+        self.clients += ('127.0.0.1',)
+
+
+def test_clients_are_extended(start, ask):
+    process = start(factory=Extended, clients=ELSEWHERE)
+    assert ask(process, ['echo', 1]) == [200, 1]
+
+
+def test_rules_are_read_only_in_the_owner(start, ask):
+    """After the start, only the child has the rules that are followed."""
+    process = Process(auth='alice:wonder', clients='127.0.0.1')
+    process.passwords['bob'] = 'builder'
+    process = start(factory=lambda: process)
+    assert process.passwords == {'alice': 'wonder', 'bob': 'builder'}
+    with pytest.raises(TypeError, match='does not support item assignment'):
+        process.passwords['alice'] = 'other'
+    with pytest.raises(AttributeError):
+        process.passwords.pop('alice')
+    with pytest.raises(AttributeError):
+        process.clients.remove('127.0.0.1')
+    assert ask(process, ['echo', 1], auth='bob:builder') == [200, 1]
+
+
+class LateKeys(Process):
+    """Assigns keys after its constructor, or in its setup."""
+
+    def __init__(self, moment):
+        super().__init__()
+        self.keys = make_curve()
+        self.moment = moment
+        if moment == 'constructor':
+            self.curve = self.keys
+
+    def setup(self):
+        if self.moment == 'setup':
+            self.curve = self.keys
+        super().setup()
+
+
+@pytest.mark.parametrize('moment', ['constructor', 'setup'])
+def test_keys_that_are_assigned(moment):
+    """They would not be used: such a process does not start."""
+    process = LateKeys(moment)
+    process.start()
+    try:
+        with pytest.raises(ZMQStartError, match=r'LateKeys.curve comes too late, .* pass curve to'):
+            process.wait_ready()
+    finally:
+        process.stop()
+
+
+def test_keys_that_are_assigned_to_a_device():
+    device = ThreadDevice()
+    device.curve = make_curve()
+    with pytest.raises(ZMQStartError, match='ThreadDevice.curve comes too late'):
+        device.start()
 
 
 class AttributeHandler(Handler):

@@ -4,6 +4,7 @@
 import array
 import asyncio
 import errno
+import select
 import time
 from functools import partial
 
@@ -22,6 +23,7 @@ from aio_loops import (
     plain,
     until,
 )
+from checks import TIMEOUT
 from pyams_zmq.aio.pump import GUARD, MOST
 
 
@@ -198,6 +200,23 @@ async def test_second_reply_is_an_error(run, context):
     await until(lambda: len(protocol.messages) == 2)
     transport.write([b'reply'])
     assert other.recv() == b'reply'
+    await end(transport)
+
+
+async def test_write_that_fails_loses_no_message(run, context):
+    transport, protocol = await make(zmq.REP)
+    peer = plain(context, zmq.REQ, address_of(transport))
+    peer.send(b'first')
+    await until(lambda: protocol.messages)
+    transport.write([b'reply'])
+    assert peer.recv() == b'reply'
+    peer.send(b'second')
+    # `get_extra_info` would make the transport look at its socket at regular intervals.
+    assert select.select([transport._pump._fd], [], [], TIMEOUT)[0]
+    peer.poll(10)  # libzmq reads its commands again some milliseconds after the last time
+    with os_error(zmq.EFSM):
+        transport.write([b'second reply'])
+    await until(lambda: len(protocol.messages) == 2)
     await end(transport)
 
 

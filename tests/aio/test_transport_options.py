@@ -3,12 +3,14 @@
 
 import asyncio
 import errno
+from contextlib import suppress
 
 import pytest
 import zmq
 import zmq.asyncio
 
 from aio_loops import ONE_LOOP, Recorder, address_of, end, make, os_error, plain, until
+from raw_peer import RawPeer, frame
 
 
 async def test_subscriptions(run, context):
@@ -47,6 +49,36 @@ async def test_subscribe_on_a_pub_socket(run):
             call()
     with os_error(errno.EINVAL):
         transport.setsockopt(zmq.SUBSCRIBE, b'a')
+    await end(transport)
+
+
+@pytest.mark.parametrize('zmq_type', [zmq.PUB, zmq.XPUB])
+@pytest.mark.parametrize('minor', [0, 1])
+async def test_long_topic(run, zmq_type, minor):
+    """Formerly each byte of it took more than 100 bytes of memory."""
+    topic = b'a' * 2**20
+    data = {0: frame(b'\1' + topic), 1: frame(b'\x09SUBSCRIBE' + topic, command=True)}[minor]
+
+    def send(address):
+        with RawPeer(address, kind=b'SUB', minor=minor) as subscriber:
+            with suppress(ConnectionError):
+                subscriber.send(data)
+            subscriber.wait_end()
+
+    transport, _protocol = await make(zmq_type)
+    await asyncio.get_running_loop().run_in_executor(None, send, address_of(transport))
+    await end(transport)
+
+
+async def test_size_of_a_message_to_an_xpub_socket(run, context):
+    transport, protocol = await make(zmq.XPUB, bind=())
+    assert transport.getsockopt(zmq.MAXMSGSIZE) == 4096
+    transport.setsockopt(zmq.MAXMSGSIZE, 10_000)
+    transport.bind('tcp://127.0.0.1:*')
+    peer = plain(context, zmq.XSUB, address_of(transport))
+    peer.send(b'x' * 10_000)
+    await until(lambda: protocol.messages)
+    assert protocol.messages == [(b'x' * 10_000,)]
     await end(transport)
 
 

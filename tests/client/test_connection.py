@@ -4,7 +4,7 @@
 import pytest
 import zmq
 
-from pyams_zmq.client.connection import MAX_HANGUPS, RETRIED, ConnectionState
+from pyams_zmq.client.connection import RETRIED, ConnectionState
 from pyams_zmq.endpoint import Endpoint
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError, ZMQUnreachableError
 
@@ -36,22 +36,34 @@ def test_refused(state, event):
 
 def test_end_without_a_handshake(state):
     """Events of a server without ZMTP, for a client with credentials."""
+    assert not state.handle_event(zmq.EVENT_DISCONNECTED)  # of a connection before the monitor
+    state.handle_event(zmq.EVENT_CONNECTED)
     with pytest.raises(ZMQRefusedError):
         state.handle_event(zmq.EVENT_DISCONNECTED)
 
 
 def test_hangups(state):
-    """A stopping server hangs up, too, but not repeatedly."""
+    """They never count as a refusal."""
     for _ in range(2):
-        for _ in range(MAX_HANGUPS - 1):
+        for _ in range(100):
+            assert not state.handle_event(zmq.EVENT_CONNECTED)
             assert not state.handle_event(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
             assert not state.handle_event(zmq.EVENT_DISCONNECTED)
+        assert 'accepted, but get no further' in str(state.describe_silence(1))
         state.handle_event(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         assert state.handle_event(zmq.EVENT_DISCONNECTED)
-    for _ in range(MAX_HANGUPS - 1):
-        state.handle_event(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
-    with pytest.raises(ZMQRefusedError):
-        state.handle_event(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+        assert str(state.describe_silence(1)).endswith(' for 1 s')
+
+
+def test_down(state):
+    assert not state.is_down
+    for _ in range(2):
+        assert not state.handle_event(zmq.EVENT_CLOSED)
+        assert state.is_down
+        assert str(state.describe_silence(1)).endswith(' for 1 s')
+    assert not state.handle_event(zmq.EVENT_CONNECTED)
+    assert not state.is_down
+    assert 'accepted, but get no further' in str(state.describe_silence(1))
 
 
 def test_silence(state):

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The sender thread: threads and forks that share it, its end, and what it leaves behind."""
 
+import errno
+import logging
+import os
+import re
+import resource
 import subprocess
 import sys
 import textwrap
@@ -12,9 +17,14 @@ import pytest
 import transaction
 import zmq
 
-from checks import open_fds, running_threads, wait_until
+from checks import TIMEOUT, open_fds, running_threads, wait_until
+from handlers import Handler, LoggedProcess, MessageHandler
 from pyams_zmq.client import ZMQClient
-from pyams_zmq.client import sender as sender_module
+from pyams_zmq.client import send_queue as send_queue_module
+from pyams_zmq.client import unanswered as unanswered_module
+from pyams_zmq.client.connection import ServiceAddress
+from pyams_zmq.client.problem import QueuedMessage
+from pyams_zmq.client.send_queue import SendQueue
 from pyams_zmq.client.sender import sender_thread
 from pyams_zmq.client.socket import get_context
 from pyams_zmq.client.transaction import send_on_commit
@@ -22,7 +32,10 @@ from pyams_zmq.exceptions import (
     ZMQClosedError,
     ZMQUnreachableError,
 )
-from transaction_checks import notes
+from pyams_zmq.socket import zmq_socket
+from pyams_zmq.wire.hard_end import end_hard
+from pyams_zmq.wire.poll import wait_for
+from transaction_checks import notes, without_ids
 
 
 def test_threads(client):
@@ -43,6 +56,56 @@ def test_threads(client):
     for number in range(8):
         assert [count for thread, count in sent if thread == number] == list(range(20))
     assert [thread.name for thread in threading.enumerate()].count('PyAMS (zmq) sender') == 1
+
+
+def test_no_descriptor(process):
+    """The queue says so, and connects again later."""
+    queue = SendQueue(ServiceAddress.parse(process.bound_address, None, None))
+    get_context().socket(zmq.PAIR).close()  # its threads run from then on
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 1, before[1]))
+    try:
+        assert queue.step(time.monotonic()) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert queue.error.errno == errno.EMFILE
+    queue.retry()
+    wait_until(lambda: not queue.step(time.monotonic()) and queue.is_connected)
+    queue.close()
+
+
+def test_context_that_was_terminated(address, monkeypatch):
+    """That is for the thread of the queues to handle."""
+
+    def fail(*args, **kwargs):
+        raise zmq.ZMQError(zmq.ETERM)
+
+    monkeypatch.setattr(send_queue_module, 'open_connection', fail)
+    queue = SendQueue(ServiceAddress.parse(address, None, None))
+    with pytest.raises(zmq.ZMQError, match='terminated'):
+        queue.step(time.monotonic())
+
+
+def test_reply_after_the_end_of_the_connection(monkeypatch):
+    """The last replies may come in after the event of the loss."""
+
+    def reply(sockets, timeout):
+        router.send_multipart([*received[:-1], b'[200, null]'])
+        return wait_for(sockets, TIMEOUT)
+
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger = 0
+        router.bind('tcp://127.0.0.1:*')
+        queue = SendQueue(ServiceAddress.parse(router.last_endpoint.decode(), None, None))
+        queue.add(QueuedMessage('note', b'["note", 1]'))
+        wait_until(lambda: not queue.step(time.monotonic()) and router.poll(0))
+        received = router.recv_multipart()
+        monkeypatch.setattr(queue._monitor, 'read_events', lambda: True)
+        monkeypatch.setattr(send_queue_module, 'wait_for', reply)
+        assert queue.step(time.monotonic()) == []
+        assert not len(queue)
+        queue.close()
 
 
 def test_threads_wait_side_by_side(address):
@@ -138,25 +201,212 @@ def test_end_of_the_program(process, client, end):
     assert client.call('all_notes') == list(range(1000))
 
 
-def test_flush_waits_no_longer_than_it_may(client, errors, tmp_path, monkeypatch):
-    monkeypatch.setattr(sender_module, 'FLUSH', 0.1)
+@pytest.mark.parametrize('makes_child', [False, True])
+def test_first_message_at_the_end_of_a_program(process, client, tmp_path, makes_child):
+    """The function of atexit was registered before this package was imported."""
     path = tmp_path / 'busy'
     client.send('wait_for', str(path))
     wait_until(path.exists)
-    sender_thread.get().flush()
-    start = time.monotonic()
-    monkeypatch.setattr(sender_module, 'FLUSH', 30)
-    sender_thread.get().flush()  # multiprocessing calls it, too
-    assert time.monotonic() - start < 10
-    path.unlink()
-    assert errors() == [
-        '1 messages may be lost: the program ends before they have a reply',
-    ]
+    code = """
+    import atexit, sys
+
+    def send():
+        print('sends', flush=True)
+        for number in range(3):
+            client.send('note', number)
+
+    def run():
+        Finalize(None, send, exitpriority=20)
+
+    atexit.register(send)
+    import multiprocessing
+    from multiprocessing.util import Finalize
+    from pyams_zmq.client import ZMQClient
+    client = ZMQClient(sys.argv[1])
+    if 'child' in sys.argv:
+        atexit.unregister(send)
+        child = multiprocessing.get_context('fork').Process(target=run)
+        child.start()
+    """
+    arguments = ['-c', textwrap.dedent(code), process.bound_address]
+    if makes_child:
+        arguments.append('child')
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE) as program:
+        assert program.stdout.readline() == b'sends\n'
+        threading.Event().wait(0.3)  # the messages wait for the service
+        path.unlink()
+    assert notes(client) == [0, 1, 2]
+
+
+def test_functions_of_atexit_may_send(process, client):
+    """Also those that run after that of the sender, because they were registered before it."""
+    program = f"""
+    import atexit
+    from pyams_zmq.client import ZMQClient
+
+    client = ZMQClient({process.bound_address!r})
+
+    def send():
+        for number in range(1, 100):
+            client.send('note', number)
+
+    atexit.register(send)
+    client.send('note', 0)
+    """
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(program)], check=True)
+    assert client.call('all_notes') == list(range(100))
+
+
+@pytest.fixture
+def flush(monkeypatch):
+    """Function that does what the sender does when a program ends."""
+    thread = sender_thread.get()
+    for name in ('_is_flushed', '_flush_time', '_reported'):
+        monkeypatch.setattr(thread, name, getattr(thread, name))  # undone at the end
+    return thread.flush
+
+
+class Forwarder(Handler):
+    """Sends messages to another service, and has no time to wait for the replies."""
+
+    def forward(self, address):
+        self.client = ZMQClient(address)
+        for number in range(3):
+            self.client.send('note', number)
+        queue = self.client._queue.get()
+        wait_until(lambda: len(queue._sent) == 3)
+        return [200, os.getpid()]
+
+    def forward_and_hang(self, args):
+        address, path = args
+        self.forward(address)
+        with sender_thread.get()._changed:
+            self.touch(path)
+            threading.Event().wait()
+
+
+class ForwarderHandler(MessageHandler):
+    """Serves Forwarder."""
+
+    handler = Forwarder
+
+
+class Impatient(LoggedProcess):
+    """Ends before a busy service has replied."""
+
+    drain_timeout = 0.5
+
+
+def occupy(client, path):
+    """Let the service of a client do nothing else until a file is removed."""
+    client.send('wait_for', str(path))
+    wait_until(path.exists)
+
+
+def losses(path):
+    """Return the lines about lost messages, without their ids."""
+    texts = re.findall(r'.* before the program ended.*', path.read_text())
+    return [re.sub(r' \(ids \d+\.\d+-\d+\.\d+\)', '', text) for text in texts]
+
+
+def test_hard_end(process, client, start, ask, tmp_path):
+    """A service that has no time for the replies logs which messages have none."""
+    occupy(client, tmp_path / 'busy')
+    service = start(tmp_path / 'log', handler=ForwarderHandler, factory=Impatient)
+    assert ask(service, ['forward', client.address]) == [200, service.pid]
+    service.stop()
+    (tmp_path / 'busy').unlink()
+    assert losses(tmp_path / 'log') == [f"3 messages 'note' to {client.address}: {SENT}"]
+    assert service.exitcode == 1
+
+
+def test_hard_end_while_the_lock_is_held(process, client, start, tmp_path):
+    """The thread that hangs may hold the lock of the sender."""
+    occupy(client, tmp_path / 'busy')
+    path = tmp_path / 'hangs'
+    service = start(tmp_path / 'log', handler=ForwarderHandler, factory=Impatient)
+    with zmq_socket(service.bound_address) as socket:
+        socket.send_json(['forward_and_hang', [client.address, str(path)]])
+        wait_until(path.exists)
+        service.stop()
+    (tmp_path / 'busy').unlink()
+    assert losses(tmp_path / 'log') == [f"3 messages 'note' to {client.address}: {SENT}"]
+    assert service.exitcode == 1
+
+
+def test_hard_end_of_a_fork(process, client, tmp_path):
+    """It has not sent the messages of its parent."""
+    path = tmp_path / 'log'
+
+    def end():
+        logging.getLogger().handlers[:] = [logging.FileHandler(path)]
+        end_hard(3)
+
+    occupy(client, tmp_path / 'busy')
+    assert in_fork(end) == 3
+    (tmp_path / 'busy').unlink()
+    assert path.read_text() == ''
+
+
+SENT = 'no reply before the program ended, it may have run or not'
+UNSENT = 'not sent before the program ended'
+
+
+def test_flush_waits_no_longer_than_it_may(process, client, errors, tmp_path, monkeypatch, flush):
+    monkeypatch.setattr(unanswered_module, 'WINDOW_SIZE', 1)  # bytes: one message at a time
+    path = tmp_path / 'busy'
+    with ZMQClient(process.bound_address) as other:
+        other.flush_timeout = 0.1
+        other.send('wait_for', str(path))
+        wait_until(path.exists)
+        other.send('note', 1)
+        other.send('note', 2)
+        flush()
+        sent, unsent = without_ids(errors())
+        assert sent == f"Message 'wait_for' to {client.address}: {SENT}"
+        assert unsent == f"2 messages 'note' to {client.address}: {UNSENT}"
+        flush()  # multiprocessing calls it, too
+        assert len(errors()) == 2
+        other.send('note', 3)  # by an exit hook
+        assert without_ids(errors()[2:]) == [f"Message 'note' to {client.address}: {UNSENT}"]
+        path.unlink()
+        wait_until(lambda: not len(other._queue.get()))
+    assert client.call('all_notes') == [1, 2, 3]  # this program goes on
+
+
+def test_flush_waits_for_a_busy_service(client, errors, tmp_path, monkeypatch, flush):
+    """While it is connected, however long it does not reply."""
+    monkeypatch.setattr(send_queue_module, 'FLUSH', 0.01)
+    path = tmp_path / 'busy'
+    client.flush_timeout = 60
+    client.send('wait_for', str(path))
+    wait_until(path.exists)
+    client.send('note', 1)
+    timer = threading.Timer(0.5, path.unlink)
+    timer.start()
+    flush()
+    timer.join()
+    assert client.call('all_notes') == [1]
+    assert not errors()
+
+
+def test_flush_does_not_wait_for_a_service_that_is_gone(process, errors, monkeypatch, flush):
+    monkeypatch.setattr(send_queue_module, 'FLUSH', 0.01)
+    with ZMQClient(process.bound_address) as client:
+        client.flush_timeout = 3600
+        client.prepare()
+        process.stop()
+        process.join()
+        wait_until(lambda: not client._queue.get().is_connected)
+        client.post('note', b'["note", 1]')
+        flush()
+        assert without_ids(errors()) == [f"Message 'note' to {client.address}: {UNSENT}"]
+        client._queue.get().fail(LookupError())  # nothing is left for the next test
 
 
 def test_an_idle_connection_is_closed(client, monkeypatch):
     threads = running_threads()
-    monkeypatch.setattr(sender_module, 'IDLE', 0.1)
+    monkeypatch.setattr(send_queue_module, 'IDLE', 0.1)
     for number in range(2):
         client.send('note', number)
         wait_until(lambda: running_threads() <= threads)
@@ -195,7 +445,8 @@ def test_terminated_context(process, errors, tmp_path):
         get_context().term()
         wait_until(errors)
         path.unlink()
-        assert errors() == [f"Message 'wait_for' to {client.address}: {zmq.strerror(zmq.ETERM)}"]
+        [error] = without_ids(errors())
+        assert error == f"Message 'wait_for' to {client.address}: {zmq.strerror(zmq.ETERM)}"
         client.send('note', 1)
         assert notes(client) == [1]
 

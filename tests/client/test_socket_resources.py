@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import textwrap
 import threading
 import warnings
 
@@ -15,8 +16,10 @@ import pytest
 import zmq
 
 from checks import open_fds, running_threads, wait_until
+from handlers import Process
 from peers import ECHO, REPLY, ask_raw
 from pyams_zmq.client import socket as socket_module
+from pyams_zmq.client.connection import CLOSE_LINGER
 from pyams_zmq.client.socket import ZMQSocket, get_context, zmq_response, zmq_socket
 
 FORK = multiprocessing.get_context('fork')
@@ -105,6 +108,12 @@ def test_nothing_is_left_by_failures(start, down):
     assert running_threads() <= threads
 
 
+class WideProcess(Process):
+    """Takes more clients than a context of libzmq has sockets by default."""
+
+    max_connections = 2000
+
+
 def test_many_sockets_at_once(start):
     """More than libzmq's default for a context, which is 1023."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -112,7 +121,7 @@ def test_many_sockets_at_once(start):
         pytest.skip('this user may not open so many files')
     resource.setrlimit(resource.RLIMIT_NOFILE, (8192, before[1]))
     try:
-        process = start()
+        process = start(factory=WideProcess)
         opened = [zmq_socket(process.bound_address) for _ in range(1200)]
         opened[-1].send_json(ECHO)
         assert zmq_response(opened[-1]) == REPLY
@@ -145,6 +154,36 @@ def test_dropped_is_closed(down):
     assert socket.closed
     del socket
     wait_until(lambda: open_fds() <= fds)
+
+
+@pytest.mark.parametrize('linger', [None, 0])
+def test_close_while_messages_of_many_frames_are_sent(linger):
+    """In another process: libzmq aborts it if a half sent message is dropped at once."""
+    program = f"""
+    import zmq
+    from pyams_zmq.socket import zmq_socket
+
+    context = zmq.Context()
+    for socket_type in [zmq.DEALER, zmq.REQ] * 25:
+        with context.socket(zmq.ROUTER) as server:
+            server.linger = 0
+            port = server.bind_to_random_port('tcp://127.0.0.1')
+            sockets = [zmq_socket(f'127.0.0.1:{{port}}', socket_type) for _ in range(5)]
+            for socket in sockets:
+                for _ in range(100 if socket_type == zmq.DEALER else 1):
+                    socket.send_multipart([b'x' * 9000] * 10)
+            server.poll(1000)
+            for socket in sockets:
+                socket.close({linger})
+    """
+    subprocess.run([sys.executable, '-c', textwrap.dedent(program)], check=True, timeout=60)
+
+
+def test_linger_of_messages_of_many_frames(down):
+    for linger, expected in ((0, CLOSE_LINGER), (17, 17)):
+        with zmq_socket(down, linger=linger) as socket:
+            socket.send_multipart([b'1', b'2'])
+            assert socket.linger == expected
 
 
 def test_shadow(down):

@@ -10,7 +10,7 @@ import pytest
 import transaction
 import zmq
 
-from checks import wait_until
+from checks import TIMEOUT, wait_until
 from handlers import RecordingMessageHandler
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.client import sender as sender_module
@@ -129,11 +129,12 @@ def test_refused(start, auth):
     with ZMQClient(process.bound_address, auth=auth) as client:
         for _ in range(2):
             transaction.get().join(journal)
-            send_on_commit(client, 'note', 1)
+            # Without credentials, libzmq reports the refusal only in some of the attempts.
+            send_on_commit(client, 'note', 1, timeout=TIMEOUT)
             with pytest.raises(ZMQRefusedError):
                 transaction.commit()
             transaction.abort()
-        with pytest.raises(ZMQRefusedError):
+        with pytest.raises(ConnectionError):
             client.send('note', 1)
     assert journal.lines[-1] == 'abort'
     assert 'tpc_abort' in journal.lines
@@ -158,24 +159,26 @@ def test_service_is_restarted_between_vote_and_finish(start, address):
         assert notes(client) == [1]
 
 
-def test_service_is_killed_between_vote_and_finish(process, errors):
+def test_service_is_killed_between_vote_and_finish(start, address, errors):
+    """The message waits for the next one."""
+
     def kill():
         process.kill()
         process.join()
         wait_until(lambda: not client._queue.get().is_connected)
 
-    with ZMQClient(process.bound_address, timeout=0.2) as client:
+    process = start(address, RecordingMessageHandler)
+    with ZMQClient(address, timeout=0.2) as client:
         journal = Journal('~~', tpc_vote=kill)
         transaction.get().join(journal)
         send_on_commit(client, 'note', 'secret')
-        start = time.monotonic()
         transaction.commit()
-        wait_until(errors)
-    assert time.monotonic() - start < 10
-    assert journal.lines[-1] == 'tpc_finish'
-    assert errors() == [
-        f"Message 'note' to {process.bound_address}: not sent, no service within 0.2 s"
-    ]
+        assert journal.lines[-1] == 'tpc_finish'
+        assert len(client._queue.get()) == 1
+        start(address, RecordingMessageHandler)
+        wait_until(lambda: not len(client._queue.get()))
+        assert client.call('all_notes', timeout=10) == ['secret']
+    assert errors() == []
 
 
 def test_client_is_closed_before_the_vote(client):
@@ -189,7 +192,9 @@ def test_client_is_closed_before_the_finish(client, errors):
     transaction.get().join(Journal('~~', tpc_vote=client.close))
     send_on_commit(client, 'note', 'secret')
     transaction.commit()
-    assert errors() == ["Message 'note' of a committed transaction is lost"]
+    assert errors() == []
+    with ZMQClient(client.address) as other:
+        wait_until(lambda: other.call('all_notes') == ['secret'])
 
 
 def test_no_descriptor_is_left(client, errors, monkeypatch):

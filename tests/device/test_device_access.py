@@ -15,7 +15,7 @@ from checks import wait_until
 from devices import ALL, make_device
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.device import STREAMER, ProcessDevice, ThreadDevice
-from pyams_zmq.exceptions import ZMQClosedError
+from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError
 
 HANDSHAKE_ENDED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -56,9 +56,53 @@ def test_users(context, peer, factory):
 def test_attributes():
     device = ThreadDevice(auth='editor:secret', clients='localhost 10.0.0.0/8')
     assert device.passwords == {'editor': 'secret'}
-    assert device.clients == ['localhost', '10.0.0.0/8']
+    assert device.clients == ('localhost', '10.0.0.0/8')
     device = ThreadDevice()
     assert (device.passwords, device.clients, device.curve) == (None, None, None)
+
+
+@pytest.mark.parametrize('factory', ALL)
+def test_attributes_of_a_running_device(context, factory):
+    """They act, or raise an error where the device runs in another process."""
+    with make_device(factory, STREAMER, auth='editor:old', clients='localhost') as device:
+        if factory is ProcessDevice:
+            for name, value in (('passwords', 'editor:new'), ('clients', '192.0.2.1')):
+                with pytest.raises(ZMQStartError, match='has started'):
+                    setattr(device, name, value)
+            with pytest.raises(TypeError, match='does not support item assignment'):
+                device.passwords['editor'] = 'new'
+            device.stop()
+        device.passwords = 'editor:new'
+        device.clients = '192.0.2.1'
+        if factory is ProcessDevice:
+            device.start()
+        new = {'plain_username': b'editor', 'plain_password': b'new'}
+        assert not is_let_in(device, context, **new)
+    device.clients = 'localhost'
+    device.start()
+    try:
+        with context.socket(zmq.PULL) as sink:
+            sink.plain_username, sink.plain_password = b'editor', b'new'
+            sink.connect(device.out_address)
+            assert is_let_in(device, context, **new)
+        assert not is_let_in(device, context, plain_username=b'editor', plain_password=b'old')
+    finally:
+        device.stop()
+
+
+def test_attributes_of_a_device_with_a_shared_context(context):
+    """Nothing would ask the rules."""
+    device = ThreadDevice(STREAMER)
+    device.context_factory = lambda: context
+    device.bind_in('127.0.0.1')
+    device.bind_out('127.0.0.1')
+    device.start()
+    try:
+        for name, value in (('passwords', 'editor:new'), ('clients', '192.0.2.1')):
+            with pytest.raises(ValueError, match='need a context of the device'):
+                setattr(device, name, value)
+    finally:
+        device.stop()
 
 
 def test_networks(context, peer):

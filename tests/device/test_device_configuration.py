@@ -200,6 +200,23 @@ def test_bad_option(factory):
         factory(QUEUE, zmq.PULL, 99).start()
 
 
+@pytest.mark.parametrize('name', ['device_type', 'in_type', 'out_type'])
+def test_attributes_that_cannot_be_assigned(name):
+    """Those of pyzmq's devices: what would be ignored is an error."""
+    device = ThreadDevice(STREAMER, zmq.PULL, -1)
+    assert (device.device_type, device.in_type, device.out_type) == (STREAMER, zmq.PULL, -1)
+    with pytest.raises(AttributeError):
+        setattr(device, name, zmq.ROUTER)
+
+
+def test_device_ends_with_the_program():
+    device = ThreadDevice(STREAMER)
+    device.daemon = True
+    with pytest.raises(ValueError, match='ends with the program'):
+        device.daemon = False
+    assert device.daemon
+
+
 def test_class_hierarchy():
     assert issubclass(ThreadMonitoredQueue, MonitoredQueue)
     assert issubclass(ThreadProxy, Proxy)

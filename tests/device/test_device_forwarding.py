@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from checks import wait_until
-from devices import ALL, NOT_SUPPORTED, make_device
+from devices import ALL, NOT_SUPPORTED, check_forwarding, make_device
 from pyams_zmq.device import FORWARDER, QUEUE, STREAMER, ThreadDevice, proxy
 from pyams_zmq.device.proxy import Traffic
 
@@ -35,15 +35,7 @@ def test_queue(peer, factory, native):
 @pytest.mark.parametrize('native', [True, False])
 def test_forwarder(peer, native):
     with make_device(ThreadDevice, FORWARDER, native=native) as device:
-        subscriber = peer(zmq.SUB, device.out_address, rcvtimeo=50)
-        publisher = peer(zmq.PUB, device.in_address)
-
-        def has_arrived():
-            publisher.send(b'news')
-            return subscriber.poll(10)
-
-        wait_until(has_arrived)
-        assert subscriber.recv() == b'news'
+        check_forwarding(device, peer)
         assert device.statistics().out_to_in.frames == 1  # the subscription
 
 

@@ -13,6 +13,7 @@ import zmq
 from checks import wait_until
 from devices import ALL, make_device, start_blocked
 from pyams_zmq.device import STREAMER, ProcessDevice, ThreadDevice
+from pyams_zmq.device.proxy import PAUSE, STATISTICS, TERMINATE, PythonLoop, decode_counts
 from pyams_zmq.exceptions import ZMQTimeoutError
 
 
@@ -104,3 +105,31 @@ def test_signals_do_not_disturb_the_count(peer, factory):
         os.kill(pid, signal.SIGHUP)
         signal.signal(signal.SIGHUP, former)
         assert device.statistics().in_to_out.frames == 1
+
+
+def test_exact_statistics_before_the_end(context):
+    """The loop in Python forwards nothing after `PAUSE`."""
+    ends = []
+    for number in range(3):
+        near, far = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+        near.rcvtimeo = 5000
+        far.bind(f'inproc://{number}')
+        near.connect(f'inproc://{number}')
+        ends.append((near, far))
+    (control, far_control), (source, far_source), (sink, far_sink) = ends
+    loop = threading.Thread(target=PythonLoop(far_source, far_sink).run, args=(far_control,))
+    loop.start()
+    source.send(b'x')
+    assert sink.recv() == b'x'
+    control.send(PAUSE)
+    control.send(STATISTICS)
+    assert decode_counts(control.recv_multipart())[:3] == (1, 1, 1)
+    source.send(b'y')
+    control.send(b'unknown')  # has no effect
+    control.send(STATISTICS)
+    control.send(TERMINATE)
+    loop.join()
+    assert decode_counts(control.recv_multipart())[:3] == (1, 1, 1)
+    assert far_source.recv() == b'y'
+    for socket in (*ends[0], *ends[1], *ends[2]):
+        socket.close()

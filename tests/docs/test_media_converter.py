@@ -338,9 +338,9 @@ def demo(tmp_path):
     }
     started = []
 
-    def start_demo(*arguments):
+    def start_demo(*arguments, script=(EXAMPLE / 'demo.py',)):
         program = subprocess.Popen(
-            [sys.executable, EXAMPLE / 'demo.py', *arguments],
+            [sys.executable, *script, *arguments],
             env=os.environ | environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -403,6 +403,18 @@ def test_demo_fails(demo, clip, what, text):
     assert 'The service is still running; it converts to gif, mp4, webm' in output
 
 
+# The demo, whose conversions get time to end on a loaded machine.
+PATIENT_DEMO = f"""
+import runpy, sys
+sys.path.insert(0, {str(EXAMPLE)!r})
+from converter import ConversionProcess
+from pyams_zmq.process import service
+service.TERM_GRACE = service.KILL_GRACE = service.END_GRACE = {TIMEOUT}
+ConversionProcess.drain_timeout = ConversionProcess.orphan_timeout = {TIMEOUT}
+runpy.run_path({str(EXAMPLE / 'demo.py')!r}, run_name='__main__')
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('send', 'number'),
@@ -415,7 +427,7 @@ def test_demo_fails(demo, clip, what, text):
     ],
 )
 def test_demo_is_ended(demo, film, tmp_path, send, number):
-    program = demo(film)
+    program = demo(film, script=('-c', PATIENT_DEMO))
     wait_until(lambda: '%' in program.stdout.readline(), TIMEOUT)
     send(program.pid, number)
     _output, errors = program.communicate(timeout=TIMEOUT)
@@ -427,4 +439,5 @@ def test_demo_is_ended(demo, film, tmp_path, send, number):
     else:
         assert program.returncode == -number
     wait_until(lambda: not ffmpegs(film))
-    assert sorted(os.listdir(tmp_path)) == ['film.mp4', 'temporary']
+    # The service removes its folder when ffmpeg has ended.
+    wait_until(lambda: sorted(os.listdir(tmp_path)) == ['film.mp4', 'temporary'])

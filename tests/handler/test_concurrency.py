@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partialmethod
 from math import inf
@@ -25,7 +26,9 @@ from pyams_zmq.handler import ZMQMessageHandler
 from pyams_zmq.handler.methods import methods_of, zmq_method
 from pyams_zmq.interfaces import IZMQProcessStoppedEvent
 from pyams_zmq.process import ZMQProcess
+from pyams_zmq.process.executor import call_when_done
 from pyams_zmq.testing import RecordingClient
+from pyams_zmq.wire.message import overloaded
 
 
 class SlowHandler(Handler):
@@ -41,6 +44,19 @@ class SlowHandler(Handler):
     async def async_late(self, path):
         self.touch(path)
         await asyncio.sleep(60)  # it is cancelled
+
+    @zmq_method(timeout=0.2)
+    async def late_thread(self, path):
+        return await self.async_wait_for(path)
+
+    @zmq_method(timeout=3600)
+    async def leaves_thread(self, path):
+        asyncio.get_running_loop().run_in_executor(None, self.wait_for, path)
+        return [200, path]
+
+    @zmq_method(timeout=inf)
+    async def name_of_thread(self, args):
+        return [200, await asyncio.to_thread(lambda: threading.current_thread().name)]
 
     @zmq_method(timeout=0.2)
     async def stubborn(self, path):
@@ -159,6 +175,19 @@ class Concurrent(LoggedProcess):
 
 class One(Process):
     """Handles one message at a time."""
+
+
+def make_loop_with_executor():
+    """Return a loop that has a default executor."""
+    loop = asyncio.new_event_loop()
+    loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix='own'))
+    return loop
+
+
+class OwnExecutor(Process):
+    """Has a default executor of its own."""
+
+    loop_factory = staticmethod(make_loop_with_executor)
 
 
 class Two(Process):
@@ -312,7 +341,9 @@ def test_reply_to_a_peer_that_has_left(process, occupy, ask):
 
 
 @pytest.mark.parametrize('factory', [One, Concurrent])
-@pytest.mark.parametrize('method', ['late', 'async_late', 'stubborn', 'promise', 'late_promise'])
+@pytest.mark.parametrize(
+    'method', ['late', 'async_late', 'late_thread', 'stubborn', 'promise', 'late_promise']
+)
 def test_deadline(start, occupy, tmp_path, factory, method):
     options = {'log_path': tmp_path / 'log'} if factory is Concurrent else {}
     process = start(handler=SlowMessageHandler, factory=factory, **options)
@@ -323,15 +354,36 @@ def test_deadline(start, occupy, tmp_path, factory, method):
     assert not Path(f'{path} too late').exists()
 
 
-def test_overdue_thread_counts_for_concurrency(start, occupy, connect):
+@pytest.mark.parametrize('method', ['late', 'late_thread', 'stubborn'])
+def test_overdue_method_counts_for_concurrency(start, occupy, ask, method):
     process = start(handler=SlowMessageHandler, factory=One)
-    dealer, path = occupy(process, 'late')
+    dealer, path = occupy(process, method)
     assert dealer.receive()[1][0] == 504
-    other = connect(process)
-    other.send(call('echo'))
-    assert not other.socket.poll(100)
+    assert ask(process, ['echo', 1]) == list(overloaded(1))
     path.unlink()
-    assert other.receive() == ([b''], [200, None])
+    wait_until(lambda: ask(process, ['echo', 1]) == [200, 1])
+
+
+@pytest.mark.parametrize('method', ['late', 'late_thread', 'stubborn'])
+def test_all_slots_are_overdue(start, occupy, connect, ask, tmp_path, method):
+    """Callers get 503, also those that wait already; one slot that is free or works is enough."""
+    process = start(tmp_path / 'log', handler=SlowMessageHandler, factory=Concurrent)
+    calls = [occupy(process, method) for _ in range(3)]
+    held, held_path = occupy(process, 'wait_for')
+    for dealer, _path in calls:
+        assert dealer.receive()[1][0] == 504
+    waiting = connect(process)
+    waiting.send(call('echo', 1))
+    assert not waiting.socket.poll(200)
+    held_path.unlink()
+    assert waiting.receive() == ([b''], [200, 1])
+    assert held.receive()[1][0] == 200
+    calls.append(occupy(process, method))
+    waiting.send(call('echo', 2))
+    assert calls[-1][0].receive()[1][0] == 504
+    assert waiting.receive() == ([b''], list(overloaded(4)))
+    calls[0][1].unlink()
+    wait_until(lambda: ask(process, ['echo', 3]) == [200, 3])
 
 
 def test_cancelled_method_does_not_count(start, occupy, ask):
@@ -502,6 +554,32 @@ def test_child_of_a_method(start, ask, factory):
     process = start(handler=SlowMessageHandler, factory=factory)
     for _ in range(3):
         assert ask(process, ['spawn_and_join', 0.01], timeout=10) == [200, 0]
+
+
+def test_thread_of_a_call_that_has_ended(start, occupy, ask):
+    """What a method has started in a thread may go on behind its reply."""
+    process = start(handler=SlowMessageHandler, factory=One)
+    dealer, path = occupy(process, 'leaves_thread')
+    assert dealer.receive() == ([b''], [200, str(path)])
+    assert ask(process, ['echo', 1]) == [200, 1]
+    assert path.exists()
+
+
+def test_call_when_done():
+    ends = []
+    futures = [Future() for _ in range(4)]
+    futures[3].set_result(None)
+    call_when_done(list(futures), lambda: ends.append('end'))
+    for future in futures[:3]:
+        assert not ends
+        future.set_result(None)
+    assert ends == ['end']
+
+
+@pytest.mark.parametrize(('factory', 'name'), [(One, 'asyncio_0'), (OwnExecutor, 'own_0')])
+def test_default_executor(start, ask, factory, name):
+    process = start(handler=SlowMessageHandler, factory=factory)
+    assert ask(process, ['name_of_thread', None]) == [200, name]
 
 
 def test_name_of_a_late_method(start, ask):

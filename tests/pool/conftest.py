@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Fixtures of the tests of pools."""
 
-import os
 from functools import partial
 
 import pytest
@@ -13,15 +12,15 @@ from pyams_zmq.process import lock as lock_module
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """Folder of private folders."""
+def lock_folder(tmp_path, monkeypatch):
+    """Let the locks of a test be in a folder of its own."""
     (tmp_path / 'tmp').mkdir()
+    monkeypatch.setattr(lock_module, '_FOLDER', str(tmp_path))  # which is not safe: no sticky bit
     monkeypatch.setattr(lock_module.tempfile, 'tempdir', str(tmp_path / 'tmp'))
-    return tmp_path / 'tmp' / f'pyams_zmq-{os.geteuid()}'
 
 
 @pytest.fixture
-def pool(start, folder):
+def pool(start):
     """Start a pool of two workers."""
     return partial(start, factory=Pool)
 

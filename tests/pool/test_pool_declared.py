@@ -18,7 +18,8 @@ def declare(**settings):
     return config
 
 
-def test_declared(folder, tmp_path, ask):
+@pytest.mark.usefixtures('lock_folder')
+def test_declared(tmp_path, ask):
     config = declare(
         address=f'ipc://{tmp_path}/pool',
         handler='pool_handlers.PoolMessageHandler',

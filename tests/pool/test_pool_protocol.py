@@ -14,6 +14,7 @@ from pool_handlers import Pool, PoolMessageHandler
 from pyams_zmq.pool import broker as broker_module
 from pyams_zmq.pool import worker as worker_module
 from pyams_zmq.pool.worker import ForwardedFrame, PoolWorker, WorkerStream
+from pyams_zmq.process.stream import Envelope
 
 
 @contextmanager
@@ -82,7 +83,8 @@ def test_error_of_a_send():
 def test_turns_of_a_busy_broker(monkeypatch):
     """It polls its sockets once in a turn of the loop, however many events arrive."""
     callbacks = []
-    broker = Pool().make_broker('ipc://@nowhere')
+    broker = Pool().make_broker(None)
+    broker._clients = SimpleNamespace(drained=0.0)
     broker.loop = SimpleNamespace(add_callback=callbacks.append)
     stream = broker_module._RouterStream.__new__(broker_module._RouterStream)
     stream.socket, stream._broker = SimpleNamespace(closed=False), broker
@@ -98,7 +100,9 @@ def test_turns_of_a_busy_broker(monkeypatch):
         stream._handle_events(None, 0)
         assert len(callbacks) == 1
     monkeypatch.setattr(broker_module.zmq, 'zmq_poll', lambda polled, wait: [])
+    assert broker._clients.drained == 0.0
     callbacks.pop()()
+    assert broker._clients.drained > 0.0
     stream._handle_events(None, 0)
     assert callbacks == []
 
@@ -132,3 +136,12 @@ def test_ready_without_a_connection():
     worker.send_ready()
     assert sent
     assert worker._ready_sent < 0
+
+
+def test_message_of_a_connection_that_is_unknown():
+    """Its reply is sent, but not counted."""
+    broker = Pool().make_broker(None)
+    sent = []
+    broker._client_stream = SimpleNamespace(send_frames=sent.append)
+    broker._send_reply(Envelope([b'client', b'']), [b'[200,1]'])
+    assert sent == [[b'client', b'', b'[200,1]']]

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from pool_checks import TIMEOUT, client_of, in_threads, wait_for_file, wait_for_
 from pool_handlers import Pool, PoolMessageHandler
 from pyams_zmq.exceptions import ZMQTimeoutError
 from pyams_zmq.pool.broker import PoolBroker
+from pyams_zmq.pool.local_port import LocalPort, LocalSecret
 from pyams_zmq.pool.supervisor import PoolSupervisor
-from pyams_zmq.process.lock import PrivateFolder
 from pyams_zmq.supervisor import Supervisor
 from pyams_zmq.testing import running
 
@@ -26,12 +27,12 @@ def test_reload_without_a_broker(tmp_path):
     users = tmp_path / 'users'
     users.write_text('first:secret')
     process = Pool(auth=users)
-    with PrivateFolder() as folder:
-        supervisor = PoolSupervisor(process, folder)
+    with closing(LocalPort(LocalSecret(), 1)) as port:
+        supervisor = PoolSupervisor(process, port)
         users.write_text('second:secret')
         supervisor.reload()
         users.unlink()
-        broker = process.make_broker(f'ipc://{folder.path}/broker')
+        broker = process.make_broker(port)
     assert list(broker.access.users) == ['second']
     assert [child.name for child in supervisor._to_replace] == ['worker 1', 'worker 2']
 
@@ -59,7 +60,7 @@ def test_rolling_restart(pool):
     assert process.stats()['lost'] == process.stats()['repeated'] == 0
 
 
-def test_rolling_restart_again_before_it_is_over(folder, tmp_path):
+def test_rolling_restart_again_before_it_is_over(tmp_path):
     """The second restart does not replace a worker twice: their number stays."""
     flag = tmp_path / 'flag'
 
@@ -118,7 +119,7 @@ def test_rolling_restart_waits_for_a_long_call(pool, tmp_path, type_):
     wait_for_workers(process, before)
 
 
-def test_worker_dies_while_it_is_replaced(folder, tmp_path, monkeypatch):
+def test_worker_dies_while_it_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(Supervisor, 'min_delay', 60)  # no new worker during the test
     flag = tmp_path / 'flag'
 
@@ -145,7 +146,7 @@ def test_worker_dies_while_it_is_replaced(folder, tmp_path, monkeypatch):
         wait_for_workers(process, {old, new}, count=1)
 
 
-def test_reload_twice(folder, tmp_path):
+def test_reload_twice(tmp_path):
     """A second restart during a replacement does not add a worker."""
     flag, begun = tmp_path / 'flag', tmp_path / 'begun'
 

@@ -8,8 +8,11 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket as network
 import sys
-from contextlib import contextmanager
+import threading
+import time
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -22,6 +25,7 @@ from pool_checks import (
     client_of,
     held_calls,
     in_threads,
+    ready,
     wait_for_files,
     wait_for_workers,
     workers_of,
@@ -33,13 +37,17 @@ from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError
 from pyams_zmq.pool import worker as worker_module
 from pyams_zmq.pool.protocol import MISSED_HEARTBEATS, ROUTE_SIZE
 from pyams_zmq.pool.worker import PoolWorker
-from pyams_zmq.process.base import RECYCLED
+from pyams_zmq.process.watchdog import RECYCLED
 from pyams_zmq.supervisor import Supervisor
+from raw_peer import RawPeer, message
 
 CALLS = """
 import os
 from pyams_zmq.cli import main
 import sys
+import threading
+import time
+from contextlib import suppress
 sys.argv[0] = 'worker.py'
 sys.exit(main(sys.argv[1:]))
 """
@@ -56,17 +64,6 @@ def join(run_program):
         return run_program(*options, '-c', CALLS, 'worker', address, handler, *args)
 
     return start
-
-
-@contextmanager
-def ready(worker):
-    """Start a worker, wait until it is ready, and stop it at the end of the block."""
-    worker.start()
-    try:
-        worker.wait_ready()
-        yield
-    finally:
-        worker.stop()
 
 
 def test_worker_command_with_plain(pool, join, tmp_path):
@@ -229,6 +226,44 @@ def test_worker_out_of_descriptors_at_its_start(pool, tmp_path):
     assert text.count('cannot send heartbeats, and tries again: Too many open files') == 1
 
 
+def run_brokers(listener, number):
+    """Run brokers that end while they send calls."""
+    with zmq.Context() as context:
+        for _number in range(number):
+            with context.socket(zmq.ROUTER) as broker:
+                broker.linger = broker.sndhwm = 0
+                broker.use_fd = os.dup(listener.fileno())
+                broker.bind('tcp://127.0.0.1:*')
+                route = broker.recv()
+                for _message in range(3000):
+                    broker.send_multipart([route, b'key', b'x' * 1000, b''])
+
+
+def lose_brokers(number):
+    """Read calls while one broker after the other is lost."""
+    listener = network.create_server(('127.0.0.1', 0))
+    brokers = threading.Thread(target=run_brokers, args=(listener, number))
+    brokers.start()
+    worker = PoolWorker(listener.getsockname(), PoolMessageHandler)
+    with zmq.Context() as worker.context, worker.make_socket(os.urandom(ROUTE_SIZE)) as socket:
+        socket.connect(worker._broker.endpoint.uri)
+        while brokers.is_alive():
+            with suppress(zmq.Again):
+                socket.send(b'ready', zmq.NOBLOCK)
+                while True:
+                    frames = socket.recv_multipart(zmq.NOBLOCK)
+                    assert [len(frame) for frame in frames] == [3, 1000, 0]
+            socket.poll(1)
+
+
+def test_broker_is_lost_within_a_call():
+    """With ZMQ_IMMEDIATE=1, libzmq would abort: Assertion failed: !_more (src/fq.cpp)."""
+    child = multiprocessing.get_context('fork').Process(target=lose_brokers, args=(10,))
+    child.start()
+    child.join(TIMEOUT)
+    assert child.exitcode == 0
+
+
 def test_sighup_before_the_worker_connects(pool):
     class Early(PoolWorker):
         def setup(self):
@@ -258,9 +293,13 @@ def test_worker_stays_when_its_broker_is_killed(pool, tmp_path):
             assert client.call('echo', 1, retries=9) == 1
 
 
-def test_refused_worker(pool):
-    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
-    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:guess')
+@pytest.mark.parametrize(('password', 'clients'), [('guess', None), ('secret', '10.0.0.0/8')])
+def test_refused_worker(pool, password, clients):
+    """Because of its password, or its address, which `clients` does not contain."""
+    process = pool(
+        clients=clients, workers=1, worker_address='127.0.0.1', worker_auth='worker:secret'
+    )
+    worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, f'worker:{password}')
     worker.start()
     with pytest.raises(ZMQRefusedError, match='compare its user or keys'):
         worker.wait_ready()
@@ -311,11 +350,12 @@ def test_arguments(monkeypatch):
     monkeypatch.setattr(Supervisor, 'run', run)
     monkeypatch.setattr('sys.argv', ['python'])
     args = ['--max-calls', '5', '--max-memory', '1.5', '--concurrency', '2', '--workers', '3']
+    args += ['--overdue-grace', '7']
     assert main(['worker', '127.0.0.1:1', 'pool_handlers.PoolMessageHandler', *args]) == 0
     assert sys.argv == ['pyams_zmq']
-    assert [(each.max_calls, each.max_memory, each.concurrency) for each in made] == [
-        (5, 1.5, 2)
-    ] * 3
+    assert [
+        (each.max_calls, each.max_memory, each.concurrency, each.overdue_grace) for each in made
+    ] == [(5, 1.5, 2, 7.0)] * 3
 
 
 def test_missing_handler(capsys, monkeypatch, tmp_path):
@@ -372,3 +412,29 @@ def test_two_mechanisms(keys):
     curve = CurveClient(keys / 'broker.key', keys / 'stranger.key_secret')
     with pytest.raises(ValueError, match='one user'):
         PoolWorker('127.0.0.1:1', PoolMessageHandler, 'a:b', curve=curve)
+
+
+def test_worker_that_connects_again_and_resets_its_first_connection(pool):
+    """With heartbeats of ZMTP, libzmq would abort the broker: the first connection has no pipe."""
+    process = pool(
+        factory=type('Restless', (Pool,), {'heartbeat_interval': 0.1}),
+        workers=1,
+        worker_address='127.0.0.1',
+        worker_auth='worker:secret',
+    )
+    broker = process.stats()['pid']
+    options = {'identity': b'w' * ROUTE_SIZE, 'auth': 'worker:secret'}
+    heartbeat = message(b'', b'HEARTBEAT', b'1')
+    with RawPeer(process.bound_worker_address, **options) as first:
+        first.send(heartbeat)
+        assert first.read_frames() == [b'', b'UNKNOWN']
+        with RawPeer(process.bound_worker_address, **options) as second:
+            second.send(heartbeat)
+            assert second.read_frames() == [b'', b'UNKNOWN']
+            first.send(heartbeat * 3000)
+            first.reset()
+            for _ in range(10):
+                time.sleep(0.1)  # a time is tested: a second, with the heartbeats of ZMTP an abort
+                second.send(heartbeat)
+                assert second.read_frames() == [b'', b'UNKNOWN']
+    assert process.stats()['pid'] == broker

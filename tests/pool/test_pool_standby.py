@@ -16,15 +16,16 @@ from pyramid.registry import Registry
 from app.program import wait_for_end
 from checks import wait_until
 from pool_checks import TIMEOUT, client_of, wait_for_file, workers_of
-from pool_handlers import FailingMessageHandler, Pool, PoolMessageHandler
+from pool_handlers import Pool, PoolMessageHandler
 from pyams_zmq.config.startup import start_services
+from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.supervisor import Supervisor
 
 
 @pytest.fixture
-def start_locked(folder, tmp_path):
+def start_locked(tmp_path, lock_folder):
     """Start pools with the same lock; they are not ready."""
     started = []
 
@@ -53,11 +54,21 @@ def handler_with(set_up):
     return SetUpMessageHandler
 
 
+def is_ready(process):
+    """Return True once the pool has reported its address, after an error."""
+    try:
+        process.wait_ready(0)
+    except ZMQStartError:
+        return False
+    return True
+
+
 def processes_below(process):
     return psutil.Process(process.pid).children()
 
 
-def test_one_supervisor(folder, tmp_path, ask, monkeypatch):
+@pytest.mark.usefixtures('lock_folder')
+def test_one_supervisor(tmp_path, ask, monkeypatch):
     """The application starts the pool itself, with broker and workers below it."""
     monkeypatch.setattr(sys, 'argv', ['server'])
     address = f'ipc://{tmp_path}/pool'
@@ -124,24 +135,35 @@ def test_failure_of_all_starts_of_one_worker(start_locked, tmp_path, monkeypatch
 
 
 def test_failure_of_all_starts(start_locked, tmp_path, monkeypatch):
-    """The pool stops its processes and keeps the lock until it is stopped."""
+    """The pool keeps the lock, and serves after one of its further starts."""
     monkeypatch.setattr(Supervisor, 'min_delay', 0.01)
+    monkeypatch.setattr(Supervisor, 'give_up_delay', 0.2)
+    flag = tmp_path / 'flag'
+    flag.touch()
+
+    def set_up():
+        if flag.exists():
+            raise LookupError('no such tool: ffmpeg')
+
     registry = Registry()
     registry.registerHandler(
         lambda event: Path(tmp_path, event.name).write_text(str(event.exit_code)),
         [IZMQProcessGivenUpEvent],
     )
-    process = start_locked(handler=FailingMessageHandler, registry=registry, workers=1)
+    process = start_locked(handler=handler_with(set_up), registry=registry, workers=1)
+    with pytest.raises(ZMQStartError, match=f'worker 1 of {process.name} fails'):
+        process.wait_ready(TIMEOUT)
     wait_for_file(tmp_path / process.name)
     wait_until(lambda: (tmp_path / process.name).read_text() == '1', TIMEOUT)  # it is written
     assert (tmp_path / 'worker 1').exists()
-    wait_until(lambda: processes_below(process) == [], TIMEOUT)
     second = start_locked()
     second.join(1)  # several attempts to take the lock
     assert processes_below(second) == []
-    assert process.is_alive()
+    flag.unlink()
+    wait_until(lambda: is_ready(process), TIMEOUT)
+    assert len(workers_of(process)) == 1
     process.stop()
-    assert process.exitcode == 1
+    assert process.exitcode == 0
     second.wait_ready(TIMEOUT)
     for child in processes_below(second):
         os.kill(child.pid, signal.SIGKILL)

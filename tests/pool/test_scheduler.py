@@ -4,6 +4,7 @@
 import pytest
 
 from pyams_zmq.pool import scheduler as scheduler_module
+from pyams_zmq.pool.queue import FairQueue
 from pyams_zmq.pool.scheduler import Scheduler
 from pyams_zmq.wire.message import DRAINING_REPLY, decode_reply
 
@@ -12,8 +13,9 @@ class Bench:
     """A scheduler, and what it has sent."""
 
     def __init__(self, **options):
-        options = {'queue_limit': 10, 'queue_size': 1000, **options}
-        self.scheduler = Scheduler(self.deliver, self.reply, **options)
+        limits = {'limit': 10, 'size_limit': 1000, 'client_size_limit': 1000}
+        queue = FairQueue(**{name: options.pop(name, limits[name]) for name in limits})
+        self.scheduler = Scheduler(self.deliver, self.reply, self.reply, queue=queue, **options)
         self.sent = []
         self.replies = []
         self.gone = set()
@@ -27,7 +29,7 @@ class Bench:
         return True
 
     def reply(self, envelope, reply):
-        self.replies.append((envelope[0], reply[-1]))
+        self.replies.append((envelope[1], reply[-1]))
 
     def ready(self, route, *, slots=1, calls=(), **options):
         info = {
@@ -40,11 +42,13 @@ class Bench:
             'calls': [key.hex() for key in calls],
             **options,
         }
-        return self.scheduler.handle_ready(route, info, self.now)
+        worker = self.scheduler.handle_ready(route, info, self.now)
+        self.scheduler.assign_queued()
+        return worker
 
-    def request(self, text, name=b'echo'):
-        body = [text]
-        self.scheduler.handle_request([text], b'', body, len(text), name, self.now)
+    def request(self, text, name=b'echo', client=b'client'):
+        envelope = [client, text]  # the second frame shows which request a reply belongs to
+        self.scheduler.handle_request(envelope, b'', [text], len(text), name, self.now)
 
     def reply_to_oldest(self, route, reply=b'[200,1]'):
         """Send the reply of a worker to its oldest call."""
@@ -112,7 +116,7 @@ def test_slots(bench):
 
 
 def test_queue_limit():
-    bench = Bench(queue_limit=2)
+    bench = Bench(limit=2)
     for text in (b'1', b'2', b'3'):
         bench.request(text)
     [(peer, reply)] = bench.replies
@@ -122,7 +126,7 @@ def test_queue_limit():
 
 
 def test_queue_size():
-    bench = Bench(queue_size=10)
+    bench = Bench(size_limit=10)
     bench.request(b'12345678')
     bench.request(b'123')
     bench.request(b'12')
@@ -431,3 +435,47 @@ def test_numbers_differ_between_brokers():
         bench.request(b'1')
         keys.add(bench.last.key)
     assert len(keys) == 100
+
+
+def test_greedy_client(bench):
+    """Its calls wait; the other client's call is the next one."""
+    bench.ready(b'A')
+    for number in range(12):
+        bench.request(b'%d' % number, client=b'greedy')
+    assert statuses(bench) == [(b'11', 503)]
+    bench.request(b'other', client=b'polite')
+    assert statuses(bench)[1:] == [(b'10', 503)]
+    for _ in range(3):
+        bench.reply_to_oldest(b'A')
+    assert [text for _route, text in bench.sent] == [b'0', b'1', b'other', b'2']
+    assert bench.scheduler.stats(bench.now)['refused'] == 2
+
+
+def test_order_while_a_worker_is_replaced():
+    """The new worker takes a call when the old one has finished, or returned, that before it."""
+    bench = Bench(is_ordered=True)
+    bench.ready(b'old')
+    for text in (b'1', b'2', b'3', b'4'):
+        bench.request(text)
+    bench.ready(b'new')
+    bench.scheduler.handle_disconnect(b'old')
+    assert bench.sent == [(b'old', b'1')]
+    bench.reply_to_oldest(b'old')
+    assert bench.sent[1:] == [(b'new', b'2')]
+    bench.ready(b'newer')
+    bench.scheduler.handle_reject(b'new', bench.last.key)
+    bench.reply_to_oldest(b'newer')
+    bench.reply_to_oldest(b'new')
+    assert [text for _route, text in bench.sent[2:]] == [b'2', b'3', b'4']
+
+
+def test_order_after_the_death_of_a_worker():
+    bench = Bench(is_ordered=True)
+    bench.ready(b'A')
+    bench.ready(b'B')
+    bench.request(b'1', b'again')
+    bench.request(b'2')
+    bench.remove(b'A')
+    assert bench.sent == [(b'A', b'1'), (b'B', b'1')]
+    bench.reply_to_oldest(b'B')
+    assert bench.sent[2:] == [(b'B', b'2')]

@@ -10,6 +10,7 @@ import pytest
 
 from pyams_zmq import exceptions
 from pyams_zmq.exceptions import (
+    ZMQBacklogError,
     ZMQBaseError,
     ZMQBindError,
     ZMQClosedError,
@@ -32,6 +33,7 @@ ERRORS = [
     ZMQReplyError('not JSON'),
     ZMQClosedError('closed'),
     ZMQUnreachableError('no service'),
+    ZMQBacklogError('10000 messages wait'),
     ZMQRefusedError('wrong password'),
     ZMQRemoteError(409, {'reason': 'conflict'}),
 ]
@@ -57,6 +59,7 @@ def test_list_is_complete():
         (ZMQReplyError, ValueError),
         (ZMQClosedError, ConnectionError),
         (ZMQUnreachableError, ConnectionError),
+        (ZMQBacklogError, ZMQUnreachableError),
         (ZMQRefusedError, ConnectionRefusedError),
         (ZMQRemoteError, RuntimeError),
     ],

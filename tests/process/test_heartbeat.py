@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: ZPL-2.1
 """A process that hangs is told apart from one that works."""
 
+import itertools
 import os
 import signal
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -46,7 +46,7 @@ class Checked:
 def cpu_time(monkeypatch):
     """Processor time of the process; None if it proves nothing."""
     cpu_time = [7]
-    monkeypatch.setattr(heartbeat_module, '_read_cpu_time', lambda pid: cpu_time[0])
+    monkeypatch.setattr(heartbeat_module, '_read_state', lambda pid: (b'S', cpu_time[0]))
     return cpu_time
 
 
@@ -111,23 +111,65 @@ def test_short_timeout(cpu_time):
     assert checked.time_to_hang() <= 3 * CHECK_INTERVAL
 
 
-def test_cpu_time():
-    before = heartbeat_module._read_cpu_time(os.getpid())
-    while heartbeat_module._read_cpu_time(os.getpid()) in (before, None):
+def test_deadline(checked, monkeypatch):
+    """After its deadline it hangs although it computes, but not in a debugger."""
+    states = itertools.count()
+    monkeypatch.setattr(heartbeat_module, '_read_state', lambda pid: (b'R', next(states)))
+    checked.heartbeat.beat()
+    checked.heartbeat.deadline = checked.now + 60
+    while checked.now < checked.heartbeat.deadline - 1:
+        assert not checked.check()
+    assert checked.time_to_hang() <= HANG_TIMEOUT + 2
+    assert checked.liveness.is_overdue
+    monkeypatch.setattr(heartbeat_module, '_read_state', lambda pid: (b't', 7))
+    assert not any(checked.check() for _ in range(100))
+
+
+def test_deadline_of_a_suspended_machine(checked, cpu_time):
+    """The time of the suspension does not count, also while a native call holds the GIL."""
+    checked.heartbeat.beat()
+    checked.heartbeat.deadline = checked.now + 60
+    assert not checked.check()
+    assert not checked.check(3600)
+    while checked.now < checked.heartbeat.deadline + 3599:
+        cpu_time[0] += 1
+        assert not checked.check()
+    assert not checked.liveness.is_overdue
+    assert checked.time_to_hang() <= HANG_TIMEOUT + 2
+    assert checked.liveness.is_overdue
+
+
+def test_deadline_after_a_suspension(checked, cpu_time):
+    """The process has postponed its deadlines itself once it beats again."""
+    checked.heartbeat.beat()
+    assert not checked.check()
+    assert not checked.check(3600)
+    for _ in range(2):
+        checked.heartbeat.beat()
+        assert not checked.check()
+    checked.heartbeat.deadline = checked.now + 1
+    assert checked.time_to_hang() <= HANG_TIMEOUT + 2
+    assert checked.liveness.is_overdue
+
+
+def test_state():
+    state, before = heartbeat_module._read_state(os.getpid())
+    assert state == b'R'
+    while heartbeat_module._read_state(os.getpid())[1] == before:
         sum(range(10_000))
-        if Path('/proc/self/stat').read_text().rpartition(')')[2].split()[0] == 'R':
-            break
-    assert heartbeat_module._read_cpu_time(2**30) is None
+    assert heartbeat_module._read_state(2**30) == (b'', None)
 
 
-def test_cpu_time_of_a_stopped_process():
+def test_state_of_a_stopped_process():
     pid = os.fork()
     if not pid:
         signal.pause()
     try:
         os.kill(pid, signal.SIGSTOP)
         os.waitpid(pid, os.WUNTRACED)
-        assert heartbeat_module._read_cpu_time(pid) is not None
+        state, cpu_time = heartbeat_module._read_state(pid)
+        assert state == b'T'
+        assert cpu_time is not None
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

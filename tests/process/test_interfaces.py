@@ -3,14 +3,18 @@
 
 import logging
 import os
+import threading
+import time
 
 import pytest
+import zmq
 from pyramid.registry import Registry
 from pyramid.threadlocal import get_current_registry
 from zope.interface import Interface
 from zope.interface.interfaces import IObjectEvent
 from zope.interface.verify import verifyClass, verifyObject
 
+from checks import wait_until
 from handlers import Handler, MessageHandler, Process
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.handler import ZMQMessageHandler
@@ -24,6 +28,7 @@ from pyams_zmq.interfaces import (
     ZMQProcessStoppedEvent,
 )
 from pyams_zmq.process import ZMQProcess
+from raw_peer import RawPeer, request
 
 EVENTS = [
     (IZMQProcessStartedEvent, ZMQProcessStartedEvent),
@@ -181,6 +186,29 @@ def test_failing_subscriber_to_the_start(registry, journal):
     process.join(5)
     assert process.exitcode == 1
     assert 'ZMQProcessStoppedEvent' not in str(journal.read())  # it had not started
+
+
+def test_slow_subscriber_to_the_end(start, registry, tmp_path):
+    """Messages that come in meanwhile are refused, not lost."""
+    path = tmp_path / 'wait'
+
+    def wait(event):
+        path.touch()
+        while path.exists():
+            time.sleep(0.001)  # no event announces the removal
+
+    registry.registerHandler(wait, [IZMQProcessStoppedEvent])
+    process = start(factory=Converter, tool='convert', registry=registry)
+    with RawPeer(process.bound_address) as peer:
+        assert peer.ask('echo', 1) == [200, 1]
+        stopping = threading.Thread(target=process.stop)
+        stopping.start()
+        wait_until(path.exists)
+        peer.send(request('echo', 2) + request('echo', 3))
+        assert not zmq.select([peer.socket], [], [], 0.2)[0]
+        path.unlink()
+        assert [peer.read_reply()[0], peer.read_reply()[0]] == [503, 503]
+        stopping.join()
 
 
 def test_failing_subscriber_to_the_end(start, ask, registry, journal):

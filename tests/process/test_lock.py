@@ -5,7 +5,6 @@ import errno
 import fcntl
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from checks import open_fds
 from handlers import Process
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process import lock as lock_module
-from pyams_zmq.process.lock import IPCLock, PrivateFolder
+from pyams_zmq.process.lock import IPCLock
 
 FORK = multiprocessing.get_context('fork')
 
@@ -378,54 +377,3 @@ def test_link_in_the_place_of_the_file(path, make_lock):
     with pytest.raises(OSError, match='symbolic links'):
         make_lock(path).acquire()
     assert not os.path.exists(f'{path}.other')
-
-
-@pytest.fixture
-def temp(tmp_path, monkeypatch):
-    """A folder for temporary files."""
-    monkeypatch.setattr(lock_module.tempfile, 'tempdir', str(tmp_path))
-    return tmp_path
-
-
-def test_private_folder(temp):
-    with PrivateFolder() as folder, PrivateFolder() as other:
-        assert os.stat(folder.path).st_mode & 0o777 == 0o700
-        assert os.path.exists(other.path)
-        assert not PrivateFolder.is_stale(folder.path)
-    assert list(temp.iterdir()) == [temp / f'pyams_zmq-{os.geteuid()}']
-    assert list(temp.glob('*/*')) == []
-
-
-def test_stale_folder(temp):
-    """Of a process that was killed."""
-
-    def make():
-        with PrivateFolder():
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    child = FORK.Process(target=make)
-    child.start()
-    child.join()
-    [stale] = temp.glob('*/*')
-    with PrivateFolder() as folder:
-        assert [str(path) for path in temp.glob('*/*')] == [folder.path]
-        assert str(stale) != folder.path
-
-
-@pytest.mark.parametrize('is_locked', [True, False])
-def test_folder_is_taken_for_stale(temp, monkeypatch, is_locked):
-    """Another process checks it before it is locked."""
-    flock, seen = fcntl.flock, []
-
-    def slow_flock(fd, flags):
-        if not seen:
-            seen.extend(temp.glob('*/*'))
-            if is_locked:
-                raise BlockingIOError
-            shutil.rmtree(seen[0])
-        return flock(fd, flags)
-
-    monkeypatch.setattr(fcntl, 'flock', slow_flock)
-    with PrivateFolder() as folder:
-        assert folder.path != str(seen[0])
-        assert not PrivateFolder.is_stale(folder.path)

@@ -672,6 +672,24 @@ def test_drain(start, work, num):
     assert process.exitcode == 0
 
 
+def test_drain_while_clients_go_on(start, monkeypatch):
+    monkeypatch.setattr('pyams_zmq.process.REFUSAL_TURN', 0.2)  # for machines that are busy
+    process = start(factory=Process)
+    with zmq_socket(process.bound_address) as socket:
+        os.kill(process.pid, signal.SIGTERM)
+        wait_until(lambda: ask_on(socket) == list(DRAINING))
+        end = time.monotonic() + 12 * 0.2
+        while time.monotonic() < end:
+            assert ask_on(socket) == list(DRAINING)
+    process.join(TIMEOUT)
+    assert process.exitcode == 0
+
+
+def ask_on(socket):
+    socket.send_json(['echo', 1])
+    return zmq_response(socket)
+
+
 def test_signal_does_not_interrupt_the_loop(start, ask):
     """As a signal that comes right before the loop waits."""
     process = start(factory=Process)

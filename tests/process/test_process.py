@@ -11,6 +11,7 @@ import socket as tcp
 import sys
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.context import ForkProcess
 from types import SimpleNamespace
 
@@ -70,6 +71,19 @@ def test_exit_before_ready():
     with pytest.raises(ZMQStartError, match='exit code 7'):
         process.wait_ready()
     process.join(5)
+
+
+@pytest.mark.parametrize(
+    ('factory', 'expected'), [(Process, True), (FailingSetup, False), (ExitingSetup, False)]
+)
+def test_was_ready(factory, expected):
+    """A supervisor asks for it after the end."""
+    process = factory()
+    process.start()
+    with suppress(LookupError, ZMQStartError):
+        process.wait_ready()
+    process.stop()
+    assert process._was_ready() == expected
 
 
 class Watched(Process):

@@ -57,7 +57,16 @@ def test_limits(router):
     assert (socket.maxmsgsize, socket.linger) == (1000, 1000)
     assert (socket.rcvhwm, socket.sndhwm, socket.backlog) == (7, 8, 9)
     assert socket.handshake_ivl == 1  # milliseconds, rounded up: 0 would be no limit
-    assert (socket.heartbeat_ivl, socket.heartbeat_timeout) == (1500, 2500)
+    assert (socket.heartbeat_ivl, socket.tcp_keepalive) == (0, 1)
+    assert (socket.tcp_keepalive_idle, socket.tcp_keepalive_cnt) == (2, 3)  # seconds, rounded up
+    assert socket.tcp_keepalive_intvl == 1
+
+
+@pytest.mark.parametrize('socket_type', [zmq.PUB, zmq.XPUB])
+def test_size_of_subscriptions(socket_type):
+    with zmq.Context() as context, context.socket(socket_type) as socket:
+        Limits().apply_limits(socket, 1_000_000)
+        assert socket.maxmsgsize == 4096
 
 
 def test_unlimited_message_size(router):
@@ -98,7 +107,7 @@ def test_addresses(router, tmp_path, caplog):
 
 def test_address_in_use(router, tmp_path):
     waits = []
-    sockets = ServerSockets('The service', Limits(), lambda: waits.append(1))
+    sockets = ServerSockets('The service', Limits(), before_retry=lambda: waits.append(1))
     uri = sockets.bind(router(), 'tcp://127.0.0.1:*', Access())
     with pytest.raises(ZMQBindError, match='another process serves it'):
         sockets.bind(router(), uri, Access())

@@ -282,6 +282,23 @@ async def test_message_after_the_events_were_read(net, look):
 
 
 @in_loop
+async def test_send_that_fails_loses_no_message(net):
+    received = []
+    with net.stream(zmq.ROUTER, received.append, router_mandatory=1) as (subject, address):
+        client = net.connect(zmq.DEALER, address)
+        client.send(b'first')
+        await until(lambda: received)
+        for _ in range(10):
+            await asyncio.sleep(0)  # until the stream has nothing to do
+        client.send(b'second')
+        assert select.select([subject.socket.FD], [], [], 5)[0]
+        client.poll(10)  # libzmq reads its commands again some milliseconds after the last time
+        with pytest.raises(zmq.ZMQError, match='Host unreachable'):
+            subject.send_multipart([b'nobody', b'x'])
+        await until(lambda: len(received) == 2)
+
+
+@in_loop
 async def test_message_that_was_received_elsewhere(net):
     received, taken = [], []
     with net.stream(zmq.PULL, received.append, socket_class=RacingSocket) as (subject, address):
@@ -504,6 +521,23 @@ async def test_failing_callback_loses_no_message(net):
         for _ in range(BURST):
             client.send(b'x')
         await until(lambda: len(received) == BURST)
+
+
+@in_loop
+async def test_refusal_of_what_waits(net):
+    """Each message gets a reply, one without a delimiter the usual one."""
+    received = []
+    with net.stream(zmq.REP, received.append) as (subject, address):
+        client = net.connect(zmq.DEALER, address)
+        for message in ([b'no delimiter'], [b'', b'one'], [b'', b'two']):
+            client.send_multipart(message)
+        replies = []
+        while len(replies) < 3:  # the loop does not run
+            subject.refuse_waiting(b'refused')
+            if client.poll(10):
+                replies.append(client.recv_multipart())
+    assert replies == [[subject.no_delimiter_reply], [b'', b'refused'], [b'', b'refused']]
+    assert not received
 
 
 @in_loop
@@ -825,6 +859,9 @@ async def test_detach(net):
         send(b'too late')
         end()
         assert subject.in_hand == 0
+        for change in (1, -1):
+            subject.count_overdue(change)
+        assert subject.overdue == 0
 
 
 @in_loop

@@ -115,10 +115,10 @@ def test_crash(run, notes, ask, address):
     assert second != int(pid)
 
 
-def test_given_up(run):
+def test_process_that_cannot_start(run):
     program = run('broken')
     assert program.wait(TIMEOUT) == 1
-    assert 'from the ini file: CRITICAL broken is given up' in program.log.read_text()
+    assert 'from the ini file: CRITICAL broken fails: each of its' in program.log.read_text()
 
 
 def test_unknown_name(run, ini):

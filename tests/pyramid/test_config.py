@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Declared services: directive, settings, clients of requests."""
 
+import os
+import signal
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +16,14 @@ from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.scripting import prepare
 
+from checks import TIMEOUT
 from handlers import Handler, Journal, MessageHandler, Process
 from pyams_zmq.config import services_of, startup
+from pyams_zmq.config.identity import Application
 from pyams_zmq.config.startup import is_server
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRemoteError
-from pyams_zmq.interfaces import IZMQService
+from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
 
@@ -83,6 +88,7 @@ def test_settings():
     [
         ('max_memory', '300.5', 300.5),
         ('max_memory', '300', 300.0),
+        ('overdue_grace', '2.5', 2.5),
         ('queue_limit', '5', 5),
         ('beat_interval', '0.25', 0.25),
         ('stats_users', 'admin\nmonitor', ('admin', 'monitor')),
@@ -283,6 +289,56 @@ def test_conflict():
     assert str(error.value).count('config.add_zmq_process') == 2
 
 
+OTHER = {'handler': HANDLER, 'address': '127.0.0.1:6666'}
+WORKERS = {'workers': 1, 'worker_auth': 'worker:secret'}
+
+
+@pytest.mark.parametrize(
+    ('one', 'two'),
+    [
+        ({'address': ADDRESS}, {'address': ('127.0.0.1', 5555)}),
+        ({'address': ADDRESS}, {'address': '*:5555', 'start': 'external'}),
+        ({'address': 'ipc:///tmp/one'}, {'address': 'ipc:///tmp/../tmp/one'}),
+        ({'address': ADDRESS}, {**OTHER, **WORKERS, 'worker_address': '0.0.0.0:5555'}),
+        ({**OTHER, **WORKERS, 'worker_address': ADDRESS}, {'address': ADDRESS}),
+    ],
+)
+def test_two_services_at_one_address(one, two):
+    config = make_config(('one', {'handler': HANDLER, **one}), ('two', {'handler': HANDLER, **two}))
+    with pytest.raises(ConfigurationError, match="'one' and 'two' cannot both bind"):
+        config.commit()
+
+
+@pytest.mark.parametrize(
+    'two',
+    [
+        {'address': '[::1]:5555'},
+        {'address': '127.0.0.2:5555'},
+        {'address': '127.0.0.1:5556'},
+        {'address': 'ipc:///127.0.0.1:5555'},
+        {'address': ADDRESS, 'start': 'never'},  # another client of the same service
+    ],
+)
+def test_two_services_at_two_addresses(two):
+    one = {'handler': HANDLER, 'address': ADDRESS}
+    make_config(('one', one), ('two', {'handler': HANDLER, **two})).commit()
+
+
+def test_pool_with_one_address():
+    options = {'handler': HANDLER, 'address': ADDRESS, **WORKERS, 'worker_address': '*:5555'}
+    with pytest.raises(ConfigurationError, match=r"'one' cannot bind tcp://\*:5555 twice"):
+        make_config(('one', options)).commit()
+
+
+def test_service_that_moves():
+    """A later declaration of a service replaces the former one, also at its address."""
+    config = make_config(('one', {'handler': HANDLER, 'address': ADDRESS}))
+    config.commit()
+    config.add_zmq_process('one', handler=HANDLER, address=ADDRESS, start='external')
+    config.commit()
+    assert services_of(config.registry)['one'].start == 'external'
+
+
 def test_application_overrides_a_package():
     config = make_config()
     config.include(
@@ -381,6 +437,33 @@ def test_one_client_for_each_service(application):
     application.commit()
     clients = application.registry.zmq_clients
     assert clients.get('indexer') is clients.get('indexer')
+
+
+def test_fork_while_another_thread_makes_a_client(application):
+    """The child, a worker of a preforking server, does not wait for the lock of that thread."""
+    is_inside, may_go = threading.Event(), threading.Event()
+
+    def make(service):
+        is_inside.set()
+        may_go.wait()
+        return service.make_client()
+
+    application.commit()
+    registry = application.registry
+    registry.registerUtility(make, IZMQClientFactory)
+    thread = threading.Thread(target=registry.zmq_clients.get, args=('indexer',))
+    thread.start()
+    is_inside.wait()
+    pid = os.fork()
+    if not pid:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # of pytest-timeout
+        signal.alarm(TIMEOUT)
+        may_go.set()
+        registry.zmq_clients.get('indexer')
+        os._exit(0)
+    may_go.set()
+    thread.join()
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 # Monitor
@@ -590,24 +673,43 @@ def test_scripts_of_pyramid(monkeypatch, script, serves):
 )
 def test_supervisor_waits_for_its_process(options, drain):
     service = service_of(('indexer', {'handler': HANDLER, 'address': ADDRESS, **options}))
-    assert startup._make_supervisor(Registry('one'), service).drain_timeout == drain
+    supervisor = startup._make_supervisor(Registry('one'), service, Application('one', 'ONE'))
+    assert supervisor.drain_timeout == drain
 
 
 def test_lock(tmp_path, monkeypatch):
-    """Workers of one application share a lock; other applications and folders have another one."""
-    locks = set()
+    """Workers of one application share a lock; others, services and addresses have another one."""
+    locks, addresses = set(), set()
     for folder in (tmp_path, tmp_path / 'other'):
         folder.mkdir(exist_ok=True)
         monkeypatch.chdir(folder)
-        for package in ('one', 'two'):
+        for key in ('one', 'two'):
             for address in ('ipc://zmq.sock', ADDRESS):
-                registry = Registry(package)
                 service = service_of(('indexer', {'handler': HANDLER, 'address': address}))
-                assert startup._make_lock(registry, service) == startup._make_lock(
-                    registry, service
+                application = Application(key, key.upper())
+                first, second = (
+                    startup._make_supervisor(Registry('one'), service, application)
+                    for _worker in range(2)
                 )
-                locks.add(startup._make_lock(registry, service))
+                assert first.lock == second.lock
+                locks.add(first.lock)
+                addresses.add(first.address_lock.address)
     assert len(locks) == 6
+    assert addresses == {
+        f'ipc://{tmp_path}/zmq.sock',
+        f'ipc://{tmp_path}/other/zmq.sock',
+        f'tcp://{ADDRESS}',
+    }
+
+
+def test_lock_of_a_pool():
+    options = {'handler': HANDLER, 'address': ADDRESS, 'workers': 2}
+    pool = startup._make_supervisor(
+        Registry('one'), service_of(('indexer', options)), Application('one', 'ONE')
+    )
+    assert isinstance(pool, ZMQPool)
+    assert pool.lock == f'one indexer tcp://{ADDRESS}'
+    assert pool.address_lock.address == f'tcp://{ADDRESS}'
 
 
 @pytest.mark.parametrize('name', ['pyams_zmq', '/usr/bin/pyams_upgrade'])

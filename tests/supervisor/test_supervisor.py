@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Processes under a supervisor: when they are started, stopped and given up."""
+"""Processes under a supervisor: when they are started and stopped, and what follows failures."""
 
+import errno
 import logging
 import os
 import re
@@ -12,10 +13,8 @@ import time
 from contextlib import nullcontext
 from functools import partial
 from math import inf
-from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import SimpleNamespace
-from uuid import uuid4
 
 import pytest
 from pyramid.registry import Registry
@@ -27,12 +26,13 @@ from checks import TIMEOUT, wait_until
 from handlers import ExitingSetup, Process
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent
-from pyams_zmq.process import lock as lock_module
-from pyams_zmq.process.base import RECYCLED
+from pyams_zmq.process.base import describe_exit_code
 from pyams_zmq.process.descendants import POLL_INTERVAL
-from pyams_zmq.process.lock import NameLock
+from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock, NameLock
+from pyams_zmq.process.watchdog import RECYCLED
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess, driver
-from pyams_zmq.supervisor.process import LOCK_REFRESH
+from pyams_zmq.supervisor.process import OwnedSupervisor
+from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.poll import wait_readable
 
 NO_PIDFD = """
@@ -85,6 +85,12 @@ sys.exit(Supervisor({
 """
 )
 
+FAILS_EARLY = """
+from pyams_zmq.supervisor import Supervisor
+Supervisor.max_starts = 2
+Supervisor.give_up_delay = 0.2
+"""
+
 BESIDE = (
     PROCESS
     + """
@@ -121,6 +127,8 @@ class Fake:
         self.pid = 1
         self.exitcode = None
         self.ended = False
+        self.ready = False
+        self.error = None
         self.orders = []
 
     def start(self):
@@ -131,6 +139,12 @@ class Fake:
 
     def reload(self):
         self.orders.append('reload')
+
+    def _was_ready(self):
+        return self.ready
+
+    def _start_error(self):
+        return self.error
 
     def _ask_to_stop(self):
         self.orders.append('ask')
@@ -143,6 +157,12 @@ class Fake:
         yield self._ask_to_stop, self.drain_timeout + 2
         yield partial(self.orders.append, 'terminate'), 1
         yield partial(self.orders.append, 'kill'), 5
+
+
+def locks_of(address, *keys):
+    """Return locks of an address; a key is that of an application."""
+    endpoint = Endpoint.parse(address, bind=True)
+    return [AddressLock([endpoint], key, f'application {key}') for key in keys]
 
 
 class Fakes:
@@ -185,14 +205,6 @@ def run(run_program, tmp_path):
 @pytest.fixture
 def address(tmp_path):
     return f'ipc://{tmp_path}/echo'
-
-
-@pytest.fixture
-def lock():
-    """Return the name of a lock that is not in use; its file is removed with the test."""
-    name = f'test {uuid4()}'
-    yield name
-    Path(NameLock(name).path).unlink(missing_ok=True)
 
 
 def read(program, expected):
@@ -265,7 +277,8 @@ def test_long_life_resets(fakes):
     assert not fakes.supervisor.is_finished
 
 
-def test_given_up(fakes, caplog):
+def test_failures(fakes, caplog):
+    """A process that never was ready is left if no other one runs."""
     events = []
     fakes.registry = Registry()
     fakes.registry.registerHandler(events.append, [IZMQProcessGivenUpEvent])
@@ -273,25 +286,78 @@ def test_given_up(fakes, caplog):
     for _ in range(4):
         fakes.step(fakes.crash(9.9) + 0.001)
     assert events == []
-    assert fakes.crash(exit_code=7) is None
+    assert fakes.crash(exit_code=7) == 60
     [event] = events
     assert event.object is fakes.made[-1]
     assert (event.name, event.exit_code) == ('fake', 7)
     [record] = [record for record in caplog.records if record.levelno == logging.CRITICAL]
-    assert record.message.startswith('fake is given up: each of its last 5 starts ended within')
-    assert 'exit code 7' in record.message
-    assert len(fakes.made) == 5
-    assert fakes.step(3600) is None
+    assert record.message.startswith('fake fails: each of its last 5 starts ended within')
+    assert 'exit code 7; see its log; the next start is in 60.0 s' in record.message
     assert len(fakes.made) == 5
     assert fakes.supervisor.is_finished
     assert fakes.supervisor.exit_code == 1
+
+
+def test_failures_of_a_process_that_has_served(fakes, caplog):
+    """It is started again and again; one event for each time that it begins to fail."""
+    events = []
+    fakes.registry = Registry()
+    fakes.registry.registerHandler(events.append, [IZMQProcessGivenUpEvent])
+    fakes.step()
+    fakes.made[-1].ready = True
+    for _ in range(4):
+        fakes.step(fakes.crash() + 0.001)
+    for count in range(5, 9):
+        assert fakes.crash() == 60
+        assert f'each of its last {count} starts' in caplog.records[-1].message
+        assert not fakes.supervisor.is_finished
+        assert fakes.supervisor.exit_code == 0
+        fakes.step(60)
+        assert len(fakes.made) == count + 1
+    assert len(events) == 1
+    assert fakes.crash(10) == pytest.approx(0.1)
+    fakes.step(0.2)
+    for _ in range(4):
+        fakes.step(fakes.crash() + 0.001)
+    assert fakes.crash() == 60
+    assert len(events) == 2
+
+
+def test_failures_beside_another_process(fakes):
+    """One that never was ready is started again, too."""
+    supervisor = fakes.supervisor = Supervisor({'first': fakes.make, 'second': fakes.make})
+    fakes.step()
+    for _ in range(4):
+        fakes.step(fakes.crash() + 0.001)
+    assert fakes.crash() == 60
+    fakes.step(60)
+    assert sorted(supervisor.processes) == ['first', 'second']
+
+
+@pytest.mark.parametrize(
+    ('code', 'text'),
+    [
+        (7, 'exit code 7'),
+        (-9, 'exit code -9 (SIGKILL)'),
+        (-40, 'exit code -40'),
+        (None, 'an unknown exit code'),
+    ],
+)
+def test_exit_code(code, text):
+    assert describe_exit_code(code) == text
+
+
+def test_exit_code_of_an_abort():
+    text = describe_exit_code(-signal.SIGABRT)
+    assert text.startswith('exit code -6 (SIGABRT): ')
+    assert 'libzmq' in text
 
 
 def test_given_up_event():
     assert verifyObject(IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent(None, 'echo', None))
 
 
-def test_given_up_with_registry(fakes, caplog):
+def test_given_up_event_with_a_registry(fakes, caplog):
     def fail(event):
         events.append(event)
         raise LookupError('this subscriber is broken')
@@ -301,9 +367,63 @@ def test_given_up_with_registry(fakes, caplog):
     fakes.supervisor.registry.registerHandler(fail, [IZMQProcessGivenUpEvent])
     fakes.supervisor.max_starts = 1
     fakes.step()
-    assert fakes.crash() is None
+    assert fakes.crash() == 60
     assert len(events) == 1
     assert 'A subscriber to the ZMQProcessGivenUpEvent of fake failed' in caplog.text
+
+
+def test_address_of_another_application(fakes, address, caplog):
+    own, client, other = locks_of(address, *'ααβ')
+    fakes.supervisor.address_locks = {'fake': own}
+    assert other.acquire()
+    delay = fakes.step()
+    assert not fakes.made
+    assert 'Another application of this user serves' in caplog.text
+    other.release()
+    fakes.step(delay)
+    assert fakes.made[0].orders == ['start']
+    assert client.find_other_owner() is None
+    own.release()
+
+
+def test_address_that_another_program_has_bound(fakes, address):
+    """Clients are told so, until the process could bind it."""
+    own, client = locks_of(address, *'αα')
+    fakes.supervisor.address_locks = {'fake': own}
+    fakes.step()
+    fakes.made[-1].error = OSError(errno.EADDRINUSE, 'in use', address)
+    delay = fakes.crash()
+    assert client.find_other_owner() is not None
+    assert fakes.step(delay) == LOCK_INTERVAL
+    assert client.find_other_owner() is not None
+    fakes.made[-1].ready = True
+    assert fakes.step() == LOCK_REFRESH
+    assert client.find_other_owner() is None
+    own.release()
+
+
+def test_supervisor_at_the_address_of_another_application(fakes, address, lock, caplog):
+    """It says so once, and starts the process when the address is free."""
+    own, other = locks_of(address, *'αβ')
+    process = SimpleNamespace(
+        registry=None,
+        address_lock=own,
+        _parent_pid=os.getppid(),
+        _name_lock=NameLock(lock),
+        _heartbeat=None,
+        _control=SimpleNamespace(receive=lambda: None),
+    )
+    supervisor = OwnedSupervisor(process, {'fake': fakes.make})
+    assert other.acquire()
+    for _ in range(2):
+        supervisor.step(fakes.now)
+    assert not fakes.made
+    assert caplog.text.count('another application of this user serves it (application β') == 1
+    other.release()
+    supervisor.step(fakes.now)
+    assert fakes.made[0].orders == ['start']
+    own.release()
+    process._name_lock.release()
 
 
 def test_factory_fails(fakes, caplog):
@@ -317,7 +437,7 @@ def test_factory_fails(fakes, caplog):
     assert not supervisor.is_finished
     assert list(supervisor.processes) == ['fake']
     assert 'no such tool: ffmpeg' in caplog.text
-    assert 'broken is given up' in caplog.text
+    assert 'broken fails: each of its last 5 starts' in caplog.text
     assert supervisor.exit_code == 0
     fakes.made[0].end(0)
     supervisor.step(now)
@@ -391,7 +511,7 @@ def test_stop_before_the_next_start(fakes):
     assert len(fakes.made) == 1
 
 
-def test_stop_with_one_given_up(fakes):
+def test_stop_with_one_that_has_failed(fakes):
     fakes.supervisor = Supervisor({'first': fakes.make, 'second': fakes.make})
     fakes.supervisor.max_starts = 1
     fakes.step()
@@ -483,9 +603,24 @@ def test_crash_loop(run, ask, address):
     program = run(RUN, 'broken', 'echo')
     lines = sorted(program.read(TIMEOUT)[:2] for _ in range(2))
     assert lines == [['given up', 'broken'], ['started', address]]
-    assert 'CRITICAL:PyAMS (zmq):broken is given up' in program.log.read_text()
+    assert 'CRITICAL:PyAMS (zmq):broken fails: each of its' in program.log.read_text()
     assert ask(address, ['stop', None]) == [200, 'stopping']
     assert program.wait(TIMEOUT) == 1
+
+
+def test_crashes_of_a_process_that_has_served(run, ask, address):
+    """It is started again however often."""
+    program = run(FAILS_EARLY + RUN, 'echo')
+    for count in range(1, 5):
+        _, pid = read(program, 'started')
+        assert ask(address, ['pid', None], timeout=TIMEOUT) == [200, pid]
+        os.kill(pid, signal.SIGABRT)
+        if count == 2:
+            assert read(program, 'given up') == ['echo', -6]
+    assert read(program, 'started')[1] != pid
+    log = program.log.read_text()
+    assert 'echo fails: each of its last 4 starts' in log
+    assert 'exit code -6 (SIGABRT): probably an assertion in libzmq' in log
 
 
 def test_child_stops_itself(run, ask, address):
@@ -702,80 +837,6 @@ def test_leader_without_children_keeps_the_lock(run, ask, address, lock):
 def can_read(program):
     """Return True if a program has printed something."""
     return bool(wait_readable([program.process.stdout.fileno()], 0))
-
-
-def test_name_lock(lock, monkeypatch):
-    own = NameLock(lock)
-    assert own.acquire()
-    path = own.path
-    os.utime(path, (0, 0))
-    assert own.acquire()
-    assert os.stat(path).st_mtime > 0
-    own.release()
-    own.release()
-    assert LOCK_REFRESH < 24 * 3600
-
-
-def test_name_lock_twice_in_a_process(lock, try_name):
-    first, second = NameLock(lock), NameLock(lock)
-    assert first.acquire()
-    assert not second.acquire()
-    second.release()
-    assert not try_name(lock)
-    first.release()
-    assert try_name(lock)
-    assert second.acquire()
-    second.release()
-
-
-def test_name_lock_in_a_fork(lock, try_name):
-    """A child has no locks, and cannot release that of its parent."""
-    own = NameLock(lock)
-    assert own.acquire()
-
-    def use_it():
-        assert not own.acquire()
-        own.release()
-
-    child = ForkProcess(target=use_it)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
-    assert not try_name(lock)
-    own.release()
-
-
-@pytest.fixture
-def try_name():
-    """Return a function that returns True if another process gets a name."""
-
-    def try_it(name):
-        child = ForkProcess(target=lambda: sys.exit(int(NameLock(name).acquire())))
-        child.start()
-        child.join()
-        return bool(child.exitcode)
-
-    return try_it
-
-
-@pytest.mark.parametrize('kind', ['open', 'link', 'stranger'])
-def test_folder_of_locks(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(lock_module.tempfile, 'tempdir', str(tmp_path))
-    folder = tmp_path / f'pyams_zmq-{os.geteuid()}'
-    if kind == 'link':
-        (tmp_path / 'elsewhere').mkdir(mode=0o700)
-        folder.symlink_to('elsewhere')
-    else:
-        folder.mkdir(mode=0o700)
-        NameLock('free')
-    if kind == 'open':
-        folder.chmod(0o750)
-    if kind == 'stranger':
-        user = os.geteuid()
-        folder.rename(tmp_path / f'pyams_zmq-{user + 1}')
-        monkeypatch.setattr(lock_module.os, 'geteuid', lambda: user + 1)
-    with pytest.raises(PermissionError, match='must be a folder of this user'):
-        SupervisorProcess({}, lock='theirs').start()
 
 
 # A race

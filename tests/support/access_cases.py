@@ -87,6 +87,21 @@ class QuickLimits(Process):
 GREETING = b'\xff' + bytes(8) + b'\x7f\x03\x00NULL' + bytes(16) + b'\x00' + bytes(31)
 READY = b'\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x03REQ\x08Identity\x00\x00\x00\x00'
 
+OLD_GREETINGS = {
+    # each with a message, which a peer of that version sends at once
+    'ZMTP 1.0': b'\x01\x00' + b'\x01\x01' + b'%c\x00%b',
+    'ZMTP 2.0': b'\xff' + bytes(8) + b'\x7f\x01\x03\x00\x00' + b'\x01\x00' + b'\x00%c%b',
+    'ZMTP 2.0, first revision': b'\xff' + bytes(8) + b'\x7f\x00\x03\x00\x00' + b'\x01\x00\x00%c%b',
+}
+
+
+def old_peer(version, message):
+    """Return what a REQ socket of libzmq before 4 sends: its greeting, and a message."""
+    template = OLD_GREETINGS[version]
+    size = len(message) + (version == 'ZMTP 1.0')  # there it includes the flags
+    return template % (size, message)
+
+
 HALF_OPEN = {
     'nothing': b'',
     'one byte': b'\xff',

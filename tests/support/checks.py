@@ -3,6 +3,8 @@
 
 import json
 import os
+import resource
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -25,6 +27,20 @@ def wait_until(condition, timeout=TIMEOUT):
         assert time.monotonic() < deadline, f'not within {timeout} s'
         time.sleep(0.005)
     return result
+
+
+def suspend(pids, seconds):
+    """Stop processes for a time, as their container or machine does when it is suspended.
+
+    :param pids: process ids; a supervisor comes before its processes
+    """
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(seconds)  # the length of a suspension is what is tested
+    finally:
+        for pid in reversed(pids):
+            os.kill(pid, signal.SIGCONT)
 
 
 def open_fds():
@@ -57,3 +73,31 @@ def check_attempts(server, send_deadline):
         deadlines += [option['deadline'] for option in options]
     assert not server.poll(100)  # the call has ended: a further attempt would be here
     assert all(later - former > 0.5 for former, later in pairwise(deadlines))
+
+
+def rss_of(process):
+    """Return the resident memory of a process, in bytes."""
+    with open(f'/proc/{process.pid}/statm', encoding='ascii') as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+class Growth(threading.Thread):
+    """Measures by how many bytes the memory of a process grows while the block runs."""
+
+    def __init__(self, process):
+        super().__init__()
+        self.process, self.base, self.peak = process, rss_of(process), 0
+        self.stop = threading.Event()
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.stop.set()
+        self.join()
+
+    def run(self):
+        """Compare the memory with that at the start."""
+        while not self.stop.wait(0.002):
+            self.peak = max(self.peak, rss_of(self.process) - self.base)

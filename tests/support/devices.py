@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import zmq
 
+from checks import wait_until
 from pyams_zmq.device import ProcessDevice, ProcessProxy, ThreadDevice, ThreadProxy
 
 LOCAL = 'tcp://127.0.0.1'
@@ -64,3 +65,16 @@ def start_failing(factory, peer, native=True):
         source.send(b'x')
     device.resume()
     return device
+
+
+def check_forwarding(device, peer):
+    """Check that a forwarder serves a new subscriber."""
+    subscriber = peer(zmq.SUB, device.out_address)
+    publisher = peer(zmq.PUB, device.in_address)
+
+    def has_arrived():
+        publisher.send(b'news')
+        return subscriber.poll(10)
+
+    wait_until(has_arrived)
+    assert subscriber.recv() == b'news'

@@ -89,6 +89,10 @@ class Handler:
     def echo(self, args):
         return [200, args]
 
+    def big(self, size):
+        """Return a large reply to a small request."""
+        return [200, 'x' * size]
+
     def who(self, args, *, peer):
         return [200, [peer.user, peer.address, args]]
 

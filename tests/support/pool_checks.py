@@ -8,6 +8,8 @@ import time
 from contextlib import contextmanager
 from functools import partial
 
+import psutil
+
 from app.program import wait_for_end
 from checks import TIMEOUT, wait_until
 from pyams_zmq.client import ZMQClient
@@ -47,6 +49,17 @@ def in_threads(function, *arguments):
 def workers_of(pool):
     """Return the pids of the workers that are registered at the broker."""
     return {worker['pid'] for worker in pool.stats()['workers']}
+
+
+def ports_of(pool):
+    """Return the remote ports of the connections of clients that the broker has not closed."""
+    broker = psutil.Process(pool.stats()['pid'])
+    port = int(pool.bound_address.rpartition(':')[2])
+    return {
+        each.raddr.port
+        for each in broker.net_connections('tcp')
+        if each.laddr.port == port and each.raddr
+    }
 
 
 def wait_for_workers(pool, but=(), count=2):
@@ -130,6 +143,17 @@ def kill_workers(process, kills, calls):
     return replies, times
 
 
+@contextmanager
+def ready(worker):
+    """Start a worker, wait until it is ready, and stop it at the end of the block."""
+    worker.start()
+    try:
+        worker.wait_ready()
+        yield
+    finally:
+        worker.stop()
+
+
 OWNER = """
 import json, os, sys
 from pool_handlers import Pool
@@ -143,8 +167,6 @@ sys.stdin.readline()
 """
 
 
-def check_nothing_is_left(pids, folder):
-    """Wait for the end of processes, and check that the folders of their pools are removed."""
+def wait_for_ends(pids):
     for pid in pids:
         wait_for_end(pid, 10)
-    assert list(folder.glob('pyams_zmq-*/pool-*')) == []

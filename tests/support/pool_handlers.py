@@ -3,7 +3,9 @@
 
 import hashlib
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pyramid.config import Configurator
@@ -33,13 +35,30 @@ class PoolHandler(Handler):
     def die(self, args):
         os.kill(os.getpid(), 9)
 
+    @zmq_method(timeout=3)
+    def limited(self, path):
+        return self.wait_for(path)
+
     @zmq_method(timeout=0.2)
     def overdue(self, path):
         return self.wait_for(path)
 
     @zmq_method(timeout=0.2)
+    def overdue_executor(self, path):
+        with ThreadPoolExecutor(1) as executor:
+            return executor.submit(self.wait_for, path).result()
+
+    @zmq_method(timeout=0.2)
     async def async_overdue(self, path):
         return await self.async_sleep(60)
+
+    @zmq_method(timeout=0.2)
+    async def overdue_thread(self, path):
+        return await self.async_wait_for(path)
+
+    @zmq_method(timeout=0.2)
+    async def async_blocks(self, args):
+        threading.Event().wait()  # the loop cannot reply
 
     def compute(self, rounds):
         """Compute in Python."""

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Helpers of the tests of messages that are sent on commit."""
 
+import os
+import re
+
 import transaction
 
 from checks import wait_until
@@ -28,6 +31,13 @@ class Journal:
             self.hooks.get(name, lambda: None)()
 
         return write
+
+
+def without_ids(texts):
+    """Return texts of the log without the ids of messages, which must be there."""
+    pattern = rf' \(ids? {os.getpid()}\.\d+[-,.\d ]*\)'
+    assert all(re.search(pattern, text) for text in texts)
+    return [re.sub(pattern, '', text) for text in texts]
 
 
 def notes(client):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Addresses: their forms, and the parser."""
 
+import os
+
 import pytest
 import zmq
 from hypothesis import given
@@ -295,3 +297,51 @@ def test_parse_ip(address, expected):
 )
 def test_is_local(address, expected):
     assert is_local(address) is expected
+
+
+@pytest.mark.parametrize(
+    ('one', 'two', 'expected'),
+    [
+        ('127.0.0.1:1', '127.0.0.1:1', True),
+        ('127.0.0.1:1', 'localhost:1', True),
+        ('127.0.0.1:1', '127.0.0.1:2', False),
+        ('127.0.0.1:1', '127.0.0.2:1', False),
+        ('127.0.0.1:1', '*:1', True),
+        ('*:1', '0.0.0.0:1', True),
+        ('*:1', '*:2', False),
+        ('*:1', '[::1]:1', False),
+        ('[::]:1', '[::1]:1', True),
+        ('[::]:1', '127.0.0.1:1', True),
+        ('[::]:1', '*:1', True),
+        ('*', '*', False),  # any free port
+        ('[::1]:1', '[0:0:0:0:0:0:0:1]:1', True),
+        ('[0::0]:1', '127.0.0.1:1', True),
+        ('[::]:1', '[0:0::0]:1', True),
+        ('[::ffff:127.0.0.1]:1', '127.0.0.1:1', True),
+        ('[::ffff:127.0.0.1]:1', '127.0.0.2:1', False),
+        ('[::ffff:0.0.0.0]:1', '127.0.0.2:1', True),
+        ('[fe80::1%eth0]:1', '[FE80:0::1%eth0]:1', True),
+        ('[fe80::1%eth0]:1', '[fe80::1%eth1]:1', False),
+        ('eth0:1', 'eth0:1', True),
+        ('ipc://one', 'ipc://one', True),
+        ('ipc://one', f'ipc://{os.getcwd()}/one', True),
+        ('ipc://one', 'ipc://@one', False),
+        ('ipc://@one', 'ipc://@one', True),
+        ('ipc://one', '127.0.0.1:1', False),
+    ],
+)
+def test_overlaps(one, two, expected):
+    one, two = (Endpoint.parse(address, bind=True) for address in (one, two))
+    assert one.overlaps(two) == two.overlaps(one) == expected
+
+
+def test_overlaps_through_a_link(tmp_path):
+    (tmp_path / 'real').mkdir()
+    (tmp_path / 'link').symlink_to('real')
+    real, link, other = (
+        Endpoint.parse(f'ipc://{tmp_path}/{name}', bind=True)
+        for name in ('real/socket', 'link/socket', 'link/other')
+    )
+    assert real.overlaps(link)
+    assert link.overlaps(real)
+    assert not real.overlaps(other)

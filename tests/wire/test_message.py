@@ -5,6 +5,7 @@ import enum
 import json
 import math
 import re
+import time
 
 import pytest
 from hypothesis import example, given
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 
 from pyams_zmq.exceptions import ZMQMessageError, ZMQReplyError
 from pyams_zmq.message import decode_reply, decode_request, encode
-from pyams_zmq.wire.message import check_integer, is_error, peek_type
+from pyams_zmq.wire.message import (
+    MAX_OPTIONS,
+    MAX_OPTIONS_SIZE,
+    check_integer,
+    is_error,
+    peek_type,
+)
 
 GOOD_JSON = [
     # JSON, value
@@ -82,7 +89,13 @@ BAD_REQUESTS = [
     b'{"echo":1}',
     b'[]',
     b'["echo"]',
-    b'["echo",1,2]',
+    b'["echo",1,{},1]',
+    b'["echo",1,{"later":NaN}]',
+    b'["echo",1,{"later":"\xff"}]',
+    rb'["echo",1,{"later":"\ud800"}]',
+    b'["echo",1,{"later":' + b'[' * 100_000 + b']' * 100_000 + b'}]',
+    b'["echo",1,{"later":1}',
+    b'[1,1,{"deadline":1}]',
     b'[1,1]',
     b'[null,1]',
     b'[["echo"],1]',
@@ -112,6 +125,126 @@ def test_bad_request(data):
         decode_request(data)
     assert len(caught.value.text) < 250
     assert caught.value.__cause__ is None
+
+
+# Options of a request: those of later clients are ignored
+
+FUTURE = 4e9
+
+
+def decode_with(options):
+    """Decode a request with options; return its arguments, or the error."""
+    data = options if isinstance(options, bytes) else json.dumps(options).encode()
+    try:
+        name, args = decode_request(b'["echo",[1],' + data + b']')
+    except ZMQMessageError as error:
+        return error
+    assert name == 'echo'
+    return args
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        None,
+        {},
+        {'deadline': FUTURE},
+        {'deadline': int(FUTURE)},
+        {'deadline': 10**30},
+        {'later': None},
+        {'deadline': FUTURE, 'later': {'deadline': [None, {'deadline': 'x'}]}},
+        {str(number): number for number in range(20)},
+        {'Deadline': 'x', 'deadline ': 1},
+        {'later': 'x' * 4000},
+        b' { } ',
+        b' ' * 4097 + b'{}',  # blanks between elements do not count
+        b'{"later":1,"later":2}',
+        b'{"deadline":1,"deadline":4e9}',
+    ],
+)
+def test_good_options(options):
+    assert decode_with(options) == [1]
+
+
+@pytest.mark.parametrize(
+    ('options', 'text'),
+    [
+        ([], 'its options are not an object'),
+        (0, 'its options are not an object'),
+        (2, 'its options are not an object'),
+        ('', 'its options are not an object'),
+        (False, 'its options are not an object'),
+        ({'deadline': None}, 'its option deadline is not a number'),
+        ({'deadline': True}, 'its option deadline is not a number'),
+        ({'deadline': '1'}, 'its option deadline is not a number'),
+        ({'deadline': [FUTURE], 'later': 1}, 'its option deadline is not a number'),
+        ({str(number): number for number in range(21)}, 'it has 21 options; the limit is 20'),
+        ({'later': 'x' * 4096}, 'its options have more than 4096 bytes'),
+        ({'x' * 4096: 1, 'deadline': FUTURE}, 'its options have more than 4096 bytes'),
+        (b'{' + b','.join([b'"a":1'] * 1000) + b'}', 'its options have more than 4096 bytes'),
+        (b'{' + b' ' * 4095 + b'}', 'its options have more than 4096 bytes'),
+        (b'{"a":"' + b'\\u0000' * 700 + b'"}', 'its options have more than 4096 bytes'),
+    ],
+)
+def test_bad_options(options, text):
+    error = decode_with(options)
+    assert (error.status, error.text.startswith(f'Bad message: {text}')) == (400, True)
+    assert error.__cause__ is None
+
+
+@pytest.mark.parametrize('deadline', [1, 1.5, -1e300, -(10**30), 0])
+def test_deadline_that_has_passed(deadline):
+    error = decode_with({'deadline': deadline, 'later': []})
+    assert (error.status, error.text) == (504, 'The deadline of the message has passed')
+
+
+def test_size_of_the_arguments_does_not_count():
+    data = json.dumps(['echo', 'x' * 100_000, {'deadline': FUTURE}]).encode()
+    assert decode_request(data) == ('echo', 'x' * 100_000)
+
+
+OPTION_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
+    lambda values: (
+        st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=9), values, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=20).filter(lambda key: key != 'deadline'), OPTION_VALUES, max_size=25
+    )
+)
+def test_any_options_of_later_clients(options):
+    """They change nothing, up to the limits."""
+    size = len(json.dumps(options).encode())
+    result = decode_with(options)
+    if len(options) > MAX_OPTIONS:
+        assert result.status == 400
+    elif size <= MAX_OPTIONS_SIZE:
+        assert result == [1]
+    else:
+        assert 'options have more' in result.text
+    if len(options) < MAX_OPTIONS and size < MAX_OPTIONS_SIZE - 20:
+        assert decode_with({**options, 'deadline': 1}).status == 504
+
+
+@given(OPTION_VALUES)
+def test_any_deadline(value):
+    result = decode_with({'deadline': value})
+    if type(value) not in {int, float}:
+        assert result.status == 400
+        assert 'deadline' in result.text
+    elif value < time.time():
+        assert result.status == 504
+    else:
+        assert result == [1]
 
 
 class Number(enum.IntEnum):

@@ -17,7 +17,10 @@ from pyams_zmq.aio.transport import ZmqTransport
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import (
+    CLOSE_LINGER,
     CONNECTION_EVENTS,
+    DOWN,
+    HEARTBEATS,
     RETRIED,
     ConnectionState,
     ServiceAddress,
@@ -57,11 +60,19 @@ class Connection(ZmqProtocol):
 
     :param loop: event loop
     :param service: address and credentials of the service
+    :param heartbeats: see `HEARTBEATS`
+    :param down: seconds until a call fails to an address where nobody listens
     :ivar is_lost: true when no further call is possible
     :raises OSError: EMFILE, when the process has no descriptor left
     """
 
-    def __init__(self, loop: Any, service: ServiceAddress):
+    def __init__(
+        self,
+        loop: Any,
+        service: ServiceAddress,
+        heartbeats: tuple[float, float] = HEARTBEATS,
+        down: float = DOWN,
+    ):
         self.loop = loop
         self.is_lost = False
         self._is_closing = False
@@ -71,14 +82,17 @@ class Connection(ZmqProtocol):
         self._checked = 0.0
         self._calls: dict[bytes, asyncio.Future[bytes]] = {}
         self._deadlines = Deadlines(loop, self._calls, self._expire)
+        self._down_deadlines = Deadlines(loop, self._calls, self._expire_if_down)
+        self._down = down
+        self._overdue: dict[bytes, None] = {}
         self._unsent: OrderedDict[bytes, bytes] = OrderedDict()
         with as_os_error():
             self._socket = get_context(loop).socket(zmq.DEALER, socket_class=zmq.Socket)
             try:
                 configure(self._socket, *service)
-                keep_connected(self._socket)
+                self._socket.linger = CLOSE_LINGER
+                keep_connected(self._socket, heartbeats)
                 self._socket.sndhwm = SEND_HWM
-                self._socket.rcvhwm = 0  # a full queue would make a ROUTER drop replies
                 self._transport = ZmqTransport(loop, self._socket, self)
                 self._transport.start()
                 self._transport.enable_monitor(CONNECTION_EVENTS)
@@ -101,18 +115,27 @@ class Connection(ZmqProtocol):
         self._calls[number] = reply
         self._unsent[number] = data
         self._deadlines.add(number, timeout)
+        if not self._state.is_connected and self._down < timeout:
+            self._down_deadlines.add(number, self._down)
         try:
             self._send()
             return await reply
         finally:
             self._calls.pop(number, None)
             self._unsent.pop(number, None)
+            self._overdue.pop(number, None)
             self._close_if_unused()
 
     def _expire(self, number: bytes, timeout: float) -> None:
         reply = self._calls[number]
         if not reply.done():
             reply.set_exception(self._state.describe_silence(timeout))
+
+    def _expire_if_down(self, number: bytes, timeout: float) -> None:
+        if self._state.is_down:
+            self._expire(number, timeout)
+        else:
+            self._overdue[number] = None  # somebody listens until now
 
     def _send(self) -> None:
         while self._unsent and self._may_write and self._state.is_connected:
@@ -127,6 +150,8 @@ class Connection(ZmqProtocol):
     def abort(self) -> None:
         """Close the connection now."""
         self._deadlines.clear()
+        self._down_deadlines.clear()
+        self._state.close()
         self._transport.abort()
 
     def _close_if_unused(self) -> None:
@@ -164,7 +189,7 @@ class Connection(ZmqProtocol):
     def event_received(self, event: SocketEvent) -> None:
         """Update the state of the connection; fail the calls when it is refused or lost."""
         try:
-            is_lost = self._state.handle_event(event.event)
+            is_lost = self._state.handle_event(event.event, event.value)
         except ZMQRefusedError:
             self._fail(self._state.describe_refusal)
             return
@@ -174,8 +199,12 @@ class Connection(ZmqProtocol):
                 while (frames := receive(self._socket)) is not None:
                     self.msg_received(tuple(frames))
             self._fail(self._state.describe_loss)
-        else:
-            self._send()
+            return
+        if self._state.is_down:
+            for number in self._overdue:
+                self._expire(number, self._down)
+            self._overdue.clear()
+        self._send()
 
     def pause_writing(self) -> None:
         """Keep further requests here, where their deadline can end them."""
@@ -197,6 +226,15 @@ class AsyncZMQClient:
     """
 
     max_message_size: int = MAX_MESSAGE_SIZE  #: Bytes of the largest message that is sent
+
+    #: Seconds until a call fails to an address where nobody listens; a restart takes less
+    down_timeout: float = DOWN
+
+    #: Seconds of silence until the system probes the host of the service
+    heartbeat_interval: float = HEARTBEATS[0]
+
+    #: Seconds until the connection to a host that does not answer, or takes no data, is closed
+    heartbeat_timeout: float = HEARTBEATS[1]
 
     def __init__(
         self,
@@ -275,7 +313,8 @@ class AsyncZMQClient:
                 raise RuntimeError(
                     f'{self!r} is used in another loop; close that first, or make a client for each'
                 )
-        connections[:] = [Connection(loop, self._service)]
+        heartbeats = (self.heartbeat_interval, self.heartbeat_timeout)
+        connections[:] = [Connection(loop, self._service, heartbeats, self.down_timeout)]
         return connections[0]
 
     def close(self) -> None:

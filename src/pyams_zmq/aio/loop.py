@@ -13,7 +13,8 @@ import zmq.eventloop.future
 
 from pyams_zmq.aio.address import check_numeric, check_str
 from pyams_zmq.aio.transport import ZmqTransport
-from pyams_zmq.client.connection import as_os_error
+from pyams_zmq.client.connection import CLOSE_LINGER, as_os_error
+from pyams_zmq.wire.context import MAX_SUBSCRIPTION_SIZE, PUBLISHERS, check_descriptors
 
 LINGER = 1000
 """Milliseconds for which messages are still sent after a socket that was made here is closed"""
@@ -46,7 +47,9 @@ async def create_zmq_connection(
 
     On a :class:`ZmqEventLoop` the socket is made in the context of the loop, otherwise in
     `zmq.Context.instance()`. To set options before the socket is connected, pass `connect=()`, set
-    them on the transport, and call its `connect`; or pass a socket of your own.
+    them on the transport, and call its `connect`; or pass a socket of your own. Do the same with
+    `bind`. A PUB or XPUB socket that is made here refuses messages of subscribers that are larger
+    than 4 KiB (`zmq.MAXMSGSIZE`).
 
     :param protocol_factory: callable that makes a :class:`.ZmqProtocol`
     :param zmq_type: type of the socket, for example `zmq.DEALER`
@@ -71,6 +74,8 @@ async def create_zmq_connection(
         socket: Any = get_context(loop).socket(socket_type, socket_class=zmq.Socket)
     try:
         socket.linger = LINGER
+        if socket_type in PUBLISHERS:
+            socket.maxmsgsize = MAX_SUBSCRIPTION_SIZE
         transport = ZmqTransport(loop, socket, protocol)
         for address in addresses:
             (transport.connect if bind is None else transport.bind)(address)
@@ -82,7 +87,11 @@ async def create_zmq_connection(
 
 
 def get_context(loop: asyncio.AbstractEventLoop) -> zmq.Context[Any]:
-    """Return the context for the sockets of a loop: its own, or the one of this process."""
+    """Return the context for the sockets of a loop: its own, or the one of this process.
+
+    :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
+    """
+    check_descriptors()
     return loop.zmq_context if isinstance(loop, ZmqEventLoop) else zmq.Context.instance()
 
 
@@ -159,12 +168,13 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
     def close(self) -> None:
         """Close the loop, its context, and the open sockets of the context.
 
-        This waits for messages of sockets that were closed before, up to their linger period, which
-        is one second by default.
+        This waits for unsent messages: a tenth of a second for those of open sockets, and up to
+        their linger period, which is one second by default, for those of sockets that were closed
+        before.
         """
         super().close()
         if not self._is_collected:
-            self.zmq_context.destroy(linger=0)
+            self.zmq_context.destroy(linger=CLOSE_LINGER)
             _contexts.discard(self.zmq_context)
 
     def __del__(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import zmq
 
 from pyams_zmq.aio.buffer import Message, WriteBuffer
-from pyams_zmq.client.connection import as_os_error, make_os_error
+from pyams_zmq.client.connection import CLOSE_LINGER, as_os_error, make_os_error
 from pyams_zmq.wire.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT
 
 TURN = 0.005
@@ -113,9 +113,9 @@ class MessagePump:
                 self._stop(None)
 
     def abort(self) -> None:
-        """Drop all messages and close the socket now."""
+        """Drop the buffered messages and close the socket now."""
         self._stop(None)
-        self._close_socket(0)
+        self._close_socket(CLOSE_LINGER)
 
     def _has_ended(self) -> bool:
         return self.is_ended or self._loop.is_closed()
@@ -285,10 +285,14 @@ class MessagePump:
         try:
             is_sent = not self.buffer and self._transmit(frames)
         except zmq.ZMQError as error:
-            if error.errno not in _SOCKET_ENDED:
-                raise make_os_error(error) from error
-            self._fail(error)
-            return
+            if error.errno in _SOCKET_ENDED:
+                self._fail(error)
+                return
+            self.schedule_turn()  # the attempt has cleared the descriptor
+            raise make_os_error(error) from error
+        except BaseException:
+            self.schedule_turn()
+            raise
         if not is_sent:
             self.buffer.put(frames)
             self.pause_or_resume()

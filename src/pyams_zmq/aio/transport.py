@@ -13,6 +13,7 @@ import zmq
 from pyams_zmq.aio.address import AwaitableEndpoint, check_numeric, check_str, find_real
 from pyams_zmq.aio.protocol import SocketEvent
 from pyams_zmq.aio.pump import MessagePump
+from pyams_zmq.wire.context import check_descriptors, raise_descriptor_limit
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -114,11 +115,20 @@ class ZmqTransport(asyncio.BaseTransport):
     def bind(self, endpoint: str) -> AwaitableEndpoint:
         """Bind an endpoint, see `zmq_bind(3)`.
 
+        For an `ipc://` endpoint this also raises the limit of the process on open files: libzmq
+        ends a process that has no descriptor left when such a connection comes in.
+
         :param endpoint: URI, with or without wildcards
         :return: the endpoint that is bound, without wildcards; it can also be awaited
         :raises OSError: if it cannot be bound
         """
-        return self._attach(self._sock.bind, check_str(endpoint), self._listeners)
+        return self._attach(self._bind, check_str(endpoint), self._listeners)
+
+    def _bind(self, endpoint: str) -> None:
+        if endpoint.startswith('ipc://'):
+            raise_descriptor_limit()
+        check_descriptors()
+        self._sock.bind(endpoint)
 
     def unbind(self, endpoint: str) -> AwaitableEndpoint:
         """Unbind an endpoint.

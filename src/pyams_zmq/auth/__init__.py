@@ -6,9 +6,10 @@
 """
 
 from pyams_zmq.auth.access import Access, AccessAttributes
-from pyams_zmq.auth.authenticator import ZAP_DOMAIN, Authenticator
+from pyams_zmq.auth.authenticator import Authenticator
 from pyams_zmq.auth.credentials import Users, parse_users
 from pyams_zmq.auth.policy import ANONYMOUS, AccessPolicy, Peer, Verdict, parse_clients
+from pyams_zmq.auth.rules import ZAP_DOMAIN
 
 __all__ = [
     'ANONYMOUS',

@@ -7,6 +7,7 @@ A key is given as its 40 characters of Z85 (RFC 32), or as the path of a file th
 """
 
 import os
+import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ Key = str | bytes | os.PathLike[str]
 
 _KEY_LENGTH = 40
 _SUFFIXES = ('.key', '.key_secret')
+_RARE_IN_PATHS = re.compile(r'[:+=^!*?&<>()[\]{}@%$#]')  # a quarter of the characters of a key
 
 
 class CurveServer:
@@ -43,25 +45,34 @@ class CurveServer:
         :raises ValueError: for a key that cannot be read, and if there are no clients; then the
             keys do not change
         """
-        source: Any = self._source
-        if isinstance(source, (str, os.PathLike)):
-            name = '' if _is_key(source) else f' {os.fspath(source)!r}'
-            try:
-                names = os.listdir(source)
-            except (OSError, ValueError) as error:
-                reason = getattr(error, 'strerror', None) or 'not a valid path'
-                raise ValueError(f'Folder of CURVE keys{name}: {reason}') from None
-            source = [Path(source, name) for name in sorted(names) if name.endswith('.key')]
-        keys = frozenset(_load_public(key).decode() for key in source)
-        if not keys:
-            raise ValueError('CURVE needs the public key of at least one client')
-        self.clients = keys
+        self.clients = read_keys(self._source)
 
     def apply(self, socket: Any) -> None:
         """Set the keys of a socket, as a server."""
         socket.curve_server = True
         socket.curve_publickey = self.public
         socket.curve_secretkey = self._secret
+
+
+def read_keys(source: Any) -> frozenset[str]:
+    """Read public keys.
+
+    :param source: a folder of `.key` files, or a sequence of keys
+    :raises ValueError: for a key that cannot be read, or if no key is found
+    """
+    keys = source
+    if isinstance(source, (str, os.PathLike)):
+        name = _quote(source)
+        try:
+            names = os.listdir(source)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, 'strerror', None) or 'not a valid path'
+            raise ValueError(f'Folder of CURVE keys{name}: {reason}') from None
+        keys = [Path(source, name) for name in sorted(names) if name.endswith('.key')]
+    found = frozenset(_load_public(key).decode() for key in keys)
+    if not found:
+        raise ValueError('CURVE needs the public key of at least one client')
+    return found
 
 
 class CurveClient:
@@ -83,6 +94,12 @@ class CurveClient:
         socket.curve_secretkey = self._secret
 
 
+def _quote(path: Any) -> str:
+    """Quote a path in an error, unless it may be the text of a key that was taken for a path."""
+    text = os.fsdecode(path)
+    return '' if _RARE_IN_PATHS.search(text) else f' {text!r}'
+
+
 def _load_public(key: Key) -> bytes:
     return _load_file(key)[0] if _is_path(key) else _check_text(key)
 
@@ -93,7 +110,7 @@ def _load_pair(key: Key) -> tuple[bytes, bytes]:
         return zmq.curve_public(secret), secret
     public, loaded = _load_file(key)
     if loaded is None:
-        raise ValueError(f'CURVE key {os.fspath(key)!r}: the file does not contain a secret key')
+        raise ValueError(f'CURVE key{_quote(key)}: the file does not contain a secret key')
     return public, loaded
 
 
@@ -116,9 +133,9 @@ def _load_file(key: Any) -> tuple[bytes, bytes | None]:
         public, secret = load_certificate(path)
         return _check_text(public), None if secret is None else _check_text(secret)
     except OSError as error:
-        raise ValueError(f'CURVE key {path!r}: {error.strerror or "no such file"}') from None
+        raise ValueError(f'CURVE key{_quote(path)}: {error.strerror or "no such file"}') from None
     except (ValueError, IndexError):
-        raise ValueError(f'CURVE key {path!r}: it does not contain a key') from None
+        raise ValueError(f'CURVE key{_quote(path)}: it does not contain a key') from None
 
 
 def _check_text(key: Any) -> bytes:

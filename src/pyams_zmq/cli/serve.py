@@ -19,7 +19,7 @@ def add_command(commands: Any) -> None:
         help='run processes until a signal stops them, and restart them when they crash',
         description='Run processes that an application declares, until SIGTERM or SIGINT. SIGHUP '
         'makes them read their users and keys again. The exit code is 1 when all of them have '
-        'ended, and one was given up because it crashed again and again.',
+        'ended, and one could not be started.',
     )
     parser.add_argument('config_uri', metavar='INI', help='configuration of the application')
     parser.add_argument(
@@ -45,4 +45,11 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
     if elsewhere:
         parser.error(f'{", ".join(elsewhere)} has no handler: it runs elsewhere (start = never)')
     factories = {name: partial(services[name].make_process, registry) for name in names}
-    return Supervisor(factories, registry=registry).run()
+    supervisor = Supervisor(factories, registry=registry)
+    application = registry.zmq_clients.application
+    supervisor.address_locks = {
+        name: services[name].lock_addresses(application, for_client=False)
+        for name in names
+        if services[name].endpoints
+    }
+    return supervisor.run()

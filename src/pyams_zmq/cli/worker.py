@@ -21,6 +21,7 @@ _LIMITS = {
     'beat_interval': 'seconds between heartbeats (0.5); after three missed ones the worker is lost',
     'max_calls': 'calls after which a worker is replaced (0: never)',
     'max_memory': 'MiB above which a worker is replaced (0: never)',
+    'overdue_grace': 'seconds after the time limit of a method until its worker is replaced (1)',
 }
 
 

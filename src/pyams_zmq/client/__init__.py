@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The client of a service: calls, and messages without waiting for the reply."""
 
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.call import CallConnection
-from pyams_zmq.client.connection import RETRIED, ServiceAddress, as_os_error
-from pyams_zmq.client.sender import QueuedMessage, SendQueue, sender_thread
+from pyams_zmq.client.connection import DOWN, HEARTBEATS, RETRIED, ServiceAddress, as_os_error
+from pyams_zmq.client.problem import QueuedMessage
+from pyams_zmq.client.send_queue import MAX_FLUSH, SendQueue
+from pyams_zmq.client.sender import MAX_BACKLOG, MAX_BACKLOG_SIZE, sender_thread
 from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.message import (
@@ -49,6 +51,25 @@ class ZMQClient:
 
     max_message_size: int = MAX_MESSAGE_SIZE  #: Bytes of the largest message that is sent
 
+    #: Messages of `send` and of committed transactions that wait for a reply or to be sent, at most
+    max_backlog: int = MAX_BACKLOG
+
+    #: Bytes of these messages, at most
+    max_backlog_size: int = MAX_BACKLOG_SIZE
+
+    #: Seconds until a call fails to an address where nobody listens; a restart takes less
+    down_timeout: float = DOWN
+
+    #: Seconds of silence until the system probes the host of the service
+    heartbeat_interval: float = HEARTBEATS[0]
+
+    #: Seconds until the connection to a host that does not answer, or takes no data, is closed
+    heartbeat_timeout: float = HEARTBEATS[1]
+
+    #: Seconds that a program waits at its end for the replies to these messages, while the service
+    #: is connected; set it before the first message
+    flush_timeout: float = MAX_FLUSH
+
     def __init__(
         self,
         address: Any,
@@ -65,7 +86,13 @@ class ZMQClient:
         self.send_deadline = send_deadline
         self._is_closed = False
         self._idle: ForkLocal[list[CallConnection]] = ForkLocal(list)
-        self._queue = ForkLocal(partial(SendQueue, self._service))
+        self._queue = ForkLocal(
+            lambda: SendQueue(self._service, self._heartbeats, self.flush_timeout)
+        )
+
+    @property
+    def _heartbeats(self) -> tuple[float, float]:
+        return self.heartbeat_interval, self.heartbeat_timeout
 
     @property
     def address(self) -> str:
@@ -133,30 +160,76 @@ class ZMQClient:
     def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - as above
         """Send a message now; see :func:`~pyams_zmq.transaction.send_on_commit` for later.
 
-        The client does not wait for the reply. It logs an error if the status is not 2xx, or if no
-        reply comes within its time-out. The messages of a client arrive in their order.
+        The client does not wait for the reply. It logs an error if the status is not 2xx, or if the
+        connection is lost before the reply; a message with status 503 is sent again. The messages
+        of a client are sent in their order, and run at most once.
 
         :raises: the errors of `prepare`, and those of `call` for arguments
         """
         data = encode_message(type, args, self.max_message_size)
-        self.prepare(timeout=min(self.timeout, PREPARE_TIMEOUT))
-        self.post(type, data)
+        self.reserve(type, data, timeout=min(self.timeout, PREPARE_TIMEOUT)).post()
 
     def prepare(self, *, timeout: float = PREPARE_TIMEOUT) -> None:
         """Wait until a message can be posted.
 
         :param timeout: seconds
         :raises ZMQUnreachableError: if no service answers
+        :raises ZMQBacklogError: if too many messages wait, see `max_backlog`
         :raises ZMQRefusedError: if the service refuses the connection
         :raises ZMQClosedError: if the client was closed
         :raises OSError: EMFILE, when the process has no descriptor left
         """
+        self._prepare(timeout, None)
+
+    def reserve(
+        self,
+        type: str,  # noqa: A002 - as above
+        data: bytes,
+        *,
+        timeout: float = 0,
+    ) -> 'Reservation':
+        """Wait until a message can be posted, and keep room for it.
+
+        :param type: type of the message, for the log
+        :param data: the encoded message
+        :param timeout: seconds
+        :return: its `post` sends the message; its `cancel` gives up the room
+        :raises: the errors of `prepare`
+        """
+        [reservation] = self.reserve_all([(type, data)], timeout=timeout)
+        return reservation
+
+    def reserve_all(
+        self, messages: Sequence[tuple[str, bytes]], *, timeout: float = 0, held: int = 0
+    ) -> 'list[Reservation]':
+        """Wait until all messages of a transaction can be posted, and keep room for them.
+
+        More than the backlog takes can be posted if nothing else waits in it.
+
+        :param messages: types and encoded messages
+        :param timeout: seconds
+        :param held: number of messages of the same transaction that have room already
+        :return: one for each message, see `reserve`
+        :raises: the errors of `prepare`
+        """
+        queued = [QueuedMessage(*message) for message in messages]
+        queue = self._prepare(timeout, queued, held)
+        return [Reservation(self._queue, queue, message) for message in queued]
+
+    def _prepare(
+        self, timeout: float, messages: list[QueuedMessage] | None, held: int = 0
+    ) -> SendQueue:
         self._check_open()
+        queue = self._queue.get()
+        limits = (self.max_backlog, self.max_backlog_size)
         with as_os_error():
-            sender_thread.get().prepare(self._queue.get(), timeout)
+            sender_thread.get().prepare(queue, timeout, limits, messages, held)
+        return queue
 
     def post(self, type: str, data: bytes) -> None:  # noqa: A002 - as above
         """Add a message to the queue of the thread that sends it, and return.
+
+        This ignores the limits of the backlog, see `prepare`.
 
         :param type: type of the message, for the log
         :param data: the encoded message
@@ -164,9 +237,8 @@ class ZMQClient:
         :raises OSError: EMFILE, when the process has no descriptor left
         """
         self._check_open()
-        message = QueuedMessage(type, data, self.timeout)
         with as_os_error():
-            sender_thread.get().post(self._queue.get(), message)
+            sender_thread.get().post(self._queue.get(), QueuedMessage(type, data))
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -183,7 +255,7 @@ class ZMQClient:
                 return connection
             connection.close()  # a new connection is ready sooner than this one has reconnected
         with as_os_error():
-            return CallConnection(self._service)
+            return CallConnection(self._service, self._heartbeats, self.down_timeout)
 
     def _release(self, connection: CallConnection, idle: list[CallConnection]) -> None:
         idle.append(connection)
@@ -204,6 +276,36 @@ class ZMQClient:
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} of {self.address}>'
+
+
+class Reservation:
+    """Room for one message in the backlog of a client; use one of its methods once.
+
+    A transaction holds it from its vote to its end. It works when the client is closed meanwhile.
+    """
+
+    def __init__(self, current: ForkLocal[SendQueue], queue: SendQueue, message: QueuedMessage):
+        self._current = current  # of each process
+        self._queue = queue  # keeps the room
+        self._message = message
+
+    def check(self) -> None:
+        """Raise an error if the service is not connected.
+
+        :raises: the errors of `ZMQClient.prepare`, except ZMQBacklogError and ZMQClosedError
+        """
+        with as_os_error():
+            sender_thread.get().check(self._current.get())
+
+    def post(self) -> None:
+        """Add the message to the backlog, and return."""
+        queue = self._current.get()  # a fork has another one, which keeps no room
+        sender_thread.get().post(queue, self._message, is_reserved=queue is self._queue)
+
+    def cancel(self) -> None:
+        """Give up the room."""
+        if self._current.get() is self._queue:
+            sender_thread.get().release(self._queue, self._message)
 
 
 def _close_idle(idle: list[CallConnection], kept: int) -> None:

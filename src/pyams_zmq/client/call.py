@@ -5,7 +5,7 @@ from time import monotonic
 
 import zmq
 
-from pyams_zmq.client.connection import ServiceAddress
+from pyams_zmq.client.connection import DOWN, HEARTBEATS, ServiceAddress
 from pyams_zmq.client.socket import open_connection
 from pyams_zmq.exceptions import ZMQRefusedError
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN, receive, send_frame
@@ -23,11 +23,19 @@ class CallConnection:
 
     After an exception it must be closed: it may still receive the reply to the failed call.
 
+    :param heartbeats: see `HEARTBEATS`
+    :param down: seconds until a call fails to an address where nobody listens
     :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
     """
 
-    def __init__(self, service: ServiceAddress):
-        self._socket, self._monitor = open_connection(service, zmq.REQ)
+    def __init__(
+        self,
+        service: ServiceAddress,
+        heartbeats: tuple[float, float] = HEARTBEATS,
+        down: float = DOWN,
+    ):
+        self._socket, self._monitor = open_connection(service, zmq.REQ, heartbeats)
+        self._down = down
         self._state = self._monitor.state
         self._sockets = [self._socket, self._monitor.socket]
         self._used = -ALIVE
@@ -41,23 +49,25 @@ class CallConnection:
         :raises ZMQUnreachableError: if no service answers, or the connection was lost
         :raises ZMQRefusedError: if the service refuses the connection
         """
-        deadline = monotonic() + timeout
+        start = monotonic()
         try:
             send_frame(self._socket, data, NOBLOCK)
         except zmq.Again:  # a REQ socket has no room for its only message after a refusal
             raise self._state.describe_refusal() from None
         poll(self._polled, min(timeout, FAST))
         while (frames := receive(self._socket)) is None:
-            left = deadline - monotonic()
+            longest = min(timeout, self._down) if self._state.is_down else timeout
+            left = start + longest - monotonic()
             if left <= 0:
                 self._monitor.read_events()
-                raise self._state.describe_silence(timeout)
+                raise self._state.describe_silence(longest)
             ready = wait_for(self._sockets, left)
             if self._socket not in ready and self._monitor.read_events():
                 frames = receive(self._socket)  # it may have arrived just before the loss
                 if frames is None:
                     raise self._state.describe_loss()
                 break
+        self._state.close()  # further events may be read much later
         self._used = monotonic()
         return frames[-1]
 

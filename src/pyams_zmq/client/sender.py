@@ -7,211 +7,34 @@ the messages of a client keep their order.
 """
 
 import atexit
-import logging
+import sys
 import threading
-from collections import Counter, deque
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import count, islice
-from multiprocessing.util import Finalize
+from math import inf
+from multiprocessing.util import Finalize, register_after_fork
 from time import monotonic
-from typing import Any
 
 import zmq
 
-from pyams_zmq.client.connection import ServiceAddress
-from pyams_zmq.client.socket import ZMQSocket, get_context, open_connection
-from pyams_zmq.exceptions import ZMQRemoteError, ZMQReplyError, ZMQUnreachableError
+from pyams_zmq.client.problem import Delay, Problem, QueuedMessage, log
+from pyams_zmq.client.send_queue import SendQueue
+from pyams_zmq.client.socket import ZMQSocket, get_context
+from pyams_zmq.exceptions import ZMQBacklogError
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import receive
-from pyams_zmq.wire.message import DRAINING_REPLY, decode_reply, payload_of
+from pyams_zmq.wire.hard_end import at_hard_end
 from pyams_zmq.wire.monitor import make_inproc_address
 from pyams_zmq.wire.poll import wait_for
 
-LOGGER = logging.getLogger('PyAMS (zmq)')
+MAX_BACKLOG = 10_000
+"""Messages of a client that wait for a reply or to be sent, by default"""
 
-MAX_REPLIES = 10_000
-"""Replies that a process waits for; beyond that it gives up the oldest one"""
+MAX_BACKLOG_SIZE = 64 * 1024 * 1024
+"""Bytes of these messages, by default"""
 
-IDLE = 30.0
-"""Seconds after which an unused connection is closed"""
-
-FLUSH = 1.0
-"""Seconds that a program waits for replies before it ends"""
-
-MAX_BYTES = 64 * 1024 * 1024
-"""Bytes that wait for one service; beyond that its client accepts no message"""
-
-BATCH = 100
-"""Messages that a client sends or receives before the next client"""
-
-SEND_HWM = 100
-"""Messages that wait in a socket, at most"""
-
-RETRY = 0.01
-"""Seconds until the next attempt, when a connection has no room for a message"""
-
-
-@dataclass(slots=True, eq=False)
-class QueuedMessage:
-    """A message that is not sent, or has no reply yet.
-
-    :param type: type of the message, for the log
-    :param data: the encoded message
-    :param timeout: seconds that its reply may take
-    """
-
-    type: str
-    data: bytes
-    timeout: float
-    posted: float = field(default_factory=monotonic, init=False)
-
-    @property
-    def deadline(self) -> float:
-        """When the reply is given up, in the seconds of `time.monotonic`."""
-        return self.posted + self.timeout
-
-
-class SendQueue:
-    """The messages of one client, in their order, and its connection.
-
-    :ivar sent: messages without a reply, by their number
-    :ivar size: bytes of all messages
-    :ivar used: when the queue was used, in the seconds of `time.monotonic`
-    """
-
-    def __init__(self, service: ServiceAddress):
-        self.address = service.endpoint.uri
-        self.sent: dict[bytes, QueuedMessage] = {}
-        self.size = 0
-        self.error: Exception | None = None
-        self.is_connected = False
-        self.is_closed = False
-        self.used = monotonic()
-        self._service = service
-        self._is_blocked = False
-        self._socket: Any = None
-        self._monitor: Any = None
-        self._numbers = count(1)
-        self._unsent: deque[QueuedMessage] = deque()
-        self._returned: deque[QueuedMessage] = deque()
-
-    def __len__(self) -> int:
-        return len(self._unsent) + len(self.sent) + len(self._returned)
-
-    def add(self, message: QueuedMessage) -> None:
-        """Add a message; it is sent as soon as the service is connected."""
-        self._unsent.append(message)
-        self.size += len(message.data)
-        self.used = monotonic()
-
-    @property
-    def sockets(self) -> list[ZMQSocket]:
-        """The sockets to wait for."""
-        return [self._socket, self._monitor.socket]
-
-    @property
-    def oldest(self) -> QueuedMessage:
-        """The message that was posted first; the queue must not be empty."""
-        firsts = [*islice(self.sent.values(), 1), *islice(self._returned, 1)]
-        return min(firsts, key=lambda message: message.posted) if firsts else self._unsent[0]
-
-    def wakes_at(self) -> float:
-        """Return when the next step is due, if no socket is ready before."""
-        if self._unsent and self.is_connected and not self._returned:
-            return monotonic() + (RETRY if self._is_blocked else 0)
-        return self.oldest.deadline if len(self) else self.used + IDLE
-
-    def is_done(self, now: float) -> bool:
-        """Return True if the connection can be closed."""
-        return not len(self) and (self.is_closed or now >= self.used + IDLE)
-
-    def step(self, now: float) -> list[str]:
-        """Receive replies, send messages, give up those whose time-out has passed.
-
-        :return: the problems, to be logged
-        :raises ZMQRefusedError: if the service refuses the connection
-        :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
-        """
-        if self._socket is None:
-            # Messages wait here, not in a connection that is lost: `immediate`.
-            self._socket, self._monitor = open_connection(
-                self._service, zmq.DEALER, immediate=1, sndhwm=SEND_HWM, rcvhwm=0
-            )
-        is_lost = self._monitor.read_events()
-        self.is_connected = self._monitor.state.is_connected
-        problems = self._receive(None if is_lost else BATCH)
-        if is_lost:
-            problems += [
-                self._drop(message, 'the connection was lost, it may have run or not')
-                for message in self.sent.values()
-            ]
-            self.sent.clear()
-            self._unsent.extendleft(reversed(self._returned))
-            self._returned.clear()
-        if self.is_connected and not self._returned:
-            self._send()
-        while len(self) and now >= self.oldest.deadline:
-            problems.append(self.give_up(f'within {self.oldest.timeout} s'))
-        return problems
-
-    def _receive(self, most: int | None) -> list[str]:
-        problems = []
-        for _number in count() if most is None else range(most):
-            frames = receive(self._socket)
-            if frames is None:
-                break
-            message = self.sent.pop(frames[0], None)
-            if message is None:
-                continue
-            if frames[-1] == DRAINING_REPLY:  # the next service at this address gets it
-                self._returned.append(message)
-            elif (problem := describe_reply(frames[-1])) is None:
-                self.size -= len(message.data)
-            else:
-                problems.append(self._drop(message, problem))
-        return problems
-
-    def _send(self) -> None:
-        self._is_blocked = False
-        for _turn in range(min(BATCH, len(self._unsent))):
-            # Part of the envelope (RFC 28/REQREP), which the reply repeats.
-            number = b'%d' % next(self._numbers)
-            try:
-                self._socket.send_multipart([number, b'', self._unsent[0].data], zmq.NOBLOCK)
-            except zmq.Again:
-                self._is_blocked = True
-                break
-            self.sent[number] = self._unsent.popleft()
-
-    def give_up(self, reason: str) -> str:
-        """Drop the oldest message; return the problem, to be logged."""
-        oldest = self.oldest
-        number = next(iter(self.sent), None)
-        if number is not None and self.sent[number] is oldest:
-            return self._drop(self.sent.pop(number), f'no reply {reason}, it may have run or not')
-        (self._returned or self._unsent).popleft()
-        return self._drop(oldest, f'not sent, no service {reason}')
-
-    def fail(self, error: Exception) -> list[str]:
-        """Drop all messages and close the connection; return the problems, to be logged."""
-        self.error = error
-        messages = [*self.sent.values(), *self._returned, *self._unsent]
-        for waiting in (self.sent, self._returned, self._unsent):
-            waiting.clear()
-        self.close()
-        return [self._drop(message, str(error)) for message in messages]
-
-    def close(self) -> None:
-        """Close the connection; the next step opens another one."""
-        self.is_connected = False
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-    def _drop(self, message: QueuedMessage, problem: str) -> str:
-        self.size -= len(message.data)
-        return f'Message {message.type!r} to {self.address}: {problem}'
+LOCK_TIMEOUT = 0.2
+"""Seconds to wait for the lock when the process ends hard; then the messages are read without it"""
 
 
 class SenderThread:
@@ -223,41 +46,95 @@ class SenderThread:
         self._thread: threading.Thread | None = None
         self._wakeup: ZMQSocket | None = None
         self._is_woken = False
-        self._has_exit_hooks = False
-        self._flush_ends = 0.0
+        self._is_flushed = False
+        self._flush_time = 0.0
+        self._reported = 0
 
-    def prepare(self, queue: SendQueue, timeout: float) -> None:
-        """Wait until the service of a queue is connected.
+    def prepare(
+        self,
+        queue: SendQueue,
+        timeout: float,
+        limits: tuple[float, float] = (MAX_BACKLOG, MAX_BACKLOG_SIZE),
+        messages: Sequence[QueuedMessage] | None = None,
+        held: int = 0,
+    ) -> None:
+        """Wait until the service of a queue is connected and the queue has room for messages.
 
         :param timeout: seconds
+        :param limits: number and bytes of the messages of the queue, at most
+        :param messages: messages to keep the room for, all or none; by default room for one more
+            is waited for, and not kept
+        :param held: number of messages of the same transaction that have room already
         :raises ZMQUnreachableError: if no service has answered in time
+        :raises ZMQBacklogError: if the queue has no room
         :raises ZMQRefusedError: if the service refuses the connection
         :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
         """
+        number, size = 1, 1
+        if messages is not None:
+            number, size = len(messages), sum(len(message.data) for message in messages)
+
+        def has_room() -> bool:
+            # Messages beyond the limit have room if nothing else waits.
+            waiting = len(queue) + queue.reserved
+            return waiting <= held or (
+                waiting + number <= limits[0] and queue.size + size <= limits[1]
+            )
+
         with self._changed:
             self._serve(queue)
-            if queue.size > MAX_BYTES:
-                raise ZMQUnreachableError(
-                    f'{queue.address} takes no messages: {queue.size} bytes wait for it'
-                )
+            if timeout > 0:
+                queue.retry()
             queue.used = monotonic() + timeout  # it stays open at least so long
+            # A handler of the log may send from this thread, which nothing else can connect.
+            is_own = threading.current_thread() is self._thread
             self._changed.wait_for(
-                lambda: queue.is_connected or queue.error is not None, max(0, timeout)
+                lambda: (queue.is_connected and has_room()) or queue.error is not None or is_own,
+                max(0, timeout),
             )
             queue.used = monotonic()
             if queue.error is not None:
                 # The same error each time: its traceback must not grow.
                 raise queue.error.with_traceback(None)
-            if not queue.is_connected:
-                raise ZMQUnreachableError(
-                    f'No service has answered at {queue.address} for {timeout:.3g} s'
+            if not (queue.is_connected or is_own):
+                raise queue.state.describe_silence(timeout)
+            if not has_room():
+                raise ZMQBacklogError(
+                    f'The client of {queue.address} takes no message now: '
+                    f'{len(queue) + queue.reserved} messages of {queue.size} bytes wait in it; '
+                    f'the limits are {limits[0]} and {limits[1]}'
                 )
+            for message in messages or ():
+                queue.reserve(message)
 
-    def post(self, queue: SendQueue, message: QueuedMessage) -> None:
-        """Add a message to a queue, and return."""
+    def check(self, queue: SendQueue) -> None:
+        """Raise an error if the service of a queue is not connected.
+
+        :raises ZMQUnreachableError: if it does not answer now
+        :raises ZMQRefusedError: if it refuses the connection
+        """
+        self.prepare(queue, 0, (inf, inf))
+
+    def post(self, queue: SendQueue, message: QueuedMessage, *, is_reserved: bool = False) -> None:
+        """Add a message to a queue, and return; when the program ends, wait for the reply.
+
+        :param is_reserved: true if `prepare` has kept room for it
+        """
         with self._changed:
             self._serve(queue)
+            if is_reserved:
+                queue.release(message)
             queue.add(message)
+            # A function of atexit that was registered before that of this thread runs after it.
+            is_late = self._is_flushed and threading.current_thread() is not self._thread
+            problems = self._finish() if is_late else []
+        log(problems)
+
+    def release(self, queue: SendQueue, message: QueuedMessage) -> None:
+        """Give up the room that `prepare` has kept for a message."""
+        with self._changed:
+            queue.release(message)
+            self._wake()
 
     def close(self, queue: SendQueue) -> None:
         """Close the connection of a queue after the last reply."""
@@ -266,17 +143,51 @@ class SenderThread:
             self._wake()
 
     def flush(self) -> None:
-        """Wait a moment for the missing replies, because the program ends."""
+        """Wait for the missing replies, because the program ends; log the messages without one."""
         with self._changed:
-            is_first = not self._flush_ends  # a process may run several exit hooks
-            if is_first:
-                self._flush_ends = monotonic() + FLUSH
-            self._changed.wait_for(
-                lambda: not any(map(len, self._queues)), max(0, self._flush_ends - monotonic())
+            self._is_flushed = True
+            problems = self._finish()
+        log(problems)
+
+    def _finish(self) -> list[Problem]:
+        """Wait for replies; return the messages that have none and were not returned before."""
+        start = monotonic() - self._flush_time  # the time is for all calls together
+        while True:
+            waiting = (queue.waits_until(start) for queue in self._queues if self._has_new(queue))
+            left = max(waiting, default=-inf) - monotonic()
+            if left <= 0 or sys.is_finalizing():  # then the thread does not run any more
+                break
+            self._changed.wait(left)
+        self._flush_time = monotonic() - start
+        return self._take_lost()
+
+    def report_lost(self) -> None:
+        """Log the messages without a reply: this process ends hard, and other threads may hang."""
+        has_lock = self._changed.acquire(timeout=LOCK_TIMEOUT)
+        try:
+            problems = self._take_lost()
+        finally:
+            if has_lock:
+                self._changed.release()
+        log(problems)
+
+    def _take_lost(self) -> list[Problem]:
+        """Return the messages without a reply that were not returned before."""
+        problems = [
+            problem
+            for queue in self._queues
+            for problem in queue.remaining(
+                'no reply before the program ended, it may have run or not',
+                'not sent before the program ended',
             )
-            left = sum(map(len, self._queues))
-        if left and is_first:
-            LOGGER.error('%d messages may be lost: the program ends before they have a reply', left)
+            if problem.message.number > self._reported
+        ]
+        numbers = [problem.message.number for problem in problems]
+        self._reported = max(numbers, default=self._reported)
+        return problems
+
+    def _has_new(self, queue: SendQueue) -> bool:
+        return any(message.number > self._reported for message in queue)
 
     def _serve(self, queue: SendQueue) -> None:
         if self._thread is None:
@@ -287,14 +198,8 @@ class SenderThread:
             thread.start()
             self._wakeup, self._thread = wakeup, thread
         if queue not in self._queues:
-            queue.error = None
+            queue.retry()
             self._queues.append(queue)
-        if not self._has_exit_hooks:
-            self._has_exit_hooks = True
-            # atexit: before the services are stopped. Finalize: a child of multiprocessing does
-            # not run the functions of atexit.
-            atexit.register(_flush)
-            Finalize(None, _flush, exitpriority=10)
         self._wake()
 
     def _wake(self) -> None:
@@ -316,9 +221,7 @@ class SenderThread:
                     sleeper.close()
                     self._wakeup = self._thread = None
                 self._changed.notify_all()
-            for problem, times in Counter(problems).items():
-                with suppress(Exception):  # of a logging handler
-                    LOGGER.error('%s%s', problem, f' ({times} times)' if times > 1 else '')
+            log(problems)
             if wake is None:
                 return
             try:
@@ -327,8 +230,8 @@ class SenderThread:
             except zmq.ZMQError as error:  # the context was terminated
                 failure = error
 
-    def _step(self, now: float, failure: Exception | None) -> list[str]:
-        problems = []
+    def _step(self, now: float, failure: Exception | None) -> list[Problem | Delay]:
+        problems: list[Problem | Delay] = []
         for queue in list(self._queues):
             error = failure
             if error is None:
@@ -339,14 +242,7 @@ class SenderThread:
             if error is not None:
                 problems += queue.fail(error)
                 self._queues.remove(queue)
-        while sum(len(queue.sent) for queue in self._queues) > MAX_REPLIES:
-            oldest = min(
-                (queue for queue in self._queues if queue.sent),
-                key=lambda queue: queue.oldest.posted,
-            )
-            problems.append(oldest.give_up(f'before {MAX_REPLIES} others were sent'))
-        for queue in list(self._queues):
-            if queue.is_done(now):
+            elif queue.is_done(now):
                 queue.close()
                 self._queues.remove(queue)
         return problems
@@ -360,6 +256,24 @@ def _flush() -> None:
     sender_thread.get().flush()
 
 
+def _flush_at_exit(_object: object = None) -> None:
+    Finalize(None, _flush, exitpriority=10)
+
+
+# Now: at the first message it may be too late. atexit: before the services are stopped. Finalize: a
+# child of multiprocessing does not run the functions of atexit, and forgets the other finalizers.
+atexit.register(_flush)
+_flush_at_exit()
+register_after_fork(sender_thread, _flush_at_exit)
+
+
+def _report_lost() -> None:
+    sender_thread.get().report_lost()
+
+
+at_hard_end(_report_lost)
+
+
 def open_wakeup_pair() -> tuple[ZMQSocket, ZMQSocket]:
     """Open two sockets: a message to the first one wakes the thread that polls the second one."""
     context = get_context()
@@ -369,15 +283,3 @@ def open_wakeup_pair() -> tuple[ZMQSocket, ZMQSocket]:
     wakeup.bind(address)
     sleeper.connect(address)
     return wakeup, sleeper
-
-
-def describe_reply(data: bytes) -> str | None:
-    """Return what is wrong with a reply, without the text of the handler; None if it is good."""
-    try:
-        payload_of(decode_reply(data))
-    except ZMQRemoteError as error:
-        LOGGER.debug('Reply of a service: %s', error)
-        return f'the reply has status {error.status}'
-    except ZMQReplyError:
-        return 'the reply is not [status, payload]'
-    return None

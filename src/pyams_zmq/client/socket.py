@@ -19,7 +19,10 @@ from pyams_zmq import _
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import (
+    CLOSE_LINGER,
     CONNECTION_EVENTS,
+    HANDSHAKE_IVL,
+    HEARTBEATS,
     RECONNECT_IVL,
     REFUSED,
     ConnectionState,
@@ -28,6 +31,7 @@ from pyams_zmq.client.connection import (
     keep_connected,
 )
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRefusedError
+from pyams_zmq.wire.context import check_descriptors
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, receive
@@ -77,7 +81,7 @@ class ConnectionMonitor:
         """
         is_lost = False
         while self.socket.get(EVENTS) & POLLIN:
-            is_lost |= self.state.handle_event(parse_event(self.socket.recv_multipart())[0])
+            is_lost |= self.state.handle_event(*parse_event(self.socket.recv_multipart()))
         return is_lost
 
 
@@ -91,6 +95,7 @@ class ZMQSocket(zmq.Socket[bytes]):
 
     max_message_size: int = MAX_MESSAGE_SIZE  #: Bytes of the largest frame that is sent
 
+    _has_many_frames = False
     _service: int | None = None
     _monitor: ConnectionMonitor | None = None
 
@@ -108,6 +113,9 @@ class ZMQSocket(zmq.Socket[bytes]):
         :raises ZMQMessageError: with status 413, if it is larger than a server can accept
         """
         check_size(data, self.max_message_size)
+        if flags & zmq.SNDMORE and not self._has_many_frames:
+            self._has_many_frames = True
+            self.set(zmq.LINGER, self.get(zmq.LINGER) or CLOSE_LINGER)
         # A REQ socket always has room for its only message, except after a refused handshake:
         # then libzmq has removed the pipe, and waiting for it would never end.
         nowait = NOBLOCK if self.type == zmq.REQ else 0
@@ -135,11 +143,16 @@ class ZMQSocket(zmq.Socket[bytes]):
     def close(self, linger: int | None = None) -> None:
         """Close the socket and its monitor.
 
-        :param linger: milliseconds that unsent messages are kept for, by default the option
+        :param linger: milliseconds that unsent messages are kept for, by default the option; 0
+            means a tenth of a second after messages of several frames, see `CLOSE_LINGER`
         """
+        if linger == 0 and self._has_many_frames:
+            linger = CLOSE_LINGER
         monitor = self._monitor
-        if monitor is not None and monitor.pid == os.getpid():
-            close_monitor(self, monitor.socket)
+        if monitor is not None:
+            monitor.state.close()
+            if monitor.pid == os.getpid():
+                close_monitor(self, monitor.socket)
         super().close(linger)
 
     def __del__(self) -> None:
@@ -158,6 +171,7 @@ class _SharedContext:
     def get(self) -> zmq.Context[Any]:
         with self._lock:
             if self._context is None or self._context.closed:
+                check_descriptors()
                 self._context = zmq.Context()
                 # The default is 1023, and a dropped socket counts for some more milliseconds.
                 self._context.max_sockets = self._context.get(zmq.SOCKET_LIMIT)
@@ -168,7 +182,10 @@ _shared_context = ForkLocal(_SharedContext)
 
 
 def get_context() -> zmq.Context[Any]:
-    """Return the context that all client sockets of this process share."""
+    """Return the context that all client sockets of this process share.
+
+    :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
+    """
     return _shared_context.get().get()
 
 
@@ -180,18 +197,26 @@ def open_socket(service: ServiceAddress, socket_type: int) -> ZMQSocket:
 
 
 def open_connection(
-    service: ServiceAddress, socket_type: int, **options: int
+    service: ServiceAddress,
+    socket_type: int,
+    heartbeats: tuple[float, float] = HEARTBEATS,
+    previous: ConnectionState | None = None,
+    **options: int,
 ) -> tuple[ZMQSocket, ConnectionMonitor]:
     """Open a socket with a monitor, and connect it; it connects again after a loss.
 
+    :param heartbeats: see `HEARTBEATS`
+    :param previous: state of the last connection, if each attempt to connect has its own socket
     :param options: names of socket options, with their values
     :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
     """
     socket = open_socket(service, socket_type)
-    keep_connected(socket)
+    keep_connected(socket, heartbeats)
     for name, value in options.items():
         setattr(socket, name, value)
     monitor = socket._open_monitor(service.endpoint)
+    if previous is not None:
+        monitor.state.follow(previous)
     socket.connect(service.endpoint.uri)
     return socket, monitor
 
@@ -209,7 +234,8 @@ def zmq_socket(
 
     :param address: `'host:port'`, `(host, port)` or a URI
     :param socket_type: type of the socket
-    :param linger: milliseconds for which unsent messages are kept when the socket is closed
+    :param linger: milliseconds for which unsent messages are kept when the socket is closed; after
+        messages of several frames at least a tenth of a second, see :meth:`.ZMQSocket.close`
     :param protocol: protocol of an address without one, `'tcp'` or `'ipc'`
     :param auth: `'user:password'` (RFC 24/PLAIN)
     :param curve: keys of the client and of the server it trusts (RFC 26/CURVEZMQ)
@@ -225,10 +251,11 @@ def zmq_socket(
         socket.linger = linger
     # The values of the keys: another object may get the identity of one that was deleted.
     keys = () if curve is None else (curve.server, curve.public)
+    socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_IVL)
     socket._service = key = hash((uri, keys, *service.users.items()))
     if socket_type != zmq.REQ or monotonic() - _replies.get(key, -inf) > RECENT:
         socket._open_monitor(service.endpoint)
-        # Soon, because a server may end several handshakes before one of them fails with an error.
+        # Soon, because a server may end several handshakes until one of them fails with an error.
         socket.set(zmq.RECONNECT_IVL, RECONNECT_IVL)
         socket.set(zmq.RECONNECT_IVL_MAX, MAX_FIRST_IVL)
     socket.connect(uri)

@@ -19,9 +19,15 @@ _numbers = count()
 _START = object()
 """Key of the time when the first message of a transaction began to wait"""
 
+_GROUPS = object()
+"""Key of the messages of a transaction, by the identity of their client"""
+
 
 class Sender(Protocol):
-    """Sends messages on commit: a :class:`~pyams_zmq.client.ZMQClient`, or a test double."""
+    """Sends messages on commit: a :class:`~pyams_zmq.client.ZMQClient`, or a test double.
+
+    If it has a method `reserve_all`, as ZMQClient has, that is called instead of `prepare`.
+    """
 
     def prepare(self, *, timeout: float) -> None:
         """Wait *timeout* seconds at most until messages can be posted; raise if they cannot."""
@@ -42,14 +48,16 @@ def send_on_commit(
 
     The arguments are encoded now; later changes to them have no effect. The service must be
     connected when the transaction votes; otherwise the transaction is aborted with a
-    ZMQUnreachableError or ZMQRefusedError. The commit does not wait for the reply, see
-    `ZMQClient.send`.
+    ZMQUnreachableError or ZMQRefusedError. So it is when the backlog of the client has no room for
+    all messages of the transaction, see `ZMQClient.max_backlog`, with a ZMQBacklogError. The commit
+    does not wait for the reply, see `ZMQClient.send`.
 
     :param client: client of the service
     :param type: type of the message
     :param args: arguments, any value with a JSON form
     :param manager: transaction manager, by default the one of this thread
-    :param timeout: seconds that the commit waits for the service, for all messages together
+    :param timeout: seconds that the commit waits for the service and for room, for all messages
+        together
     :raises TypeError, ValueError: if the type is not a string, or the arguments have no JSON form
     :raises ZMQMessageError: with status 413, if it is larger than `client.max_message_size`
     """
@@ -59,7 +67,14 @@ def send_on_commit(
     current = manager.get()
     message = MessageDataManager(manager, client, type, data, timeout)
     current.join(message)
-    current.addBeforeCommitHook(message.wait, (current,))
+    try:
+        groups = current.data(_GROUPS)
+    except KeyError:
+        groups = {}
+        current.set_data(_GROUPS, groups)
+    group = groups.setdefault(id(client), MessageGroup(client))
+    group.add(message)
+    current.addBeforeCommitHook(group.wait, (current,))
 
 
 def is_under_way(manager: Any) -> bool:
@@ -81,7 +96,12 @@ class _Detector:
 
 @implementer(ISavepointDataManager, IDataManagerSavepoint)
 class MessageDataManager:
-    """One message of a transaction; it is its own savepoint, because it never changes."""
+    """One message of a transaction; it is its own savepoint, because it never changes.
+
+    :ivar is_dropped: true after a rollback or an abort
+    :ivar reservation: room in the backlog of the client, from the beginning of the commit
+    :ivar error: the error if the queue has no room
+    """
 
     def __init__(
         self,
@@ -93,11 +113,12 @@ class MessageDataManager:
     ):
         self.transaction_manager = manager
         self._client = client
-        self._type = type
-        self._data = data
-        self._timeout = timeout
-        self._is_dropped = False
-        self._error: Exception | None = None
+        self.type = type
+        self.data = data
+        self.timeout = timeout
+        self.is_dropped = False
+        self.reservation: Any = None
+        self.error: Exception | None = None
         # After databases, so that a message refers to committed data; but before zope.sqlalchemy
         # ("~sqlalchemy"), which commits when it votes: no later participant may refuse.
         self._key = f'~pyams_zmq:{next(_numbers):020}'
@@ -115,24 +136,12 @@ class MessageDataManager:
 
     def abort(self, transaction: Any) -> None:
         """Drop the message: the transaction is aborted, or rolled back to an earlier savepoint."""
-        self._is_dropped = True
+        self.is_dropped = True
+        reservation, self.reservation = self.reservation, None
+        if reservation is not None:
+            reservation.cancel()
 
     tpc_abort = abort
-
-    def wait(self, transaction: Any) -> None:
-        """Wait for the service before the commit, because databases hold locks during it."""
-        if self._is_dropped:
-            return
-        now = monotonic()
-        try:
-            start = transaction.data(_START)
-        except KeyError:
-            start = now
-            transaction.set_data(_START, start)
-        try:
-            self._client.prepare(timeout=max(0, start + self._timeout - now))
-        except Exception as error:  # noqa: BLE001 - the vote raises it
-            self._error = error
 
     def tpc_begin(self, transaction: Any) -> None:
         """Do nothing before the vote."""
@@ -140,14 +149,76 @@ class MessageDataManager:
     commit = tpc_begin
 
     def tpc_vote(self, transaction: Any) -> None:
-        """Raise if the service was unreachable before the commit, or is now."""
-        if self._error is not None:
-            raise self._error
-        self._client.prepare(timeout=0)
+        """Raise if the service was unreachable before the commit, or is now; keep room otherwise.
+
+        From then on the message is not dropped.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.reservation is not None:
+            self.reservation.check()
+            return
+        # Added after the hooks, by a synchronizer for example.
+        reserve_all = getattr(self._client, 'reserve_all', None)
+        if reserve_all is None:
+            self._client.prepare(timeout=0)
+        else:
+            [self.reservation] = reserve_all([(self.type, self.data)])
 
     def tpc_finish(self, transaction: Any) -> None:
         """Post the message; an error is only logged, because the transaction is committed."""
+        reservation, self.reservation = self.reservation, None
         try:
-            self._client.post(self._type, self._data)
+            if reservation is None:
+                self._client.post(self.type, self.data)
+            else:
+                reservation.post()
         except Exception:
-            LOGGER.exception('Message %r of a committed transaction is lost', self._type)
+            LOGGER.exception('Message %r of a committed transaction is lost', self.type)
+
+
+class MessageGroup:
+    """The messages of one transaction to one client.
+
+    :param client: the client
+    """
+
+    def __init__(self, client: Sender):
+        self._client = client
+        self._messages: list[MessageDataManager] = []
+        self._number = 0
+
+    def add(self, message: MessageDataManager) -> None:
+        """Add a message."""
+        self._messages.append(message)
+
+    def wait(self, transaction: Any) -> None:
+        """Wait for the service, and for room for all messages that have none yet.
+
+        This is before the commit, because databases hold locks during it.
+        """
+        new = [message for message in self._messages[self._number :] if not message.is_dropped]
+        self._number = len(self._messages)
+        if not new:
+            return
+        now = monotonic()
+        try:
+            start = transaction.data(_START)
+        except KeyError:
+            start = now
+            transaction.set_data(_START, start)
+        timeout = max(0, start + max(message.timeout for message in new) - now)
+        reserve_all = getattr(self._client, 'reserve_all', None)
+        try:
+            if reserve_all is None:
+                self._client.prepare(timeout=timeout)
+                return
+            held = sum(message.reservation is not None for message in self._messages)
+            data = [(message.type, message.data) for message in new]
+            reservations = reserve_all(data, timeout=timeout, held=held)
+        except Exception as error:  # noqa: BLE001 - the vote raises it
+            for message in new:
+                message.error = error
+        else:
+            for message, reservation in zip(new, reservations, strict=True):
+                message.reservation = reservation

@@ -14,6 +14,7 @@ from pyams_zmq.config.service import Service, services_of
 from pyams_zmq.config.settings import (
     OPTIONS,
     PREFIX,
+    check_addresses,
     check_name,
     check_settings,
     read_service,
@@ -49,7 +50,8 @@ def add_zmq_process(config: Any, name: str, **options: Any) -> None:
     :param worker_auth: users that may connect as workers
     :param worker_curve: :class:`~pyams_zmq.curve.CurveServer` for workers of other machines
     :param options: limits of the process, class attributes such as `drain_timeout`
-    :raises pyramid.exceptions.ConfigurationError: for an unknown option or a bad value
+    :raises pyramid.exceptions.ConfigurationError: for an unknown option or a bad value, and for an
+        address that another service binds, too
     """
     _declare(config, name, options)
 
@@ -84,6 +86,7 @@ def _declare(config: Any, name: str, options: Mapping[str, Any], order: int = 0)
 
     def register() -> None:
         service = read_service(config, name, options)
+        check_addresses(config.registry, service)
         config.registry.registerUtility(service, IZMQService, name=name)
         shown = ('name', 'address', 'handler', 'factory', 'start', 'workers')
         introspectable.update({key: getattr(service, key) for key in shown})

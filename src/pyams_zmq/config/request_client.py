@@ -5,8 +5,12 @@ import threading
 from typing import Any
 
 from pyams_zmq.client.transaction import is_under_way, send_on_commit
+from pyams_zmq.config.identity import Application
 from pyams_zmq.config.service import Service, services_of
+from pyams_zmq.exceptions import ZMQUnreachableError
 from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
+from pyams_zmq.process.lock import AddressLock
+from pyams_zmq.wire.fork import ForkLocal
 
 
 class RequestClient:
@@ -41,19 +45,32 @@ class RequestClient:
 
 
 class ClientRegistry:
-    """The clients of an application, one for each service, made at its first use."""
+    """The clients of an application, one for each service, made at its first use.
+
+    :ivar application: the application, once it was made
+    :ivar address_locks: locks of the services of this machine, by name
+    """
+
+    application: Application | None = None
 
     def __init__(self, registry: Any):
+        self.address_locks: dict[str, AddressLock] = {}
         self._registry = registry
         self._clients: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkLocal(threading.Lock)
 
     def get(self, name: str) -> Any:
         """Return the client of a service.
 
         :raises LookupError: if the service is not declared
+        :raises ZMQUnreachableError: if another application serves its address
         """
-        with self._lock:
+        lock = self.address_locks.get(name)
+        if lock is not None and (owner := lock.find_other_owner()) is not None:
+            raise ZMQUnreachableError(
+                f'{name!r} is not running: another application serves {lock.address} ({owner})'
+            )
+        with self._lock.get():
             client = self._clients.get(name)
             if client is None:
                 service = self._registry.queryUtility(IZMQService, name)
@@ -66,7 +83,7 @@ class ClientRegistry:
 
     def close(self) -> None:
         """Close all clients; the next use makes new ones."""
-        with self._lock:
+        with self._lock.get():
             clients, self._clients = self._clients, {}
         for client in clients.values():
             client.close()
@@ -77,5 +94,6 @@ def request_zmq(request: Any, name: str) -> RequestClient:
 
     :param name: name of the service
     :raises LookupError: if the service is not declared
+    :raises ZMQUnreachableError: if another application serves its address
     """
     return RequestClient(request, request.registry.zmq_clients.get(name))

@@ -10,8 +10,10 @@ from zope.interface import implementer
 from pyams_zmq.auth import Access, Users
 from pyams_zmq.auth.curve import CurveClient, CurveServer
 from pyams_zmq.client import ZMQClient
+from pyams_zmq.config.identity import Application
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.process import ZMQProcess
+from pyams_zmq.process.lock import AddressLock
 from pyams_zmq.wire.endpoint import Endpoint
 
 POOL_OPTIONS = ('workers', 'worker_address', 'worker_auth', 'worker_curve')
@@ -82,6 +84,30 @@ class Service:
         endpoint = Endpoint.parse(self.address, bind=True)
         hosts = {'*': '127.0.0.1', '0.0.0.0': '127.0.0.1', '[::]': '[::1]'}  # noqa: S104 - to read
         return replace(endpoint, host=hosts.get(endpoint.host, endpoint.host)).uri
+
+    def lock_addresses(self, application: Application, *, for_client: bool) -> AddressLock:
+        """Return the lock by which its addresses are those of an application, not acquired.
+
+        :param for_client: True for the address of clients only
+        :raises PermissionError: the folder of the locks does not belong to this user, or is
+            open to others
+        """
+        client = Endpoint.parse(self.client_address, bind=False)
+        return AddressLock(
+            [client] if for_client else self.endpoints,
+            f'{application.name} {self.name}',
+            f'service {self.name} of {application.description}',
+        )
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """Addresses that its process binds on this machine."""
+        addresses = [self.address, self.worker_address if self.workers else None]
+        return [
+            Endpoint.parse(address, bind=True)
+            for address in addresses
+            if address is not None and self.start != 'never'
+        ]
 
 
 def services_of(registry: Any) -> dict[str, Service]:

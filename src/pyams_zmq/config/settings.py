@@ -18,7 +18,8 @@ from pyramid.settings import asbool, aslist, falsey, truthy
 from pyams_zmq.auth import Access
 from pyams_zmq.auth.curve import CurveClient, CurveServer
 from pyams_zmq.client.connection import ServiceAddress
-from pyams_zmq.config.service import POOL_OPTIONS, Service
+from pyams_zmq.config.identity import APPLICATION
+from pyams_zmq.config.service import POOL_OPTIONS, Service, services_of
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.pool.broker import make_worker_access
 from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL
@@ -29,7 +30,10 @@ PREFIX = 'pyams_zmq.'
 
 _NAME = re.compile(r'[A-Za-z0-9_-]+', re.ASCII)
 
-_POOL_LIMITS = 'queue_limit queue_size max_calls max_memory beat_interval stats_users'.split()
+_POOL_LIMITS = (
+    'queue_limit queue_size client_queue_size max_reply_size max_calls max_memory beat_interval '
+    'stats_users'
+).split()
 _LIMITS = ('concurrency', *LIMITS, *_POOL_LIMITS)
 _NUMBERS = {int: Annotated[int, Meta(ge=0)], float: Annotated[float, Meta(ge=0, le=1e8)]}
 
@@ -96,12 +100,12 @@ def check_settings(registry: Any) -> list[str]:
     """
     names = []
     for setting in registry.settings or ():
-        if setting.startswith(PREFIX):
+        if setting.startswith(PREFIX) and setting != APPLICATION:
             name, dot, key = setting.removeprefix(PREFIX).partition('.')
             if not dot or key not in SETTINGS:
                 raise ConfigurationError(
-                    f'Unknown setting {setting!r}: write {PREFIX}NAME.KEY with one of the keys '
-                    + ', '.join(sorted(SETTINGS))
+                    f'Unknown setting {setting!r}: write {APPLICATION}, or {PREFIX}NAME.KEY '
+                    'with one of the keys ' + ', '.join(sorted(SETTINGS))
                 )
             check_name(name)
             names.append(name)
@@ -144,6 +148,26 @@ def read_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:
     with _named(name, 'client_auth'):
         ServiceAddress.parse(service.client_address, service.client_auth, service.client_curve)
     return service
+
+
+def check_addresses(registry: Any, service: Service) -> None:
+    """Check that no other service binds an address of a service.
+
+    :param registry: registry of the application
+    :raises ConfigurationError: if one does
+    """
+    others = [other for other in services_of(registry).values() if other.name != service.name]
+    for number, endpoint in enumerate(service.endpoints):
+        for other in (*others, *([service] if number else ())):
+            for taken in other.endpoints[: number if other is service else None]:
+                if endpoint.overlaps(taken):
+                    raise ConfigurationError(
+                        f'The ØMQ processes {other.name!r} and {service.name!r} cannot both bind '
+                        f'{endpoint}: choose another address for one of them'
+                        if other is not service
+                        else f'ØMQ process {service.name!r} cannot bind {endpoint} twice: choose '
+                        'another worker_address'
+                    )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Starts the services of an application when it starts to serve requests."""
 
+import logging
 import os
 import sys
 from functools import partial
@@ -8,12 +9,14 @@ from typing import Any
 
 from pyramid.exceptions import ConfigurationError
 
+from pyams_zmq.config.identity import Application, identify
 from pyams_zmq.config.service import Service, services_of
 from pyams_zmq.config.settings import PREFIX, check_settings
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.supervisor.process import SupervisingProcess, SupervisorProcess
-from pyams_zmq.wire.endpoint import Endpoint
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 STOP_SLACK = 10.0
 """Seconds after the `drain_timeout` of a process that its supervisor has for its own stop"""
@@ -55,12 +58,16 @@ def start_services(event: Any) -> None:
                 f'ØMQ process {name!r} has no handler: set {PREFIX}{name}.handler, or call '
                 f'config.add_zmq_process({name!r}, handler=...)'
             )
-    if not is_server() or registry.queryUtility(IZMQClientFactory) is not None:
+    application = registry.zmq_clients.application = identify(registry)
+    if registry.queryUtility(IZMQClientFactory) is not None:
+        return
+    _check_owners(registry, application)
+    if not is_server():
         return
     for name, service in services.items():
         if service.start == 'auto':
             try:
-                _make_supervisor(registry, service).start()
+                _make_supervisor(registry, service, application).start()
             except ZMQStartError as error:
                 raise ZMQStartError(
                     f'{error}; for the ØMQ process {name!r}: set {PREFIX}{name}.start = external, '
@@ -68,28 +75,33 @@ def start_services(event: Any) -> None:
                 ) from None
 
 
-def _make_supervisor(registry: Any, service: Service) -> SupervisingProcess:
-    lock = _make_lock(registry, service)
+def _check_owners(registry: Any, application: Application) -> None:
+    """Let clients check that another application does not serve the address of a service."""
+    for name, service in services_of(registry).items():
+        if service.start != 'never':
+            try:
+                lock = service.lock_addresses(application, for_client=True)
+            except OSError as error:
+                LOGGER.warning('Another application may serve the ØMQ process %r: %s', name, error)
+            else:
+                registry.zmq_clients.address_locks[name] = lock
+
+
+def _make_supervisor(
+    registry: Any, service: Service, application: Application
+) -> SupervisingProcess:
+    lock = f'{application.name} {service.name} {service.endpoints[0].bound}'
+    supervisor: SupervisingProcess
     if isinstance(service.factory, type) and issubclass(service.factory, SupervisingProcess):
-        pool: SupervisingProcess = service.make_process(registry)
-        pool.name = service.name
-        pool.lock = lock
-        return pool
-    supervisor = SupervisorProcess(
-        {service.name: partial(service.make_process, registry)}, registry=registry, lock=lock
-    )
-    usual = getattr(service.factory, 'drain_timeout', 0.0)
-    drain = service.limits.get('drain_timeout', usual)
-    supervisor.drain_timeout = max(supervisor.drain_timeout, drain + STOP_SLACK)
+        supervisor = service.make_process(registry)
+        supervisor.name = service.name
+        supervisor.lock = lock
+    else:
+        supervisor = SupervisorProcess(
+            {service.name: partial(service.make_process, registry)}, registry=registry, lock=lock
+        )
+        usual = getattr(service.factory, 'drain_timeout', 0.0)
+        drain = service.limits.get('drain_timeout', usual)
+        supervisor.drain_timeout = max(supervisor.drain_timeout, drain + STOP_SLACK)
+    supervisor.address_lock = service.lock_addresses(application, for_client=False)
     return supervisor
-
-
-def _make_lock(registry: Any, service: Service) -> str:
-    """Return the name of the lock that the workers of one application share.
-
-    Two applications with the same address have different locks, so that the second one fails to
-    bind instead of standing by.
-    """
-    endpoint = Endpoint.parse(service.address, bind=True)
-    address = endpoint.uri if endpoint.path is None else os.path.abspath(endpoint.path)
-    return f'{registry.__name__} {service.name} {address}'

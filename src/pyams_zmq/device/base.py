@@ -24,6 +24,7 @@ from pyams_zmq.device.socket_config import INPROC, PORTS, Binding, SocketConfig
 from pyams_zmq.device.thread import DeviceThread
 from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError
 from pyams_zmq.process.server_socket import SocketLimits
+from pyams_zmq.wire.context import check_descriptors
 
 QUEUE = zmq.QUEUE
 FORWARDER = zmq.FORWARDER
@@ -34,6 +35,11 @@ _SOCKET_TYPES = {
     FORWARDER: (zmq.XSUB, zmq.XPUB),
     STREAMER: (zmq.PULL, zmq.PUSH),
 }
+
+_SHARED_CONTEXT = (
+    'Access rules need a context of the device: remove auth, clients and curve, or '
+    'context_factory and inproc:// addresses'
+)
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -97,6 +103,7 @@ class Device(AccessAttributes, SocketLimits):
         if in_type is not None and in_type < 0:
             raise ValueError(f'Bad in_type {in_type}: use a socket type, only out_type can be -1')
         types = _SOCKET_TYPES[zmq.DeviceType(device_type)]
+        self._device_type = device_type
         self._in = SocketConfig('in', types[0] if in_type is None else in_type)
         self._out = SocketConfig('out', types[1] if out_type is None else out_type)
         self._sockets = [self._in, self._out]
@@ -104,6 +111,31 @@ class Device(AccessAttributes, SocketLimits):
         self.set_access(auth, clients, curve)
 
     # Configuration
+
+    @property
+    def device_type(self) -> int:
+        """Type of the device."""
+        return self._device_type
+
+    @property
+    def in_type(self) -> int:
+        """Type of the `in` socket."""
+        return self._in.type
+
+    @property
+    def out_type(self) -> int:
+        """Type of the `out` socket; -1 for a device with one socket."""
+        return self._out.type
+
+    @property
+    def daemon(self) -> bool:
+        """True: a device ends with the program."""
+        return True
+
+    @daemon.setter
+    def daemon(self, daemon: bool) -> None:
+        if not daemon:
+            raise ValueError(f'{self} ends with the program: wait for it with join')
 
     def bind_in(self, addr: Any) -> None:
         """Bind the `in` socket.
@@ -293,6 +325,7 @@ class Device(AccessAttributes, SocketLimits):
             if self._is_running:
                 raise ZMQStartError(f'{self} is already running: stop it first, or restart it')
             self.access.reload()  # else a user who was removed before a SIGHUP would come back
+            self.check_curve()
             self._check()
             self.launcher = None
             launcher = self._launcher_class(self)
@@ -308,10 +341,13 @@ class Device(AccessAttributes, SocketLimits):
 
     def _check(self) -> None:
         if not self._owns_context and (self.access.has_credentials or self.clients):
-            raise ValueError(
-                'Access rules need a context of the device: remove auth, clients and curve, or '
-                'context_factory and inproc:// addresses'
-            )
+            raise ValueError(_SHARED_CONTEXT)
+
+    def _is_set_up(self) -> bool:
+        is_running = super()._is_set_up() or self._is_running
+        if is_running and not self._owns_context:
+            raise ValueError(_SHARED_CONTEXT)
+        return is_running
 
     @property
     def _is_running(self) -> bool:
@@ -356,6 +392,13 @@ class Device(AccessAttributes, SocketLimits):
             and all(config.is_native for config in self._sockets)
         )
 
+    def _max_size_of(self, config: SocketConfig) -> int:
+        """Return the bytes of the largest message that a socket may receive."""
+        target = self._in if config is self._out else self._out
+        target_type = self._in.type if target.type < 0 else target.type
+        # An XSUB socket takes each message that begins with 1 for a subscription.
+        return self.max_subscription_size if target_type == zmq.XSUB else self.max_message_size
+
     @property
     def _has_inproc(self) -> bool:
         return any(
@@ -367,6 +410,7 @@ class Device(AccessAttributes, SocketLimits):
         return self.context_factory is None and not self._has_inproc
 
     def _make_context(self) -> Any:
+        check_descriptors()
         if self.context_factory is not None:
             return self.context_factory()
         return zmq.Context.instance() if self._has_inproc else zmq.Context()
@@ -396,6 +440,7 @@ class BackgroundDevice(Device):
         :raises ValueError: users or keys cannot be read; a device with access rules uses a shared
             context; a device in a process uses an `inproc://` address or a context made before the
             fork
-        :raises zmq.ZMQError: libzmq rejects the type or an option of a socket
+        :raises zmq.ZMQError: libzmq rejects the type or an option of a socket; EMFILE, when the
+            process has no descriptor left
         """
         self._launch()

@@ -16,10 +16,11 @@ from pyams_zmq.device.base import BackgroundDevice
 from pyams_zmq.device.proxy import NO_COUNTS, Statistics, summarize
 from pyams_zmq.device.thread import COMMAND_TIMEOUT, DeviceThread
 from pyams_zmq.exceptions import ZMQClosedError
-from pyams_zmq.process.base import OwnedProcess
+from pyams_zmq.process.base import OwnedProcess, describe_exit_code
 from pyams_zmq.process.channel import Command
 from pyams_zmq.process.server_socket import close_inherited_listeners
 from pyams_zmq.process.watchdog import SIGNALS, has_ended, wait_for_exit
+from pyams_zmq.wire.context import raise_descriptor_limit
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -95,7 +96,7 @@ class DeviceProcess(OwnedProcess):
     def _receive_error(self) -> Exception | None:
         result = self._receive_result()
         if result is None:
-            return ZMQClosedError(f'{self.name} ended with exit code {self.exitcode}')
+            return ZMQClosedError(f'{self.name} ended with {describe_exit_code(self.exitcode)}')
         self._statistics, error = result
         return error
 
@@ -113,6 +114,7 @@ class DeviceProcess(OwnedProcess):
         watchdog = self._start_watchdog(commands.put)
         watchdog.forward_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        raise_descriptor_limit()
         thread = DeviceThread(self._device, lambda: commands.put(Command('ended')))
         try:
             thread.start()
@@ -145,6 +147,9 @@ class InProcess(BackgroundDevice):
     @property
     def _owns_context(self) -> bool:
         return True
+
+    def _runs_elsewhere(self) -> bool:
+        return self._is_running
 
     def _check(self) -> None:
         if self._has_inproc:

@@ -184,16 +184,19 @@ class PythonLoop:
         for direction in self._directions:
             direction.reset()
         commands = [] if control is None else [(control, zmq.POLLIN)]
+        directions = self._directions
         while True:
-            items = commands + [direction.poll_item for direction in self._directions]
+            items = commands + [direction.poll_item for direction in directions]
             ready = zmq.zmq_poll(items, -1)
-            for direction, item in zip(self._directions, items[len(commands) :], strict=True):
+            for direction, item in zip(directions, items[len(commands) :], strict=True):
                 if item in ready:
                     direction.forward()
             if control is not None and commands[0] in ready:
                 command = control.recv()
                 if command == STATISTICS:
                     control.send_multipart([struct.pack('Q', count) for count in self._count()])
+                elif command == PAUSE:  # else the last statistics would not be exact
+                    directions = []
                 elif command == TERMINATE:
                     return
 

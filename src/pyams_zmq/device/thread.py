@@ -29,6 +29,7 @@ from pyams_zmq.device.proxy import (
 from pyams_zmq.device.socket_config import INPROC, Binding, SocketConfig
 from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
 from pyams_zmq.process.base import check_threads
+from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.server_socket import ServerSockets
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -82,8 +83,8 @@ class DeviceThread(Thread):
         self._threads_in_command: set[int] = set()
         self._stop_after_command = False
         self._sockets: list[Any] = []
-        self._server_sockets = ServerSockets(device, device)
         self._authenticator: Authenticator | None = None
+        self._guard: ConnectionGuard | None = None
         self._owns_context = device._owns_context
         self._is_native = device._is_native
 
@@ -233,7 +234,12 @@ class DeviceThread(Thread):
 
     def _open(self) -> None:
         if self._owns_context:
-            self._authenticator = _Authenticator(self._zmq_context, self._device.access)
+            self._guard = ConnectionGuard(self._device, self._device)
+        self._server_sockets = ServerSockets(self._device, self._device, self._guard)
+        if self._guard is not None:
+            self._authenticator = _Authenticator(
+                self._zmq_context, self._device.access, guard=self._guard
+            )
             self._authenticator.start()
         self._control = self._make_socket(zmq.PAIR)
         address = f'{INPROC}pyams_zmq.device-{id(self)}'
@@ -254,7 +260,7 @@ class DeviceThread(Thread):
             else:
                 with _explain_error(f'type {config.type} of the {config.name} socket'):
                     socket = self._make_socket(config.type)
-                self._device.apply_limits(socket, self._device.max_message_size)
+                self._device.apply_limits(socket, self._device._max_size_of(config))
             sockets.append(socket)
             self._configure(socket, config)
         return sockets
@@ -296,6 +302,8 @@ class DeviceThread(Thread):
             self._commands.close(0)
             if self._authenticator is not None:
                 self._authenticator.stop()
+            if self._guard is not None:
+                self._guard.close()
             if self._owns_context:
                 self._zmq_context.term()
             self._server_sockets.release()

@@ -96,11 +96,12 @@ class ZMQMessageHandler:
                 self.methods[name] = method._replace(in_thread=True)
         # The process waits for these replies before it stops.
         self._owed: set[asyncio.Future[None]] = getattr(process, 'owed_replies', set())
+        self._deadlines = getattr(process, 'call_deadlines', None)
         self._max_size = getattr(process, 'max_message_size', inf)
         # Only frames have the metadata of their peer. Bytes are faster where it is not needed. With
         # credentials it is needed for each message: `reload` may have removed its user.
-        access = getattr(process, 'access', None)
-        self.wants_frames = getattr(access, 'has_credentials', False) or any(
+        self._access = getattr(process, 'access', None)
+        self.wants_frames = self._checks_users or any(
             method.wants_peer for method in self.methods.values()
         )
 
@@ -111,13 +112,12 @@ class ZMQMessageHandler:
             if call is None:
                 result = method.call(*frames)
             elif method.in_thread:
-                future = self._threads.run(call)
-                DeferredReply(self.rep_stream, method, self._owed).wait_for(future)
+                self._defer(method).run(self._threads, call)
                 return
             else:
                 result = call()
             if type(result) not in _RESULTS and isinstance(result, Awaitable):
-                DeferredReply(self.rep_stream, method, self._owed).wait_for_result(result)
+                self._defer(method).wait_for_result(result)
                 return
             reply = encode(result)
         except BaseException as error:  # noqa: BLE001 - the peer waits for a reply
@@ -126,6 +126,14 @@ class ZMQMessageHandler:
             self._send(reply)
         except Exception:
             LOGGER.exception('A reply could not be sent')
+
+    @property
+    def _checks_users(self) -> bool:
+        """True if peers need credentials; they may do so from one message to the next."""
+        return bool(getattr(self._access, 'has_credentials', False))
+
+    def _defer(self, method: Method) -> DeferredReply:
+        return DeferredReply(self.rep_stream, method, self._owed, self._deadlines)
 
     @cached_property
     def _threads(self) -> MethodThreads:
@@ -138,7 +146,7 @@ class ZMQMessageHandler:
         :raises ZMQMessageError: if the message is refused
         """
         peer = None
-        if self.wants_frames and frames:
+        if frames and (self.wants_frames or self._checks_users):
             peer = self._identify(frames[0])
             frames[:] = map(bytes, frames)
         size = len(frames[0]) if len(frames) == 1 else sum(map(len, frames))

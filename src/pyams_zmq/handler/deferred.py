@@ -3,14 +3,22 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pyams_zmq.handler.errors import error_reply
 from pyams_zmq.handler.methods import Method
+from pyams_zmq.handler.threads import MethodThreads
+from pyams_zmq.process.deadlines import CallDeadlines
+from pyams_zmq.process.executor import Work, call_when_done, present_work
 from pyams_zmq.wire.message import DRAINING_REPLY, encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+_MEASURE_TIME = 0.2  # seconds in which the watchdog finds out whether the process was suspended
+_LATE = 1.0  # seconds after its deadline in which a method may end before others are refused
 
 
 class DeferredReply:
@@ -21,19 +29,46 @@ class DeferredReply:
     :param stream: stream that has received the message
     :param method: the method
     :param owed: set that contains a future until the reply is sent
+    :param deadlines: contains this while the method runs, if it has a time limit; or None
     """
 
-    def __init__(self, stream: Any, method: Method, owed: 'set[asyncio.Future[None]]'):
+    _is_overdue = False
+    _work: Work | tuple[()] = ()  # of its coroutine, in threads of the default executor
+
+    def __init__(
+        self,
+        stream: Any,
+        method: Method,
+        owed: 'set[asyncio.Future[None]]',
+        deadlines: CallDeadlines | None = None,
+    ):
         loop = asyncio.get_running_loop()
         self._method = method
         self._owed = owed
+        self._deadlines = None if method.timeout is None else deadlines
+        self._count_overdue: Any = getattr(stream, 'count_overdue', int)
         self._is_sent = loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         if method.timeout is not None:
-            self._timer = loop.call_later(method.timeout, self._pass_deadline)
+            self._due = loop.time() + method.timeout
+            self._timer = loop.call_at(self._due, self._pass_deadline)
         detach: Any = getattr(stream, 'detach', None) or (lambda: (stream.send, lambda: None))
         self._send, self._end = detach()
         owed.add(self._is_sent)
+        if method.timeout is not None and deadlines is not None:
+            deadlines.add(self, method.timeout)
+
+    def __str__(self) -> str:
+        return repr(self._method.name)
+
+    def run(self, threads: MethodThreads, call: Callable[[], Any]) -> None:
+        """Call the method in a thread, and reply with its result."""
+        try:
+            future = threads.run(call)
+        except RuntimeError as error:  # it cannot be started
+            self._complete(error_reply(error))
+        else:
+            self.wait_for(future)
 
     def wait_for_result(self, result: Awaitable[Any]) -> None:
         """Reply with the result of an awaitable that a method has returned."""
@@ -44,11 +79,30 @@ class DeferredReply:
         self._future = future
         future.add_done_callback(self._finish)
 
-    def _pass_deadline(self) -> None:
+    def _pass_deadline(self, is_measured: bool = False) -> None:
+        if self._deadlines is not None and self._postpone(self._deadlines, is_measured):
+            return
         text = f'{self._method.name!r} has not ended after {self._method.timeout} s'
         self._reply(encode([504, text]))
         self._cancel()
+        self._timer = asyncio.get_running_loop().call_later(_LATE, self._mark_overdue)
         LOGGER.warning('%s', text)
+
+    def _postpone(self, deadlines: CallDeadlines, is_measured: bool) -> bool:
+        """Set the timer again if this process was suspended, and return True."""
+        loop = asyncio.get_running_loop()
+        if not is_measured and not deadlines.is_current():
+            self._timer = loop.call_later(_MEASURE_TIME, self._pass_deadline, True)
+            return True
+        seconds = deadlines.take_postponed(self)
+        if seconds:
+            self._due += seconds
+            self._timer = loop.call_at(self._due, self._pass_deadline)
+        return seconds > 0
+
+    def _mark_overdue(self) -> None:
+        self._is_overdue = True
+        self._count_overdue(1)
 
     def _cancel(self) -> None:
         if isinstance(self._future, asyncio.Task):  # a thread cannot be cancelled
@@ -61,11 +115,25 @@ class DeferredReply:
             self.wait_for_result(result)
             if self._is_sent.done():
                 self._cancel()
-            return
+        elif self._is_sent.done() and self._work:  # cancelled, but threads cannot be
+            complete = partial(self._complete_soon, asyncio.get_running_loop(), result)
+            call_when_done(list(self._work), complete)
+        else:
+            self._complete(result)
+
+    def _complete_soon(self, loop: asyncio.AbstractEventLoop, data: bytes) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._complete, data)
+
+    def _complete(self, data: bytes) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._deadlines is not None:
+            self._deadlines.remove(self)
+        if self._is_overdue:
+            self._count_overdue(-1)
         try:
-            self._reply(result)
+            self._reply(data)
         finally:
             self._end()
 
@@ -80,6 +148,10 @@ class DeferredReply:
             LOGGER.exception('A reply could not be sent')
 
     async def _await_reply(self, result: Awaitable[Any]) -> bytes:
+        if self._method.timeout is not None:
+            work: Work = set()
+            present_work.set(work)
+            self._work = work
         try:
             return encode(await result)
         except BaseException as error:  # noqa: BLE001 - the peer waits for a reply

@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable
+from contextlib import closing
 from typing import Any
 
 import zmq
@@ -12,21 +13,27 @@ from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQTimeoutError
 from pyams_zmq.pool import protocol
 from pyams_zmq.pool.broker import PoolBroker, make_worker_access
+from pyams_zmq.pool.local_port import LocalPort, LocalSecret
 from pyams_zmq.pool.protocol import check_interval
 from pyams_zmq.pool.supervisor import PoolSupervisor
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import ReadyProcess
-from pyams_zmq.process.lock import PrivateFolder
 from pyams_zmq.process.server_socket import SocketLimits
 from pyams_zmq.process.service import LIMITS
 from pyams_zmq.supervisor.process import SupervisingProcess
+from pyams_zmq.wire.context import check_descriptors
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import check_integer, decode_reply
 
 __all__ = ['PoolWorker', 'ZMQPool']
 
 _LIMITS = (*LIMITS, 'loop_factory')  # of broker and workers
+_STATS_LINGER = 100  # milliseconds for a request that could not be sent yet
+_PROCESS_HOOKS = (
+    *('setup', 'init_stream', 'stream', 'exit', 'socket_type'),
+    *('_on_started', '_report_ready', '_reload', '_drain', '_on_stopped', '_teardown'),
+)  # of a ZMQProcess, which a pool does not have
 _WORKER_LIMITS = ('concurrency', 'beat_interval', 'max_calls', 'max_memory')
 
 
@@ -38,10 +45,14 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     `wait_ready` waits until the broker and all workers are ready. `reload` also replaces the
     workers one by one; no call is lost.
 
+    It does not have the methods that a subclass of a ZMQProcess overrides, `setup` for instance: a
+    subclass that defines one raises a TypeError. Override them in `worker_factory`.
+
     :param bind_addr: address to bind, see :class:`pyams_zmq.endpoint.Endpoint`
     :param handler: class of the message handler; each worker has an instance of its own
     :param auth: users that may connect, see :func:`pyams_zmq.auth.parse_users`
-    :param clients: IP addresses that may connect, see :func:`pyams_zmq.auth.parse_clients`
+    :param clients: IP addresses that may connect, as clients and as workers of other machines, see
+        :func:`pyams_zmq.auth.parse_clients`
     :param registry: registry of the application, by default the current one
     :param workers: number of workers on this machine
     :param curve: keys of the server and its clients (RFC 26/CURVEZMQ)
@@ -58,10 +69,14 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     #: Function that returns a new asyncio loop for broker and workers
     loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
 
-    #: Calls that wait for a worker; further ones get 503
+    #: Calls that wait for a worker; the clients share it, and further calls get 503
     queue_limit: int = 1000
     #: Bytes of the calls that wait for a worker; further ones get 503
     queue_size: int = 256 * 1024 * 1024
+    #: Bytes of the calls of one client connection that wait for a worker; further ones get 503
+    client_queue_size: int = 32 * 1024 * 1024
+    #: Bytes of the largest reply of a worker; the client gets 500 instead of a larger one
+    max_reply_size: int = 32 * 1024 * 1024
     #: Users that may read the statistics from other machines
     stats_users: Collection[str] = ()
     #: Index of the frame with the JSON text, as of the message handler
@@ -72,10 +87,22 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     max_calls: int = 0
     #: Resident MiB above which a worker is replaced; 0 for no limit
     max_memory: float = 0.0
+    #: Seconds after the time limit of a method until its worker is replaced, or earlier
+    overdue_grace: float = PoolWorker.overdue_grace
     #: Class of the workers
     worker_factory: Callable[..., PoolWorker] = PoolWorker
 
     _stop_slack = 6.0  # the workers stop after the broker
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _PROCESS_HOOKS:
+            if hasattr(cls, name):
+                raise TypeError(
+                    f'{cls.__name__}.{name} would be ignored, a pool does not use it: define it in '
+                    'a subclass of PoolWorker, the worker_factory of the pool, and pass auth, '
+                    'clients and curve to the pool'
+                )
 
     def __init__(
         self,
@@ -99,6 +126,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         self.set_access(auth, clients, curve)
         self.worker_address = worker_address
         self.worker_access = make_worker_access(worker_address, worker_auth, worker_curve)
+        self._local_secret = LocalSecret()
 
     # In the parent
 
@@ -106,8 +134,10 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         """Fork the pool and return at once.
 
         :raises ValueError: for an invalid `concurrency` or `beat_interval`
-        :raises ZMQStartError: in a program that gevent has patched
+        :raises ZMQStartError: in a program that gevent has patched, and if `curve` was assigned
+            after the construction
         """
+        self.check_curve()
         check_integer('concurrency', self.concurrency, 1)
         check_interval(self.beat_interval)
         super().start()
@@ -123,11 +153,14 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         :param timeout: seconds
         :raises ZMQTimeoutError: the broker does not reply in time, or the pool is not ready
         :raises ZMQStartError: the pool was not started by this process
+        :raises zmq.ZMQError: EMFILE, when this process has no descriptor left
         """
         if not self.bound_addresses:
             self.wait_ready(0)
+        check_descriptors()
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-            socket.linger = 0
+            socket.linger = _STATS_LINGER
+            self._local_secret.apply(socket)
             socket.connect(self.bound_addresses[1])
             socket.send_multipart([b'', protocol.STATS])
             if not socket.poll(int(timeout * 1000)):
@@ -143,27 +176,28 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         if self.worker_address is not None:
             self.worker_access.try_reload(f'{self.name} (workers)')
 
-    def make_broker(self, local_address: str) -> PoolBroker:
+    def make_broker(self, local_port: LocalPort) -> PoolBroker:
         """Return a new broker, which is not started.
 
-        :param local_address: ipc address of the workers on this machine
+        :param local_port: listener for the workers of this machine
         """
         self.try_reload_access()  # the files may have changed since the start of the pool
-        broker = PoolBroker(self, local_address)
+        broker = PoolBroker(self, local_port)
         for name in _LIMITS:
             setattr(broker, name, getattr(self, name))
         return broker
 
-    def make_worker(self, local_address: str) -> PoolWorker:
+    def make_worker(self, address: Any, auth: Users = None) -> PoolWorker:
         """Return a new worker, which is not started.
 
-        :param local_address: ipc address of the broker
+        :param address: address of the broker
+        :param auth: `'user:password'` of the worker there
         """
-        worker = self.worker_factory(local_address, self.handler, registry=self.registry)
+        worker = self.worker_factory(address, self.handler, auth, registry=self.registry)
         for name in _LIMITS + _WORKER_LIMITS:
             setattr(worker, name, getattr(self, name))
         return worker
 
     def _supervise(self) -> int:
-        with PrivateFolder() as folder:
-            return PoolSupervisor(self, folder).run()
+        with closing(LocalPort(self._local_secret, self.workers)) as port:
+            return PoolSupervisor(self, port).run()

@@ -20,15 +20,17 @@ from pyams_zmq.auth import ZAP_DOMAIN, Access, Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.pool import protocol
+from pyams_zmq.pool.local_port import LocalPort
 from pyams_zmq.pool.protocol import ROUTE_SIZE, SEPARATOR
-from pyams_zmq.pool.scheduler import Call, Scheduler, WorkerState
+from pyams_zmq.pool.queue import Call, FairQueue
+from pyams_zmq.pool.scheduler import Scheduler, WorkerState
 from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS
 from pyams_zmq.process.descendants import open_pidfd
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
-from pyams_zmq.process.stream import ReplyStream, ZMQStream
+from pyams_zmq.process.stream import Envelope, ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, parse_ip
-from pyams_zmq.wire.frames import NOBLOCK, POLLIN, send_frames
+from pyams_zmq.wire.frames import NOBLOCK, POLLIN, SRCFD, send_frames
 from pyams_zmq.wire.message import decode_reply, encode, peek_type
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -38,6 +40,10 @@ STATS_TYPE = b'pyams_zmq.stats'
 
 WORKER_DOMAIN = b'pyams_zmq workers'
 LOCAL_DOMAIN = b'pyams_zmq local workers'
+
+REFUSAL_PAUSE = 0.04
+"""Seconds that the 503 replies of a full queue wait, at most: a client that repeats its calls at
+once would keep the broker busy"""
 
 _PEEK_SIZE = 256  # first bytes of a message, which contain its type
 _POLL_TIMEOUT = 2  # milliseconds to wait for the next message before the loop may run
@@ -53,7 +59,10 @@ class _RouterStream(ZMQStream):
     """Stream of a ROUTER socket from which the broker reads, because it polls all its sockets.
 
     :ivar access: access rules of its peers
+    :ivar listener: what is known about their connections
     """
+
+    listener: Any
 
     def __init__(
         self, broker: 'PoolBroker', socket: Any, access: Access, on_message: Callable[..., None]
@@ -98,7 +107,7 @@ class PoolBroker(ServiceProcess):
     """Sends each message of a client to a free worker of the pool, and the reply to the client.
 
     :param pool: the ZMQPool, which has addresses, access rules and limits
-    :param local_address: ipc address to bind for the workers of this pool, in a private folder
+    :param local_port: listener for the workers that the pool has started
     """
 
     auth_thread: Any = None  # an Authenticator
@@ -107,29 +116,42 @@ class PoolBroker(ServiceProcess):
     _has_seen_workers = False
     _pump_is_scheduled = False
 
-    def __init__(self, pool: Any, local_address: str):
+    def __init__(self, pool: Any, local_port: LocalPort):
         super().__init__(pool.registry)
         self.bind_addr, self.access = pool.bind_addr, pool.access
-        self.local_address = local_address
+        self.local_port = local_port
         self.worker_address, self.worker_access = pool.worker_address, pool.worker_access
+        self.worker_access.networks = self.access.networks
         self.queue_limit, self.queue_size = pool.queue_limit, pool.queue_size
+        self.client_queue_size = pool.client_queue_size
+        self.max_reply_size = pool.max_reply_size
+        # Workers of other machines, and several at a time, end calls in any order anyhow.
+        self.is_ordered = (pool.workers, pool.concurrency, pool.worker_address) == (1, 1, None)
         self.stats_users, self.json_load = pool.stats_users, pool.json_load
         self._by_socket: dict[Any, _RouterStream] = {}
         self._polled: list[tuple[Any, int]] = []
+        self._refusals: list[tuple[Envelope, list[Any]]] = []
 
     def init_stream(self) -> None:
         """Bind the sockets for clients and workers."""
+        queue = FairQueue(self.queue_limit, self.queue_size, self.client_queue_size)
         self._scheduler = Scheduler(
             self._send_request,
             self._send_reply,
-            queue_limit=self.queue_limit,
-            queue_size=self.queue_size,
+            self._send_refusal,
+            queue=queue,
+            is_ordered=self.is_ordered,
         )
         self._client_stream = self._open(self.bind_addr, self.access, ZAP_DOMAIN)
-        self._local_stream = self._open(self.local_address, Access(), LOCAL_DOMAIN)
+        self._local_stream = self._open(
+            self.local_port.uri, self.local_port.secret.make_access(), LOCAL_DOMAIN
+        )
         if self.worker_address is not None:
             self._open(self.worker_address, self.worker_access, WORKER_DOMAIN)
         self.bound_address = self._sockets.uris[0]
+        self._clients = queue.listener = clients = self._client_stream.listener
+        clients.counts = True
+        clients.refresh = partial(self.loop.asyncio_loop.call_soon_threadsafe, self._pump)
         self._check_workers()
 
     def _open(self, address: Any, access: Access, domain: bytes) -> _RouterStream:
@@ -138,15 +160,20 @@ class PoolBroker(ServiceProcess):
         self.auth_thread.policies[domain] = access
         endpoint = Endpoint.parse(address, bind=True)
         with closed_on_error(self.context.socket(zmq.ROUTER)) as socket:
-            self.apply_limits(socket, self.max_message_size + SIZE_SLACK)
+            max_size = self.max_message_size if is_for_clients else self.max_reply_size
+            self.apply_limits(socket, max_size + SIZE_SLACK, counts=endpoint.protocol == 'tcp')
             socket.ipv6 = endpoint.is_ipv6
             if not is_for_clients:
-                socket.maxmsgsize = -1  # a reply may be larger than a request
                 socket.sndhwm = socket.rcvhwm = 0  # the slots of the workers limit them
                 # A worker may connect again before libzmq notices that its connection is lost.
                 socket.router_handover = True
+            if domain == LOCAL_DOMAIN:
+                self.local_port.hand_over(socket)
             self._sockets.bind(socket, endpoint.uri, access, path=endpoint.path, domain=domain)
+            if domain == LOCAL_DOMAIN:
+                self._sockets.listeners[socket].max_connections = self.local_port.max_connections
         stream = _RouterStream(self, socket, access, on_message)
+        stream.listener = self._sockets.listeners[socket]
         self._streams.add(stream)
         self._by_socket[socket] = stream
         self._polled.append((socket, POLLIN))
@@ -169,18 +196,20 @@ class PoolBroker(ServiceProcess):
     # Clients
 
     def _handle_request(self, _stream: _RouterStream, first: Any, frames: list[Any]) -> None:
+        envelope = Envelope((first.bytes,))
+        envelope.connection = self._clients.count_received(first, frames)
         try:
             size = frames.index(b'') + 1  # of the envelope after the routing id
         except ValueError:
-            self._send_reply([first.bytes], [ReplyStream.no_delimiter_reply])
+            self._send_reply(envelope, [ReplyStream.no_delimiter_reply])
             return
-        envelope = [first.bytes, *frames[:size]]
+        envelope.extend(frames[:size])
         try:
             self._handle_body(first, envelope, frames[size:])
         except ZMQMessageError as error:
             self._send_reply(envelope, [encode([error.status, error.text])])
 
-    def _handle_body(self, first: Any, envelope: list[Any], body: list[Any]) -> None:
+    def _handle_body(self, first: Any, envelope: Envelope, body: list[Any]) -> None:
         size = sum(map(len, body))
         if size > self.max_message_size:
             raise ZMQMessageError(
@@ -222,9 +251,24 @@ class PoolBroker(ServiceProcess):
             **self._scheduler.stats(monotonic()),
         }
 
-    def _send_reply(self, envelope: list[Any], reply: list[Any]) -> None:
+    def _send_reply(self, envelope: Envelope, reply: list[Any]) -> None:
         # A client that is gone, or does not read its replies, loses this one.
-        self._client_stream.send_frames(envelope + reply)
+        is_sent = self._client_stream.send_frames(envelope + reply)
+        envelope.count_reply(sum(map(len, reply)) if is_sent else None)
+
+    def _send_refusal(self, envelope: Envelope, reply: list[Any]) -> None:
+        if not self._refusals:
+            self.loop.call_later(REFUSAL_PAUSE, self._end_pause)
+        self._refusals.append((envelope, reply))
+
+    def _send_refusals(self) -> None:
+        refusals, self._refusals = self._refusals, []
+        for envelope, reply in refusals:
+            self._send_reply(envelope, reply)
+
+    def _end_pause(self) -> None:
+        self._send_refusals()
+        self._pump()
 
     # Workers
 
@@ -245,13 +289,19 @@ class PoolBroker(ServiceProcess):
         self, stream: _RouterStream, first: Any, command: bytes, rest: list[Any]
     ) -> None:
         route, now = first.bytes, monotonic()
+        # Of many connections, those without a message are closed first.
+        connection = stream.listener.count_received(first, [command])
         match command, rest:
             case protocol.HEARTBEAT, [memory]:
                 route = route[:ROUTE_SIZE]
                 if not self._scheduler.handle_heartbeat(route, int(memory), now):
                     stream.send_frames([route, b'', protocol.UNKNOWN])
             case protocol.READY, [info]:
-                self._register(stream, first['User-Id'], route, decode_reply(info), now)
+                worker = self._register(stream, first['User-Id'], route, decode_reply(info), now)
+                if worker is not None and connection is not None:
+                    worker.measure_silence = partial(
+                        stream.listener.measure_silence, first.get(SRCFD), connection
+                    )
             case protocol.DISCONNECT, []:
                 self._scheduler.handle_disconnect(route)
                 stream.send_frames([route, b'', protocol.DISCONNECT_OK])
@@ -264,18 +314,21 @@ class PoolBroker(ServiceProcess):
 
     def _register(
         self, stream: _RouterStream, user: str, route: bytes, info: Any, now: float
-    ) -> None:
+    ) -> WorkerState | None:
         known = self._scheduler.workers.get(route)
         if not stream.access.admits(user) or (known is not None and known.stream is not stream):
-            return
+            return None
         worker = self._scheduler.handle_ready(route, info, now, stream=stream, user=user)
         needs_peers = bool(info['peers'])
         self._forwards_peers = needs_peers or (self._forwards_peers and self._has_seen_workers)
         self._has_seen_workers = True
-        stream.send_frames([route, b'', protocol.READY_OK])
+        settings = encode({'max_reply_size': self.max_reply_size})
+        stream.send_frames([route, b'', protocol.READY_OK, settings])
+        self._scheduler.assign_queued()
         if stream is self._local_stream and not worker.is_watched:
             self._watch(worker)
         LOGGER.info('Worker %s of %s is ready', worker.pid, worker.host)
+        return worker
 
     def _watch(self, worker: WorkerState) -> None:
         stack = ExitStack()
@@ -317,6 +370,8 @@ class PoolBroker(ServiceProcess):
                     self._pump_is_scheduled = True
                     self.loop.add_callback(self._pump_again)
                 break
+        else:
+            self._clients.drained = monotonic()
 
     def _pump_again(self) -> None:
         self._pump_is_scheduled = False
@@ -324,7 +379,11 @@ class PoolBroker(ServiceProcess):
 
     def _check_workers(self) -> None:
         self._pump()  # heartbeats may wait
-        for worker in self._scheduler.check(monotonic()):
+        now = monotonic()
+        for worker in self._scheduler.find_late(now):
+            # On a slow link its heartbeats may wait behind a large reply, which is still coming in.
+            worker.last_seen = max(worker.last_seen, now - worker.measure_silence())
+        for worker in self._scheduler.check(now):
             LOGGER.error('Worker %s of %s missed its heartbeats', worker.pid, worker.host)
         self.loop.call_later(_CHECK_INTERVAL, self._check_workers)
         self._pump()
@@ -341,6 +400,7 @@ class PoolBroker(ServiceProcess):
             if not self._scheduler.in_flight:
                 turns = turns + 1 if received != self._count_received() else REFUSAL_TURNS
         self._scheduler.abort(monotonic())
+        self._send_refusals()
 
 
 def make_worker_access(address: Any, auth: Users, curve: CurveServer | None) -> Access:

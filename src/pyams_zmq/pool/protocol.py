@@ -18,7 +18,7 @@ REQUEST        broker to worker     header, body...               process this m
 REPLY          worker to broker     key, body...                  the reply to the request *key*
 READY          worker to broker     empty, READY, JSON            register this worker, or register
                                                                   it again after a lost connection
-READY_OK       broker to worker     empty, READY_OK               the worker is registered
+READY_OK       broker to worker     empty, READY_OK, JSON         the worker is registered
 HEARTBEAT      worker to broker,    empty, HEARTBEAT, MiB         the worker is alive, and has so
                second socket                                      much resident memory
 UNKNOWN        broker to worker,    empty, UNKNOWN                in reply to HEARTBEAT: the worker
@@ -47,6 +47,9 @@ The JSON object of READY has these members:
 ``peers``       true if the handler needs user and address of each client
 ``calls``       keys of the requests that it has not replied to, in hexadecimal digits
 ==============  ====================================================================================
+
+The JSON object of READY_OK, which the broker sends before any request, has the member
+``max_reply_size``: the bytes of the largest reply that the worker may send.
 """
 
 KEY_SIZE = 8

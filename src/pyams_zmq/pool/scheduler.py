@@ -2,18 +2,19 @@
 """Decides which worker gets which call, and what happens to a call whose worker is lost.
 
 It does no I/O and reads no clock: the broker, or a test, passes events and the present time, and
-two functions that send requests to workers and replies to clients.
+functions that send requests to workers and replies to clients.
 """
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import count
+from math import inf
 from os import urandom
 from typing import Any
 
 from pyams_zmq.pool.histogram import Histogram
 from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL, MISSED_HEARTBEATS
+from pyams_zmq.pool.queue import Call, FairQueue
 from pyams_zmq.wire.message import DRAINING_REPLY, encode, is_error
 
 MAX_ATTEMPTS = 3
@@ -55,31 +56,6 @@ class MethodStats:
         }
 
 
-@dataclass(slots=True, eq=False)
-class Call:
-    """A request that has no reply yet.
-
-    :ivar key: number of the call, `KEY_SIZE` bytes
-    :ivar envelope: frames in front of the reply
-    :ivar header: first frame for the worker, see :mod:`pyams_zmq.pool.protocol`
-    :ivar body: frames of the message
-    :ivar size: bytes of memory, with the envelope
-    :ivar name: type of the message, see :func:`pyams_zmq.wire.message.peek_type`
-    :ivar received: time of the request
-    :ivar attempts: number of workers that were lost during this call
-    """
-
-    key: bytes
-    envelope: list[Any]
-    header: bytes
-    body: list[Any]
-    size: int
-    name: bytes
-    method: MethodStats
-    received: float
-    attempts: int = 0
-
-
 class WorkerState:
     """A registered worker.
 
@@ -90,6 +66,7 @@ class WorkerState:
     :ivar needs_ready: true if a call could not be sent, so that the worker has to send READY again
     :ivar is_watched: true if the broker is notified of the end of the worker; its heartbeats are
         not checked then
+    :ivar measure_silence: returns the seconds since data came in on its connection
     :ivar calls: its calls, by key
     :ivar unknown_calls: keys of its calls of an earlier broker, or of an earlier registration
     """
@@ -105,6 +82,7 @@ class WorkerState:
         self.memory = 0
         self.replies = 0
         self.is_watched = False
+        self.measure_silence: Callable[[], float] = lambda: inf
         self.calls: dict[bytes, Call] = {}
         self.unknown_calls: set[bytes] = set()
         self.update(info)
@@ -146,28 +124,30 @@ class Scheduler:
 
     :param send_request: sends a call to a worker; returns False if the worker is unreachable
     :param send_reply: sends the frames of a reply with an envelope
-    :param queue_limit: limit of the calls that wait for a worker
-    :param queue_size: limit of the bytes of the calls that wait
+    :param send_refusal: the same for a call that the queue does not take
+    :param queue: the calls that wait for a worker
+    :param is_ordered: true to assign a call when the one before it has ended, also while one worker
+        replaces another
     """
 
     def __init__(
         self,
         send_request: Callable[[WorkerState, Call], bool],
-        send_reply: Callable[[list[Any], list[Any]], None],
+        send_reply: Callable[[Any, list[Any]], None],
+        send_refusal: Callable[[Any, list[Any]], None],
         *,
-        queue_limit: int,
-        queue_size: int,
+        queue: FairQueue,
+        is_ordered: bool = False,
     ):
         self._send_request = send_request
         self._send_reply = send_reply
-        self.queue_limit = queue_limit
-        self.queue_size = queue_size
+        self._send_refusal = send_refusal
         self.workers: dict[bytes, WorkerState] = {}
         self.is_draining = False
         self.methods: dict[bytes, MethodStats] = {}
         self.other_methods = MethodStats()
-        self._queue: deque[Call] = deque()
-        self._queued_size = 0
+        self._queue = queue
+        self._is_ordered = is_ordered
         self._free: deque[WorkerState] = deque()  # one entry for each free slot
         self._refused = self._repeated = self._lost = 0
         # Random, because a worker may still reply to a call of an earlier broker.
@@ -203,14 +183,8 @@ class Scheduler:
         method = self.methods.get(name, self.other_methods)
         call = Call(key, envelope, key + sender, body, size, name, method, now)
         if self._queue or not self._assign(call):
-            waiting = len(self._queue)
-            if waiting < self.queue_limit and self._queued_size + size <= self.queue_size:
-                self._queue.append(call)
-                self._queued_size += size
-            else:
-                self._refused += 1
-                text = f'The service is overloaded: {waiting} calls wait, try again later'
-                self._send_reply(envelope, [encode([503, text])])
+            for refused in self._queue.put(call):
+                self._refuse_overload(refused)
 
     def handle_reply(self, route: bytes, key: bytes, reply: list[Any], now: float) -> None:
         """Send the reply of a worker to its client; drop it if the call is unknown."""
@@ -227,11 +201,15 @@ class Scheduler:
             worker.unknown_calls.discard(key)
             self._release(worker)
 
+    def _refuse_overload(self, call: Call) -> None:
+        self._refused += 1
+        text = f'The service is overloaded: {len(self._queue)} calls wait, try again later'
+        self._send_refusal(call.envelope, [encode([503, text])])
+
     def _release(self, worker: WorkerState) -> None:
         if worker.is_open and worker.in_flight < worker.slots:
             self._free.append(worker)
-            if self._queue:
-                self._assign_queued()
+        self.assign_queued()
 
     def _finish(self, call: Call, reply: list[Any], now: float) -> None:
         call.method.latency.add(now - call.received)
@@ -239,20 +217,19 @@ class Scheduler:
             call.method.errors += 1
         self._send_reply(call.envelope, reply)
 
-    def _assign_queued(self) -> None:
+    def assign_queued(self) -> None:
+        """Assign calls that wait to free workers."""
         while self._queue and self._free:
-            call = self._queue.popleft()
-            self._queued_size -= call.size
+            call = self._queue.take()
             if call.method is self.other_methods:  # a worker may have announced it since
                 call.method = self.methods.get(call.name, self.other_methods)
             if not self._assign(call):
-                self._requeue(call)
-
-    def _requeue(self, call: Call) -> None:
-        self._queue.appendleft(call)
-        self._queued_size += call.size
+                self._queue.put_back(call)
+                break
 
     def _assign(self, call: Call) -> bool:
+        if self._is_ordered and self.in_flight:
+            return False
         while self._free:
             worker = self._free.popleft()
             if worker.is_open:
@@ -276,7 +253,8 @@ class Scheduler:
     ) -> WorkerState:
         """Register a worker, or register it again after a lost connection.
 
-        In the second case, the calls that *info* does not contain were lost on their way.
+        In the second case, the calls that *info* does not contain were lost on their way. The
+        worker gets no calls before `assign_queued`.
 
         :param info: data of READY
         :param stream, user: see :class:`WorkerState`
@@ -322,6 +300,14 @@ class Scheduler:
         worker.memory = memory
         return not worker.needs_ready
 
+    def find_late(self, now: float) -> list[WorkerState]:
+        """Return the workers whose next heartbeat is late."""
+        return [
+            worker
+            for worker in self.workers.values()
+            if now - worker.last_seen > worker.interval and not worker.is_watched
+        ]
+
     def handle_disconnect(self, route: bytes) -> None:
         """Assign no more calls to a worker, which finishes those that it has."""
         worker = self.workers.get(route)
@@ -332,11 +318,10 @@ class Scheduler:
         """Put a call that a worker has not started in front of the queue."""
         worker = self.workers.get(route)
         if worker is not None and (call := worker.calls.pop(key, None)) is not None:
-            self._requeue(call)
+            self._queue.put_back(call)
             if self.is_draining:
                 self._refuse_queue()
             self._release(worker)  # unless it is leaving, it takes a call as soon as it can
-            self._assign_queued()
 
     def remove(self, route: bytes, now: float, reason: str = 'died') -> None:
         """Remove a worker, and repeat or fail its calls.
@@ -348,18 +333,18 @@ class Scheduler:
             worker.is_open = False
             calls, worker.calls = list(worker.calls.values()), {}
             self._repeat(calls, reason, now)
+            self.assign_queued()
 
     def _repeat(self, calls: list[Call], reason: str, now: float) -> None:
-        for call in reversed(calls):
+        for call in reversed(calls):  # the first one is put back last, before the others
             call.attempts += 1
             if call.method.repeatable and call.attempts < MAX_ATTEMPTS and not self.is_draining:
                 self._repeated += 1
-                self._requeue(call)
+                self._queue.put_back(call)
             else:
                 self._lost += 1
                 text = f'The worker {reason} during this call'
                 self._finish(call, [encode([502, text])], now)
-        self._assign_queued()
 
     def check(self, now: float) -> list[WorkerState]:
         """Remove the workers that have missed their heartbeats.
@@ -390,8 +375,7 @@ class Scheduler:
     def _refuse_queue(self) -> None:
         while self._queue:
             self._refused += 1
-            self._send_reply(self._queue.popleft().envelope, [DRAINING_REPLY])
-        self._queued_size = 0
+            self._send_reply(self._queue.take().envelope, [DRAINING_REPLY])
 
     def abort(self, now: float) -> None:
         """Fail the calls that workers have not finished in time."""
@@ -413,8 +397,8 @@ class Scheduler:
             'lost': self._lost,
             'in_flight': self.in_flight,
             'queue': len(self._queue),
-            'queue_limit': self.queue_limit,
-            'queue_bytes': self._queued_size,
+            'queue_limit': self._queue.limit,
+            'queue_bytes': self._queue.size,
             'draining': self.is_draining,
             'methods': methods,
             'workers': [worker.stats(now) for worker in self.workers.values()],

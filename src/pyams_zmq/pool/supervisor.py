@@ -2,16 +2,15 @@
 """The supervisor of a pool: starts, replaces and stops the broker and the workers."""
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
+from pyams_zmq.pool.local_port import LocalPort
 from pyams_zmq.pool.worker import PoolWorker
-from pyams_zmq.process.base import ReadyProcess, StopOrder
-from pyams_zmq.process.lock import PrivateFolder
+from pyams_zmq.process.base import ReadyProcess, StopOrder, describe_exit_code
 from pyams_zmq.supervisor.policy import SupervisedProcess
 from pyams_zmq.supervisor.process import OwnedSupervisor
 
@@ -26,12 +25,12 @@ BROKER = 'broker'
 class PoolSupervisor(OwnedSupervisor):
     """Supervisor of the processes of a pool.
 
-    Without a lock, the pool ends with the first process that fails to start: its owner waits for
-    it. With a lock, which a service of an application has, it starts the process again, as it does
-    later.
+    Without a lock, the pool ends with the first process that fails before all are ready: its owner
+    waits for it. With a lock, which a service of an application has, it starts the process again,
+    as it does later.
 
     :param pool: the ZMQPool
-    :param folder: private folder for the ipc address of the broker
+    :param local_port: listener at which the workers reach their broker
     """
 
     _replaces_all = True
@@ -40,17 +39,22 @@ class PoolSupervisor(OwnedSupervisor):
     _has_been_ready = False
     _replacement: tuple[SupervisedProcess, SupervisedProcess] | None = None
 
-    def __init__(self, pool: Any, folder: PrivateFolder):
-        local_address = f'ipc://{os.path.join(folder.path, "broker")}'
+    def __init__(self, pool: Any, local_port: LocalPort):
         factories: dict[str, Callable[[], ReadyProcess]] = {
-            BROKER: partial(pool.make_broker, local_address)
+            BROKER: partial(pool.make_broker, local_port)
         }
         for number in range(1, pool.workers + 1):
-            factories[f'worker {number}'] = partial(pool.make_worker, local_address)
+            factories[f'worker {number}'] = self._make_worker
         super().__init__(pool, factories)
-        self._folder = folder
+        self._local_port = local_port
         self._broker = self._children[0]
         self._to_replace: deque[SupervisedProcess] = deque()
+
+    def _make_worker(self) -> PoolWorker:
+        port = self._local_port
+        worker: PoolWorker = self._process.make_worker(port.uri, port.secret.auth)
+        worker.local_port = port
+        return worker
 
     @property
     def _workers(self) -> list[SupervisedProcess]:
@@ -89,7 +93,8 @@ class PoolSupervisor(OwnedSupervisor):
                 self._fail(error)
             return
         child.ready = True
-        child.short_lives = 0
+        child.failures = 0
+        child.has_failed = False
         if child is self._broker:
             # A broker that replaces this one has to bind the same ports.
             self._process.bind_addr, _local, *remote = child.process.bound_addresses
@@ -97,7 +102,12 @@ class PoolSupervisor(OwnedSupervisor):
                 self._process.worker_address = remote[0]
 
     def _check_ready(self) -> None:
-        if not self._has_been_ready and all(each.ready or each.given_up for each in self._children):
+        if (
+            not self._has_been_ready
+            and self._broker.ready
+            and any(worker.ready for worker in self._workers)
+            and all(each.ready or each.has_failed for each in self._children)
+        ):
             self._has_been_ready = True
             self._process._send_report(self._broker.process.bound_addresses, None)
 
@@ -117,19 +127,21 @@ class PoolSupervisor(OwnedSupervisor):
     def _restart_later(self, child: SupervisedProcess, now: float, code: int | None) -> None:
         if child.ready:  # it worked: a crash now and then does not make the delay longer
             child.due = now + self.min_delay
-            LOGGER.error('%s ended with exit code %s, it is started again', child.name, code)
+            text = describe_exit_code(code)
+            LOGGER.error('%s ended with %s; it is started again', child.name, text)
         else:
             super()._restart_later(child, now, code)
 
-    def _give_up(self, child: SupervisedProcess, code: int | None) -> None:
-        super()._give_up(child, code)
-        if child is self._broker or all(worker.given_up for worker in self._workers):
-            self._fail(ZMQStartError(f'{child.name} of {self._process.name} was given up'))
-            if self._lock is not None:  # else another supervisor may start the pool again
-                self._notify_given_up(self._process, self._process.name, 1)
+    def _on_failure(self, child: SupervisedProcess, code: int | None) -> None:
+        super()._on_failure(child, code)
+        if child is self._broker or all(worker.has_failed for worker in self._workers):
+            if not self._has_been_ready:
+                error = ZMQStartError(f'{child.name} of {self._process.name} fails, see its log')
+                self._process._send_report(None, error)
+            self._notify_given_up(self._process, self._process.name, code)
 
     def _fail(self, error: Exception) -> None:
-        """Stop all processes; keep the lock, because a standby would fail in the same way."""
+        """Stop all processes."""
         self._process._send_report(None, error)
         self._exit_code = 1
         self._stopping = True
@@ -155,7 +167,7 @@ class PoolSupervisor(OwnedSupervisor):
                 LOGGER.info('%s is replaced', old.name)
             return
         old, new = self._replacement
-        if new.given_up:
+        if new.has_failed:
             if not old.retired:
                 self._children.remove(new)
             self._to_replace.clear()
@@ -181,6 +193,3 @@ class PoolSupervisor(OwnedSupervisor):
         if isinstance(process, PoolWorker):  # the broker has replied to all its calls
             yield next(orders)[0], WORKER_GRACE
         yield from orders
-
-    def _on_owner_death(self) -> None:
-        self._folder.remove()

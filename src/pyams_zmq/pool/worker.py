@@ -9,7 +9,7 @@ import socket as network
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from math import ceil, inf
+from math import inf
 from threading import Event, Thread
 from time import monotonic
 from typing import Any
@@ -17,18 +17,19 @@ from typing import Any
 import zmq
 
 from pyams_zmq.auth import Users
+from pyams_zmq.auth.access import FixedAccess
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import ServiceAddress, configure
-from pyams_zmq.exceptions import ZMQRefusedError
+from pyams_zmq.exceptions import ZMQRefusedError, ZMQStartError
 from pyams_zmq.pool import protocol
-from pyams_zmq.pool.protocol import KEY_SIZE, MISSED_HEARTBEATS, ROUTE_SIZE, SEPARATOR
+from pyams_zmq.pool.local_port import LocalPort
+from pyams_zmq.pool.protocol import KEY_SIZE, ROUTE_SIZE, SEPARATOR
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.process.base import RECYCLED
-from pyams_zmq.process.descendants import end_descendants, forbid_new_processes
-from pyams_zmq.process.stream import ReplyStream, ZMQStream
-from pyams_zmq.process.watchdog import END_GRACE
+from pyams_zmq.process.stream import Envelope, ReplyStream, ZMQStream
+from pyams_zmq.process.watchdog import RECYCLED
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN
-from pyams_zmq.wire.message import encode
+from pyams_zmq.wire.keepalive import keep_alive
+from pyams_zmq.wire.message import decode_reply, encode
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -44,6 +45,12 @@ READY_TIMEOUT = 5.0
 
 OVERDUE = 'has a method that passed its deadline'
 """Reason to leave"""
+
+NO_RULES = (
+    'The broker of a pool decides who may connect, not a worker: pass auth, clients and curve to '
+    'the pool'
+)
+"""Error of a worker that changes the access rules"""
 
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
@@ -82,6 +89,8 @@ class WorkerStream(ReplyStream):
     """
 
     process: Any = None
+    max_size: int = sys.maxsize
+    """Bytes of the largest reply, which the broker states"""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.pending: set[bytes] = set()
@@ -91,6 +100,15 @@ class WorkerStream(ReplyStream):
     def has_overdue(self) -> bool:
         """True while a method runs whose call was answered with 504 at its deadline."""
         return self.in_hand > len(self.pending)
+
+    def refuse_waiting(self, data: bytes) -> None:
+        """Do nothing: the broker has confirmed that it sends no further calls."""
+
+    def drop_waiting(self) -> None:
+        """Drop the calls of a former connection that were not read."""
+        with suppress(zmq.Again):
+            while True:
+                self.socket.recv_multipart(zmq.NOBLOCK)
 
     def _can_receive(self) -> bool:
         return self.envelope is None
@@ -133,7 +151,7 @@ class WorkerStream(ReplyStream):
             self.process.send_command(protocol.REJECT, key)
             return None
         self.pending.add(key)
-        self.envelope = [key]
+        self.envelope = Envelope((key,))
         if not self._recv_copy and body:
             body[0] = ForwardedFrame(body[0], header[KEY_SIZE:])
         return body
@@ -144,8 +162,13 @@ class WorkerStream(ReplyStream):
     def _route_reply(self, envelope: list[bytes], data: bytes) -> None:
         self.pending.discard(envelope[0])
         self.process.count_reply()
-        # Without a connection the reply is dropped: the next broker does not know this call.
-        super()._route_reply(envelope, data)
+        size = len(data) if len(envelope) == 1 else sum(map(len, envelope[1:]), len(data))
+        if size > self.max_size:  # the broker would end the connection
+            text = f'The reply is {size} bytes; the limit is {self.max_size} (max_reply_size)'
+            LOGGER.error('%s: %s', self.process.name, text)
+            envelope, data = envelope[:1], encode([500, text])
+        if self.process.is_connected:  # the next broker does not know this call
+            super()._route_reply(envelope, data)
 
 
 class PoolWorker(ZMQProcess):
@@ -154,6 +177,9 @@ class PoolWorker(ZMQProcess):
     It sends READY on every new connection, and heartbeats. On SIGHUP it finishes its calls, without
     a time limit, and exits; on SIGTERM it does so within `drain_timeout`. Its exit code requests
     that a supervisor replaces it.
+
+    The broker decides who may connect. A change of the access rules in a worker, by `auth_thread`,
+    `passwords` or `clients`, raises a ZMQStartError.
 
     :param address: address of the broker
     :param handler: class of the message handler
@@ -164,11 +190,15 @@ class PoolWorker(ZMQProcess):
     """
 
     max_message_size: int = sys.maxsize  #: No limit: the broker checks the size
+    overdue_grace: float = 1.0  #: As of ZMQProcess; earlier if the broker sends a further call
     beat_interval: float = 0.5  #: Seconds between two heartbeats to the broker
     max_calls: int = 0  #: Calls after which it is replaced; 0 for no limit
     max_memory: float = 0.0  #: Resident MiB above which it is replaced; 0 for no limit
 
+    local_port: LocalPort | None = None  #: Inherited listener of the broker, None on other machines
+
     is_leaving = False
+    is_connected = False  #: True while the broker is connected, as far as is known
 
     _has_been_ready = False
     _leaves_at_start = False
@@ -200,6 +230,25 @@ class PoolWorker(ZMQProcess):
         protocol.check_interval(self.beat_interval)
         super().start()
 
+    def set_access(self, auth: Users, clients: Any, curve: Any) -> None:
+        """Set rules that cannot be changed; the broker decides who may connect.
+
+        :raises ZMQStartError: if rules are given, or the class has its own value of `curve`
+        """
+        super().set_access(auth, clients, curve)
+        if self.clients is not None or self.access.has_credentials:
+            raise ZMQStartError(NO_RULES)
+        self.access = FixedAccess(NO_RULES)
+
+    def _is_set_up(self) -> bool:
+        """Raise the error of rules that are assigned, also before the start."""
+        raise ZMQStartError(NO_RULES)
+
+    def _drop_inherited_state(self) -> None:
+        super()._drop_inherited_state()
+        if self.local_port is not None:
+            self.local_port.close()
+
     def init_stream(self) -> None:
         """Connect to the broker."""
         self._route = os.urandom(ROUTE_SIZE)
@@ -229,9 +278,12 @@ class PoolWorker(ZMQProcess):
             )
             self._stop_loop()
         elif event == zmq.EVENT_DISCONNECTED:
+            self.is_connected = False
             self._is_disconnected.set()  # DISCONNECT_OK will not arrive
             self._ready_sent = -inf
         else:
+            self.rep_stream.drop_waiting()  # READY does not list them
+            self.is_connected = True
             self.send_ready()
 
     def make_socket(self, route: bytes) -> Any:
@@ -244,24 +296,19 @@ class PoolWorker(ZMQProcess):
         self.apply_limits(socket, -1)
         socket.sndhwm = socket.rcvhwm = 0  # a reply above a limit would be lost
         socket.routing_id = route
-        socket.immediate = 1  # the next broker would not know a queued message
         socket.reconnect_ivl, socket.reconnect_ivl_max = RECONNECT
-        # libzmq sends these and replies to them in its own threads, even while Python computes.
-        socket.heartbeat_ivl = ceil(self.beat_interval * 1000)
-        socket.heartbeat_timeout = ceil(self.beat_interval * 1000 * MISSED_HEARTBEATS)
+        if self.local_port is None:  # a host may be gone
+            keep_alive(socket, self.heartbeat_interval, self.heartbeat_timeout, limit_sending=True)
         return socket
 
     # Messages to the broker, and from it
 
     def send_command(self, *frames: bytes) -> bool:
         """Send a command to the broker; return False if there is no connection."""
-        try:
+        if self.is_connected:
             self.rep_stream.socket.send_multipart([b'', *frames], zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        finally:
             self.rep_stream._rebuild_io_state()  # any access to a socket clears its wake-up
-        return True
+        return self.is_connected
 
     def send_ready(self) -> None:
         """Register this worker at the broker."""
@@ -280,11 +327,12 @@ class PoolWorker(ZMQProcess):
         if self.send_command(protocol.READY, encode(info)):
             self._ready_sent = monotonic()
 
-    def handle_command(self, command: bytes, *_rest: bytes) -> None:
+    def handle_command(self, command: bytes, *rest: bytes) -> None:
         """Handle a command of the broker."""
         match command:
             case protocol.READY_OK:
                 self._ready_sent = -inf
+                self.rep_stream.max_size = decode_reply(*rest)['max_reply_size']
                 if not self._has_been_ready:
                     self._has_been_ready = True
                     super()._report_ready()
@@ -368,9 +416,7 @@ class PoolWorker(ZMQProcess):
         super().run()
         if self._refusal is not None:
             raise self._refusal
-        if self.rep_stream.has_overdue:  # do not wait for the programs that it has started
-            forbid_new_processes()
-            end_descendants(END_GRACE)
+        self._needs_replacement = self.rep_stream.has_overdue
         sys.exit(RECYCLED)
 
     def _teardown(self) -> None:
@@ -399,6 +445,7 @@ class _HeartbeatThread(Thread):
             try:
                 with worker.make_socket(worker._route + b'\1') as socket:
                     socket.linger = 0
+                    socket.immediate = 1  # keeps no heartbeats; libzmq may abort if it receives
                     socket.connect(worker.bound_address)
                     self._send_heartbeats(socket)
             except zmq.ZMQError as error:  # no descriptor is free, for instance

@@ -13,6 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.context import ForkProcess
 from threading import RLock
 from typing import Any
@@ -24,17 +25,31 @@ from zope.component import getSiteManager
 
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
 from pyams_zmq.process.channel import Command, Outcome, OwnerChannel, open_channel
+from pyams_zmq.process.deadlines import CallDeadlines
 from pyams_zmq.process.descendants import open_pidfd
 from pyams_zmq.process.heartbeat import HeartbeatCounter
 from pyams_zmq.process.watchdog import SIGNALS, Watchdog, has_ended, wait_for_exit
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-RECYCLED = 75
-"""Exit code by which a child asks its supervisor for a replacement (EX_TEMPFAIL of sysexits.h)"""
-
 StopOrder = tuple[Callable[[], None], float]
 """A function that makes a child end, and the seconds to wait for the end"""
+
+
+def describe_exit_code(code: int | None) -> str:
+    """Return the exit code of a process as text, with the name of the signal that ended it.
+
+    :param code: exit code, negative for a signal; None if it is unknown
+    """
+    if code is None:
+        return 'an unknown exit code'
+    text = f'exit code {code}'
+    if code < 0:
+        with suppress(ValueError):  # a real-time signal has no name
+            text += f' ({signal.Signals(-code).name})'
+    if code == -signal.SIGABRT:
+        text += ': probably an assertion in libzmq has failed, which prints it to stderr'
+    return text
 
 
 class OwnedProcess(multiprocessing.Process):
@@ -47,6 +62,10 @@ class OwnedProcess(multiprocessing.Process):
 
     drain_timeout: float = 10.0  #: Seconds in which a stopping process finishes its messages
     orphan_timeout: float = 0.5  #: The same, when its owner has died
+    #: Seconds after the time limit of a method in which it must end, if a supervisor has started
+    #: this process; else a new process replaces it
+    overdue_grace: float = 5.0
+    is_supervised: bool = False  #: True if a supervisor starts this process again when it ends
 
     _stop_slack = 2.0  # seconds after `drain_timeout` until the child is terminated
 
@@ -153,6 +172,21 @@ class OwnedProcess(multiprocessing.Process):
         with self._channel_lock:
             return self._owner_channel.wait('result', None, 0)
 
+    def _was_ready(self) -> bool:
+        """Return True if a child has reported that it is ready, also if it has ended."""
+        outcome = self._report
+        return outcome is not None and outcome[1] is None
+
+    def _start_error(self) -> Exception | None:
+        """Return the error of its start that a child has reported, also if it has ended."""
+        outcome = self._report
+        return None if outcome is None else outcome[1]
+
+    @property
+    def _report(self) -> Outcome | None:
+        with self._channel_lock:
+            return self._owner_channel.wait('report', None, 0)
+
     def _receive(self, receive: Callable[[int | None], Outcome | None], complaint: str) -> Any:
         with self._channel_lock, open_pidfd(self.pid) as pidfd:
             end = self.sentinel if pidfd is None and not has_ended(self) else pidfd
@@ -175,7 +209,9 @@ class OwnedProcess(multiprocessing.Process):
         return self._channel
 
     def _describe_end(self) -> Exception:
-        return ZMQStartError(f'{self.name} ended with exit code {self.exitcode}, see its log')
+        return ZMQStartError(
+            f'{self.name} ended with {describe_exit_code(self.exitcode)}; see its log'
+        )
 
     # In the child
 
@@ -201,8 +237,13 @@ class OwnedProcess(multiprocessing.Process):
         if utils is not None:  # a site of the parent is bound to the ZODB connection of the parent
             utils.set_local_registry(None)
 
-    def _start_watchdog(self, on_command: Callable[[Command], None] | None = None) -> Watchdog:
-        """Start the watchdog of this process; see :class:`Watchdog` for *on_command*."""
+    def _start_watchdog(
+        self,
+        on_command: Callable[[Command], None] | None = None,
+        calls: CallDeadlines | None = None,
+        on_overdue: Callable[[object, Callable[[], None]], None] | None = None,
+    ) -> Watchdog:
+        """Start the watchdog of this process; see :class:`Watchdog` for the arguments."""
         self._watchdog = Watchdog(
             self._parent_pid,
             self.orphan_timeout,
@@ -211,6 +252,8 @@ class OwnedProcess(multiprocessing.Process):
             self.enter_thread,
             self._heartbeat,
             on_command,
+            calls=calls,
+            on_overdue=on_overdue,
         )
         self._watchdog.start()
         return self._watchdog

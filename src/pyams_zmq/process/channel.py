@@ -129,7 +129,7 @@ class OwnerChannel(_End):
         """
         deadline = inf if timeout is None else monotonic() + timeout
         has_ended = end is None
-        while self._outcomes[key] is None:
+        while True:  # also if it is there: a later one replaces it
             try:
                 message = self._receive()
             except EOFError:
@@ -138,7 +138,7 @@ class OwnerChannel(_End):
                 sent_key, outcome = message
                 if sent_key in self._outcomes:
                     self._outcomes[sent_key] = outcome
-            elif has_ended:
+            elif has_ended or self._outcomes[key] is not None:
                 break
             else:
                 left = max(0.0, deadline - monotonic())

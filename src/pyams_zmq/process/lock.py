@@ -1,18 +1,35 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""One live process per ipc path, or per name."""
+"""One live process per ipc path, per name, or per address."""
 
 import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import socket
 import stat
 import tempfile
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from weakref import WeakSet
 
-_PREFIX = 'pool-'
+from pyams_zmq.wire.endpoint import ANY_HOST, Endpoint
+
+_FLAGS = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+
+UNKNOWN = 'an unknown program'
+"""Description of a program that has bound an address without a note"""
+
+_NOTE_TIME = 0.01  # seconds
+_IN_USE = 'in use'
+
+_FOLDER = '/tmp'  # noqa: S108 - not that of TMPDIR, which differs from program to program
+
+LOCK_INTERVAL = 0.2
+"""Seconds between two attempts of a standby to take a lock"""
+
+LOCK_REFRESH = 3600.0
+"""Seconds after which the file of a lock is touched, because old temporary files may be removed"""
 
 
 class FileLock:
@@ -21,12 +38,12 @@ class FileLock:
     A forked child shares the lock by the descriptor that it inherits, so it closes that.
 
     :param path: path of the file, which is not a symbolic link
-    :param flags: flags of :func:`os.open`, to make the file by default
     """
 
-    def __init__(self, path: str, flags: int = os.O_CREAT):
+    operation = fcntl.LOCK_EX  #: LOCK_SH for a lock that other objects with LOCK_SH can have, too
+
+    def __init__(self, path: str):
         self.path = path
-        self._flags = flags | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = -1
         self._pid = 0
         _locks.add(self)
@@ -46,9 +63,9 @@ class FileLock:
         """
         while not self.is_held:
             self._pid = os.getpid()
-            self._fd = os.open(self.path, self._flags, 0o600)
+            self._fd = os.open(self.path, _FLAGS, 0o600)
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._fd, self.operation | fcntl.LOCK_NB)
             except OSError as error:
                 self._close()
                 if isinstance(error, BlockingIOError):
@@ -137,8 +154,8 @@ class IPCLock:
 class NameLock(FileLock):
     """Reserves a name for this process, among all of this user and machine.
 
-    The locked file is in a folder of the user in the folder for temporary files. It is never
-    removed: another process may have opened it, to lock it next.
+    The locked file is in a folder of the user in `/tmp`, which does not depend on `TMPDIR`. It is
+    never removed: another process may have opened it, to lock it next.
 
     :param name: any text
     :raises PermissionError: the folder does not belong to this user, or is open to others
@@ -163,54 +180,172 @@ class NameLock(FileLock):
         return is_held
 
 
-class PrivateFolder:
-    """A folder for the sockets of one process, closed to other users; a context manager.
+class _AddressPart(NameLock):
+    """The lock of one name of an address, with a note that says whose the address is.
 
-    It is in the folder of the user where locks are, and is removed with its process. If the process
-    is killed, the next one that makes such a folder removes it: a lock shows whether the process
-    lives, on any machine and in any container that shares the folder.
-
-    :raises PermissionError: the folder of the user does not belong to this user, or is open to
-        others
+    :param name: name, see `_names_of`
+    :param is_shared: True if other addresses may have the name at the same time
+    :param key, description: see :class:`AddressLock`
     """
 
-    def __enter__(self) -> 'PrivateFolder':  # noqa: PYI034 - Python 3.10 has no Self
-        parent = _user_folder()
-        for name in os.listdir(parent):
-            path = os.path.join(parent, name)
-            if name.startswith(_PREFIX) and self.is_stale(path):
-                shutil.rmtree(path, ignore_errors=True)
-        while True:
-            self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-            self._lock = FileLock(os.path.join(self.path, 'lock'))
-            # Another process may take it for stale before it is locked, and remove it.
-            with suppress(FileNotFoundError):
-                if self._lock.acquire():
-                    return self
+    def __init__(self, name: str, is_shared: bool, key: str, description: str):
+        super().__init__(name)
+        if is_shared:
+            self.operation = fcntl.LOCK_SH
+        self._key = hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()
+        self._description = description
+        self._seen: tuple[int, int, int] | None = None  # of a file that names this application
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.remove()
-        self._lock.release()
+    def acquire(self) -> bool:
+        """Try to take the name, and note whose it is."""
+        was_held = self.is_held
+        is_held = super().acquire()
+        if is_held and not was_held:
+            self.write_note(False)
+        return is_held
 
-    def remove(self) -> None:
-        """Remove the folder and its contents. Calling it again has no effect."""
-        shutil.rmtree(self.path, ignore_errors=True)
+    def write_note(self, is_in_use: bool) -> None:
+        """Note whose the address is, if this object has the lock.
 
-    @staticmethod
-    def is_stale(path: str) -> bool:
-        """Return True if the process of such a folder has ended."""
-        lock = FileLock(os.path.join(path, 'lock'), flags=0)
+        :param is_in_use: True if the application cannot bind the address, because another program
+            has bound it
+        """
+        if self.is_held:
+            text = f'{self._key}\n{_IN_USE * is_in_use}\n{self._description}, process {os.getpid()}'
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, text.encode(errors='replace'), 0)
+
+    def find_other_owner(self, operation: int) -> str | None:
+        """Return the description of a program that has the address, and is not this application.
+
+        :param operation: what its lock prevents, LOCK_SH or LOCK_EX
+        """
+        owner = self._read_other_owner(operation)
+        if owner is None:
+            return None
+        time.sleep(_NOTE_TIME)  # a process that has just taken the address may not have noted it
+        return self._read_other_owner(operation)
+
+    def _read_other_owner(self, operation: int) -> str | None:
+        description = ''
         try:
-            return lock.acquire()
-        except OSError:  # it is being made, or removed, at this moment
-            return False
-        finally:
-            lock.release()
+            found = os.stat(self.path)
+            seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if seen == self._seen:
+                return None
+            with open(self.path, encoding='utf-8', errors='replace') as file:
+                key, _newline, text = file.read().partition('\n')
+                use, _newline, description = text.partition('\n')
+                if key == self._key:
+                    if use != _IN_USE:
+                        self._seen = seen
+                        return None
+                    description = UNKNOWN
+                fcntl.flock(file.fileno(), operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return description or UNKNOWN  # it is being written
+        except OSError:  # no such file; or it cannot be known now
+            pass
+        return None
+
+
+class AddressLock:
+    """Reserves the addresses of a process for an application, among all of this user and machine.
+
+    Two applications cannot have addresses that overlap, see :meth:`Endpoint.overlaps`.
+
+    :param endpoints: addresses; the first is that of its clients
+    :param key: identifies the application, the same for all its processes
+    :param description: what a user knows the application by
+    :raises PermissionError: see :class:`NameLock`
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], key: str, description: str):
+        self.address = str(endpoints[0].bound)
+        self._uris = {each.uri for endpoint in endpoints for each in (endpoint, endpoint.bound)}
+        names = {name: shared for each in endpoints for name, shared in _names_of(each).items()}
+        self._parts = [_AddressPart(*item, key, description) for item in sorted(names.items())]
+        self._refused: _AddressPart | None = None
+
+    def acquire(self) -> bool:
+        """Try to take all addresses, and note whose they are.
+
+        :raises OSError: from the file system
+        :return: False if another process, or another lock of this one, has one of them
+        """
+        self._refused = next((part for part in self._parts if not part.acquire()), None)
+        if self._refused is not None:
+            self.release()
+        return self._refused is None
+
+    def release(self) -> None:
+        """Give the addresses back."""
+        for part in self._parts:
+            part.release()
+
+    def note_use(self, is_in_use: bool) -> None:
+        """Note if another program has bound an address, so that clients do not call that one.
+
+        It has an effect while this object has the lock.
+        """
+        for part in self._parts:
+            part.write_note(is_in_use)
+
+    def is_in_use(self, error: Exception | None) -> bool:
+        """Return True if an error says that another program has bound one of the addresses."""
+        return (
+            isinstance(error, OSError)
+            and error.errno == errno.EADDRINUSE
+            and error.filename in self._uris
+        )
+
+    def find_other_owner(self) -> str | None:
+        """Return the description of another program that has an address, or None.
+
+        That is another application, or any program that has bound an address of this one. It takes
+        2 µs for each address while this application has it.
+        """
+        if self._refused is not None:
+            return self._refused.find_other_owner(self._refused.operation)
+        for part in self._parts:
+            owner = part.find_other_owner(fcntl.LOCK_SH)
+            if owner is not None:
+                return owner
+        return None
+
+
+def _names_of(endpoint: Endpoint) -> dict[str, bool]:
+    """Return the names that an address needs, each with True if others may have it, too.
+
+    An address of all interfaces needs the port alone; other hosts share the port.
+    """
+    bound = endpoint.bound
+    if bound.protocol != 'tcp':
+        return {f'address {bound}': False}
+    ports = [f'{version} port {bound.port}' for version in ('IPv4', 'IPv6')]
+    if bound.host == '[::]':
+        return dict.fromkeys(ports, False)
+    if bound.host == ANY_HOST:
+        return {ports[0]: False}
+    return {ports[bound.is_ipv6]: True, f'address {bound}': False}
+
+
+def _shared_folder() -> str:
+    """Return a folder that all programs of the machine have, or else that for temporary files.
+
+    In a folder of root with the sticky bit, no user can rename or remove what another one has made.
+    """
+    with suppress(OSError):
+        found = os.stat(_FOLDER)
+        is_safe = found.st_uid == 0 and found.st_mode & stat.S_ISVTX
+        if is_safe and os.access(_FOLDER, os.W_OK | os.X_OK):
+            return _FOLDER
+    return tempfile.gettempdir()
 
 
 def _user_folder() -> str:
     user = os.geteuid()
-    folder = os.path.join(tempfile.gettempdir(), f'pyams_zmq-{user}')
+    folder = os.path.join(_shared_folder(), f'pyams_zmq-{user}')
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700)
     found = os.lstat(folder)

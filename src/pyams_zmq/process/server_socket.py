@@ -12,12 +12,17 @@ from contextlib import contextmanager
 from math import ceil
 from time import monotonic, sleep
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import zmq
 
 from pyams_zmq.auth import ZAP_DOMAIN, Access
 from pyams_zmq.exceptions import ZMQBindError
+from pyams_zmq.process.connections import Listener
+from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.lock import IPCLock
+from pyams_zmq.wire.context import MAX_SUBSCRIPTION_SIZE, PUBLISHERS, check_descriptors
+from pyams_zmq.wire.keepalive import keep_alive
 
 LINGER = 1000
 """Milliseconds that a socket gets to send its last message"""
@@ -42,27 +47,36 @@ class SocketLimits:
     """Limits of the sockets of a server: class attributes, which a setting can override."""
 
     max_message_size: int = 16 * 1024 * 1024  #: Bytes of the largest message that is handled
+    max_subscription_size: int = MAX_SUBSCRIPTION_SIZE  #: Bytes of a message to PUB and XPUB
     bind_timeout: float = 2.0  #: Seconds to wait, as a standby, for an address that is in use
     handshake_timeout: float = 5.0  #: Seconds until a peer without a handshake is disconnected
-    heartbeat_interval: float = 5.0  #: Seconds between two heartbeats to a peer
-    heartbeat_timeout: float = 5.0  #: Seconds until a peer without a heartbeat is disconnected
-    receive_hwm: int = 1000  #: Received messages that wait, per peer
+    heartbeat_interval: float = 5.0  #: Seconds of silence until the system checks that a host lives
+    heartbeat_timeout: float = 5.0  #: Seconds until a host that does not answer is disconnected
+    receive_hwm: int = 1000  #: Received messages that wait, per peer whose bytes are not counted
+    receive_size: int = 64 * 1024 * 1024  #: Received bytes that wait, per peer
     send_hwm: int = 1000  #: Messages that wait to be sent, per peer
+    send_size: int = 64 * 1024 * 1024  #: Bytes that wait to be sent, per peer
+    max_connections: int = 1000  #: Connections of an address; then idle ones are closed
     backlog: int = 100  #: Connections that wait to be accepted
 
-    def apply_limits(self, socket: Any, max_size: int) -> None:
+    def apply_limits(self, socket: Any, max_size: int, *, counts: bool = False) -> None:
         """Set the options of a socket.
 
-        :param max_size: bytes of a message above which libzmq disconnects the peer, -1 for no limit
+        :param max_size: bytes of a message above which libzmq disconnects the peer, -1 for no
+            limit; a socket that receives subscriptions has `max_subscription_size` instead
+        :param counts: true if the bytes that wait are counted. Then libzmq never stops reading: it
+            aborts the process when it goes on with a connection that has ended meanwhile, if the
+            peer has sent a heartbeat (`!_io_error`, libzmq issue 4841).
         """
+        if socket.type in PUBLISHERS:
+            max_size = self.max_subscription_size
         socket.linger = LINGER
         socket.maxmsgsize = min(max_size, sys.maxsize)
-        socket.rcvhwm = self.receive_hwm
+        socket.rcvhwm = 0 if counts else self.receive_hwm
         socket.sndhwm = self.send_hwm
         socket.backlog = self.backlog
         socket.handshake_ivl = ceil(self.handshake_timeout * 1000)
-        socket.heartbeat_ivl = ceil(self.heartbeat_interval * 1000)
-        socket.heartbeat_timeout = ceil(self.heartbeat_timeout * 1000)
+        keep_alive(socket, self.heartbeat_interval, self.heartbeat_timeout)
 
 
 SOCKET_LIMITS = tuple(SocketLimits.__annotations__)
@@ -74,17 +88,25 @@ class ServerSockets:
 
     :param name: name of the server, for the log
     :param limits: its limits
+    :param guard: watches the connections; None if the context does not have an authenticator
     :param before_retry: called before each further attempt to bind an address that is in use
+    :ivar listeners: what the guard knows about each socket
     """
 
     def __init__(
-        self, name: object, limits: SocketLimits, before_retry: Callable[[], None] = lambda: None
+        self,
+        name: object,
+        limits: SocketLimits,
+        guard: ConnectionGuard | None = None,
+        before_retry: Callable[[], None] = lambda: None,
     ):
         self._name = name
         self._limits = limits
+        self._guard = guard
         self._before_retry = before_retry
         self._locks: dict[str, IPCLock] = {}
         self._uris: dict[Any, list[str]] = {}
+        self.listeners: WeakKeyDictionary[Any, Listener] = WeakKeyDictionary()
 
     def bind(
         self,
@@ -106,12 +128,25 @@ class ServerSockets:
         """
         if domain is not None:
             access.protect(socket, domain)
+        if self._guard is None or domain is None:
+            return self._bind(socket, uri, access, path)
+        if socket in self.listeners:
+            bound = self._bind(socket, uri, access, path)
+            self.listeners[socket].add_address(bound)
+            return bound
+        with self._guard.watch(socket, access) as add:
+            bound = self._bind(socket, uri, access, path)
+            self.listeners[socket] = add(bound)
+        return bound
+
+    def _bind(self, socket: Any, uri: str, access: Access, path: str | None) -> str:
         deadline = monotonic() + self._limits.bind_timeout
         lock = None if path is None else self._locks.get(path) or IPCLock(path)
         while True:
             try:
                 if lock is not None:
                     lock.acquire()
+                check_descriptors()
                 socket.bind(uri)
                 break
             except (OSError, zmq.ZMQError) as error:

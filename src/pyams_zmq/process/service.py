@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.util import _exit_function  # type: ignore[attr-defined] # not in typeshed
 from threading import local
 from time import monotonic
 from typing import Any
@@ -17,12 +19,15 @@ from tornado.ioloop import IOLoop
 
 from pyams_zmq.auth import AccessAttributes, Authenticator
 from pyams_zmq.process.base import ReadyProcess
+from pyams_zmq.process.deadlines import CallDeadlines
 from pyams_zmq.process.descendants import (
     become_subreaper,
     end_descendants,
     forbid_new_processes,
     wait_for_descendants,
 )
+from pyams_zmq.process.executor import ServiceExecutor
+from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.server_socket import (
     LINGER,
     SOCKET_LIMITS,
@@ -30,12 +35,14 @@ from pyams_zmq.process.server_socket import (
     SocketLimits,
     close_inherited_listeners,
 )
-from pyams_zmq.process.stream import ZMQStream
-from pyams_zmq.process.watchdog import END_GRACE, SIGNALS, STOP_SIGNALS
+from pyams_zmq.process.stream import ReplyStream, ZMQStream
+from pyams_zmq.process.watchdog import END_GRACE, RECYCLED, SIGNALS, STOP_SIGNALS
+from pyams_zmq.wire.context import check_descriptors, raise_descriptor_limit
+from pyams_zmq.wire.message import DRAINING_REPLY
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-LIMITS = ('drain_timeout', 'orphan_timeout', *SOCKET_LIMITS)
+LIMITS = ('drain_timeout', 'orphan_timeout', 'overdue_grace', *SOCKET_LIMITS)
 """Class attributes of a process that a setting can override"""
 
 TERM_GRACE = 0.5  # seconds before `drain_timeout` ends when descendants that run are terminated
@@ -59,8 +66,12 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     loop: Any = None
     auth_thread: Authenticator | None = None
     draining: bool = False
+    call_deadlines: CallDeadlines | None = None
+    """In the child of a supervisor: the calls of methods that have a time limit"""
 
+    _guard: ConnectionGuard | None = None
     _sockets: Any = None
+    _needs_replacement = False
     _started = False
     _stopping = False
 
@@ -121,6 +132,8 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         self._enter_child()
         try:
             self.run()
+            if self._needs_replacement:
+                sys.exit(RECYCLED)
         except Exception as error:
             LOGGER.exception('%s failed', self.name)
             self._send_report(None, error)
@@ -137,7 +150,9 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             after_in_parent=self._unmask_signals,
             after_in_child=self._enter_grandchild,
         )
-        self._start_watchdog()
+        if self.is_supervised:
+            self.call_deadlines = CallDeadlines(self.overdue_grace, self._heartbeat)
+        self._start_watchdog(calls=self.call_deadlines, on_overdue=self._notice_overdue)
         for num in STOP_SIGNALS:
             signal.signal(num, self.exit)
         signal.signal(signal.SIGHUP, self._on_hangup)
@@ -163,7 +178,15 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     def _leave_child(self) -> None:
         assert self._watchdog is not None  # noqa: S101 - for mypy: `_enter_child` made it
         deadline = self._watchdog.arm(self.drain_timeout + 1)
-        if not wait_for_descendants(max(END_GRACE, deadline - TERM_GRACE - monotonic())):
+        if self._needs_replacement:  # do not wait: the hung method may have started them
+            forbid_new_processes()
+            end_descendants(END_GRACE)
+            # The same for threads, which Python joins: the method may hang in one of them, for
+            # instance in that of an executor. Python 3.13 calls the exit functions after that.
+            _exit_function()
+            self._watchdog.exit_code = RECYCLED
+            self._watchdog.arm(END_GRACE)
+        elif not wait_for_descendants(max(END_GRACE, deadline - TERM_GRACE - monotonic())):
             forbid_new_processes()
             end_descendants(KILL_GRACE)
 
@@ -182,15 +205,23 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
 
     def setup(self) -> None:
         """Create context, loop, authenticator and streams."""
+        self.check_curve()
+        raise_descriptor_limit()
+        check_descriptors()
         self.context = zmq.Context()
+        self.context.max_sockets = self.context.get(zmq.SOCKET_LIMIT)  # by default 1023
         asyncio.set_event_loop(None)  # otherwise Python 3.12 warns that there is no loop
-        self.loop = IOLoop(make_current=True, asyncio_loop=self.loop_factory())
+        loop = self.loop_factory()
+        if getattr(loop, '_default_executor', None) is None:  # the factory may have set one
+            loop.set_default_executor(ServiceExecutor(thread_name_prefix='asyncio'))
+        self.loop = IOLoop(make_current=True, asyncio_loop=loop)
         self._wake_for_signals()
         # Always: without a ZAP handler libzmq does not check the addresses of NULL peers, and keeps
         # peers that send garbage.
-        self.auth_thread = Authenticator(self.context, self.access, self.enter_thread)
+        self._guard = ConnectionGuard(self.name, self)
+        self.auth_thread = Authenticator(self.context, self.access, self.enter_thread, self._guard)
         self.auth_thread.start()
-        self._sockets = ServerSockets(self.name, self, self._exit_if_draining)
+        self._sockets = ServerSockets(self.name, self, self._guard, self._exit_if_draining)
         self.init_stream()
 
     def _wake_for_signals(self) -> None:
@@ -235,6 +266,24 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             # on its way, from the terminal or from the owner.
             signal.signal(num, signal.SIG_DFL)
 
+    def _notice_overdue(self, call: object, confirm: Callable[[], None]) -> None:
+        with suppress(AttributeError, RuntimeError):  # the loop is closed: this process is ending
+            self.loop.asyncio_loop.call_soon_threadsafe(self._leave_overdue, call, confirm)
+
+    def _leave_overdue(self, call: object, confirm: Callable[[], None]) -> None:
+        self.leave(f'has a method that passed its deadline and does not end ({call})')
+        confirm()
+
+    def leave(self, reason: str) -> None:
+        """Finish the messages in hand, refuse others, and exit; the supervisor replaces it.
+
+        :param reason: verb for the log
+        """
+        if not self.draining:
+            LOGGER.error('%s %s, a new process replaces it', self.name, reason)
+            self._needs_replacement = True
+            self.exit()
+
     def _on_hangup(self, num: int, frame: Any) -> None:
         if self.loop is None:
             self.reload()
@@ -257,9 +306,13 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         if self._started:
             self._on_stopped()
         for stream in self._streams:
+            if isinstance(stream, ReplyStream):
+                stream.refuse_waiting(DRAINING_REPLY)  # what came in since the loop has ended
             stream.close()
         if self.auth_thread is not None:
             self.auth_thread.stop()
+        if self._guard is not None:
+            self._guard.close()
         if self.loop is not None:
             loop, self.loop = self.loop, None
             _cancel_tasks(loop.asyncio_loop)

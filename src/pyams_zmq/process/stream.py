@@ -5,6 +5,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -12,9 +13,14 @@ from typing import Any
 import zmq
 from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
+from pyams_zmq.process.connections import Connection, Listener
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, send_frames
+from pyams_zmq.wire.message import encode, overloaded
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+REFUSAL_TIME = 0.2
+"""Seconds for the replies to messages that wait when their process ends"""
 
 CHECKED_MESSAGES = 8
 """After each of the first 8 messages EVENTS is read (cheaper than a failed recv); after more, recv
@@ -37,9 +43,11 @@ class ZMQStream(BaseZMQStream):
     max_tasks: int = 1000
     """Coroutines of callbacks that run at a time; further messages wait in the socket"""
 
-    envelope: list[Any] | None = None
+    envelope: Any = None
     received = 0
     """Number of received messages"""
+
+    listener: Listener | None = None  # what is known about the connections of the socket
 
     _is_handling = False
     _is_scheduled = False
@@ -68,6 +76,9 @@ class ZMQStream(BaseZMQStream):
                 status = self._transmit(msg, flags=flags, copy=copy, track=track, **kwargs)
             except zmq.Again:
                 pass  # the queue of the base class waits for the socket
+            except BaseException:
+                self._rebuild_io_state()  # the attempt may have cleared the wake-up
+                raise
             else:
                 if callback is not None:
                     self.on_send(callback)
@@ -163,6 +174,13 @@ class ZMQStream(BaseZMQStream):
             self._is_handling = False
             if more and not self.closed():
                 self._rebuild_io_state()
+            elif self.listener is not None and self._can_receive():
+                self.listener.drained = monotonic()
+
+    def _refresh(self) -> None:
+        """Update `listener.drained`, because the connections are checked."""
+        if not self.closed() and not self._read_events() & POLLIN and self.listener is not None:
+            self.listener.drained = monotonic()
 
     def _has_more(self) -> bool:
         if self.socket is None:
@@ -263,6 +281,25 @@ async def _await_result(result: Awaitable[Any]) -> None:
         raise RuntimeError(f'{type(error).__name__} in a callback') from error
 
 
+class Envelope(list[bytes]):
+    """Frames in front of a reply: routing id, envelope of the request, delimiter (RFC 28/REQREP).
+
+    :ivar connection: the :class:`~pyams_zmq.process.connections.Connection` that the request came
+        through, or None
+    """
+
+    connection: Connection | None = None
+
+    def count_reply(self, size: int | None) -> None:
+        """Count the reply, which repeats the envelope.
+
+        :param size: bytes of the frames behind the envelope; None if the reply was dropped
+        """
+        if self.connection is not None:
+            size = 0 if size is None else size + sum(map(len, self)) - len(self[0])
+            self.connection.count_sent(size)
+
+
 class ReplyStream(ZMQStream):
     """Stream of a REP socket that replies to every message, made of a ROUTER socket.
 
@@ -272,9 +309,11 @@ class ReplyStream(ZMQStream):
     fails, the peer gets `failure_reply`.
 
     A callback that calls `detach` replies later. Until then other messages are received, if fewer
-    than `concurrency` messages are detached and have not ended.
+    than `concurrency` messages are detached and have not ended. If these are all overdue, nobody
+    knows when one of them ends: then other messages get status 503.
 
     :param concurrency: messages that are handled at a time
+    :param listener: counts what each connection receives and sends, or None
     :ivar envelope: envelope of the message that needs a reply (RFC 28/REQREP), or None
     """
 
@@ -282,17 +321,33 @@ class ReplyStream(ZMQStream):
     in_hand = 0
     """Number of messages that are detached and have not ended"""
 
+    overdue = 0
+    """Number of those whose deadline has passed"""
+
     no_delimiter_reply = b'[400,"Bad message: no delimiter, an empty frame, before the request"]'
 
-    def __init__(self, socket: Any, *args: Any, concurrency: int = 1, **kwargs: Any):
+    def __init__(
+        self,
+        socket: Any,
+        *args: Any,
+        concurrency: int = 1,
+        listener: Listener | None = None,
+        **kwargs: Any,
+    ):
         if socket.type == zmq.ROUTER:
             # A message that is sent on the socket itself, without an envelope, raises an error.
             socket.router_mandatory = True
         self.concurrency = concurrency
         super().__init__(socket, *args, **kwargs)
+        if listener is not None:
+            self.listener = listener
+            listener.counts = True
+            listener.refresh = partial(self._loop.call_soon_threadsafe, self._refresh)
 
     def _can_receive(self) -> bool:
-        return self.envelope is None and self.in_hand < self.concurrency
+        return self.envelope is None and (
+            self.in_hand < self.concurrency or self.overdue >= self.concurrency
+        )
 
     def detach(self) -> tuple[Callable[[bytes], None], Callable[[], None]]:
         """Return functions that reply to the current message later.
@@ -307,10 +362,31 @@ class ReplyStream(ZMQStream):
         self.in_hand += 1
         return partial(self._reply_to, envelope), self._end_reply
 
+    def count_overdue(self, change: int) -> None:
+        """Count a detached message whose deadline has passed, or that has ended after that.
+
+        :param change: 1 or -1
+        """
+        self.overdue += change
+        if not self.closed():
+            self._rebuild_io_state()
+
     def refuse(self) -> None:
         """Receive messages although late methods use up the concurrency: they will be refused."""
         self.concurrency = sys.maxsize
         self._rebuild_io_state()
+
+    def refuse_waiting(self, data: bytes) -> None:
+        """Reply to the messages that wait, without handling them; the loop has ended.
+
+        :param data: the reply
+        """
+        end = monotonic() + REFUSAL_TIME
+        with suppress(zmq.Again):
+            while not self.closed() and monotonic() < end:
+                if self._receive() is not None and self.envelope is not None:
+                    envelope, self.envelope = self.envelope, None
+                    self._route_reply(envelope, data)
 
     def _reply_to(self, envelope: list[Any], data: bytes) -> None:
         if not self.closed():
@@ -325,8 +401,9 @@ class ReplyStream(ZMQStream):
             self._rebuild_io_state()
 
     def _receive(self) -> list[Any] | None:
-        receive, copy = self.socket.recv, self._recv_copy
-        envelope: list[bytes] = [receive(NOBLOCK)]
+        receive, copy, listener = self.socket.recv, self._recv_copy, self.listener
+        frame = receive(NOBLOCK, False)
+        first, envelope = frame, Envelope((frame.bytes,))
         body: list[Any] | None = None
         more = True
         while more:
@@ -338,8 +415,15 @@ class ReplyStream(ZMQStream):
                 envelope.append(frame.bytes)
                 if not envelope[-1]:
                     body = []
+        if listener is not None:
+            envelope.connection = listener.count_received(first, envelope[1:], body or ())
         if body is None:
+            if envelope.connection is not None:
+                envelope.connection.count_sent(len(self.no_delimiter_reply))
             self._route([envelope[0], self.no_delimiter_reply])
+            return None
+        if self.overdue >= self.concurrency:
+            self._route_reply(envelope, encode(overloaded(self.overdue)))
             return None
         self.envelope = envelope
         if self._recv_callback is None:  # `flush` drops the message
@@ -381,7 +465,9 @@ class ReplyStream(ZMQStream):
             super().send_multipart(msg, flags, *args, **kwargs)
 
     def _transmit(self, msg: Any, **kwargs: Any) -> Any:
-        status = self._route([*(self.envelope or ()), *msg], **kwargs)
+        envelope = self.envelope
+        status = self._route([*envelope, *msg], **kwargs)
+        envelope.count_reply(sum(map(len, msg)))
         self.envelope = None
         return status
 
@@ -393,10 +479,14 @@ class ReplyStream(ZMQStream):
         return None
 
     def _route_reply(self, envelope: list[bytes], data: bytes) -> None:
+        size: int | None = len(data)
         try:
             send_frames(self.socket, [*envelope, data])
         except zmq.ZMQError as error:
             self._check_lost(error)
+            size = None
+        if type(envelope) is Envelope:
+            envelope.count_reply(size)
 
     @staticmethod
     def _check_lost(error: zmq.ZMQError) -> None:

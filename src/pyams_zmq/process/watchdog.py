@@ -13,6 +13,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from pyams_zmq.process.channel import STOP, ChildChannel, Command
+from pyams_zmq.process.deadlines import CallDeadlines
 from pyams_zmq.process.descendants import (
     POLL_INTERVAL,
     Reaper,
@@ -22,6 +23,8 @@ from pyams_zmq.process.descendants import (
     wait_for_any,
 )
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL, HeartbeatCounter
+from pyams_zmq.process.suspension import count_switches
+from pyams_zmq.wire.hard_end import end_hard
 from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -30,7 +33,16 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 """Signals that a child handles itself"""
 
-END_GRACE = 0.2  # seconds for descendants after a SIGTERM, when their process is ended hard
+RECYCLED = 75
+"""Exit code by which a child asks its supervisor for a replacement (EX_TEMPFAIL of sysexits.h)"""
+
+END_GRACE = 0.2
+"""Seconds for descendants after a SIGTERM, and for threads, when their process is ended hard"""
+
+OVERDUE_INTERVAL = 0.1  # seconds between two checks while a method is overdue
+
+LOOP_TIMEOUT = 1.0
+"""Seconds in which the main thread has to notice that a method is overdue"""
 
 
 def has_ended(process: Any) -> bool:
@@ -68,6 +80,8 @@ def wait_for_exit(process: Any, timeout: float) -> bool:
 class Watchdog(Thread):
     """Thread that ends this process in time, also if the main thread is stuck.
 
+    With *calls* it checks that the methods end in time.
+
     It stops the process, by a SIGTERM to itself, when its owner asks for that or has died: nothing
     else ends a child whose owner was killed (`atexit` does not run, and PDEATHSIG follows a
     thread). Once armed, it ends the process hard, with all descendants, at the deadline.
@@ -81,7 +95,14 @@ class Watchdog(Thread):
     :param on_command: called in the thread for each other command, and must not block: pass the
         command to the main thread, with the `put` of a :class:`queue.SimpleQueue` or with
         `call_soon_threadsafe`; by default a command is refused
+    :param calls: the calls that run
+    :param on_overdue: called in the thread, again and again, with one of them that is overdue, and
+        a function that the main thread has to call in :data:`LOOP_TIMEOUT` seconds; else this
+        process ends hard. It must not block
+    :ivar exit_code: exit code of a hard end
     """
+
+    exit_code = 1
 
     def __init__(
         self,
@@ -92,6 +113,9 @@ class Watchdog(Thread):
         enter: Callable[[], None],
         heartbeat: HeartbeatCounter | None = None,
         on_command: Callable[[Command], None] | None = None,
+        *,
+        calls: CallDeadlines | None = None,
+        on_overdue: Callable[[object, Callable[[], None]], None] | None = None,
     ):
         super().__init__(name='pyams_zmq watchdog', daemon=True)
         self.owner = owner
@@ -101,6 +125,10 @@ class Watchdog(Thread):
         self._enter = enter
         self._heartbeat = heartbeat
         self._on_command = control.refuse if on_command is None else on_command
+        self._calls = calls
+        self._on_overdue: Any = on_overdue
+        self._overdue: object | None = None
+        self._confirm_by: float | None = None
         self._lock = RLock()
         self._deadline: float | None = None
         self._asked = False
@@ -142,7 +170,7 @@ class Watchdog(Thread):
         while True:
             with self._lock:
                 if self._deadline is not None and monotonic() >= self._deadline:
-                    self._end()
+                    self._end('This process did not end in time and is ended now')
             self._wait(None)
 
     def disarm(self) -> None:
@@ -183,18 +211,45 @@ class Watchdog(Thread):
         timeouts = [max(0, due - monotonic())]
         if pidfd is None:
             timeouts.append(POLL_INTERVAL)
-        if self._beat():
+        if self._beat() or self._calls is not None:
             timeouts.append(HEARTBEAT_INTERVAL)
+        if self._calls is not None:
+            timeouts.append(OVERDUE_INTERVAL if self._overdue else self._calls.time_left())
         control = None if self._control is None else self._control.fileno()
         fds = [fd for fd in (self._wake_read, control, pidfd) if fd is not None]
-        readable = wait_readable(fds, min(timeouts))
-        self._reaper.step(monotonic())
+        timeout = min(timeouts)
+        start, switches = monotonic(), count_switches()
+        readable = wait_readable(fds, timeout)
+        now = monotonic()
+        if self._calls is not None:
+            switches = count_switches() - switches
+            suspended = self._calls.check_clock(timeout, now - start, switches)
+            if self._confirm_by is not None:
+                self._confirm_by += suspended
+            if self._deadline is None:  # else it is stopping
+                self._check_calls(self._calls, now)
+        self._reaper.step(now)
         if self._wake_read in readable:
             for num in filter(None, os.read(self._wake_read, 64)):
                 self._on_command(Command(signal.Signals(num).name))
         if self._control is not None and control in readable:
             self._read_control(self._control)
         return pidfd in readable
+
+    def _check_calls(self, calls: CallDeadlines, now: float) -> None:
+        former, self._overdue = self._overdue, calls.find_overdue(now)
+        # Twice: if this process was suspended for less than a second, its method can end meanwhile.
+        if self._overdue is None or self._overdue is not former:
+            self._confirm_by = None
+        elif self._confirm_by is None:
+            self._confirm_by = now + LOOP_TIMEOUT
+            self.exit_code = RECYCLED
+            self._on_overdue(self._overdue, self._confirm)
+        elif now >= self._confirm_by:
+            self._end(f'{self._overdue} has not ended and blocks this process, which is ended now')
+
+    def _confirm(self) -> None:
+        self._confirm_by = None
 
     def _beat(self) -> bool:
         with self._lock:  # no beat may follow `clear`
@@ -219,19 +274,16 @@ class Watchdog(Thread):
         except Exception as error:  # noqa: BLE001 - the loop is closed, for instance: the owner gets it
             control.send_outcome(command.number, None, error)
 
-    @staticmethod
-    def _end() -> None:
-        # Logged by another thread: the main one may be stuck with a lock of the logging.
-        log = Thread(
-            target=LOGGER.error,
-            daemon=True,
-            args=('This process did not end in time and is ended now',),
-        )
-        log.start()
-        log.join(0.5)
-        sys.setswitchinterval(1e-5)  # else each read of /proc takes seconds beside a busy handler
+    def _end(self, reason: str) -> None:
         try:
+            # Logged by another thread: the main one may be stuck with a lock of the logging.
+            log = Thread(target=LOGGER.error, daemon=True, args=('%s', reason))
+            log.start()
+            log.join(0.5)
+            sys.setswitchinterval(
+                1e-5
+            )  # else each read of /proc takes seconds beside a busy handler
             forbid_new_processes()
             end_descendants(END_GRACE, quiet=True)
         finally:
-            os._exit(1)
+            end_hard(self.exit_code)

@@ -11,8 +11,9 @@ from contextlib import closing, contextmanager
 from math import inf
 from typing import Any
 
+from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import ZMQProcessGivenUpEvent
-from pyams_zmq.process.base import RECYCLED, ReadyProcess, StopOrder
+from pyams_zmq.process.base import ReadyProcess, StopOrder, describe_exit_code
 from pyams_zmq.process.descendants import (
     POLL_INTERVAL,
     OrphanCleanup,
@@ -27,7 +28,8 @@ from pyams_zmq.process.heartbeat import (
     HeartbeatCounter,
     LivenessCheck,
 )
-from pyams_zmq.process.watchdog import SIGNALS, STOP_SIGNALS, has_ended
+from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock
+from pyams_zmq.process.watchdog import RECYCLED, SIGNALS, STOP_SIGNALS, has_ended
 from pyams_zmq.supervisor.policy import Factory, RestartLimits, SupervisedProcess
 from pyams_zmq.wire.poll import wait_readable
 
@@ -40,10 +42,12 @@ class Supervisor(RestartLimits):
     - A process that ends with exit code 0 has stopped itself, and is not started again.
     - A process that asks its supervisor for a replacement, by exit code 75, is replaced at once.
     - A process that hangs, because it was stopped (SIGSTOP) for instance, is killed after
-      `hang_timeout` seconds. A process that computes or waits does not hang.
+      `hang_timeout` seconds. A process that computes or waits does not hang, unless one of its
+      methods has passed its time limit and the `overdue_grace` of the process.
     - A process that crashes is started again after `min_delay` seconds, then after twice as many,
-      up to `max_delay`. When `max_starts` starts in a row ended within `min_life` seconds, it is
-      given up, with a CRITICAL log and a :class:`~pyams_zmq.interfaces.ZMQProcessGivenUpEvent`.
+      up to `max_delay`. When `max_starts` starts in a row ended within `min_life` seconds, there is
+      a :class:`~pyams_zmq.interfaces.ZMQProcessGivenUpEvent`, and from then on one start each
+      `give_up_delay` seconds, with a CRITICAL log, until a process lives longer.
 
     What a process leaves behind, a running ffmpeg for instance, is ended before the next process
     is started. While `run` runs, this program adopts such orphans. Children that it forks itself
@@ -53,6 +57,7 @@ class Supervisor(RestartLimits):
 
     :param factories: functions that make a fresh process, which is not started, by its name
     :param registry: registry that gets the events; by default that of the process
+    :ivar address_locks: locks of the addresses of processes, by the name of the process
     """
 
     hang_timeout: float = HANG_TIMEOUT  #: Seconds without a heartbeat until a process is killed
@@ -67,6 +72,7 @@ class Supervisor(RestartLimits):
 
     def __init__(self, factories: Mapping[str, Factory], *, registry: Any = None):
         self.registry = registry
+        self.address_locks: Mapping[str, AddressLock] = {}
         self._children = [SupervisedProcess(*item) for item in factories.items()]
         self._former_children: set[ProcessInfo] = set()  # which are not orphans
         self._cleanup: OrphanCleanup | None = None
@@ -78,15 +84,18 @@ class Supervisor(RestartLimits):
 
     @property
     def is_finished(self) -> bool:
-        """True when no process runs or is to be started."""
-        return not any(child.running or child.due is not None for child in self._children)
+        """True when no process runs, and none that was ever ready is to be started again."""
+        return not any(
+            child.running or (child.due is not None and not child.is_hopeless)
+            for child in self._children
+        )
 
     @property
     def exit_code(self) -> int:
-        """1 if a process was given up, and none was left before `stop`; else 0."""
+        """1 if all processes ended before `stop`, and one of them could not be started; else 0."""
         if self._exit_code is not None:
             return self._exit_code
-        return int(self.is_finished and any(child.given_up for child in self._children))
+        return int(self.is_finished and any(child.has_failed for child in self._children))
 
     def step(self, now: float) -> float | None:
         """Do everything that is due, without waiting.
@@ -104,6 +113,7 @@ class Supervisor(RestartLimits):
             timeout = min(timeout, self._step_stop(now))
         elif timeout == inf:  # else orphans may use what the next process needs
             timeout = self._step_start(now)
+        timeout = min(timeout, self._keep_addresses())
         if any(child.running and child.pidfd is None for child in self._children):
             timeout = min(timeout, POLL_INTERVAL)
         if any(child.liveness is not None for child in self._children):
@@ -115,9 +125,11 @@ class Supervisor(RestartLimits):
     def run(self) -> int:
         """Supervise until `stop`, SIGTERM or SIGINT, or until no process is left; stop them all.
 
-        SIGHUP reloads the processes. This must be called in the main thread.
+        A process that fails again and again is left only if it was never ready: it is badly
+        configured, or another program uses its address. SIGHUP reloads the processes. This must be
+        called in the main thread.
 
-        :return: exit code of the program: 1 if no process is left and one was given up, else 0
+        :return: exit code of the program: 1 if no process is left and one has failed, else 0
         """
         threads = threading.active_count() - 1
         if threads:
@@ -166,6 +178,53 @@ class Supervisor(RestartLimits):
     def _stop_orders(self, process: ReadyProcess) -> Iterator[StopOrder]:
         return process._stop_orders()
 
+    def _address_lock_of(self, child: SupervisedProcess) -> AddressLock | None:
+        """Return the lock of the addresses that a process binds."""
+        return self.address_locks.get(child.name)
+
+    # Addresses
+
+    def _take_address(self, child: SupervisedProcess) -> None:
+        """Take the address lock of a process, if another application does not have it.
+
+        Another process of this application may still have it: the new one then waits to bind.
+
+        :raises ZMQStartError: another application has it
+        """
+        lock = self._address_lock_of(child)
+        if lock is not None and not lock.acquire() and (owner := lock.find_other_owner()):
+            raise ZMQStartError(
+                f'Another application of this user serves {lock.address} ({owner}): stop that one, '
+                'or choose another address'
+            )
+
+    def _keep_addresses(self) -> float:
+        """Take the locks that have become free; note which addresses are not in use any more.
+
+        :return: seconds after which it has to be called again
+        """
+        timeout = inf
+        for child in self._children:
+            if not child.running:
+                continue
+            if child.is_refused:
+                lock = self._address_lock_of(child)
+                if lock is not None and child.process._was_ready():
+                    child.is_refused = False
+                    lock.note_use(False)
+                else:
+                    timeout = min(timeout, LOCK_INTERVAL)
+            if child.name in self.address_locks:
+                is_held = self.address_locks[child.name].acquire()
+                timeout = min(timeout, LOCK_REFRESH if is_held else LOCK_INTERVAL)
+        return timeout
+
+    def _check_refusal(self, child: SupervisedProcess) -> None:
+        lock = self._address_lock_of(child)
+        if lock is not None and lock.is_in_use(child.process._start_error()):
+            child.is_refused = True
+            lock.note_use(True)
+
     # Start and end of a process
 
     def _step_start(self, now: float) -> float:
@@ -177,9 +236,12 @@ class Supervisor(RestartLimits):
     def _start(self, child: SupervisedProcess, now: float) -> None:
         child.due = None
         child.started = now
+        child.was_overdue = False
         heartbeat = None
         try:
+            self._take_address(child)
             process = child.factory()
+            process.is_supervised = True
             if self.hang_timeout:
                 heartbeat = child.resources.enter_context(closing(HeartbeatCounter()))
                 process._heartbeat = heartbeat
@@ -199,40 +261,46 @@ class Supervisor(RestartLimits):
         LOGGER.info('%s is process %s', child.name, process.pid)
 
     def _handle_end(self, child: SupervisedProcess, now: float) -> None:
+        child.has_served = child.has_served or child.process._was_ready()
+        self._check_refusal(child)
         child.release()
         if self._is_subreaper:
             self._cleanup = OrphanCleanup(self._former_children, now)
         code = child.process.exitcode
         if self._stopping or child.retired or (code == 0 and not self._replaces_all):
-            LOGGER.info('%s has ended with exit code %s', child.name, code)
-        elif code in (0, RECYCLED):
+            LOGGER.info('%s has ended with %s', child.name, describe_exit_code(code))
+        elif code in (0, RECYCLED) or child.was_overdue:
             LOGGER.info('%s is replaced', child.name)
             child.due = now
         else:
             self._restart_later(child, now, code)
 
     def _restart_later(self, child: SupervisedProcess, now: float, code: int | None) -> None:
+        had_failed = child.has_failed
         delay = child.schedule_restart(now, self)
-        if delay is None:
-            self._give_up(child, code)
+        if not child.has_failed:
+            LOGGER.error(
+                '%s ended after %.1f s with %s; it is started again in %s s',
+                child.name,
+                now - child.started,
+                describe_exit_code(code),
+                delay,
+            )
             return
-        LOGGER.error(
-            '%s ended after %.1f s with exit code %s, it is started again in %s s',
+        LOGGER.critical(
+            '%s fails: each of its last %s starts ended within %s s, the last one with %s; see its '
+            'log; the next start is in %s s',
             child.name,
-            now - child.started,
-            code,
+            child.failures,
+            self.min_life,
+            describe_exit_code(code),
             delay,
         )
+        if not had_failed:
+            self._on_failure(child, code)
 
-    def _give_up(self, child: SupervisedProcess, code: int | None) -> None:
-        LOGGER.critical(
-            '%s is given up: each of its last %s starts ended within %s s, the last one with exit '
-            'code %s, see its log; fix that and start the program again',
-            child.name,
-            self.max_starts,
-            self.min_life,
-            code,
-        )
+    def _on_failure(self, child: SupervisedProcess, code: int | None) -> None:
+        """Report that a process has failed too often; from now on there are long pauses."""
         self._notify_given_up(child.process, child.name, code)
 
     def _notify_given_up(self, process: Any, name: str, code: int | None) -> None:
@@ -246,11 +314,13 @@ class Supervisor(RestartLimits):
     def _kill_hanging(self, now: float) -> None:
         for child in self._children:
             if child.liveness is not None and child.liveness.check(now):
+                child.was_overdue = child.liveness.is_overdue
                 LOGGER.error(
-                    '%s (process %s) hangs: no heartbeat for %s s, it is killed',
+                    '%s (process %s) hangs: no heartbeat for %s s%s, it is killed',
                     child.name,
                     child.process.pid,
                     self.hang_timeout,
+                    ' and a method is overdue' * child.was_overdue,
                 )
                 child.liveness = None
                 child.process.kill()

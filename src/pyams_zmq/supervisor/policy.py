@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""When a process is started again, and when it is given up; no I/O, the caller passes the time."""
+"""When a process is started again; no I/O, the caller passes the time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,8 +16,9 @@ class RestartLimits:
 
     min_delay: float = 0.1  #: Seconds until the start after the first failure
     max_delay: float = 30.0  #: Seconds; the delay doubles with each failure, up to this
-    min_life: float = 10.0  #: Seconds; a process that ends earlier has failed to start
-    max_starts: int = 5  #: Failed starts in a row after which a process is given up
+    min_life: float = 10.0  #: Seconds; a process that ends earlier is a failure
+    max_starts: int = 5  #: Failures in a row after which a process is started only now and then
+    give_up_delay: float = 60.0  #: Seconds until each start after these failures
 
 
 class SupervisedProcess:
@@ -29,7 +30,12 @@ class SupervisedProcess:
     :ivar process: the ReadyProcess of the last start that succeeded
     :ivar running: True until its end was handled
     :ivar due: time of the next start, or None
+    :ivar failures: number of lives in a row that were too short
+    :ivar has_failed: True if these were too many: it is started only after long pauses
+    :ivar was_overdue: True if it was killed because of a method that did not end
+    :ivar has_served: True if it was ready, or lived long enough, at least once
     :ivar retired: True if it is not started again, because another one replaces it
+    :ivar is_refused: True from a start that found its address in use until it is ready
     :ivar ready: True once it is ready, for a supervisor that waits for that
     """
 
@@ -38,12 +44,15 @@ class SupervisedProcess:
         self.factory = factory
         self.process: Any = None
         self.running = False
-        self.given_up = False
+        self.has_failed = False
+        self.has_served = False
+        self.was_overdue = False
         self.retired = False
+        self.is_refused = False
         self.ready = False
         self.due: float | None = 0.0
         self.started = 0.0
-        self.short_lives = 0
+        self.failures = 0
         self.stop_orders: Iterator[StopOrder] | None = None
         self.stop_deadline = 0.0
         # Only while it is running:
@@ -51,16 +60,25 @@ class SupervisedProcess:
         self.pidfd: int | None = None
         self.resources = ExitStack()
 
-    def schedule_restart(self, now: float, limits: RestartLimits) -> float | None:
-        """Set the time of the next start after a failure; return the delay, None if given up."""
-        is_short = now - self.started < limits.min_life
-        self.short_lives = self.short_lives + 1 if is_short else 0
-        if self.short_lives >= limits.max_starts:
-            self.given_up = True
-            return None
-        # More doublings, which a large `max_starts` would allow, overflow a float.
-        doublings = min(max(0, self.short_lives - 1), 100)
-        delay = min(limits.max_delay, limits.min_delay * 2.0**doublings)
+    @property
+    def is_hopeless(self) -> bool:
+        """True if it has failed, and none of its starts has ever succeeded."""
+        return self.has_failed and not self.has_served
+
+    def schedule_restart(self, now: float, limits: RestartLimits) -> float:
+        """Set the time of the next start after a failure; return the delay in seconds."""
+        if now - self.started < limits.min_life:
+            self.failures += 1
+        else:
+            self.failures = 0
+            self.has_served = True
+        self.has_failed = self.failures >= limits.max_starts
+        if self.has_failed:
+            delay = limits.give_up_delay
+        else:
+            # More doublings, which a large `max_starts` would allow, overflow a float.
+            doublings = min(max(0, self.failures - 1), 100)
+            delay = min(limits.max_delay, limits.min_delay * 2.0**doublings)
         self.due = now + delay
         return delay
 

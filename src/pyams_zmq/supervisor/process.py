@@ -13,17 +13,12 @@ from pyams_zmq.process.base import OwnedProcess
 from pyams_zmq.process.channel import STOP
 from pyams_zmq.process.descendants import POLL_INTERVAL, OrphanCleanup, open_pidfd
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL
-from pyams_zmq.process.lock import NameLock
+from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock, NameLock
 from pyams_zmq.supervisor.driver import Supervisor
-from pyams_zmq.supervisor.policy import Factory
+from pyams_zmq.supervisor.policy import Factory, SupervisedProcess
+from pyams_zmq.wire.hard_end import end_hard
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
-
-LOCK_INTERVAL = 0.2
-"""Seconds between two attempts of a standby to take the lock"""
-
-LOCK_REFRESH = 3600.0
-"""Seconds after which the file of a lock is touched, because old temporary files may be removed"""
 
 
 class SupervisingProcess(OwnedProcess):
@@ -34,6 +29,9 @@ class SupervisingProcess(OwnedProcess):
 
     lock: str | None = None
     """Name of the lock, see :class:`SupervisorProcess`"""
+
+    address_lock: AddressLock | None = None
+    """Reserves the addresses of its children for the application; only with `lock`"""
 
     _name_lock: NameLock | None = None
     _supervise: Callable[[], int]  # runs an `OwnedSupervisor`, and returns its exit code
@@ -67,7 +65,7 @@ class SupervisorProcess(SupervisingProcess):
     :param registry: registry of the application, by default the current one
     :param lock: of all processes of this user and machine with the same lock, one runs its
         children; the others are standbys, and one of them takes over when it ends. It keeps the
-        lock until it is stopped, also when all its children were given up.
+        lock until it is stopped, also when all its children fail or have stopped themselves.
     """
 
     drain_timeout: float = 30.0
@@ -94,6 +92,7 @@ class OwnedSupervisor(Supervisor):
     _owner_pidfd: int | None = None
     _is_asked_to_stop = False
     _is_standby = False
+    _is_locked_out = False  # another application has the address
 
     def __init__(self, process: Any, factories: Mapping[str, Factory]):
         super().__init__(factories, registry=process.registry)
@@ -133,10 +132,30 @@ class OwnedSupervisor(Supervisor):
             names = ', '.join(child.name for child in self._children)
             LOGGER.info('Stands by for %s, which another process runs', names)
         self._is_standby = not is_held
+        return is_held and self._acquire_address()
+
+    def _acquire_address(self) -> bool:
+        lock = self._process.address_lock
+        is_held = lock is None or lock.acquire()
+        if lock is None or is_held:
+            self._is_locked_out = False
+        elif not self._is_locked_out and (owner := lock.find_other_owner()) is not None:
+            self._is_locked_out = True
+            LOGGER.error(
+                '%s cannot start at %s: another application of this user serves it (%s): stop that '
+                'one, or choose another address',
+                ', '.join(child.name for child in self._children),
+                lock.address,
+                owner,
+            )
         return is_held
 
+    def _address_lock_of(self, child: SupervisedProcess) -> AddressLock | None:
+        lock: AddressLock | None = self._process.address_lock
+        return lock
+
     def _can_leave(self) -> bool:
-        # It keeps the lock: a standby would start what was given up, or has stopped itself.
+        # It keeps the lock: a standby would start what has failed, or has stopped itself.
         return self.is_finished and (self._lock is None or self._is_asked_to_stop)
 
     def _descriptors(self) -> list[int]:
@@ -159,8 +178,4 @@ class OwnedSupervisor(Supervisor):
         now = time.monotonic()
         # Nothing else would end the orphans: kill them now.
         OrphanCleanup(self._former_children, now, 0.0).step(now)
-        self._on_owner_death()
-        os._exit(1)
-
-    def _on_owner_death(self) -> None:
-        """Do what cannot wait before this process ends, because its owner died."""
+        end_hard(1)

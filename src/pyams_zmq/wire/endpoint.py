@@ -3,12 +3,15 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 import zmq
+
+ANY_HOST = '0.0.0.0'  # noqa: S104 - to compare addresses; nothing is bound to it
+"""Host of an address on all IPv4 interfaces"""
 
 _FORMS = (
     "'host:port', ('host', port), 'host' or '*:port' (to bind), '[::1]:port', "
@@ -50,7 +53,9 @@ class Endpoint:
         try:
             return cls._parse(address, bind, protocol)
         except (TypeError, ValueError) as error:
-            raise ValueError(f'Bad ØMQ address {address!r}: {error}; write {_FORMS}') from None
+            raise ValueError(
+                f'Bad ØMQ address {_quote(address)}: {error}; write {_FORMS}'
+            ) from None
 
     @classmethod
     def _parse(cls, address: Any, bind: bool, protocol: str) -> 'Endpoint':
@@ -107,6 +112,34 @@ class Endpoint:
         """The endpoint in the form of libzmq."""
         return f'{self.protocol}://{self.host}' + ('' if self.port is None else f':{self.port}')
 
+    @property
+    def bound(self) -> 'Endpoint':
+        """What a socket that binds this binds, in one form.
+
+        An ipc path is absolute and without symbolic links; `*` and an IPv4 address that is mapped
+        to IPv6 are IPv4; an IPv6 address is in its shortest form.
+        """
+        host = self.host
+        if self.path is not None:
+            host = os.path.realpath(self.path)
+        elif self.protocol == 'tcp' and host == '*':
+            host = ANY_HOST
+        elif self.is_ipv6:
+            host = host.strip('[]')
+            # A link-local address needs its zone; `parse_ip` drops that.
+            ip = ip_address(host) if '%' in host else parse_ip(host)
+            host = str(ip) if ip.version == 4 else f'[{ip}]'  # noqa: PLR2004 - IPv4
+        return replace(self, host=host)
+
+    def overlaps(self, other: 'Endpoint') -> bool:
+        """Return True if two sockets cannot bind these at the same time."""
+        one, two = self.bound, other.bound
+        if one.protocol != 'tcp' or two.protocol != 'tcp' or one.port != two.port:
+            return one == two
+        if one.host == two.host or '[::]' in (one.host, two.host):
+            return bool(one.port)  # port 0 is any free one
+        return ANY_HOST in (one.host, two.host) and not (one.is_ipv6 or two.is_ipv6)
+
     def __str__(self) -> str:
         return self.uri
 
@@ -135,6 +168,15 @@ def parse_ip(address: str) -> IPv4Address | IPv6Address:
     ip = ip_address(address.partition('%')[0])
     mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
     return ip if mapped is None else mapped
+
+
+def _quote(address: Any) -> str:
+    """Quote an address, without a user and a password that somebody has written into it."""
+    text = repr(address)
+    user, _at, host = text.rpartition('@')
+    if ':' in user.replace('://', '') and not text.startswith("'ipc:"):
+        text = f'{text[0]}...@{host}'
+    return text
 
 
 def _join(host: Any, port: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import zmq
 
 EVENTS = zmq.EVENTS  # the enum member: pyzmq would look up a number
+SRCFD = zmq.SRCFD
 POLLIN, POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 

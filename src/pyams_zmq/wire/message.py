@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Messages and replies, encoded as JSON (RFC 8259).
 
-A request is ``[type, args]``, or ``[type, args, {"deadline": seconds}]`` if the client sends its
-deadline. A reply is any JSON value, by convention ``[status, payload]``. Values that the standard
-library accepts but RFC 8259 does not (NaN, numbers out of range, lone surrogates) are errors in
-both directions.
+A request is ``[type, args]`` or ``[type, args, options]``, where the options are an object or null.
+A server knows one option, ``deadline``: a number, the seconds since the epoch when the client stops
+waiting for the reply. It ignores other options, up to 20, so that later clients may send them. The
+text of the object, with its blanks, may have 4 KiB. A reply is any JSON value, by convention
+``[status, payload]``. Values that the standard library accepts but RFC 8259 does not (NaN, numbers
+out of range, lone surrogates) are errors in both directions.
 """
 
 import json
 import re
 import sys
-from math import isfinite
+from math import inf, isfinite
 from time import time
 from typing import Any
 
@@ -18,26 +20,34 @@ import msgspec
 
 from pyams_zmq.exceptions import ZMQMessageError, ZMQRemoteError, ZMQReplyError
 
-
-class _Options(msgspec.Struct, forbid_unknown_fields=True):
-    """Third element of a request.
-
-    :ivar deadline: seconds since the epoch, when the client stops waiting for the reply
-    """
-
-    deadline: float
-
-
 _decode_request = msgspec.json.Decoder(tuple[str, Any]).decode
-_decode_long_request = msgspec.json.Decoder(tuple[str, Any, _Options]).decode
+_decode_long_request = msgspec.json.Decoder(tuple[str, Any, msgspec.Raw]).decode
 _decode_any = msgspec.json.Decoder().decode
 _encode = msgspec.json.encode
 
 MAX_MESSAGE_SIZE = 32 * 1024 * 1024
 """Bytes of the largest request, by default; servers drop the connection of larger ones silently"""
 
+MAX_OPTIONS = 20
+"""Options that a request may have"""
+
+MAX_OPTIONS_SIZE = 4096
+"""Bytes of the JSON of these options, as they were sent"""
+
 DRAINING = (503, 'The service is stopping, try again later')
 """Status and text for a message whose method was not called"""
+
+
+def overloaded(count: int) -> tuple[int, str]:
+    """Return status and text for a message that finds only overdue methods; it was not run.
+
+    :param count: number of methods that passed their deadline and have not ended
+    """
+    what = '1 method passed its deadline and has'
+    if count > 1:
+        what = f'{count} methods passed their deadline and have'
+    return 503, f'The service is overloaded: {what} not ended, try again later'
+
 
 DRAINING_REPLY = msgspec.json.encode(DRAINING)
 
@@ -53,19 +63,40 @@ def decode_request(data: bytes) -> tuple[str, Any]:
 
     :param data: the JSON frame of the request
     :return: type and arguments of the message
-    :raises ZMQMessageError: with status 400 if it is not ``[str, any]`` or
-        ``[str, any, {"deadline": seconds}]``; with status 504 if its deadline has passed
+    :raises ZMQMessageError: with status 400 if it is not ``[str, any]`` or ``[str, any, options]``,
+        and for options that are not allowed; with status 504 if its deadline has passed
     """
     try:
         return _decode_request(data)
     except _BAD_JSON as error:
         try:
-            name, args, options = _decode_long_request(data)
+            name, args, text = _decode_long_request(data)
+            options = _decode_any(text) if len(text) <= MAX_OPTIONS_SIZE else text
         except _BAD_JSON:
             raise ZMQMessageError(400, f'Bad message, expected [type, args]: {error}') from None
-        if options.deadline < time():
-            raise ZMQMessageError(504, 'The deadline of the message has passed') from None
-        return name, args
+    if options is text:
+        raise ZMQMessageError(
+            400, f'Bad message: its options have more than {MAX_OPTIONS_SIZE} bytes'
+        )
+    if options is not None:
+        _check_options(options)
+    return name, args
+
+
+def _check_options(options: Any) -> None:
+    if type(options) is not dict:
+        raise ZMQMessageError(400, 'Bad message: its options are not an object')
+    if len(options) > MAX_OPTIONS:
+        raise ZMQMessageError(
+            400, f'Bad message: it has {len(options)} options; the limit is {MAX_OPTIONS}'
+        )
+    deadline = options.get('deadline', inf)
+    if type(deadline) is not float and type(deadline) is not int:
+        raise ZMQMessageError(
+            400, 'Bad message: its option deadline is not a number, the seconds since the epoch'
+        )
+    if deadline < time():
+        raise ZMQMessageError(504, 'The deadline of the message has passed')
 
 
 def encode_message(
@@ -82,7 +113,8 @@ def encode_message(
     :raises ZMQMessageError: with status 413, if it is larger than *max_size*
     """
     if not isinstance(type, str):
-        raise TypeError(f'Bad message type {type!r}: write a string, the name of the method')
+        kind = type.__class__.__name__  # without its value: it may be the arguments
+        raise TypeError(f'Bad message type ({kind}): write a string, the name of the method')
     return encode_request([type, args], max_size=max_size)
 
 

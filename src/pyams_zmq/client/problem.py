@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""What the log says about messages whose caller does not wait for the reply."""
+
+import logging
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pyams_zmq.exceptions import ZMQRemoteError, ZMQReplyError
+from pyams_zmq.wire.message import decode_reply, payload_of
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+
+@dataclass(slots=True, eq=False)
+class QueuedMessage:
+    """A message that is not sent, or has no reply yet.
+
+    :ivar number: number of the message in this process, in the order in which they were added
+    :ivar serial: number of the attempt to send it, among all of its client
+    :ivar sent_at: time of that attempt, in the seconds of `time.monotonic`
+    :ivar is_dropped: true if the data was dropped, so that it cannot be sent again
+    """
+
+    type: str
+    data: bytes = field(repr=False)
+    number: int = field(default=0, init=False)
+    serial: int = field(default=0, init=False)
+    sent_at: float = field(default=0.0, init=False)
+    is_dropped: bool = field(default=False, init=False)
+
+
+class Problem(NamedTuple):
+    """What is wrong with a message, for the log.
+
+    :ivar level: level of the record
+    :ivar reply: text of the reply, for a record at the level DEBUG
+    """
+
+    address: str
+    message: QueuedMessage  # its repr does not show the data
+    text: str
+    level: int = logging.ERROR
+    reply: str | None = None
+
+
+class Delay(NamedTuple):
+    """Why the messages of a client wait, for the log."""
+
+    waiting: int
+    address: str
+    text: str
+
+
+class CheckedReply(NamedTuple):
+    """What a reply says about its message.
+
+    :ivar status: the status, 0 if the reply is not ``[status, payload]``
+    :ivar problem: what is wrong, without the text of the handler; None if it is a good reply
+    :ivar text: the text of the handler
+    """
+
+    status: int
+    problem: str | None = None
+    text: str | None = None
+
+
+def check_reply(data: bytes) -> CheckedReply:
+    """Return what a reply says about its message."""
+    try:
+        payload_of(decode_reply(data))
+    except ZMQRemoteError as error:
+        return CheckedReply(error.status, f'the reply has status {error.status}', str(error))
+    except ZMQReplyError:
+        return CheckedReply(0, 'the reply is not [status, payload]')
+    return CheckedReply(200)
+
+
+def log(records: Iterable[Problem | Delay]) -> None:
+    """Log problems and delays. Hold no lock: a handler of the log may send messages itself."""
+    problems = []
+    for record in records:
+        if isinstance(record, Problem):
+            problems.append(record)
+        else:
+            _log(logging.WARNING, '%d messages wait for %s: %s', *record)
+    for problem in problems:
+        if problem.reply is not None:
+            _log(logging.DEBUG, 'Reply of a service: %s', problem.reply)
+    for level, text in describe(problems):
+        _log(level, '%s', text)
+
+
+def _log(level: int, text: str, *args: object) -> None:
+    with suppress(Exception):  # of a logging handler
+        LOGGER.log(level, text, *args)
+
+
+def describe(problems: Iterable[Problem]) -> list[tuple[int, str]]:
+    """Return levels and texts for the log, one for all messages with the same problem."""
+    numbers: dict[tuple[int, str, str, str], list[int]] = {}
+    for address, message, text, level, _reply in problems:
+        numbers.setdefault((level, message.type, address, text), []).append(message.number)
+    return [
+        (level, f'Message {name!r} (id {_join(group)}) to {address}: {text}')
+        if len(group) == 1
+        else (level, f'{len(group)} messages {name!r} (ids {_join(group)}) to {address}: {text}')
+        for (level, name, address, text), group in numbers.items()
+    ]
+
+
+def _join(numbers: list[int]) -> str:
+    """Return numbers as text, with ranges, each after the id of this process."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    pid = os.getpid()
+    return ', '.join('-'.join(f'{pid}.{number}' for number in each) for each in ranges)

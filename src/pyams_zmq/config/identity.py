@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The identity of an application: its name, its ini file, or its package and settings."""
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from datetime import date, timedelta
+from decimal import Decimal
+from pathlib import PurePath
+from types import FrameType
+from typing import Any, NamedTuple
+
+APPLICATION = 'pyams_zmq.application'
+"""Setting with the name of the application"""
+
+_VALUES = (str, bytes, int, float, type(None), PurePath, Decimal, date, timedelta)
+
+_LOADER = re.compile(r'(paste|plaster\w*|pyramid)(\.|$)', re.ASCII)
+
+
+class Application(NamedTuple):
+    """An application, the same one in all its workers.
+
+    :ivar name: text that no other application has; without a secret
+    :ivar description: what a user knows it by
+    """
+
+    name: str
+    description: str
+
+
+def identify(registry: Any) -> Application:
+    """Return the application that is being made in this thread, or was made without an ini file.
+
+    The setting `pyams_zmq.application` identifies it, else its ini file and the section there.
+    Without these its package does, with the place of the package and the settings. A path counts as
+    it is given: a symbolic link to the current release stays the same.
+
+    :param registry: registry of the application
+    """
+    settings = registry.settings or {}
+    given = settings.get(APPLICATION)
+    if given:
+        return Application(f'application {given}', str(given))
+    package = registry.__name__
+    path, section = _find_ini()
+    if path is not None:
+        path = os.path.abspath(path)
+        place = path if section is None else f'{path}, section {section}'
+        return Application(f'{package} {place}', f'{package} ({place})')
+    module = sys.modules.get(package)
+    place = os.path.abspath(getattr(module, '__file__', None) or '')
+    digest = hashlib.sha256(_text_of(settings).encode(errors='surrogatepass')).hexdigest()
+    return Application(f'{package} {place} {digest}', f'{package} ({place})')
+
+
+def _find_ini() -> tuple[str | None, str | None]:
+    """Return the ini file, and the name of the application in it, as far as they are known.
+
+    The application factory gets the file, PasteDeploy has the name, and Pyramid keeps neither: look
+    at the callers. Only what loads an ini file, and what that calls, knows it; other programs may
+    use the same names for something else.
+    """
+    path = name = None
+    for frame in _frames():
+        variables = frame.f_locals
+        for value in list(variables.values()) if _is_loader(frame, frame.f_back) else ():
+            if path is None and type(value) is dict and '__file__' in value and 'here' in value:
+                path = value['__file__']
+        if frame.f_globals.get('__name__') == 'paste.deploy.loadwsgi' and 'name' in variables:
+            name = name or variables['name'] or variables.get('uri', '').partition('#')[2] or 'main'
+    return path, name if path is not None else None
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_loader(*frames: FrameType | None) -> bool:
+    """Return True if one of the frames belongs to PasteDeploy, plaster or Pyramid."""
+    return any(
+        frame is not None and _LOADER.match(frame.f_globals.get('__name__') or '')
+        for frame in frames
+    )
+
+
+def _text_of(value: Any, containers: tuple[Any, ...] = ()) -> str:
+    """Return a text of a value, the same one in all workers.
+
+    Values and containers count by what they contain, other objects by their class: they may differ
+    from worker to worker.
+
+    :param containers: those that contain the value
+    """
+    if isinstance(value, _VALUES):
+        return repr(value)
+    kind = type(value).__qualname__
+    if any(value is container for container in containers):
+        return kind  # it contains itself
+    containers = (*containers, value)
+    if isinstance(value, dict):
+        items = [
+            f'{_text_of(key, containers)}: {_text_of(item, containers)}'
+            for key, item in value.items()
+        ]
+        return f'{{{", ".join(sorted(items))}}}'
+    if isinstance(value, (list, tuple)):
+        return f'[{", ".join(_text_of(item, containers) for item in value)}]'
+    if isinstance(value, (set, frozenset)):
+        return f'{{{", ".join(sorted(_text_of(item, containers) for item in value))}}}'
+    return kind

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The locks by which one process of several serves: by name, and by address."""
+
+import errno
+import os
+import sys
+from itertools import product
+from multiprocessing.context import ForkProcess
+
+import pytest
+
+from checks import TIMEOUT
+from pyams_zmq.exceptions import ZMQBindError
+from pyams_zmq.process import lock as lock_module
+from pyams_zmq.process.lock import LOCK_REFRESH, AddressLock, NameLock
+from pyams_zmq.supervisor import SupervisorProcess
+from pyams_zmq.wire.endpoint import Endpoint
+
+
+def test_name_lock(lock, monkeypatch):
+    own = NameLock(lock)
+    assert own.acquire()
+    path = own.path
+    os.utime(path, (0, 0))
+    assert own.acquire()
+    assert os.stat(path).st_mtime > 0
+    own.release()
+    own.release()
+    assert LOCK_REFRESH < 24 * 3600
+
+
+def test_name_lock_twice_in_a_process(lock, try_name):
+    first, second = NameLock(lock), NameLock(lock)
+    assert first.acquire()
+    assert not second.acquire()
+    second.release()
+    assert not try_name(lock)
+    first.release()
+    assert try_name(lock)
+    assert second.acquire()
+    second.release()
+
+
+def test_name_lock_in_a_fork(lock, try_name):
+    """A child has no locks, and cannot release that of its parent."""
+    own = NameLock(lock)
+    assert own.acquire()
+
+    def use_it():
+        assert not own.acquire()
+        own.release()
+
+    child = ForkProcess(target=use_it)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert not try_name(lock)
+    own.release()
+
+
+@pytest.fixture
+def try_name():
+    """Return a function that returns True if another process gets a name."""
+
+    def try_it(name):
+        child = ForkProcess(target=lambda: sys.exit(int(NameLock(name).acquire())))
+        child.start()
+        child.join()
+        return bool(child.exitcode)
+
+    return try_it
+
+
+def locks_of(address, *keys):
+    """Return locks of an address; a key is that of an application."""
+    endpoints = [Endpoint.parse(address, bind=True)]
+    return [AddressLock(endpoints, key, f'application {key}') for key in keys]
+
+
+def test_address_lock(address, tmp_path, monkeypatch):
+    """Others can read whose the address is, while that application has it."""
+    use_folder(tmp_path, monkeypatch)
+    first, same, other = locks_of(address, *'ααβ')
+    client, other_client = locks_of(address, *'αβ')
+    assert first.find_other_owner() is None
+    assert first.acquire()
+    assert first.acquire()
+    assert not same.acquire()
+    assert not other.acquire()
+    assert (client.find_other_owner(), same.find_other_owner()) == (None, None)
+    owner = f'application α, process {os.getpid()}'
+    assert other.find_other_owner() == other_client.find_other_owner() == owner
+    assert client.find_other_owner() is None  # from its memory
+    first.release()
+    assert other_client.find_other_owner() is None
+    assert other.acquire()
+    assert other.find_other_owner() is None
+    assert client.find_other_owner() == f'application β, process {os.getpid()}'
+    for path in tmp_path.glob('*/*.lock'):
+        path.unlink()  # a cleaner of temporary files
+    assert client.find_other_owner() is None
+    other.release()
+
+
+ADDRESSES = [
+    '127.0.0.1:1',
+    '127.0.0.2:1',
+    '127.0.0.1:2',
+    '*:1',
+    '[::1]:1',
+    '[0:0::1]:1',
+    '[::]:1',
+    '[::ffff:127.0.0.1]:1',
+    'ipc:///tmp/one',
+    'ipc:///tmp/../tmp/one',
+    'ipc:///tmp/two',
+    'ipc://@one',
+]
+
+
+def test_addresses_that_overlap(tmp_path, monkeypatch):
+    """Two applications can have the addresses that can be bound at the same time."""
+    use_folder(tmp_path, monkeypatch)
+    count = 0
+    for one, two in product(ADDRESSES, repeat=2):
+        overlap = Endpoint.parse(one, bind=True).overlaps(Endpoint.parse(two, bind=True))
+        [first], [second] = locks_of(one, 'α'), locks_of(two, 'β')
+        assert first.acquire()
+        assert second.acquire() is not overlap, (one, two)
+        owner = f'application α, process {os.getpid()}' if overlap else None
+        assert second.find_other_owner() == owner, (one, two)
+        first.release()
+        assert second.acquire()
+        second.release()
+        count += overlap
+    assert len(ADDRESSES) < count < len(ADDRESSES) ** 2 / 2
+
+
+def test_two_addresses_of_a_process(tmp_path, monkeypatch):
+    use_folder(tmp_path, monkeypatch)
+    endpoints = [Endpoint.parse(text, bind=True) for text in ('127.0.0.1:1', '127.0.0.1:2')]
+    pool = AddressLock(endpoints, 'α', 'application α')
+    [other] = locks_of('*:2', 'β')
+    assert other.acquire()
+    assert not pool.acquire()
+    [free] = locks_of('127.0.0.1:1', 'β')
+    assert free.acquire()  # the pool takes all or nothing
+    free.release()
+    other.release()
+    assert pool.acquire()
+    assert not other.acquire()
+    pool.release()
+
+
+@pytest.mark.parametrize('server', ['127.0.0.1:1', '*:1', '[::]:1'])
+def test_address_that_another_program_uses(tmp_path, monkeypatch, server):
+    """Clients of the application do not call that program, until a process could bind it."""
+    use_folder(tmp_path, monkeypatch)
+    [lock] = locks_of(server, 'α')
+    [client] = locks_of('[::1]:1' if server == '[::]:1' else '127.0.0.1:1', 'α')
+    assert lock.acquire()
+    assert client.find_other_owner() is None
+    lock.note_use(True)
+    assert client.find_other_owner() == 'an unknown program'
+    assert lock.acquire()
+    assert client.find_other_owner() == 'an unknown program'
+    lock.note_use(False)
+    assert client.find_other_owner() is None
+    lock.note_use(True)
+    lock.release()
+    assert client.find_other_owner() is None
+    lock.note_use(True)  # no effect without the lock
+    assert lock.acquire()
+    assert client.find_other_owner() is None
+    lock.release()
+    uri = Endpoint.parse(server, bind=True).uri
+    assert lock.is_in_use(ZMQBindError(errno.EADDRINUSE, 'in use', uri))
+    for error in (
+        ZMQBindError(errno.EADDRINUSE, 'in use', 'tcp://127.0.0.1:3'),
+        ZMQBindError(errno.EACCES, 'not allowed', uri),
+        RuntimeError('fails'),
+        None,
+    ):
+        assert not lock.is_in_use(error)
+
+
+def use_folder(tmp_path, monkeypatch):
+    """Let the locks of this process be in a folder of its own."""
+    monkeypatch.setattr(lock_module, '_FOLDER', str(tmp_path))  # which is not safe: no sticky bit
+    monkeypatch.setattr(lock_module.tempfile, 'tempdir', str(tmp_path))
+
+
+def test_folder_does_not_depend_on_the_environment(run_program, tmp_path):
+    code = 'from pyams_zmq.process.lock import NameLock as L; print(f\'["{L(str()).path}"]\')'
+    program = run_program('-c', code, TMPDIR=str(tmp_path))
+    assert program.read(TIMEOUT) == [NameLock('').path]
+
+
+def test_folder_that_is_not_safe(tmp_path, monkeypatch):
+    """One that is missing, or in which other users can rename our folder, is not used."""
+    use_folder(tmp_path, monkeypatch)
+    own = tmp_path / f'pyams_zmq-{os.geteuid()}'
+    for folder in (tmp_path / 'missing', tmp_path):
+        monkeypatch.setattr(lock_module, '_FOLDER', str(folder))
+        assert NameLock('x').path.startswith(f'{own}/')
+
+
+@pytest.mark.parametrize('kind', ['open', 'link', 'stranger'])
+def test_folder_of_locks(tmp_path, monkeypatch, kind):
+    use_folder(tmp_path, monkeypatch)
+    folder = tmp_path / f'pyams_zmq-{os.geteuid()}'
+    if kind == 'link':
+        (tmp_path / 'elsewhere').mkdir(mode=0o700)
+        folder.symlink_to('elsewhere')
+    else:
+        folder.mkdir(mode=0o700)
+        NameLock('free')
+    if kind == 'open':
+        folder.chmod(0o750)
+    if kind == 'stranger':
+        user = os.geteuid()
+        folder.rename(tmp_path / f'pyams_zmq-{user + 1}')
+        monkeypatch.setattr(lock_module.os, 'geteuid', lambda: user + 1)
+    with pytest.raises(PermissionError, match='must be a folder of this user'):
+        SupervisorProcess({}, lock='theirs').start()
