@@ -50,6 +50,9 @@ def test_hangups(state):
             assert not state.handle_event(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
             assert not state.handle_event(zmq.EVENT_DISCONNECTED)
         assert 'accepted, but get no further' in str(state.describe_silence(1))
+        following = ConnectionState(ENDPOINT)
+        following.follow(state)  # of the next socket, before its first event
+        assert 'accepted, but get no further' in str(following.describe_silence(1))
         state.handle_event(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         assert state.handle_event(zmq.EVENT_DISCONNECTED)
         assert str(state.describe_silence(1)).endswith(' for 1 s')

@@ -25,7 +25,7 @@ from pyams_zmq.client import unanswered as unanswered_module
 from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.client.problem import QueuedMessage
 from pyams_zmq.client.send_queue import SendQueue
-from pyams_zmq.client.sender import sender_thread
+from pyams_zmq.client.sender import SenderThread, sender_thread
 from pyams_zmq.client.socket import get_context
 from pyams_zmq.client.transaction import send_on_commit
 from pyams_zmq.exceptions import (
@@ -33,6 +33,7 @@ from pyams_zmq.exceptions import (
     ZMQUnreachableError,
 )
 from pyams_zmq.socket import zmq_socket
+from pyams_zmq.wire import hard_end
 from pyams_zmq.wire.hard_end import end_hard
 from pyams_zmq.wire.poll import wait_for
 from transaction_checks import notes, without_ids
@@ -238,6 +239,26 @@ def test_first_message_at_the_end_of_a_program(process, client, tmp_path, makes_
     assert notes(client) == [0, 1, 2]
 
 
+def test_program_starts_no_thread_any_more(process, client, monkeypatch):
+    """As in a function of atexit in Python 3.12: the flush does the work of the thread."""
+
+    def start(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    sender = SenderThread()
+    queue = SendQueue(ServiceAddress.parse(process.bound_address, None, None))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, 'start', start)
+        for number in range(3):
+            sender.prepare(queue, 0, (10, 1000))  # it cannot know yet whether the service is there
+            sender.post(queue, QueuedMessage('note', b'["note", %d]' % number))
+        sender.flush()
+        sender.post(queue, QueuedMessage('note', b'["note", 3]'))
+        assert not len(queue)
+    queue.close()
+    assert client.call('all_notes') == [0, 1, 2, 3]
+
+
 def test_functions_of_atexit_may_send(process, client):
     """Also those that run after that of the sender, because they were registered before it."""
     program = f"""
@@ -292,9 +313,16 @@ class ForwarderHandler(MessageHandler):
 
 
 class Impatient(LoggedProcess):
-    """Ends before a busy service has replied."""
+    """Ends before a busy service has replied, and is left to end by itself."""
 
     drain_timeout = 0.5
+    _stop_slack = TIMEOUT
+
+
+@pytest.fixture
+def no_hurry(monkeypatch):
+    """Time for the log of a hard end on a loaded machine."""
+    monkeypatch.setattr(hard_end, 'TIMEOUT', TIMEOUT)
 
 
 def occupy(client, path):
@@ -309,6 +337,7 @@ def losses(path):
     return [re.sub(r' \(ids \d+\.\d+-\d+\.\d+\)', '', text) for text in texts]
 
 
+@pytest.mark.usefixtures('no_hurry')
 def test_hard_end(process, client, start, ask, tmp_path):
     """A service that has no time for the replies logs which messages have none."""
     occupy(client, tmp_path / 'busy')
@@ -320,6 +349,7 @@ def test_hard_end(process, client, start, ask, tmp_path):
     assert service.exitcode == 1
 
 
+@pytest.mark.usefixtures('no_hurry')
 def test_hard_end_while_the_lock_is_held(process, client, start, tmp_path):
     """The thread that hangs may hold the lock of the sender."""
     occupy(client, tmp_path / 'busy')

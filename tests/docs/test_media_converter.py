@@ -409,7 +409,7 @@ import runpy, sys
 sys.path.insert(0, {str(EXAMPLE)!r})
 from converter import ConversionProcess
 from pyams_zmq.process import service
-service.TERM_GRACE = service.KILL_GRACE = service.END_GRACE = {TIMEOUT}
+service.TERM_GRACE = service.KILL_GRACE = {TIMEOUT}
 ConversionProcess.drain_timeout = ConversionProcess.orphan_timeout = {TIMEOUT}
 runpy.run_path({str(EXAMPLE / 'demo.py')!r}, run_name='__main__')
 """

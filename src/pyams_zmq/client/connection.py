@@ -168,11 +168,12 @@ class ConnectionState:
         return False
 
     def follow(self, previous: 'ConnectionState') -> None:
-        """Count the handshakes that fail together with those of the last socket.
+        """Go on from the last socket: count the failed handshakes of both, and know its attempt.
 
         :param previous: state of its connection to the same service
         """
         self._watch = previous._watch
+        self._is_accepted = previous._is_accepted  # until this socket has made an attempt
 
     def close(self) -> None:
         """Close the duplicate of the connection, if a handshake is under way."""

@@ -87,7 +87,7 @@ class SenderThread:
                 queue.retry()
             queue.used = monotonic() + timeout  # it stays open at least so long
             # A handler of the log may send from this thread, which nothing else can connect.
-            is_own = threading.current_thread() is self._thread
+            is_own = self._thread in (threading.current_thread(), None)
             self._changed.wait_for(
                 lambda: (queue.is_connected and has_room()) or queue.error is not None or is_own,
                 max(0, timeout),
@@ -149,17 +149,24 @@ class SenderThread:
             problems = self._finish()
         log(problems)
 
-    def _finish(self) -> list[Problem]:
+    def _finish(self) -> list[Problem | Delay]:
         """Wait for replies; return the messages that have none and were not returned before."""
         start = monotonic() - self._flush_time  # the time is for all calls together
+        records: list[Problem | Delay] = []
         while True:
+            if self._thread is None and self._queues:
+                records += self._step(monotonic(), None)
             waiting = (queue.waits_until(start) for queue in self._queues if self._has_new(queue))
             left = max(waiting, default=-inf) - monotonic()
             if left <= 0 or sys.is_finalizing():  # then the thread does not run any more
                 break
-            self._changed.wait(left)
+            if self._thread is None:
+                wake = min(queue.wakes_at() for queue in self._queues) - monotonic()
+                wait_for(self._list_sockets(), min(left, wake))
+            else:
+                self._changed.wait(left)
         self._flush_time = monotonic() - start
-        return self._take_lost()
+        return records + self._take_lost()
 
     def report_lost(self) -> None:
         """Log the messages without a reply: this process ends hard, and other threads may hang."""
@@ -171,7 +178,7 @@ class SenderThread:
                 self._changed.release()
         log(problems)
 
-    def _take_lost(self) -> list[Problem]:
+    def _take_lost(self) -> list[Problem | Delay]:
         """Return the messages without a reply that were not returned before."""
         problems = [
             problem
@@ -191,16 +198,25 @@ class SenderThread:
 
     def _serve(self, queue: SendQueue) -> None:
         if self._thread is None:
-            wakeup, sleeper = open_wakeup_pair()
-            thread = threading.Thread(
-                target=self._run, args=(wakeup, sleeper), name='PyAMS (zmq) sender', daemon=True
-            )
-            thread.start()
-            self._wakeup, self._thread = wakeup, thread
+            self._start_thread()
         if queue not in self._queues:
             queue.retry()
             self._queues.append(queue)
         self._wake()
+
+    def _start_thread(self) -> None:
+        wakeup, sleeper = open_wakeup_pair()
+        thread = threading.Thread(
+            target=self._run, args=(wakeup, sleeper), name='PyAMS (zmq) sender', daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            # Python 3.12 starts no thread while the program ends: `_finish` does its work.
+            wakeup.close()
+            sleeper.close()
+        else:
+            self._wakeup, self._thread = wakeup, thread
 
     def _wake(self) -> None:
         if self._wakeup is not None and not self._is_woken:
@@ -214,7 +230,7 @@ class SenderThread:
             with self._changed:
                 self._is_woken = False
                 problems = self._step(monotonic(), failure)
-                sockets = [socket for queue in self._queues for socket in queue.sockets]
+                sockets = self._list_sockets()
                 wake = min((queue.wakes_at() for queue in self._queues), default=None)
                 if wake is None:
                     wakeup.close()
@@ -229,6 +245,9 @@ class SenderThread:
                 receive(sleeper)
             except zmq.ZMQError as error:  # the context was terminated
                 failure = error
+
+    def _list_sockets(self) -> list[ZMQSocket]:
+        return [socket for queue in self._queues for socket in queue.sockets]
 
     def _step(self, now: float, failure: Exception | None) -> list[Problem | Delay]:
         problems: list[Problem | Delay] = []
