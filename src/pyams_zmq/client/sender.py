@@ -166,7 +166,7 @@ class SenderThread:
             else:
                 self._changed.wait(left)
         self._flush_time = monotonic() - start
-        return records + self._take_lost()
+        return [*records, *self._take_lost()]
 
     def report_lost(self) -> None:
         """Log the messages without a reply: this process ends hard, and other threads may hang."""
@@ -178,7 +178,7 @@ class SenderThread:
                 self._changed.release()
         log(problems)
 
-    def _take_lost(self) -> list[Problem | Delay]:
+    def _take_lost(self) -> list[Problem]:
         """Return the messages without a reply that were not returned before."""
         problems = [
             problem
