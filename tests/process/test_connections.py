@@ -653,13 +653,13 @@ def test_memory_that_other_sockets_take(guard, router, monkeypatch):
         wait_until(lambda: guard.step() or listener.connections)
         [connection] = listener.connections.values()
         monkeypatch.setattr(
-            guard._received_memory, 'measure_overhead', lambda memory, waiting: MAX_OVERHEAD + 1
+            guard._received_memory, 'measure', lambda memory, waiting: (0, MAX_OVERHEAD + 1)
         )
         connection.unread = MAX_OVERHEAD // MAX_RATIO - 1
-        guard._check_overhead(0)
+        guard._check_memory(0)
         assert not connection.is_ended
         connection.unread *= 2
-        guard._check_overhead(0)
+        guard._check_memory(0)
         assert connection.is_ended
     router.close()
     wait_until(lambda: guard.step() or not guard.listeners)

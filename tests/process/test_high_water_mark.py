@@ -159,11 +159,13 @@ def test_client():
 
 
 @pytest.mark.usefixtures('_no_clients')
-@pytest.mark.parametrize('end', [end_raw, end_killed, end_closed])
-def test_device_without_a_worker(end):
+@pytest.mark.parametrize(
+    ('end', 'mark'), [(end_raw, 10), (end_killed, 10), (end_closed, 10), (end_pinging, 0)]
+)
+def test_device_without_a_worker(end, mark):
     """It serves the worker that comes later."""
-    limits = [('in', zmq.RCVHWM, 10), ('out', zmq.SNDHWM, 10)]
-    device = make_device(ProcessDevice, options=limits)
+    device = make_device(ProcessDevice, options=[('out', zmq.SNDHWM, 10)])
+    device.receive_hwm = mark
     device.heartbeat_interval = device.heartbeat_timeout = 0.3
     with device, zmq.Context() as context, context.socket(zmq.DEALER) as worker:
         stop = end(device.in_address)

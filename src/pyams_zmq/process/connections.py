@@ -73,7 +73,10 @@ class Connection:
     :ivar used: when a message was sent to it
     :ivar received: bytes on the wire of the messages that were read from it
     :ivar counted: the same, before the kernel was asked about the connection
-    :ivar unread: bytes that waited to be read when it was checked
+    :ivar unread: bytes that waited to be read when it was checked; of a listener that `estimates`,
+        all that came in since `drained`
+    :ivar drained: bytes that had come in when all messages had been read, if the listener
+        `estimates`
     :ivar owed: number of these messages that have no reply yet
     :ivar sent: bytes of the messages that were sent to it
     :ivar last_sent: bytes of the last one
@@ -87,6 +90,7 @@ class Connection:
     __slots__ = (
         'accepted',
         'counted',
+        'drained',
         'handshake',
         'is_ended',
         'last_sent',
@@ -101,7 +105,8 @@ class Connection:
 
     def __init__(self, accepted: float):
         self.accepted = self.used = accepted
-        self.received = self.counted = self.owed = self.sent = self.last_sent = self.unread = 0
+        self.received = self.counted = self.owed = self.sent = self.last_sent = 0
+        self.unread = self.drained = 0
         self.handshake: int | None = None
         self.waits_since: tuple[float, int] | None = None
         self.stalls_since: tuple[float, int] | None = None
@@ -133,6 +138,8 @@ class Listener:
     :ivar connections: its connections, by descriptor; some of them may have ended
     :ivar ends: number of connections that have ended
     :ivar counts: true if the server counts the bytes of all messages in `connections`
+    :ivar estimates: true if the server does not count them, and the memory that libzmq takes for
+        them is limited
     :ivar max_connections: limit of their number, for which descriptors are set aside; None for the
         limit of the server, and for the descriptors that are left
     :ivar drained: when the socket had no further message, in the seconds of `time.monotonic`
@@ -147,7 +154,7 @@ class Listener:
         self.overhead = _CURVE_OVERHEAD if policy.mechanism == b'CURVE' else 0
         self.connections: dict[int, Connection] = {}
         self.ends = 0
-        self.counts = False
+        self.counts = self.estimates = False
         self.max_connections: int | None = None
         self.drained = 0.0
         self.refresh: Callable[[], object] = lambda: None

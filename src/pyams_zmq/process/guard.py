@@ -23,7 +23,7 @@ import zmq
 
 from pyams_zmq.auth import AccessPolicy
 from pyams_zmq.process.connections import NEW, USED, Connection, Listener, local_name
-from pyams_zmq.process.growth import ReceivedMemory
+from pyams_zmq.process.growth import ReceivedMemory, release_unused
 from pyams_zmq.wire.context import MAX_DESCRIPTORS
 from pyams_zmq.wire.frames import receive
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
@@ -74,11 +74,14 @@ class ConnectionGuard:
     :param name: name of the server, for the log
     :param limits: its limits, see :class:`~pyams_zmq.process.server_socket.SocketLimits`
     :ivar wake: wakes the thread, which then waits for the sockets in `polled`
+    :ivar is_drained: returns True if no message waits in a listener that `estimates`; called in the
+        thread
     """
 
     def __init__(self, name: object, limits: Any):
         self.listeners: list[Listener] = []
         self.wake: Callable[[], None] = lambda: None
+        self.is_drained: Callable[[], bool] = lambda: False
         self._name = name
         self._limits = limits
         # `dup2` needs no free descriptor; the duplicate stays the same connection when libzmq
@@ -163,7 +166,7 @@ class ConnectionGuard:
                 self._scan = now + min(2.5, max(TICK, patience / 4))
             for listener in self.listeners:
                 self._check(listener, now, patience)
-            self._check_overhead(memory)
+            self._check_memory(memory)
         self._memory = min(self._memory, memory)
         if self._closed and now >= self._report:
             self._report = now + REPORT_INTERVAL
@@ -231,29 +234,48 @@ class ConnectionGuard:
                 if reason is not None:
                     self._end(listener, connection, reason)
 
-    def _check_overhead(self, memory: int) -> None:
-        """End the connection with the most waiting bytes, if these take much more memory."""
+    def _check_memory(self, memory: int) -> None:
+        """End the connection with the most waiting bytes, if they take too much memory."""
+        if self._find_excess(memory) is None:
+            return
+        release_unused()
+        excess = self._find_excess(self._read_memory())
+        if excess is None:
+            return
+        listener, fd, reason = excess
+        if listener.estimates and self.is_drained():
+            for each in self.listeners:
+                for connection in each.connections.values():
+                    connection.drained += connection.unread
+        else:
+            for _fd, connection, _traffic in self._inspect(listener, [fd]):
+                self._end(listener, connection, reason)
+        self._received_memory.reset()
+
+    def _find_excess(self, memory: int) -> tuple[Listener, int, str] | None:
+        """Return a connection that takes too much memory, and why it is to be closed."""
         waiting = [
             (connection.unread, number, fd)
             for number, listener in enumerate(self.listeners)
             for fd, connection in listener.connections.items()
             if connection.unread > UNADMITTED_SIZE and not connection.is_ended
         ]
-        overhead = self._received_memory.measure_overhead(
+        growth, overhead = self._received_memory.measure(
             memory, sum(unread for unread, *_rest in waiting)
         )
-        if overhead <= MAX_OVERHEAD:
-            return
+        if not waiting:
+            return None
         unread, number, fd = max(waiting)
-        if unread * MAX_RATIO < overhead:  # other sockets of this process have received it
-            return
         listener = self.listeners[number]
-        for _fd, connection, _traffic in self._inspect(listener, [fd]):
+        reason = None
+        # If it is small in comparison, other sockets of this process have received the rest.
+        if overhead > MAX_OVERHEAD and unread * MAX_RATIO >= overhead:
             reason = (
                 f'small frames that waited to be read took {MAX_OVERHEAD >> 20} MiB more memory'
             )
-            self._end(listener, connection, reason)
-        self._received_memory.reset()
+        elif listener.estimates:
+            reason = self._check_sizes(min(unread, growth), 0)
+        return None if reason is None else (listener, fd, reason)
 
     def _find_fault(
         self,
@@ -270,6 +292,7 @@ class ConnectionGuard:
         if unread > UNADMITTED_SIZE and not listener.is_admitted(traffic):
             return f'more than {UNADMITTED_SIZE} bytes came before the handshake was done'
         if not listener.counts:
+            connection.unread = traffic.received - connection.drained if listener.estimates else 0
             return None
         rest = connection.unread = listener.track(connection, traffic, now)
         unsent = connection.sent - connection.last_sent - traffic.written
