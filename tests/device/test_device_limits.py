@@ -9,8 +9,8 @@ import pytest
 import zmq
 
 from checks import Growth, wait_until
-from devices import LOCAL, check_forwarding, make_device
-from pyams_zmq.device import FORWARDER, ProcessDevice, ProcessProxy, ThreadDevice
+from devices import LOCAL, check_forwarding, make_device, start_blocked
+from pyams_zmq.device import FORWARDER, STREAMER, ProcessDevice, ProcessProxy, ThreadDevice
 from pyams_zmq.process.growth import ReceivedMemory
 from raw_peer import RawPeer, frame, message
 
@@ -165,4 +165,16 @@ def test_device_knows_whether_messages_wait(peer):
         device.resume()
         client.send(b'question')
         assert worker.recv_multipart()[-1] == b'question'
+    launcher._is_paused = False
     assert not launcher._ask_if_drained()
+
+
+def test_device_that_waits_for_a_receiver_is_not_drained(peer):
+    """Its loop does not answer meanwhile; it goes on afterwards."""
+    device = make_device(ThreadDevice, STREAMER)
+    sink = start_blocked(device, peer)
+    assert not device.launcher._ask_if_drained()
+    while sink.poll(1000):
+        sink.recv()
+    assert device.launcher._ask_if_drained()
+    device.stop()
