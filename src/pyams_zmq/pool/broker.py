@@ -197,7 +197,7 @@ class PoolBroker(ServiceProcess):
 
     def _handle_request(self, _stream: _RouterStream, first: Any, frames: list[Any]) -> None:
         envelope = Envelope((first.bytes,))
-        envelope.connection = self._clients.count_received(first, frames)
+        envelope.connection = self._clients.count_received(first, self._clients.measure(frames))
         try:
             size = frames.index(b'') + 1  # of the envelope after the routing id
         except ValueError:
@@ -290,7 +290,8 @@ class PoolBroker(ServiceProcess):
     ) -> None:
         route, now = first.bytes, monotonic()
         # Of many connections, those without a message are closed first.
-        connection = stream.listener.count_received(first, [command])
+        size = stream.listener.measure([command])
+        connection = stream.listener.count_received(first, size)
         match command, rest:
             case protocol.HEARTBEAT, [memory]:
                 route = route[:ROUTE_SIZE]

@@ -24,7 +24,7 @@ from pyams_zmq.wire.traffic import Traffic
 _GREETING = 64  # bytes; the handshake begins with it, see RFC 37/ZMTP
 _WELCOME = {b'PLAIN': 10, b'CURVE': 170}  # bytes that a server sends before it admits a peer
 _CURVE_OVERHEAD = 33  # bytes of a frame, see RFC 26/CURVEZMQ
-_SHORT_FRAME = 255  # bytes of the longest frame with a header of 2 bytes, not 9
+SHORT_FRAME = 255  # bytes of the longest frame with a header of 2 bytes, not 9
 # Bytes that a peer without a name sends in its handshake: the metadata of a REQ, and of a DEALER or
 # ROUTER, is 32 and 35 bytes long.
 _HANDSHAKES: dict[bytes, Callable[[AccessPolicy], set[int]]] = {
@@ -174,21 +174,20 @@ class Listener:
             connection.is_ended = True
         self.ends += 1
 
-    def count_received(self, first: Any, *parts: Iterable[Any]) -> Connection | None:
+    def count_received(self, frame: Any, size: int) -> Connection | None:
         """Count a message; return its connection.
 
-        :param first: a :class:`zmq.Frame` of the message
-        :param parts: the frames that the peer has sent
+        :param frame: a :class:`zmq.Frame` of the message
+        :param size: bytes on the wire of the frames that the peer has sent, see `measure`
         """
         try:
-            fd = first.get(SRCFD)
+            fd = frame.get(SRCFD)
         except zmq.ZMQError:  # inproc
             return None
         connection = self.connections.get(fd)
         if connection is not None:
             connection.owed += 1
-            for frames in parts:
-                connection.received += self.measure(frames)
+            connection.received += size
             if connection.handshake is None:
                 traffic = self._read_traffic(fd)
                 size = traffic.received - connection.received if traffic else 0
@@ -209,7 +208,7 @@ class Listener:
         size = 0
         for frame in frames:
             length = len(frame) + self.overhead
-            size += length + (2 if length <= _SHORT_FRAME else 9)
+            size += length + (2 if length <= SHORT_FRAME else 9)
         return size
 
     def is_admitted(self, traffic: Traffic) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import zmq
 from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
-from pyams_zmq.process.connections import Connection, Listener
+from pyams_zmq.process.connections import SHORT_FRAME, Connection, Listener
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, send_frames
 from pyams_zmq.wire.message import encode, overloaded
 
@@ -402,13 +402,16 @@ class ReplyStream(ZMQStream):
 
     def _receive(self) -> list[Any] | None:
         receive, copy, listener = self.socket.recv, self._recv_copy, self.listener
-        frame = receive(NOBLOCK, False)
-        first, envelope = frame, Envelope((frame.bytes,))
+        overhead = 0 if listener is None else listener.overhead
+        envelope = Envelope((receive(NOBLOCK),))
         body: list[Any] | None = None
+        size = 0
         more = True
         while more:
             frame = receive(NOBLOCK, False)
             more = frame.more
+            length = len(frame) + overhead  # `Listener.measure`, without its calls
+            size += length + (2 if length <= SHORT_FRAME else 9)
             if body is not None:
                 body.append(frame.bytes if copy else frame)
             else:
@@ -416,7 +419,7 @@ class ReplyStream(ZMQStream):
                 if not envelope[-1]:
                     body = []
         if listener is not None:
-            envelope.connection = listener.count_received(first, envelope[1:], body or ())
+            envelope.connection = listener.count_received(frame, size)
         if body is None:
             if envelope.connection is not None:
                 envelope.connection.count_sent(len(self.no_delimiter_reply))
