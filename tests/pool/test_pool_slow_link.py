@@ -3,12 +3,15 @@
 
 import os
 import socket as network
+import threading
 from contextlib import ExitStack
 from functools import partial
 from math import inf
 
 import pytest
 
+from checks import wait_until
+from peers import Forwarder
 from pool_checks import (
     TIMEOUT,
     client_of,
@@ -50,6 +53,39 @@ def test_large_message(pool, tmp_path, name):
             assert calls[worker.pid] == 1
             assert size < max(up.bytes, down.bytes) < 1.5 * size
             assert process.stats()['lost'] == process.stats()['repeated'] == 0
+
+
+class SecondLater(Forwarder):
+    """Forwards nothing through the second connection until `second` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = threading.Event()
+
+    def _pump(self, source, sink):
+        if source in self._sockets[2:]:
+            self.second.wait(TIMEOUT)
+        super()._pump(source, sink)
+
+
+def test_worker_whose_heartbeats_have_no_connection_yet(pool):
+    """It gets no call: a large one might delay the connection until the worker counts as dead."""
+    process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    host, _, port = process.bound_worker_address.removeprefix('tcp://').partition(':')
+    with SecondLater() as forwarder:
+        forwarder.target = host, int(port)
+        worker = PoolWorker(forwarder.address, PoolMessageHandler, 'worker:secret')
+        worker.start()
+        try:
+            wait_until(lambda: forwarder.forwarded == 2)
+            threading.Event().wait(0.3)  # for a READY, which must not come
+            assert worker.pid not in workers_of(process)
+            forwarder.second.set()
+            worker.wait_ready()
+            assert worker.pid in workers_of(process)
+        finally:
+            forwarder.second.set()
+            worker.stop()
 
 
 def test_silence():

@@ -229,9 +229,9 @@ def test_silent_peers_with_names(log, start):
     """
     process = start(log, factory=Guarded)
     for number in range(3):
-        with RawPeer(process.bound_address, identity=b'name %d' % number) as peer:
+        with RawPeer(process.bound_address, identity=b'names %d' % number) as peer:
             peer.wait_end()
-    with RawPeer(process.bound_address, identity=b'name 3') as peer:
+    with RawPeer(process.bound_address, identity=b'names 3') as peer:
         assert not zmq.select([peer.socket], [], [], 4)[0]  # twice the time, as above
         assert peer.ask('echo', 1) == [200, 1]
 
@@ -550,7 +550,10 @@ def test_faults():
     stranger = Connection(40.0)
     assert not listener.is_fault(stranger, 119, 50.0)
     assert stranger.handshake == 119
-    for size in range(200, 300):
+    stranger = Connection(50.0)
+    assert not listener.is_fault(stranger, 104 + 18, 60.0)  # a handshake and heartbeats
+    assert stranger.handshake == 122
+    for size in range(200, 900, 9):
         assert listener.is_fault(Connection(60.0), size, 70.0)
     assert listener.is_fault(Connection(80.0), 119, 90.0)  # forgotten
 

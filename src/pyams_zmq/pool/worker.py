@@ -56,6 +56,7 @@ _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
 _CANCEL_GRACE = 0.02  # seconds for the end of a cancelled coroutine; calls are rejected meanwhile
 _POLL_TIMEOUT = 1  # milliseconds to wait for the next call before the loop may run
+_CONNECT_INTERVAL = 50  # milliseconds between two checks whether the worker ends
 _MIB = 1024 * 1024
 
 
@@ -207,6 +208,7 @@ class PoolWorker(ZMQProcess):
     _ready_sent = -inf  # time of a READY without READY_OK
     _refusal: ZMQRefusedError | None = None
     _heartbeats: '_HeartbeatThread | None' = None
+    _sends_heartbeats = False
     _overdue_check: Any = None
 
     def __init__(
@@ -284,6 +286,13 @@ class PoolWorker(ZMQProcess):
         else:
             self.rep_stream.drop_waiting()  # READY does not list them
             self.is_connected = True
+            if self._sends_heartbeats:
+                self.send_ready()
+
+    def _on_heartbeats(self) -> None:
+        """Register when heartbeats have a connection, too: it might wait behind a large call."""
+        if not self._sends_heartbeats:
+            self._sends_heartbeats = True
             self.send_ready()
 
     def make_socket(self, route: bytes) -> Any:
@@ -436,6 +445,7 @@ class _HeartbeatThread(Thread):
         super().__init__(name='pyams_zmq heartbeat', daemon=True)
         self._worker = worker
         self._end = Event()
+        self._is_known = False  # true if the worker knows that there was a connection
 
     def run(self) -> None:
         worker = self._worker
@@ -460,6 +470,10 @@ class _HeartbeatThread(Thread):
         worker = self._worker
         has_overdue = False
         memory = 0.0
+        while not (self._is_known or self._end.is_set()):
+            if socket.poll(_CONNECT_INTERVAL, zmq.POLLOUT):
+                self._is_known = True
+                worker.loop.add_callback(worker._on_heartbeats)
         while not self._end.wait(worker.beat_interval):
             with suppress(OSError):  # without a free descriptor the worker is still alive
                 memory = read_memory()

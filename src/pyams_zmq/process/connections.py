@@ -186,9 +186,11 @@ class Listener:
             return None
         connection = self.connections.get(fd)
         if connection is not None:
+            is_second = connection.received > 0
             connection.owed += 1
             connection.received += size
-            if connection.handshake is None:
+            # Not at the first message: many connections have no other, and this takes long.
+            if connection.handshake is None and is_second:
                 traffic = self._read_traffic(fd)
                 size = traffic.received - connection.received if traffic else 0
                 connection.handshake = min(size, max(self._usual_handshakes()) + _MAX_NAME)
@@ -253,24 +255,25 @@ class Listener:
 
         :param rest: its bytes
         """
-        if connection.handshake is None:
+        if connection.handshake is not None:
+            is_fault = connection.handshake > _MAX_HANDSHAKE or not self._are_heartbeats(rest)
+        elif any(self._are_heartbeats(rest - usual) for usual in self._usual_handshakes()):
+            is_fault = False
+        else:
             # It has a name, or is another implementation, if it comes again with the same size.
             number, ended = self._unusual.pop(rest, (0, 0.0))
             number += connection.accepted > ended
             self._unusual[rest] = number, now
             if len(self._unusual) > _MAX_SIZES:
                 self._unusual.pop(next(iter(self._unusual)))
-            if number > _TRIALS:
-                connection.handshake = rest
-                connection.waits_since = None
-            return number <= _TRIALS
-        if rest > _MAX_HEARTBEATS or connection.handshake > _MAX_HANDSHAKE:
-            return True
-        if rest % (_PING + self.overhead):
-            return True
-        connection.handshake += rest
-        connection.waits_since = None
-        return False
+            is_fault = number <= _TRIALS
+        if not is_fault:
+            connection.handshake = (connection.handshake or 0) + rest
+            connection.waits_since = None
+        return is_fault
+
+    def _are_heartbeats(self, size: int) -> bool:
+        return 0 <= size <= _MAX_HEARTBEATS and size % (_PING + self.overhead) == 0
 
     def measure_silence(self, fd: int, connection: Connection) -> float:
         """Return the seconds since data came in on a connection; infinity if it has ended.

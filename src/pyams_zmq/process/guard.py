@@ -22,10 +22,10 @@ from typing import Any
 import zmq
 
 from pyams_zmq.auth import AccessPolicy
-from pyams_zmq.process.connections import NEW, USED, Connection, Listener, local_name
+from pyams_zmq.process.connections import NEW, QUIET, USED, Connection, Listener, local_name
 from pyams_zmq.process.growth import ReceivedMemory, release_unused
 from pyams_zmq.wire.context import MAX_DESCRIPTORS
-from pyams_zmq.wire.frames import receive
+from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 from pyams_zmq.wire.traffic import Traffic
 
@@ -93,7 +93,8 @@ class ConnectionGuard:
             self._statm = os.open('/proc/self/statm', os.O_RDONLY | os.O_CLOEXEC)
         self._memory = 0
         self._received_memory = ReceivedMemory()
-        self._tick = self._scan = self._report = 0.0
+        self._tick = self._scan = self._report = self._quiet_at = 0.0
+        self._usable = 0
         self._is_crowded = False
         self._is_full_until = 0.0
         self._closed: dict[str, int] = {}
@@ -134,7 +135,11 @@ class ConnectionGuard:
 
     @property
     def polled(self) -> list[Any]:
-        """The sockets to wait for: the first peer wakes the thread, and each one in a crowd."""
+        """The sockets to wait for: the first peer wakes the thread, and each one in a crowd.
+
+        Soon after the last peer has left, the next one does not count as the first: a tick notices
+        it. Programs that connect for each call would wake the thread twice each time.
+        """
         if self._has_peers and not self._is_crowded:
             return []
         return [each.monitor for each in self.listeners]
@@ -146,16 +151,21 @@ class ConnectionGuard:
 
     @property
     def _has_peers(self) -> bool:
-        return any(each.connections for each in self.listeners)
+        """True while peers are connected, and for some time after."""
+        return monotonic() < self._quiet_at or any(each.connections for each in self.listeners)
 
     def step(self) -> None:
         """Note new connections, and those that have ended; when that is due, check all of them."""
         now = monotonic()
+        if now >= self._tick:
+            self._usable = self._usable_descriptors()  # the limit may be changed
         for listener in list(self.listeners):
             self._read_events(listener, now)
         if now < self._tick or not self._has_peers:
             return
         self._tick = now + TICK
+        if any(each.connections for each in self.listeners):
+            self._quiet_at = now + QUIET
         memory = self._read_memory()
         limits = self._limits
         patience = limits.heartbeat_interval + limits.heartbeat_timeout
@@ -180,29 +190,31 @@ class ConnectionGuard:
 
     def _read_events(self, listener: Listener, now: float) -> None:
         # While this thread works libzmq accepts more, and without a descriptor it aborts.
-        limit = self._max_connections(listener)
-        usable = self._usable_descriptors()
-        last = usable if listener.max_connections is None else inf
+        monitor, newest = listener.monitor, -1
         is_full = now < self._is_full_until
-        newest = -1
-        while (frames := receive(listener.monitor)) is not None:
-            event, fd = parse_event(frames)
+        while monitor.get(EVENTS) & POLLIN:
+            event, fd = parse_event([monitor.recv(NOBLOCK)])
+            monitor.recv(NOBLOCK)  # the address
             if event == zmq.EVENT_MONITOR_STOPPED:
                 self.listeners.remove(listener)
-                listener.monitor.close(0)
+                monitor.close(0)
                 return
             if event == zmq.EVENT_DISCONNECTED:  # sent before another connection gets the number
                 listener.note_end(fd)
                 continue
             listener.connections[fd] = Connection(now)
-            if is_full and fd >= last:
+            if is_full and fd >= self._last_descriptor(listener):
                 self._end_all(listener, [fd])
             else:
                 newest = max(newest, fd)
         if newest >= 0:
-            self._is_crowded = newest > usable // 2
-            if newest >= last or len(listener.connections) > limit:
+            self._is_crowded = newest > self._usable // 2
+            is_beyond = newest >= self._last_descriptor(listener)
+            if is_beyond or len(listener.connections) > self._max_connections(listener):
                 self._make_room(listener, now)
+
+    def _last_descriptor(self, listener: Listener) -> float:
+        return self._usable if listener.max_connections is None else inf
 
     def _inspect(
         self, listener: Listener, chosen: Iterable[int] | None = None
