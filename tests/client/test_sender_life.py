@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import ExitStack
 from multiprocessing.context import ForkProcess
 
 import pytest
@@ -21,6 +22,7 @@ from checks import TIMEOUT, open_fds, running_threads, wait_until
 from handlers import Handler, LoggedProcess, MessageHandler
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.client import send_queue as send_queue_module
+from pyams_zmq.client import sender as sender_module
 from pyams_zmq.client import unanswered as unanswered_module
 from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.client.problem import QueuedMessage
@@ -239,24 +241,76 @@ def test_first_message_at_the_end_of_a_program(process, client, tmp_path, makes_
     assert notes(client) == [0, 1, 2]
 
 
-def test_program_starts_no_thread_any_more(process, client, monkeypatch):
-    """As in a function of atexit in Python 3.12: the flush does the work of the thread."""
+def fail_to_start(thread):
+    """Start of a thread that fails."""
+    raise RuntimeError("can't start new thread")
 
-    def start(thread):
-        raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    sender = SenderThread()
-    queue = SendQueue(ServiceAddress.parse(process.bound_address, None, None))
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, 'start', start)
-        for number in range(3):
-            sender.prepare(queue, 0, (10, 1000))  # it cannot know yet whether the service is there
-            sender.post(queue, QueuedMessage('note', b'["note", %d]' % number))
-        sender.flush()
-        sender.post(queue, QueuedMessage('note', b'["note", 3]'))
-        assert not len(queue)
-    queue.close()
-    assert client.call('all_notes') == [0, 1, 2, 3]
+@pytest.fixture
+def lonely(monkeypatch):
+    """Sender of a program that ends, and starts no thread any more, as in Python 3.12."""
+    monkeypatch.setattr(threading.Thread, 'start', fail_to_start)
+    monkeypatch.setattr(threading, 'main_thread', lambda: threading.Thread(target=int))
+    return SenderThread()
+
+
+@pytest.fixture
+def make_queue():
+    """Function that makes the queue for an address."""
+    with ExitStack() as stack:
+
+        def make(address):
+            queue = SendQueue(ServiceAddress.parse(address, None, None))
+            stack.callback(queue.close)
+            return queue
+
+        yield make
+
+
+def test_program_that_starts_no_thread(process, client, lonely, make_queue, monkeypatch):
+    """Whoever waits does the work of the thread."""
+    queue = make_queue(process.bound_address)
+    for number in range(100):
+        lonely.prepare(queue, TIMEOUT, (10, 1000))
+        lonely.post(queue, QueuedMessage('note', b'["note", %d]' % number))
+    lonely.flush()
+    lonely.post(queue, QueuedMessage('note', b'["note", 100]'))
+    assert not len(queue)
+    monkeypatch.undo()
+    assert client.call('all_notes') == list(range(101))
+
+
+def test_program_that_starts_no_thread_without_a_service(down, lonely, make_queue, monkeypatch):
+    """It waits between the attempts to connect."""
+    queue, steps = make_queue(down), []
+    step = queue.step
+    monkeypatch.setattr(queue, 'step', lambda now: steps.append(now) or step(now))
+    with pytest.raises(ZMQUnreachableError):
+        lonely.prepare(queue, 0.5)
+    lonely.post(queue, QueuedMessage('note', b'["note", 1]'))
+    lonely.flush()
+    assert len(steps) < 300
+
+
+def test_context_that_is_terminated_while_no_thread_is_started(
+    process, lonely, make_queue, monkeypatch
+):
+    def fail(sockets, timeout):
+        raise zmq.ContextTerminated
+
+    queue = make_queue(process.bound_address)
+    lonely.prepare(queue, TIMEOUT)
+    monkeypatch.setattr(sender_module, 'wait_for', fail)
+    lonely.post(queue, QueuedMessage('note', b'["note", 1]'))
+    lonely.flush()
+    assert not lonely._queues
+
+
+def test_limit_of_threads(process, make_queue, monkeypatch):
+    """It is an error while the program goes on."""
+    monkeypatch.setattr(threading.Thread, 'start', fail_to_start)
+    with pytest.raises(RuntimeError, match='start new thread'):
+        SenderThread().prepare(make_queue(process.bound_address), TIMEOUT)
 
 
 def test_functions_of_atexit_may_send(process, client):

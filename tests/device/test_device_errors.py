@@ -87,8 +87,9 @@ def test_error_in_the_with_block(factory):
 
 def test_failing_device_and_a_signal_handler(peer):
     """The handler interrupts a command, whose lock the device needs to end."""
-    device = start_failing(ThreadDevice, peer)
+    device = start_failing(ThreadDevice, peer, paused=True)
     with device.launcher._command():
+        device.resume()
 
         def disturb():
             while True:

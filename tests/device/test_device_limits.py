@@ -2,21 +2,17 @@
 """What a peer can make a device keep is bounded."""
 
 import socket as network
-import threading
 from contextlib import suppress
 
 import pytest
 import zmq
 
-from checks import Growth, wait_until
-from devices import LOCAL, check_forwarding, make_device, start_blocked
-from pyams_zmq.device import FORWARDER, STREAMER, ProcessDevice, ProcessProxy, ThreadDevice
-from pyams_zmq.process.growth import ReceivedMemory
-from raw_peer import RawPeer, frame, message
+from checks import wait_until
+from devices import LOCAL, check_forwarding, make_device
+from pyams_zmq.device import FORWARDER, ProcessDevice, ProcessProxy, ThreadDevice
+from raw_peer import RawPeer, frame
 
-MIB = 2**20
-
-TOPIC = b'a' * MIB
+TOPIC = b'a' * 2**20
 
 
 def check_refusal(raw_peer, data):
@@ -98,83 +94,3 @@ def _ignore_timeout(function):
         return function()
     except TimeoutError:
         return None
-
-
-# Bytes that wait, without a high-water mark
-
-
-@pytest.mark.parametrize('native', [True, False])
-@pytest.mark.parametrize('size', [1, 1000, 10 * MIB])
-def test_messages_without_a_receiver(size, native):
-    device = make_device(ProcessDevice, native=native)
-    device.receive_hwm = 0
-    with device, RawPeer(device.in_address) as peer, Growth(device.launcher) as growth:
-        data = message(b'', b'x' * size)
-        block = data * max(1, MIB // len(data))
-
-        def has_ended():
-            peer.socket.settimeout(0.1)  # the device may read no more
-            with suppress(ConnectionError, TimeoutError):
-                peer.send(block)
-            return peer.has_ended()
-
-        wait_until(has_ended)
-    assert growth.peak < 256 * MIB
-
-
-def test_connection_through_which_much_was_forwarded(peer, monkeypatch):
-    """What has been forwarded does not count, even if the process has become larger."""
-    growth = [0]
-    monkeypatch.setattr(ReceivedMemory, 'measure', lambda self, memory, waiting: (growth[0], 0))
-    device = make_device(ThreadDevice)
-    device.receive_hwm = 0
-    device.max_message_size = 5000
-    device.receive_size = 10_000
-    device.heartbeat_interval = device.heartbeat_timeout = 0.5
-    with device:
-        worker, client = peer(zmq.DEALER, device.out_address), peer(zmq.DEALER, device.in_address)
-        for _ in range(4):
-            client.send(bytes(4000))
-            worker.recv_multipart()
-        [connection] = device.launcher._guard.listeners[0].connections.values()
-        growth[0] = MIB
-        wait_until(lambda: connection.drained >= 16_000)
-        client.send(b'last')
-        assert worker.recv_multipart()[-1] == b'last'
-
-
-def test_device_knows_whether_messages_wait(peer):
-    device = make_device(ThreadDevice)
-    with device:
-        launcher = device.launcher
-        assert launcher._ask_if_drained()
-        client = peer(zmq.DEALER, device.in_address)
-        client.send(b'question')
-        wait_until(lambda: not launcher._ask_if_drained())
-        worker = peer(zmq.DEALER, device.out_address)
-        assert worker.recv_multipart()[-1] == b'question'
-        wait_until(launcher._ask_if_drained)
-        with launcher._lock:
-            answers = []
-            thread = threading.Thread(target=lambda: answers.append(launcher._ask_if_drained()))
-            thread.start()
-            thread.join()
-            assert answers == [False]
-        device.pause()
-        assert not launcher._ask_if_drained()
-        device.resume()
-        client.send(b'question')
-        assert worker.recv_multipart()[-1] == b'question'
-    launcher._is_paused = False
-    assert not launcher._ask_if_drained()
-
-
-def test_device_that_waits_for_a_receiver_is_not_drained(peer):
-    """Its loop does not answer meanwhile; it goes on afterwards."""
-    device = make_device(ThreadDevice, STREAMER)
-    sink = start_blocked(device, peer)
-    assert not device.launcher._ask_if_drained()
-    while sink.poll(1000):
-        sink.recv()
-    assert device.launcher._ask_if_drained()
-    device.stop()

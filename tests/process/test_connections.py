@@ -229,9 +229,9 @@ def test_silent_peers_with_names(log, start):
     """
     process = start(log, factory=Guarded)
     for number in range(3):
-        with RawPeer(process.bound_address, identity=b'names %d' % number) as peer:
+        with RawPeer(process.bound_address, identity=b'name %d' % number) as peer:
             peer.wait_end()
-    with RawPeer(process.bound_address, identity=b'names 3') as peer:
+    with RawPeer(process.bound_address, identity=b'name 3') as peer:
         assert not zmq.select([peer.socket], [], [], 4)[0]  # twice the time, as above
         assert peer.ask('echo', 1) == [200, 1]
 
@@ -550,10 +550,7 @@ def test_faults():
     stranger = Connection(40.0)
     assert not listener.is_fault(stranger, 119, 50.0)
     assert stranger.handshake == 119
-    stranger = Connection(50.0)
-    assert not listener.is_fault(stranger, 104 + 18, 60.0)  # a handshake and heartbeats
-    assert stranger.handshake == 122
-    for size in range(200, 900, 9):
+    for size in range(200, 300):
         assert listener.is_fault(Connection(60.0), size, 70.0)
     assert listener.is_fault(Connection(80.0), 119, 90.0)  # forgotten
 
@@ -656,13 +653,13 @@ def test_memory_that_other_sockets_take(guard, router, monkeypatch):
         wait_until(lambda: guard.step() or listener.connections)
         [connection] = listener.connections.values()
         monkeypatch.setattr(
-            guard._received_memory, 'measure', lambda memory, waiting: (0, MAX_OVERHEAD + 1)
+            guard._received_memory, 'measure_overhead', lambda memory, waiting: MAX_OVERHEAD + 1
         )
         connection.unread = MAX_OVERHEAD // MAX_RATIO - 1
-        guard._check_memory(0)
+        guard._check_overhead(0)
         assert not connection.is_ended
         connection.unread *= 2
-        guard._check_memory(0)
+        guard._check_overhead(0)
         assert connection.is_ended
     router.close()
     wait_until(lambda: guard.step() or not guard.listeners)

@@ -51,8 +51,8 @@ class FailingProcessProxy(ProcessProxy):
     _is_native = False
 
 
-def start_failing(factory, peer, native=True):
-    """Start a device that fails when messages come in."""
+def start_failing(factory, peer, native=True, paused=False):
+    """Start a device that fails when messages come in; if it is paused, when it goes on."""
     proxy = FailingProcessProxy if factory is ProcessDevice else FailingThreadProxy
     device = make_device(proxy, zmq.PULL, zmq.PUSH)
     device._mon.type = zmq.PULL
@@ -63,7 +63,8 @@ def start_failing(factory, peer, native=True):
     source = peer(zmq.PUSH, device.in_address, sndhwm=1)
     for _ in range(500):
         source.send(b'x')
-    device.resume()
+    if not paused:
+        device.resume()
     return device
 
 

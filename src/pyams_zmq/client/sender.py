@@ -9,7 +9,7 @@ the messages of a client keep their order.
 import atexit
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
 from multiprocessing.util import Finalize, register_after_fork
@@ -49,6 +49,7 @@ class SenderThread:
         self._is_flushed = False
         self._flush_time = 0.0
         self._reported = 0
+        self._is_alone = False  # true when Python starts no thread any more
 
     def prepare(
         self,
@@ -81,31 +82,52 @@ class SenderThread:
                 waiting + number <= limits[0] and queue.size + size <= limits[1]
             )
 
-        with self._changed:
-            self._serve(queue)
-            if timeout > 0:
-                queue.retry()
-            queue.used = monotonic() + timeout  # it stays open at least so long
-            # A handler of the log may send from this thread, which nothing else can connect.
-            is_own = self._thread in (threading.current_thread(), None)
-            self._changed.wait_for(
-                lambda: (queue.is_connected and has_room()) or queue.error is not None or is_own,
-                max(0, timeout),
-            )
-            queue.used = monotonic()
-            if queue.error is not None:
-                # The same error each time: its traceback must not grow.
-                raise queue.error.with_traceback(None)
-            if not (queue.is_connected or is_own):
-                raise queue.state.describe_silence(timeout)
-            if not has_room():
-                raise ZMQBacklogError(
-                    f'The client of {queue.address} takes no message now: '
-                    f'{len(queue) + queue.reserved} messages of {queue.size} bytes wait in it; '
-                    f'the limits are {limits[0]} and {limits[1]}'
-                )
-            for message in messages or ():
-                queue.reserve(message)
+        records: list[Problem | Delay] = []
+        try:
+            with self._changed:
+                self._wait_for(queue, timeout, has_room, records)
+                if not has_room():
+                    raise ZMQBacklogError(
+                        f'The client of {queue.address} takes no message now: '
+                        f'{len(queue) + queue.reserved} messages of {queue.size} bytes wait in it; '
+                        f'the limits are {limits[0]} and {limits[1]}'
+                    )
+                for message in messages or ():
+                    queue.reserve(message)
+        finally:
+            log(records)
+
+    def _wait_for(
+        self,
+        queue: SendQueue,
+        timeout: float,
+        has_room: Callable[[], bool],
+        records: list[Problem | Delay],
+    ) -> None:
+        """Wait until the service is connected and there is room; raise an error if it is not.
+
+        :param records: gets what is to be logged, without a lock
+        """
+        self._serve(queue)
+        if timeout > 0:
+            queue.retry()
+        queue.used = monotonic() + timeout  # it stays open at least so long
+        # A handler of the log may send from this thread, which nothing else can connect.
+        is_own = threading.current_thread() is self._thread
+        end = monotonic() + timeout
+        if self._is_alone:
+            records += self._wait(0)
+        while not (is_own or (queue.is_connected and has_room()) or queue.error is not None):
+            left = end - monotonic()
+            if left <= 0:
+                break
+            records += self._wait(left)
+        queue.used = monotonic()
+        if queue.error is not None:
+            # The same error each time: its traceback must not grow.
+            raise queue.error.with_traceback(None)
+        if not (queue.is_connected or is_own):
+            raise queue.state.describe_silence(timeout)
 
     def check(self, queue: SendQueue) -> None:
         """Raise an error if the service of a queue is not connected.
@@ -154,19 +176,34 @@ class SenderThread:
         start = monotonic() - self._flush_time  # the time is for all calls together
         records: list[Problem | Delay] = []
         while True:
-            if self._thread is None and self._queues:
-                records += self._step(monotonic(), None)
             waiting = (queue.waits_until(start) for queue in self._queues if self._has_new(queue))
             left = max(waiting, default=-inf) - monotonic()
             if left <= 0 or sys.is_finalizing():  # then the thread does not run any more
                 break
-            if self._thread is None:
-                wake = min(queue.wakes_at() for queue in self._queues) - monotonic()
-                wait_for(self._list_sockets(), min(left, wake))
-            else:
-                self._changed.wait(left)
+            records += self._wait(left)
         self._flush_time = monotonic() - start
         return [*records, *self._take_lost()]
+
+    def _wait(self, timeout: float) -> list[Problem | Delay]:
+        """Wait until the thread has worked; where Python starts none, do a part of its work.
+
+        :param timeout: seconds, at most
+        :return: what is to be logged, without a lock
+        """
+        if self._thread is not None:
+            self._changed.wait(timeout)
+            return []
+        failure: Exception | None = None
+        wake = min((queue.wakes_at() for queue in self._queues), default=inf)
+        seconds = max(0, min(timeout, wake - monotonic()))
+        if sockets := self._list_sockets():
+            try:
+                wait_for(sockets, seconds)
+            except zmq.ZMQError as error:  # the context was terminated
+                failure = error
+        else:
+            self._changed.wait(seconds)
+        return self._step(monotonic(), failure)
 
     def report_lost(self) -> None:
         """Log the messages without a reply: this process ends hard, and other threads may hang."""
@@ -205,6 +242,8 @@ class SenderThread:
         self._wake()
 
     def _start_thread(self) -> None:
+        if self._is_alone:
+            return
         wakeup, sleeper = open_wakeup_pair()
         thread = threading.Thread(
             target=self._run, args=(wakeup, sleeper), name='PyAMS (zmq) sender', daemon=True
@@ -212,9 +251,11 @@ class SenderThread:
         try:
             thread.start()
         except RuntimeError:
-            # Python 3.12 starts no thread while the program ends: `_finish` does its work.
             wakeup.close()
             sleeper.close()
+            if threading.main_thread().is_alive():  # the limit of threads
+                raise
+            self._is_alone = True  # Python 3.12 starts no thread in a function of atexit
         else:
             self._wakeup, self._thread = wakeup, thread
 

@@ -31,7 +31,6 @@ from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
 from pyams_zmq.process.base import check_threads
 from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.server_socket import ServerSockets
-from pyams_zmq.wire.poll import wait_for
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -41,11 +40,7 @@ COMMAND_TIMEOUT = 2.0
 STOP_TIMEOUT = 1.0
 """Seconds after which `stop` terminates the context of a device that waits for a peer"""
 
-DRAIN_TIMEOUT = 0.2
-"""Seconds that the guard waits for a device when the memory for its messages grows"""
-
 _PAUSED, _RESUME, _STOP, _ENDED = b'paused', b'resume', b'stop', b'ended'
-_DRAINED = b'drained'
 
 
 class _Ended(Exception):  # noqa: N818 - not an error, but the end of a command
@@ -88,8 +83,6 @@ class DeviceThread(Thread):
         self._threads_in_command: set[int] = set()
         self._stop_after_command = False
         self._sockets: list[Any] = []
-        self._data_sockets: list[Any] = []
-        self._is_drained = False
         self._authenticator: Authenticator | None = None
         self._guard: ConnectionGuard | None = None
         self._owns_context = device._owns_context
@@ -206,25 +199,6 @@ class DeviceThread(Thread):
             self._is_paused = True
         self._receive(timeout)
 
-    def _ask_if_drained(self) -> bool:
-        """Return True if no message waits to be forwarded; called in the thread of the guard."""
-        # The owner of the lock may be waiting for the end of the calling thread.
-        if self._is_paused or not self._lock.acquire(blocking=False):
-            return False
-        try:
-            with suppress(_Ended, zmq.ContextTerminated, ZMQTimeoutError):
-                if self._has_ended or self._commands.closed:
-                    return False
-                try:
-                    self._pause(DRAIN_TIMEOUT)
-                finally:
-                    self._send(_RESUME)
-                    self._is_paused = False
-                return self._is_drained
-            return False
-        finally:
-            self._lock.release()
-
     def _send(self, command: bytes) -> None:
         self._pending += command in (STATISTICS, TERMINATE)
         with suppress(zmq.Again):  # the thread has ended
@@ -248,9 +222,8 @@ class DeviceThread(Thread):
     def _handle_answer(self, frames: list[bytes]) -> None:
         if frames == [_ENDED]:
             self._has_ended = True
-        elif frames[0] == _PAUSED:
+        elif frames == [_PAUSED]:
             self._pending -= 1
-            self._is_drained = frames[1:] == [_DRAINED]
             self._totals, self._current = self._counts, NO_COUNTS
         elif len(frames) == len(NO_COUNTS):
             self._pending -= 1
@@ -262,7 +235,6 @@ class DeviceThread(Thread):
     def _open(self) -> None:
         if self._owns_context:
             self._guard = ConnectionGuard(self._device, self._device)
-            self._guard.is_drained = self._ask_if_drained
         self._server_sockets = ServerSockets(self._device, self._device, self._guard)
         if self._guard is not None:
             self._authenticator = _Authenticator(
@@ -273,8 +245,7 @@ class DeviceThread(Thread):
         address = f'{INPROC}pyams_zmq.device-{id(self)}'
         self._control.bind(address)
         self._commands.connect(address)
-        self._data_sockets = self._open_data_sockets()
-        self._loop = self._device._make_loop(self._data_sockets)
+        self._loop = self._device._make_loop(self._open_data_sockets())
 
     def _make_socket(self, socket_type: int) -> Any:
         socket = self._zmq_context.socket(socket_type, socket_class=zmq.Socket)
@@ -292,8 +263,6 @@ class DeviceThread(Thread):
                 self._device.apply_limits(socket, self._device._max_size_of(config))
             sockets.append(socket)
             self._configure(socket, config)
-        for listener in self._server_sockets.listeners.values():
-            listener.estimates = self._device.receive_hwm == 0
         return sockets
 
     def _configure(self, socket: Any, config: SocketConfig) -> None:
@@ -349,8 +318,7 @@ class DeviceThread(Thread):
         try:
             while command != _STOP:
                 self._loop(control=self._control)
-                is_drained = not wait_for(self._data_sockets, 0)
-                self._control.send_multipart([_PAUSED, _DRAINED] if is_drained else [_PAUSED])
+                self._control.send(_PAUSED)
                 command = self._control.recv()
         except zmq.ContextTerminated:
             LOGGER.info('%s ends with its context', self._device)

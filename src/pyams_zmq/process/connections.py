@@ -73,10 +73,7 @@ class Connection:
     :ivar used: when a message was sent to it
     :ivar received: bytes on the wire of the messages that were read from it
     :ivar counted: the same, before the kernel was asked about the connection
-    :ivar unread: bytes that waited to be read when it was checked; of a listener that `estimates`,
-        all that came in since `drained`
-    :ivar drained: bytes that had come in when all messages had been read, if the listener
-        `estimates`
+    :ivar unread: bytes that waited to be read when it was checked
     :ivar owed: number of these messages that have no reply yet
     :ivar sent: bytes of the messages that were sent to it
     :ivar last_sent: bytes of the last one
@@ -90,7 +87,6 @@ class Connection:
     __slots__ = (
         'accepted',
         'counted',
-        'drained',
         'handshake',
         'is_ended',
         'last_sent',
@@ -105,8 +101,7 @@ class Connection:
 
     def __init__(self, accepted: float):
         self.accepted = self.used = accepted
-        self.received = self.counted = self.owed = self.sent = self.last_sent = 0
-        self.unread = self.drained = 0
+        self.received = self.counted = self.owed = self.sent = self.last_sent = self.unread = 0
         self.handshake: int | None = None
         self.waits_since: tuple[float, int] | None = None
         self.stalls_since: tuple[float, int] | None = None
@@ -138,8 +133,6 @@ class Listener:
     :ivar connections: its connections, by descriptor; some of them may have ended
     :ivar ends: number of connections that have ended
     :ivar counts: true if the server counts the bytes of all messages in `connections`
-    :ivar estimates: true if the server does not count them, and the memory that libzmq takes for
-        them is limited
     :ivar max_connections: limit of their number, for which descriptors are set aside; None for the
         limit of the server, and for the descriptors that are left
     :ivar drained: when the socket had no further message, in the seconds of `time.monotonic`
@@ -154,7 +147,7 @@ class Listener:
         self.overhead = _CURVE_OVERHEAD if policy.mechanism == b'CURVE' else 0
         self.connections: dict[int, Connection] = {}
         self.ends = 0
-        self.counts = self.estimates = False
+        self.counts = False
         self.max_connections: int | None = None
         self.drained = 0.0
         self.refresh: Callable[[], object] = lambda: None
@@ -186,14 +179,12 @@ class Listener:
             return None
         connection = self.connections.get(fd)
         if connection is not None:
-            is_second = connection.received > 0
             connection.owed += 1
             connection.received += size
-            # Not at the first message: many connections have no other, and this takes long.
-            if connection.handshake is None and is_second:
+            if connection.handshake is None:
                 traffic = self._read_traffic(fd)
-                size = traffic.received - connection.received if traffic else 0
-                connection.handshake = min(size, max(self._usual_handshakes()) + _MAX_NAME)
+                rest = traffic.received - connection.received if traffic else 0
+                connection.handshake = min(rest, max(self._usual_handshakes()) + _MAX_NAME)
         return connection
 
     def _read_traffic(self, fd: int) -> Traffic | None:
@@ -255,25 +246,24 @@ class Listener:
 
         :param rest: its bytes
         """
-        if connection.handshake is not None:
-            is_fault = connection.handshake > _MAX_HANDSHAKE or not self._are_heartbeats(rest)
-        elif any(self._are_heartbeats(rest - usual) for usual in self._usual_handshakes()):
-            is_fault = False
-        else:
+        if connection.handshake is None:
             # It has a name, or is another implementation, if it comes again with the same size.
             number, ended = self._unusual.pop(rest, (0, 0.0))
             number += connection.accepted > ended
             self._unusual[rest] = number, now
             if len(self._unusual) > _MAX_SIZES:
                 self._unusual.pop(next(iter(self._unusual)))
-            is_fault = number <= _TRIALS
-        if not is_fault:
-            connection.handshake = (connection.handshake or 0) + rest
-            connection.waits_since = None
-        return is_fault
-
-    def _are_heartbeats(self, size: int) -> bool:
-        return 0 <= size <= _MAX_HEARTBEATS and size % (_PING + self.overhead) == 0
+            if number > _TRIALS:
+                connection.handshake = rest
+                connection.waits_since = None
+            return number <= _TRIALS
+        if rest > _MAX_HEARTBEATS or connection.handshake > _MAX_HANDSHAKE:
+            return True
+        if rest % (_PING + self.overhead):
+            return True
+        connection.handshake += rest
+        connection.waits_since = None
+        return False
 
     def measure_silence(self, fd: int, connection: Connection) -> float:
         """Return the seconds since data came in on a connection; infinity if it has ended.

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: ZPL-2.1
 """How much of the memory of a process libzmq has taken for messages that wait."""
 
-import ctypes
 import os
 from contextlib import suppress
 
@@ -25,8 +24,8 @@ class ReceivedMemory:
         """Begin again."""
         self._base = None
 
-    def measure(self, memory: int, waiting: int) -> tuple[int, int]:
-        """Return the bytes that I/O threads have taken, and the part beyond those that waited.
+    def measure_overhead(self, memory: int, waiting: int) -> int:
+        """Return the bytes that I/O threads have taken beyond those that waited to be read.
 
         :param memory: resident bytes of this process
         :param waiting: bytes that wait to be read; when there are none, it begins again
@@ -37,14 +36,8 @@ class ReceivedMemory:
             self._most = 0
         self._most = max(self._most, waiting)
         base = self._base
-        growth = (memory - base[0]) * (received - base[1]) // max(1, total - base[2])
-        return growth, growth - self._most
-
-
-def release_unused() -> None:
-    """Give memory that nothing uses any more back to the system, see malloc_trim(3)."""
-    with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
+        growth = (memory - base[0]) * (received - base[1]) / max(1, total - base[2])
+        return int(growth) - self._most
 
 
 def _count_faults() -> tuple[int, int]:

@@ -23,7 +23,7 @@ import zmq
 
 from pyams_zmq.auth import AccessPolicy
 from pyams_zmq.process.connections import NEW, QUIET, USED, Connection, Listener, local_name
-from pyams_zmq.process.growth import ReceivedMemory, release_unused
+from pyams_zmq.process.growth import ReceivedMemory
 from pyams_zmq.wire.context import MAX_DESCRIPTORS
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
@@ -74,14 +74,11 @@ class ConnectionGuard:
     :param name: name of the server, for the log
     :param limits: its limits, see :class:`~pyams_zmq.process.server_socket.SocketLimits`
     :ivar wake: wakes the thread, which then waits for the sockets in `polled`
-    :ivar is_drained: returns True if no message waits in a listener that `estimates`; called in the
-        thread
     """
 
     def __init__(self, name: object, limits: Any):
         self.listeners: list[Listener] = []
         self.wake: Callable[[], None] = lambda: None
-        self.is_drained: Callable[[], bool] = lambda: False
         self._name = name
         self._limits = limits
         # `dup2` needs no free descriptor; the duplicate stays the same connection when libzmq
@@ -94,6 +91,7 @@ class ConnectionGuard:
         self._memory = 0
         self._received_memory = ReceivedMemory()
         self._tick = self._scan = self._report = self._quiet_at = 0.0
+        self._ticks = False  # false: nobody is connected, and the next peer wakes the thread
         self._usable = 0
         self._is_crowded = False
         self._is_full_until = 0.0
@@ -140,19 +138,14 @@ class ConnectionGuard:
         Soon after the last peer has left, the next one does not count as the first: a tick notices
         it. Programs that connect for each call would wake the thread twice each time.
         """
-        if self._has_peers and not self._is_crowded:
+        if self._ticks and not self._is_crowded:
             return []
         return [each.monitor for each in self.listeners]
 
     @property
     def timeout(self) -> float | None:
         """Seconds until the next step, None if no step is due."""
-        return max(0.0, self._tick - monotonic()) if self._has_peers else None
-
-    @property
-    def _has_peers(self) -> bool:
-        """True while peers are connected, and for some time after."""
-        return monotonic() < self._quiet_at or any(each.connections for each in self.listeners)
+        return max(0.0, self._tick - monotonic()) if self._ticks else None
 
     def step(self) -> None:
         """Note new connections, and those that have ended; when that is due, check all of them."""
@@ -161,11 +154,12 @@ class ConnectionGuard:
             self._usable = self._usable_descriptors()  # the limit may be changed
         for listener in list(self.listeners):
             self._read_events(listener, now)
-        if now < self._tick or not self._has_peers:
-            return
-        self._tick = now + TICK
         if any(each.connections for each in self.listeners):
             self._quiet_at = now + QUIET
+        self._ticks = now < self._quiet_at
+        if now < self._tick or not self._ticks:
+            return
+        self._tick = now + TICK
         memory = self._read_memory()
         limits = self._limits
         patience = limits.heartbeat_interval + limits.heartbeat_timeout
@@ -176,7 +170,7 @@ class ConnectionGuard:
                 self._scan = now + min(2.5, max(TICK, patience / 4))
             for listener in self.listeners:
                 self._check(listener, now, patience)
-            self._check_memory(memory)
+            self._check_overhead(memory)
         self._memory = min(self._memory, memory)
         if self._closed and now >= self._report:
             self._report = now + REPORT_INTERVAL
@@ -246,48 +240,29 @@ class ConnectionGuard:
                 if reason is not None:
                     self._end(listener, connection, reason)
 
-    def _check_memory(self, memory: int) -> None:
-        """End the connection with the most waiting bytes, if they take too much memory."""
-        if self._find_excess(memory) is None:
-            return
-        release_unused()
-        excess = self._find_excess(self._read_memory())
-        if excess is None:
-            return
-        listener, fd, reason = excess
-        if listener.estimates and self.is_drained():
-            for each in self.listeners:
-                for connection in each.connections.values():
-                    connection.drained += connection.unread
-        else:
-            for _fd, connection, _traffic in self._inspect(listener, [fd]):
-                self._end(listener, connection, reason)
-        self._received_memory.reset()
-
-    def _find_excess(self, memory: int) -> tuple[Listener, int, str] | None:
-        """Return a connection that takes too much memory, and why it is to be closed."""
+    def _check_overhead(self, memory: int) -> None:
+        """End the connection with the most waiting bytes, if these take much more memory."""
         waiting = [
             (connection.unread, number, fd)
             for number, listener in enumerate(self.listeners)
             for fd, connection in listener.connections.items()
             if connection.unread > UNADMITTED_SIZE and not connection.is_ended
         ]
-        growth, overhead = self._received_memory.measure(
+        overhead = self._received_memory.measure_overhead(
             memory, sum(unread for unread, *_rest in waiting)
         )
-        if not waiting:
-            return None
+        if overhead <= MAX_OVERHEAD:
+            return
         unread, number, fd = max(waiting)
+        if unread * MAX_RATIO < overhead:  # other sockets of this process have received it
+            return
         listener = self.listeners[number]
-        reason = None
-        # If it is small in comparison, other sockets of this process have received the rest.
-        if overhead > MAX_OVERHEAD and unread * MAX_RATIO >= overhead:
+        for _fd, connection, _traffic in self._inspect(listener, [fd]):
             reason = (
                 f'small frames that waited to be read took {MAX_OVERHEAD >> 20} MiB more memory'
             )
-        elif listener.estimates:
-            reason = self._check_sizes(min(unread, growth), 0)
-        return None if reason is None else (listener, fd, reason)
+            self._end(listener, connection, reason)
+        self._received_memory.reset()
 
     def _find_fault(
         self,
@@ -304,7 +279,6 @@ class ConnectionGuard:
         if unread > UNADMITTED_SIZE and not listener.is_admitted(traffic):
             return f'more than {UNADMITTED_SIZE} bytes came before the handshake was done'
         if not listener.counts:
-            connection.unread = traffic.received - connection.drained if listener.estimates else 0
             return None
         rest = connection.unread = listener.track(connection, traffic, now)
         unsent = connection.sent - connection.last_sent - traffic.written
