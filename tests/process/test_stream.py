@@ -12,6 +12,8 @@ from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
 from checks import wait_until
 from handlers import RawProcess
+from pyams_zmq.auth import Access
+from pyams_zmq.process.connections import Listener
 from pyams_zmq.process.stream import CHECKED_MESSAGES, ReplyStream, ZMQStream
 
 BURST = 200
@@ -103,6 +105,22 @@ async def test_send_is_immediate(net):
         subject.send(b'answer')
         assert client.poll(5000)  # the loop has not run meanwhile
         assert client.recv() == b'answer'
+
+
+@in_loop
+async def test_size_of_a_message(net):
+    """It is that of `Listener.measure`."""
+    messages = [[b'', b'x' * 255], [b'', b'x' * 256], [b'id', b'', b'x', b'y' * 1000], [b'text']]
+    with net.stream(zmq.REP) as (subject, address):
+        subject.on_recv(lambda _msg: subject.send(b'answer'))
+        sizes = []
+        subject.listener = listener = Listener(address, None, Access())
+        listener.count_received = lambda _frame, size: sizes.append(size)
+        client = net.connect(zmq.DEALER, address)
+        for frames in messages:
+            client.send_multipart(frames)
+        await until(lambda: len(sizes) == len(messages))
+        assert sizes == [listener.measure(frames) for frames in messages]
 
 
 @in_loop

@@ -56,7 +56,7 @@ _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
 _CANCEL_GRACE = 0.02  # seconds for the end of a cancelled coroutine; calls are rejected meanwhile
 _POLL_TIMEOUT = 1  # milliseconds to wait for the next call before the loop may run
-_CONNECT_INTERVAL = 50  # milliseconds between two checks whether the worker ends
+_CONNECT_INTERVAL = 50  # milliseconds between two checks whether a worker without a broker ends
 _MIB = 1024 * 1024
 
 
