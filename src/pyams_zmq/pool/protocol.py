@@ -7,9 +7,9 @@ own.
 
 Sockets. The broker binds ROUTER sockets. A worker connects two DEALER sockets. It chooses their
 routing ids: `ROUTE_SIZE` random bytes for the first socket; the same bytes and one more for the
-second socket, which a thread uses, so that heartbeats continue while a method computes. It sends the
-first READY when both sockets have had a connection: behind a large request, that of the heartbeats
-would come late.
+second socket, which a thread uses, so that heartbeats continue while a method computes. It sends
+the first READY when both sockets have had a connection: behind a large request, that of the
+heartbeats would come late.
 
 Frames. `empty` is a frame without bytes; the routing id that a ROUTER socket adds is left out.
 
