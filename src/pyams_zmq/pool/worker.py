@@ -291,9 +291,8 @@ class PoolWorker(ZMQProcess):
 
     def _on_heartbeats(self) -> None:
         """Register when heartbeats have a connection, too: it might wait behind a large call."""
-        if not self._sends_heartbeats:
-            self._sends_heartbeats = True
-            self.send_ready()
+        self._sends_heartbeats = True
+        self.send_ready()
 
     def make_socket(self, route: bytes) -> Any:
         """Return a new socket with all options, which is not connected.
