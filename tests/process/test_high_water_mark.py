@@ -124,6 +124,20 @@ def test_process(protocol, end, start, tmp_path):
         assert client.call('pid') == process.pid
 
 
+def test_replies_that_wait(start):
+    """None is lost, though the peer reads late; a loaded machine has the same effect."""
+    process = start()
+    with RawPeer(process.bound_address, receive_buffer=4096) as peer:
+        call = request('big', 4000)
+        peer.send(call * 4000)
+        with ZMQClient(process.bound_address, timeout=TIMEOUT) as client:
+            wait_until(lambda: client.call('echo', 1) == 1)
+            threading.Event().wait(1)  # meanwhile the replies wait: no event tells that
+        for _ in range(4000):
+            status, text = peer.read_reply()
+            assert (status, len(text)) == (200, 4000)
+
+
 def answer_and_ping(connection):
     """Answer a call more often than asked, with a heartbeat each time; then reset."""
     with connection, connection.makefile('rb') as file:

@@ -27,6 +27,10 @@ from pyams_zmq.wire.keepalive import keep_alive
 LINGER = 1000
 """Milliseconds that a socket gets to send its last message"""
 
+MAX_REPLIES = 100_000
+"""Replies that wait to be sent, per peer whose bytes are counted. One more would be lost, and on a
+loaded machine thousands wait until the I/O thread of libzmq runs again"""
+
 SIZE_SLACK = 16 * 1024 * 1024
 """Bytes above `max_message_size` that still get the reply 413; beyond, the peer is disconnected"""
 
@@ -54,7 +58,7 @@ class SocketLimits:
     heartbeat_timeout: float = 5.0  #: Seconds until a host that does not answer is disconnected
     receive_hwm: int = 1000  #: Received messages that wait, per peer whose bytes are not counted
     receive_size: int = 64 * 1024 * 1024  #: Received bytes that wait, per peer
-    send_hwm: int = 1000  #: Messages that wait to be sent, per peer
+    send_hwm: int = 1000  #: Messages that wait to be sent, per peer whose bytes are not counted
     send_size: int = 64 * 1024 * 1024  #: Bytes that wait to be sent, per peer
     max_connections: int = 1000  #: Connections of an address; then idle ones are closed
     backlog: int = 100  #: Connections that wait to be accepted
@@ -73,7 +77,7 @@ class SocketLimits:
         socket.linger = LINGER
         socket.maxmsgsize = min(max_size, sys.maxsize)
         socket.rcvhwm = 0 if counts else self.receive_hwm
-        socket.sndhwm = self.send_hwm
+        socket.sndhwm = max(self.send_hwm, MAX_REPLIES) if counts else self.send_hwm
         socket.backlog = self.backlog
         socket.handshake_ivl = ceil(self.handshake_timeout * 1000)
         keep_alive(socket, self.heartbeat_interval, self.heartbeat_timeout)
