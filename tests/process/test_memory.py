@@ -112,6 +112,17 @@ def test_replies_that_are_not_read(size, start, tmp_path):
 
 
 @pytest.mark.slow
+def test_small_replies_that_are_not_read(start):
+    """Their number is limited, too: each takes more than its size."""
+    process = start()
+    with RawPeer(process.bound_address, receive_buffer=4096) as peer, Growth(process) as growth:
+        send(peer, request('echo', 'x' * 100) * 1000, 500)
+        with RawPeer(process.bound_address) as other:
+            assert other.ask('echo', 1) == [200, 1]
+    assert growth.peak < 256 * MIB
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('hello', [b'', b'\5HELLO\4user\5wrong'], ids=['nothing', 'wrong'])
 def test_bytes_without_credentials(hello, start):
     """Many connections, each with a command that does not end, also after a refusal."""
