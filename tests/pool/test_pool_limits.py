@@ -30,7 +30,7 @@ from pyams_zmq.exceptions import (
 from pyams_zmq.pool import broker as broker_module
 from pyams_zmq.pool.protocol import KEY_SIZE
 from pyams_zmq.pool.worker import PoolWorker, WorkerStream, read_memory
-from pyams_zmq.process.stream import Envelope
+from pyams_zmq.process.connections import Envelope
 from pyams_zmq.socket import zmq_response, zmq_socket
 from raw_peer import RawPeer, request
 

@@ -14,7 +14,7 @@ from pool_handlers import Pool, PoolMessageHandler
 from pyams_zmq.pool import broker as broker_module
 from pyams_zmq.pool import worker as worker_module
 from pyams_zmq.pool.worker import ForwardedFrame, PoolWorker, WorkerStream
-from pyams_zmq.process.stream import Envelope
+from pyams_zmq.process.connections import Envelope
 
 
 @contextmanager

@@ -7,8 +7,7 @@ import pytest
 
 from pyams_zmq.auth import Access
 from pyams_zmq.pool.queue import Call, FairQueue
-from pyams_zmq.process.connections import Connection, Listener
-from pyams_zmq.process.stream import Envelope
+from pyams_zmq.process.connections import Connection, Envelope, Listener
 
 
 def make_queue(limit=10, size_limit=1000, client_size_limit=1000):

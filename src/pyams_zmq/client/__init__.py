@@ -157,7 +157,7 @@ class ZMQClient:
             if deadline is not None:
                 data = encode_request(message, deadline, self.max_message_size)
 
-    def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - as above
+    def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - the name of the field
         """Send a message now; see :func:`~pyams_zmq.transaction.send_on_commit` for later.
 
         The client does not wait for the reply. It logs an error if the status is not 2xx, or if the
@@ -183,7 +183,7 @@ class ZMQClient:
 
     def reserve(
         self,
-        type: str,  # noqa: A002 - as above
+        type: str,  # noqa: A002 - the name of the field
         data: bytes,
         *,
         timeout: float = 0,
@@ -226,7 +226,7 @@ class ZMQClient:
             sender_thread.get().prepare(queue, timeout, limits, messages, held)
         return queue
 
-    def post(self, type: str, data: bytes) -> None:  # noqa: A002 - as above
+    def post(self, type: str, data: bytes) -> None:  # noqa: A002 - the name of the field
         """Add a message to the queue of the thread that sends it, and return.
 
         This ignores the limits of the backlog, see `prepare`.

@@ -85,7 +85,7 @@ class SenderThread:
         records: list[Problem | Delay] = []
         try:
             with self._changed:
-                self._wait_for(queue, timeout, has_room, records)
+                self._wait_for_service(queue, timeout, has_room, records)
                 if not has_room():
                     raise ZMQBacklogError(
                         f'The client of {queue.address} takes no message now: '
@@ -97,7 +97,7 @@ class SenderThread:
         finally:
             log(records)
 
-    def _wait_for(
+    def _wait_for_service(
         self,
         queue: SendQueue,
         timeout: float,

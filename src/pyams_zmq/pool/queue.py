@@ -19,7 +19,7 @@ class Call:
 
     :ivar key: number of the call, `KEY_SIZE` bytes; later calls have higher ones
     :ivar envelope: frames in front of the reply; the first one is the routing id of the connection.
-        In the broker, an :class:`~pyams_zmq.process.stream.Envelope`
+        In the broker, an :class:`~pyams_zmq.process.connections.Envelope`
     :ivar header: first frame for the worker, see :mod:`pyams_zmq.pool.protocol`
     :ivar body: frames of the message
     :ivar size: bytes of memory, with the envelope

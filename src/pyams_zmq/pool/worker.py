@@ -25,7 +25,8 @@ from pyams_zmq.pool import protocol
 from pyams_zmq.pool.local_port import LocalPort
 from pyams_zmq.pool.protocol import KEY_SIZE, ROUTE_SIZE, SEPARATOR
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.process.stream import Envelope, ReplyStream, ZMQStream
+from pyams_zmq.process.connections import Envelope
+from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.process.watchdog import RECYCLED
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN
 from pyams_zmq.wire.keepalive import keep_alive

@@ -124,6 +124,24 @@ class Connection:
         return now - self.stalls_since[0]
 
 
+class Envelope(list[bytes]):
+    """Frames in front of a reply: routing id, envelope of the request, delimiter (RFC 28/REQREP).
+
+    :ivar connection: the connection that the request came through, or None
+    """
+
+    connection: Connection | None = None
+
+    def count_reply(self, size: int | None) -> None:
+        """Count the reply, which repeats the envelope.
+
+        :param size: bytes of the frames behind the envelope; None if the reply was dropped
+        """
+        if self.connection is not None:
+            size = 0 if size is None else size + sum(map(len, self)) - len(self[0])
+            self.connection.count_sent(size)
+
+
 class Listener:
     """A bound socket, with its connections.
 

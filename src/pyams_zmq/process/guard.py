@@ -91,7 +91,7 @@ class ConnectionGuard:
         self._memory = 0
         self._received_memory = ReceivedMemory()
         self._tick = self._scan = self._report = self._quiet_at = 0.0
-        self._ticks = False  # false: nobody is connected, and the next peer wakes the thread
+        self._is_idle = True  # nobody is connected: the thread sleeps until the next peer comes
         self._usable = 0
         self._is_crowded = False
         self._is_full_until = 0.0
@@ -138,14 +138,14 @@ class ConnectionGuard:
         Soon after the last peer has left, the next one does not count as the first: a tick notices
         it. Programs that connect for each call would wake the thread twice each time.
         """
-        if self._ticks and not self._is_crowded:
+        if not (self._is_idle or self._is_crowded):
             return []
         return [each.monitor for each in self.listeners]
 
     @property
     def timeout(self) -> float | None:
         """Seconds until the next step, None if no step is due."""
-        return max(0.0, self._tick - monotonic()) if self._ticks else None
+        return None if self._is_idle else max(0.0, self._tick - monotonic())
 
     def step(self) -> None:
         """Note new connections, and those that have ended; when that is due, check all of them."""
@@ -156,8 +156,8 @@ class ConnectionGuard:
             self._read_events(listener, now)
         if any(each.connections for each in self.listeners):
             self._quiet_at = now + QUIET
-        self._ticks = now < self._quiet_at
-        if now < self._tick or not self._ticks:
+        self._is_idle = now >= self._quiet_at
+        if now < self._tick or self._is_idle:
             return
         self._tick = now + TICK
         memory = self._read_memory()

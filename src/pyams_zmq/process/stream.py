@@ -13,7 +13,7 @@ from typing import Any
 import zmq
 from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
-from pyams_zmq.process.connections import SHORT_FRAME, Connection, Listener
+from pyams_zmq.process.connections import SHORT_FRAME, Envelope, Listener
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, send_frames
 from pyams_zmq.wire.message import encode, overloaded
 
@@ -279,25 +279,6 @@ async def _await_result(result: Awaitable[Any]) -> None:
         await result
     except (SystemExit, KeyboardInterrupt) as error:  # which would end the loop
         raise RuntimeError(f'{type(error).__name__} in a callback') from error
-
-
-class Envelope(list[bytes]):
-    """Frames in front of a reply: routing id, envelope of the request, delimiter (RFC 28/REQREP).
-
-    :ivar connection: the :class:`~pyams_zmq.process.connections.Connection` that the request came
-        through, or None
-    """
-
-    connection: Connection | None = None
-
-    def count_reply(self, size: int | None) -> None:
-        """Count the reply, which repeats the envelope.
-
-        :param size: bytes of the frames behind the envelope; None if the reply was dropped
-        """
-        if self.connection is not None:
-            size = 0 if size is None else size + sum(map(len, self)) - len(self[0])
-            self.connection.count_sent(size)
 
 
 class ReplyStream(ZMQStream):
