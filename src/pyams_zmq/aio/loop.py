@@ -14,6 +14,7 @@ import zmq.eventloop.future
 from pyams_zmq.aio.address import check_numeric, check_str
 from pyams_zmq.aio.transport import ZmqTransport
 from pyams_zmq.client.connection import CLOSE_LINGER, as_os_error
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import MAX_SUBSCRIPTION_SIZE, PUBLISHERS, check_descriptors
 
 LINGER = 1000
@@ -164,6 +165,7 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
         self.zmq_context.max_sockets = self.zmq_context.get(zmq.SOCKET_LIMIT)  # by default 1023
 
     create_zmq_connection = staticmethod(create_zmq_connection)
+    time = staticmethod(monotonic)  # type: ignore[assignment] # it has the same signature
 
     def close(self) -> None:
         """Close the loop, its context, and the open sockets of the context.

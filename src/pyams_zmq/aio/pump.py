@@ -12,13 +12,13 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
 from typing import Any
 
 import zmq
 
 from pyams_zmq.aio.buffer import Message, WriteBuffer
 from pyams_zmq.client.connection import CLOSE_LINGER, as_os_error, make_os_error
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT
 
 TURN = 0.005

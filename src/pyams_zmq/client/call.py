@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The connection for the calls of a ZMQClient."""
 
-from time import monotonic
-
 import zmq
 
 from pyams_zmq.client.connection import DOWN, HEARTBEATS, ServiceAddress
 from pyams_zmq.client.socket import open_connection
 from pyams_zmq.exceptions import ZMQRefusedError
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN, receive, send_frame
 from pyams_zmq.wire.poll import poll, wait_for
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from itertools import chain, count
 from math import inf
-from time import monotonic
 from typing import Any
 
 import zmq
@@ -26,6 +25,7 @@ from pyams_zmq.client.problem import Delay, Problem, QueuedMessage, check_reply
 from pyams_zmq.client.socket import ZMQSocket, open_connection
 from pyams_zmq.client.unanswered import PATIENCE, UnansweredMessages
 from pyams_zmq.exceptions import ZMQRefusedError
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import receive, send_frames
 from pyams_zmq.wire.message import DRAINING_REPLY
 from pyams_zmq.wire.poll import wait_for

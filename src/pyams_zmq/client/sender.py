@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
 from multiprocessing.util import Finalize, register_after_fork
-from time import monotonic
 
 import zmq
 
@@ -21,6 +20,7 @@ from pyams_zmq.client.problem import Delay, Problem, QueuedMessage, log
 from pyams_zmq.client.send_queue import SendQueue
 from pyams_zmq.client.socket import ZMQSocket, get_context
 from pyams_zmq.exceptions import ZMQBacklogError
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import receive
 from pyams_zmq.wire.hard_end import at_hard_end

@@ -10,7 +10,6 @@ import errno
 import os
 import threading
 from math import inf
-from time import monotonic
 from typing import Any
 
 import zmq
@@ -31,6 +30,7 @@ from pyams_zmq.client.connection import (
     keep_connected,
 )
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRefusedError
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import check_descriptors
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.fork import ForkLocal

@@ -3,7 +3,6 @@
 
 import logging
 from itertools import count
-from time import monotonic
 from typing import Any, Protocol
 
 import transaction
@@ -11,6 +10,7 @@ from transaction.interfaces import IDataManagerSavepoint, ISavepointDataManager
 from zope.interface import implementer
 
 from pyams_zmq.client import PREPARE_TIMEOUT
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.message import MAX_MESSAGE_SIZE, encode_message
 
 LOGGER = logging.getLogger('PyAMS (zmq)')

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
 from threading import RLock, Thread, get_ident
-from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
@@ -31,6 +30,7 @@ from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
 from pyams_zmq.process.base import check_threads
 from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.server_socket import ServerSockets
+from pyams_zmq.wire.clock import monotonic
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from time import monotonic
 from typing import Any
 
 import zmq
@@ -30,6 +29,7 @@ from pyams_zmq.process.descendants import open_pidfd
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.endpoint import Endpoint, parse_ip
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN, SRCFD, send_frames
 from pyams_zmq.wire.message import decode_reply, encode, peek_type

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from threading import Event, Thread
-from time import monotonic
 from typing import Any
 
 import zmq
@@ -28,6 +27,7 @@ from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.connections import Envelope
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.process.watchdog import RECYCLED
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN
 from pyams_zmq.wire.keepalive import keep_alive
 from pyams_zmq.wire.message import decode_reply, encode

@@ -13,10 +13,10 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
-from time import monotonic
 from typing import Any, NamedTuple
 
 from pyams_zmq.exceptions import ZMQStartError
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')

@@ -11,12 +11,12 @@ import socket as network
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from math import inf
-from time import monotonic
 from typing import Any
 
 import zmq
 
 from pyams_zmq.auth import AccessPolicy
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.endpoint import port_of
 from pyams_zmq.wire.frames import SRCFD
 from pyams_zmq.wire.traffic import Traffic

@@ -3,10 +3,10 @@
 
 from math import inf
 from threading import Lock
-from time import monotonic
 
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL, HeartbeatCounter
 from pyams_zmq.process.suspension import SUSPENDED, was_suspended
+from pyams_zmq.wire.clock import monotonic
 
 
 class _Limit:

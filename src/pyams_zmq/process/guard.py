@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from math import inf
-from time import monotonic
 from typing import Any
 
 import zmq
@@ -24,6 +23,7 @@ import zmq
 from pyams_zmq.auth import AccessPolicy
 from pyams_zmq.process.connections import NEW, QUIET, USED, Connection, Listener, local_name
 from pyams_zmq.process.growth import ReceivedMemory
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import MAX_DESCRIPTORS
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event

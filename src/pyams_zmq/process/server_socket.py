@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from math import ceil
-from time import monotonic, sleep
+from time import sleep
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +21,7 @@ from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process.connections import Listener
 from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.lock import IPCLock
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import MAX_SUBSCRIPTION_SIZE, PUBLISHERS, check_descriptors
 from pyams_zmq.wire.keepalive import keep_alive
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.util import _exit_function  # type: ignore[attr-defined] # not in typeshed
 from threading import local
-from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
@@ -37,6 +36,7 @@ from pyams_zmq.process.server_socket import (
 )
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE, RECYCLED, SIGNALS, STOP_SIGNALS
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import check_descriptors, raise_descriptor_limit
 from pyams_zmq.wire.message import DRAINING_REPLY
 
@@ -212,6 +212,8 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         self.context.max_sockets = self.context.get(zmq.SOCKET_LIMIT)  # by default 1023
         asyncio.set_event_loop(None)  # otherwise Python 3.12 warns that there is no loop
         loop = self.loop_factory()
+        with suppress(AttributeError):  # uvloop has a clock of its own
+            loop.time = monotonic  # type: ignore[method-assign] # on this instance
         if getattr(loop, '_default_executor', None) is None:  # the factory may have set one
             loop.set_default_executor(ServiceExecutor(thread_name_prefix='asyncio'))
         self.loop = IOLoop(make_current=True, asyncio_loop=loop)

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from time import monotonic
 from typing import Any
 
 import zmq
 from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
 from pyams_zmq.process.connections import SHORT_FRAME, Envelope, Listener
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, send_frames
 from pyams_zmq.wire.message import encode, overloaded
 

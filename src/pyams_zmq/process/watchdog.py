@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from threading import RLock, Thread
-from time import monotonic, sleep
+from time import sleep
 from typing import Any
 
 from pyams_zmq.process.channel import STOP, ChildChannel, Command
@@ -24,6 +24,7 @@ from pyams_zmq.process.descendants import (
 )
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL, HeartbeatCounter
 from pyams_zmq.process.suspension import count_switches
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.hard_end import end_hard
 from pyams_zmq.wire.poll import wait_readable
 

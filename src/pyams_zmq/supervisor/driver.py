@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from math import inf
@@ -31,6 +30,7 @@ from pyams_zmq.process.heartbeat import (
 from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock
 from pyams_zmq.process.watchdog import RECYCLED, SIGNALS, STOP_SIGNALS, has_ended
 from pyams_zmq.supervisor.policy import Factory, RestartLimits, SupervisedProcess
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -143,7 +143,7 @@ class Supervisor(RestartLimits):
             try:
                 with self._handle_signals() as wake:
                     while True:
-                        timeout = self.step(time.monotonic())
+                        timeout = self.step(monotonic())
                         if self._can_leave():
                             return self.exit_code
                         if wake in wait_readable([wake, *self._descriptors()], timeout):
@@ -369,8 +369,8 @@ class Supervisor(RestartLimits):
         for child in self._children:
             child.release()
         if self._is_subreaper:
-            cleanup = OrphanCleanup(self._former_children, time.monotonic())
-            while (timeout := cleanup.step(time.monotonic())) is not None:
+            cleanup = OrphanCleanup(self._former_children, monotonic())
+            while (timeout := cleanup.step(monotonic())) is not None:
                 wait_readable([], timeout)
 
     # Signals

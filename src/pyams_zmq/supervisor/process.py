@@ -4,7 +4,6 @@
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -16,6 +15,7 @@ from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL
 from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock, NameLock
 from pyams_zmq.supervisor.driver import Supervisor
 from pyams_zmq.supervisor.policy import Factory, SupervisedProcess
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.hard_end import end_hard
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -175,7 +175,7 @@ class OwnedSupervisor(Supervisor):
         # It has died, or has become another program, which no pidfd shows. Exit now: the children
         # then stop within `orphan_timeout`, and the next owner can bind the addresses.
         LOGGER.warning('The owner of this process (pid %s) died, stopping', self._owner)
-        now = time.monotonic()
+        now = monotonic()
         # Nothing else would end the orphans: kill them now.
         OrphanCleanup(self._former_children, now, 0.0).step(now)
         end_hard(1)

@@ -13,12 +13,12 @@ import json
 import re
 import sys
 from math import inf, isfinite
-from time import time
 from typing import Any
 
 import msgspec
 
 from pyams_zmq.exceptions import ZMQMessageError, ZMQRemoteError, ZMQReplyError
+from pyams_zmq.wire.clock import time
 
 _decode_request = msgspec.json.Decoder(tuple[str, Any]).decode
 _decode_long_request = msgspec.json.Decoder(tuple[str, Any, msgspec.Raw]).decode

@@ -4,12 +4,12 @@
 import select
 from collections.abc import Iterable, Sequence
 from math import ceil
-from time import monotonic
 from types import BuiltinFunctionType
 from typing import Any
 
 import zmq
 
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import EVENTS, POLLIN
 
 _MAX_WAIT = 2_000_000
