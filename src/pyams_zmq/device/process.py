@@ -19,7 +19,8 @@ from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.process.base import OwnedProcess, describe_exit_code
 from pyams_zmq.process.channel import Command
 from pyams_zmq.process.server_socket import close_inherited_listeners
-from pyams_zmq.process.watchdog import SIGNALS, has_ended, wait_for_exit
+from pyams_zmq.process.signals import SIGNALS
+from pyams_zmq.process.watchdog import has_ended, wait_for_exit
 from pyams_zmq.wire.context import raise_descriptor_limit
 
 LOGGER = logging.getLogger('PyAMS (zmq)')

@@ -27,7 +27,7 @@ from pyams_zmq.device.proxy import (
 )
 from pyams_zmq.device.socket_config import INPROC, Binding, SocketConfig
 from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
-from pyams_zmq.process.base import check_threads
+from pyams_zmq.process.environment import check_threads
 from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.server_socket import ServerSockets
 from pyams_zmq.wire.clock import monotonic
