@@ -4,6 +4,7 @@
 import atexit
 import errno
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,10 +28,10 @@ from pyams_zmq.device.proxy import (
 )
 from pyams_zmq.device.socket_config import INPROC, Binding, SocketConfig
 from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
-from pyams_zmq.process.environment import check_threads
 from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.server_socket import ServerSockets
 from pyams_zmq.wire.clock import monotonic
+from pyams_zmq.wire.environment import check_threads
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -76,6 +77,7 @@ class DeviceThread(Thread):
         self.error: Exception | None = None
         self._device = device
         self._on_end = on_end
+        self._pid = os.getpid()
         self._lock = RLock()
         self._totals = self._current = NO_COUNTS
         self._pending = 0  # answers
@@ -105,8 +107,8 @@ class DeviceThread(Thread):
 
     @property
     def is_running(self) -> bool:
-        """True until the thread has ended."""
-        return self.is_alive()
+        """True until the thread has ended, in its own process: a fork by C code runs no hooks."""
+        return self._pid == os.getpid() and self.is_alive()
 
     def check(self) -> None:
         """Raise the error by which the device has ended."""

@@ -27,10 +27,11 @@ from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
 from pyams_zmq.process.channel import Command, Outcome, OwnerChannel, open_channel
 from pyams_zmq.process.deadlines import CallDeadlines
 from pyams_zmq.process.descendants import open_pidfd
-from pyams_zmq.process.environment import ELSEWHERE, check_fork
 from pyams_zmq.process.heartbeat import HeartbeatCounter
+from pyams_zmq.process.server_socket import close_inherited_listeners
 from pyams_zmq.process.signals import BLOCKED_SIGNALS, drop_inherited_handlers
 from pyams_zmq.process.watchdog import Watchdog, has_ended, wait_for_exit
+from pyams_zmq.wire.environment import ELSEWHERE, check_fork, leave_server
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -228,6 +229,10 @@ class OwnedProcess(multiprocessing.Process):
 
     # In the child
 
+    def _kept_listeners(self) -> list[int]:
+        """Return the descriptors of inherited listeners that this process uses."""
+        return []
+
     def _drop_inherited_state(self) -> None:
         """Reset what was inherited from the parent, which may be a running web server."""
         self._channel.close()
@@ -235,6 +240,8 @@ class OwnedProcess(multiprocessing.Process):
         asyncio.set_event_loop(None)
         signal.set_wakeup_fd(-1)
         drop_inherited_handlers()
+        leave_server()
+        close_inherited_listeners(self._kept_listeners())
         multiprocessing.set_start_method('fork', force=True)
         getSiteManager.sethook(get_current_registry)
         manager.clear()

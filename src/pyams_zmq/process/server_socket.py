@@ -194,15 +194,15 @@ def closed_on_error(socket: Any) -> Iterator[Any]:
 
 
 def close_inherited_listeners(
-    uris: Collection[str] | None = None, kept: Collection[int] = ()
+    kept: Collection[int] = (), uris: Collection[str] | None = None
 ) -> None:
     """Close listeners that a forked process has inherited, and the connections accepted by them.
 
     The fork can outlive its parent: no other process could bind the addresses, and the peers would
     keep connections that no process serves.
 
-    :param uris: addresses of the listeners, as libzmq returned them; None for all listeners
     :param kept: descriptors to leave open
+    :param uris: addresses of the listeners, as libzmq returned them; None for all listeners
     """
     local_uris: dict[int, list[str]] = {}
     listening = set()

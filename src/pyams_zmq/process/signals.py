@@ -9,8 +9,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 """Signals that a child handles itself"""
 
-SERVER_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
-"""Signals by which web servers open their logs again, for instance; by default, two are fatal"""
+SERVER_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+"""Signals by which web servers open their logs again, for instance; by default they are fatal"""
 
 BLOCKED_SIGNALS = (*SIGNALS, *SERVER_SIGNALS)
 """Signals that are blocked during a fork: the child has the handlers of its parent at first"""
