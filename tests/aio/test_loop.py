@@ -77,6 +77,19 @@ async def test_options_before_the_connection(run):
     await end(client, server)
 
 
+async def test_connection_without_an_endpoint(run):
+    """It is bound or connected later, and may have options before that."""
+    server, protocol = await create_zmq_connection(Recorder, zmq.ROUTER)
+    assert not server.listeners()
+    client, _protocol = await create_zmq_connection(Recorder, zmq.DEALER)
+    client.setsockopt(zmq.ROUTING_ID, b'me')
+    client.write([b'early'])
+    client.connect(server.bind('tcp://127.0.0.1:*'))
+    client.write([b'x'])
+    await until(lambda: protocol.messages == [(b'me', b'early'), (b'me', b'x')])
+    await end(client, server)
+
+
 @ONE_LOOP
 @pytest.mark.parametrize(
     ('error', 'factory', 'zmq_type', 'kwargs'),
@@ -87,7 +100,6 @@ async def test_options_before_the_connection(run):
         (TypeError, Recorder, None, {'bind': ADDRESS}),
         (TypeError, Recorder, True, {'bind': ADDRESS}),
         (ValueError, Recorder, 1000, {'bind': ADDRESS}),
-        (ValueError, Recorder, zmq.PULL, {}),
         (ValueError, Recorder, zmq.PULL, {'bind': ADDRESS, 'connect': ADDRESS}),
         (ValueError, Recorder, zmq.PULL, {'bind': (), 'zmq_sock': object()}),
         (TypeError, Recorder, zmq.PULL, {'bind': 1}),

@@ -8,6 +8,7 @@ scheduled, and every access outside of a turn schedules one.
 """
 
 import asyncio
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from pyams_zmq.client.connection import CLOSE_LINGER, as_os_error, make_os_error
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT
 
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
 TURN = 0.005
 """Seconds after which a turn ends, so that other callbacks of the loop run"""
 
@@ -33,6 +36,9 @@ have room: libzmq does not announce room in one queue if another one has room"""
 
 GUARD = 0.1
 """Seconds between turns of a socket that other code may access, which clears its descriptor"""
+
+WATCH = 1.0
+"""Seconds between those of other sockets: no event announces that other code has closed one"""
 
 _open_sockets: set[Any] = set()  # keeps each socket alive until its pump has ended
 _SOCKET_ENDED = frozenset((zmq.ETERM, zmq.ENOTSOCK))
@@ -50,6 +56,7 @@ class MessagePump:
     :param protocol: :class:`.ZmqProtocol`
     :param transport: transport that is passed to the exception handler of the loop
     :param release: called once, before the socket is closed
+    :param is_monitor: true for a monitor, which ends with the socket of the transport
     :ivar type: the `zmq.SocketType` of the socket
     :ivar buffer: messages that the socket has not taken
     :ivar is_reading: true if messages are received
@@ -58,7 +65,14 @@ class MessagePump:
     """
 
     def __init__(
-        self, loop: Any, sock: Any, protocol: Any, transport: Any, release: Callable[[], None]
+        self,
+        loop: Any,
+        sock: Any,
+        protocol: Any,
+        transport: Any,
+        release: Callable[[], None],
+        *,
+        is_monitor: bool = False,
     ):
         with as_os_error():
             self.type = zmq.SocketType(sock.getsockopt(zmq.TYPE))
@@ -70,6 +84,7 @@ class MessagePump:
         self._sock = sock
         self._transport = transport
         self._release = release
+        self._is_monitor = is_monitor
         self._may_receive_at_once = self.type not in _SELDOM_READABLE
         # A REQ socket takes the next request after the reply to the last one: EFSM means "later".
         # A second reply on a REP socket must fail, because it would answer the next request.
@@ -82,6 +97,7 @@ class MessagePump:
         self._next_turn: asyncio.Handle | None = None
         self._retry: asyncio.Handle | None = None
         self._guard: asyncio.Handle | None = None
+        self._guard_interval = WATCH
 
     # Start and end
 
@@ -99,7 +115,7 @@ class MessagePump:
         self.is_started = True
         _open_sockets.add(self._sock)
         self._loop.add_reader(self._fd, self._on_readable)
-        self.schedule_turn()  # for messages that arrived before the descriptor was watched
+        self._repeat_guard()  # also for messages that arrived before the descriptor was watched
 
     def close(self) -> None:
         """Receive nothing more, send the buffered messages, then end."""
@@ -121,6 +137,12 @@ class MessagePump:
         return self.is_ended or self._loop.is_closed()
 
     def _fail(self, error: zmq.ZMQError) -> None:
+        if not (self.is_ended or self._is_monitor):
+            LOGGER.error(
+                '%r ends: other code has closed its socket, or terminated its context (%s)',
+                self._transport,
+                error,
+            )
         self._stop(make_os_error(error))
 
     def _stop(self, error: OSError | None) -> None:
@@ -164,13 +186,16 @@ class MessagePump:
             self.schedule_turn()
 
     def guard(self) -> None:
-        """Take turns at regular intervals from now on, because other code accesses the socket."""
-        if self._guard is None:
-            self._repeat_guard()
+        """Take turns at short intervals from now on, because other code accesses the socket."""
+        if self._guard_interval != GUARD:
+            self._guard_interval = GUARD
+            if self._guard is not None:
+                self._guard.cancel()
+                self._repeat_guard()
 
     def _repeat_guard(self) -> None:
         if not self._has_ended():
-            self._guard = self._loop.call_later(GUARD, self._repeat_guard)
+            self._guard = self._loop.call_later(self._guard_interval, self._repeat_guard)
             self.schedule_turn()
 
     def schedule_turn(self) -> None:
