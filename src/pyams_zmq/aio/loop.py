@@ -12,8 +12,9 @@ import zmq.asyncio
 import zmq.eventloop.future
 
 from pyams_zmq.aio.address import check_numeric, check_str
+from pyams_zmq.aio.pump import ABORT_LINGER
 from pyams_zmq.aio.transport import ZmqTransport
-from pyams_zmq.client.connection import CLOSE_LINGER, as_os_error
+from pyams_zmq.client.connection import as_os_error
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import MAX_SUBSCRIPTION_SIZE, PUBLISHERS, check_descriptors
 
@@ -170,13 +171,12 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
     def close(self) -> None:
         """Close the loop, its context, and the open sockets of the context.
 
-        This waits for unsent messages: a tenth of a second for those of open sockets, and up to
-        their linger period, which is one second by default, for those of sockets that were closed
-        before.
+        This waits for unsent messages up to a second, or up to the linger period of a socket that
+        was closed before, if that is longer.
         """
         super().close()
         if not self._is_collected:
-            self.zmq_context.destroy(linger=CLOSE_LINGER)
+            self.zmq_context.destroy(linger=ABORT_LINGER)
             _contexts.discard(self.zmq_context)
 
     def __del__(self) -> None:

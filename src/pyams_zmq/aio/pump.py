@@ -12,13 +12,13 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import zmq
 
 from pyams_zmq.aio.buffer import Message, WriteBuffer
-from pyams_zmq.client.connection import CLOSE_LINGER, as_os_error, make_os_error
+from pyams_zmq.client.connection import as_os_error, make_os_error
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT
 
@@ -39,6 +39,14 @@ GUARD = 0.1
 
 WATCH = 1.0
 """Seconds between those of other sockets: no event announces that other code has closed one"""
+
+ABORT_LINGER = 1000
+"""Milliseconds until a socket that is closed drops what it has not sent, at least.
+
+libzmq 4.3.5 aborts the process if the connection of a socket ends just after that time, while a
+message of several frames is half sent (`session_base.cpp`, `clean_pipes`). So the peers must have
+time to end first: on a loaded machine the threads of libzmq may wait for a processor for 0.1 s.
+"""
 
 _open_sockets: set[Any] = set()  # keeps each socket alive until its pump has ended
 _SOCKET_ENDED = frozenset((zmq.ETERM, zmq.ENOTSOCK))
@@ -131,7 +139,7 @@ class MessagePump:
     def abort(self) -> None:
         """Drop the buffered messages and close the socket now."""
         self._stop(None)
-        self._close_socket(CLOSE_LINGER)
+        self._close_socket(ABORT_LINGER)
 
     def _has_ended(self) -> bool:
         return self.is_ended or self._loop.is_closed()
@@ -169,6 +177,11 @@ class MessagePump:
         self.call('connection_lost', error)
 
     def _close_socket(self, linger: int | None) -> None:
+        if linger is None:
+            linger = ABORT_LINGER
+            with suppress(zmq.ZMQError):  # other code has closed it
+                own = self._sock.getsockopt(zmq.LINGER)
+                linger = own if own < 0 else max(own, linger)
         if self._sock in _open_sockets:
             _open_sockets.remove(self._sock)
             self._release()

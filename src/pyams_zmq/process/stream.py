@@ -15,6 +15,7 @@ import zmq
 from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
 from pyams_zmq.process.connections import SHORT_FRAME, Envelope, Listener
+from pyams_zmq.process.server_socket import LINGER
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, send_frames
 from pyams_zmq.wire.message import encode, overloaded
@@ -207,7 +208,7 @@ class ZMQStream(BaseZMQStream):
                 raise
             if error.errno == zmq.ETERM:
                 LOGGER.error('%s ends: other code has terminated its context', self)
-            self.close(0)
+            self.close(LINGER)  # with 0, libzmq aborts if a message of several frames is half sent
         finally:
             self._is_handling = False
             if more and not self.closed():
