@@ -6,7 +6,6 @@ import errno
 import gc
 import subprocess
 import sys
-import textwrap
 import threading
 from contextlib import closing
 
@@ -288,38 +287,6 @@ def test_close_of_the_loop_ends_with_an_unsent_message():
     loop = ZmqEventLoop()
     loop.run_until_complete(main())
     loop.close()  # the message lingers for a second
-
-
-def test_loop_is_closed_while_it_sends_messages_of_many_frames():
-    """In another process: libzmq aborts it if a half sent message is dropped at once."""
-    program = """
-    import asyncio, zmq
-    from pyams_zmq.aio import ZmqEventLoop, ZmqProtocol, create_zmq_connection
-
-    class First(ZmqProtocol):
-        def __init__(self):
-            self.message = asyncio.get_running_loop().create_future()
-
-        def msg_received(self, data):
-            if not self.message.done():
-                self.message.set_result(data)
-
-    async def main(end):
-        server, protocol = await create_zmq_connection(First, zmq.ROUTER, bind='tcp://127.0.0.1:*')
-        [address] = server.listeners()
-        client, _protocol = await create_zmq_connection(First, zmq.DEALER, connect=address)
-        for _ in range(2000):
-            client.write([b'x' * 1000] * 26)
-        await protocol.message
-        for transport in (client, server):
-            getattr(transport, end)()
-
-    for end in ['close', 'abort', 'is_closing'] * 3:
-        loop = ZmqEventLoop()
-        loop.run_until_complete(main(end))
-        loop.close()
-    """
-    subprocess.run([sys.executable, '-c', textwrap.dedent(program)], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(
