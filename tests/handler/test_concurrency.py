@@ -83,6 +83,9 @@ class SlowHandler(Handler):
     async def async_touch(self, path):
         return self.touch(path)
 
+    def run_loop(self, args):
+        return asyncio.run(self.async_echo(args))
+
     def touch_later(self, path):
         return self.async_touch(path)
 
@@ -310,6 +313,10 @@ def test_other_messages_are_handled(process, occupy, ask, method):
         occupy(process, method)
     for ping in ('echo', 'async_echo'):
         assert ask(process, [ping, 'ping']) == [200, 'ping']
+
+
+def test_method_in_a_thread_runs_a_loop(process, ask):
+    assert ask(process, ['run_loop', 1]) == [200, 1]
 
 
 @pytest.mark.parametrize('method', ['wait_for', 'async_wait_for'])

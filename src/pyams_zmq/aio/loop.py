@@ -166,7 +166,7 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
         self.zmq_context.max_sockets = self.zmq_context.get(zmq.SOCKET_LIMIT)  # by default 1023
 
     create_zmq_connection = staticmethod(create_zmq_connection)
-    time = staticmethod(monotonic)  # type: ignore[assignment] # it has the same signature
+    time = staticmethod(monotonic)
 
     def close(self) -> None:
         """Close the loop, its context, and the open sockets of the context.

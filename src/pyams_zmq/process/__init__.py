@@ -114,9 +114,10 @@ class ZMQProcess(ServiceProcess):
     @rep_stream.setter
     def rep_stream(self, stream: Any) -> None:
         self._rep_stream = stream
-        if stream is not None and self._sockets is not None:
+        if self._sockets is not None:
             # Its address is the one to report, also if another stream was bound before.
-            self.bound_address = self._sockets.uri_of(stream.socket) or self.bound_address
+            bound = self._sockets.uri_of(getattr(stream, 'socket', None))
+            self.bound_address = bound or self.bound_address
 
     def init_stream(self) -> None:
         """Handle the messages of `rep_stream`."""
