@@ -66,9 +66,6 @@ class ZMQStream(BaseZMQStream):
         self._tasks: set[asyncio.Task[None]] = set()
         super().__init__(*args, **kwargs)
 
-    def __str__(self) -> str:
-        return f'The {self._kind} stream {self._address}'.rstrip()
-
     def send_multipart(
         self,
         msg: Any,
@@ -158,7 +155,7 @@ class ZMQStream(BaseZMQStream):
         # Registered at the asyncio loop: tornado would add a layer to each call.
         io_loop: Any = self.io_loop
         self._loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop
-        self._kind, self._address = self.socket.type.name, self.socket.last_endpoint.decode()
+        self._title = f'The {self.socket.type.name} stream {self.socket.last_endpoint.decode()}'
         # A duplicate stays valid when other code closes the socket: the loop would watch the next
         # file that has the number of a closed descriptor.
         self._fd = os.dup(self._fd)
@@ -185,7 +182,7 @@ class ZMQStream(BaseZMQStream):
         self._watch.cancel()
         self._close_fd()
         if socket.closed:
-            LOGGER.error('%s ends: other code has closed its socket', self)
+            LOGGER.error('%s ends: other code has closed its socket', self._title)
         socket.close(linger)
         if self._close_callback is not None:
             self._run_callback(self._close_callback)
@@ -207,7 +204,7 @@ class ZMQStream(BaseZMQStream):
             if error.errno not in _SOCKET_ENDED:
                 raise
             if error.errno == zmq.ETERM:
-                LOGGER.error('%s ends: other code has terminated its context', self)
+                LOGGER.error('%s ends: other code has terminated its context', self._title)
             self.close(LINGER)  # with 0, libzmq aborts if a message of several frames is half sent
         finally:
             self._is_handling = False
