@@ -48,19 +48,6 @@ class _Ended(Exception):  # noqa: N818 - not an error, but the end of a command
     """The device has ended during a command."""
 
 
-class _Authenticator(Authenticator):
-    """Authenticator that does not name the user to libzmq.
-
-    libzmq 4.3.5 puts the name in front of what a peer sends. A REQ socket takes it for a malformed
-    reply, and drops the peer.
-    """
-
-    def answer(self, msg: list[bytes]) -> list[bytes]:
-        """Answer a request of libzmq, without the user."""
-        *verdict, _user, metadata = super().answer(msg)
-        return [*verdict, b'', metadata]
-
-
 class DeviceThread(Thread):
     """Thread in which a device runs once.
 
@@ -239,7 +226,7 @@ class DeviceThread(Thread):
             self._guard = ConnectionGuard(self._device, self._device)
         self._server_sockets = ServerSockets(self._device, self._device, self._guard)
         if self._guard is not None:
-            self._authenticator = _Authenticator(
+            self._authenticator = Authenticator(
                 self._zmq_context, self._device.access, guard=self._guard
             )
             self._authenticator.start()

@@ -177,6 +177,10 @@ class ServerSockets:
         """Bound addresses, in the order of binding; those of closed sockets may be among them."""
         return [uri for uris in self._uris.values() for uri in uris]
 
+    def uri_of(self, socket: Any) -> str | None:
+        """Return the first bound address of a socket, None if it was not bound here."""
+        return next(iter(self._uris.get(socket, ())), None)
+
     def release(self) -> None:
         """Release the locks of the ipc addresses, once the sockets are closed."""
         for lock in self._locks.values():

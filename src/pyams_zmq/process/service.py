@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from multiprocessing.util import _exit_function  # type: ignore[attr-defined] # not in typeshed
 from threading import local
 from typing import Any
@@ -231,6 +232,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         if getattr(loop, '_default_executor', None) is None:  # the factory may have set one
             loop.set_default_executor(ServiceExecutor(thread_name_prefix='asyncio'))
         self.loop = IOLoop(make_current=True, asyncio_loop=loop)
+        self.loop.run_sync = partial(_run_sync, self.loop.run_sync, loop)
         self._wake_for_signals()
         # Always: without a ZAP handler libzmq does not check the addresses of NULL peers, and keeps
         # peers that send garbage.
@@ -377,6 +379,15 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             self.context.destroy(LINGER)
         if self._sockets is not None:
             self._sockets.release()
+
+
+def _run_sync(
+    run_sync: Callable[..., Any], loop: asyncio.AbstractEventLoop, *args: Any, **kwargs: Any
+) -> Any:
+    """Call `run_sync` of an IOLoop, unless it runs: then that would fail, and stop it later."""
+    if loop.is_running():
+        raise RuntimeError('This event loop is already running')
+    return run_sync(*args, **kwargs)
 
 
 def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
