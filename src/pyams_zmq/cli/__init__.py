@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyams_zmq.cli import serve, worker
+from pyams_zmq.cli.output import accept_any_text
 
 PROGRAM = 'pyams_zmq'
 
@@ -18,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: exit code of the program
     :raises SystemExit: for bad arguments (2), and for `--help` (0)
     """
+    accept_any_text(sys.stdout, sys.stderr)
     parser = ArgumentParser(prog=PROGRAM, description='Run the ØMQ processes of an application.')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     serve.add_command(commands)

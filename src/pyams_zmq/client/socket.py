@@ -217,7 +217,7 @@ def open_connection(
     monitor = socket._open_monitor(service.endpoint)
     if previous is not None:
         monitor.state.follow(previous)
-    socket.connect(service.endpoint.uri)
+    socket.connect(os.fsencode(service.endpoint.uri))
     return socket, monitor
 
 
@@ -258,7 +258,7 @@ def zmq_socket(
         # Soon, because a server may end several handshakes until one of them fails with an error.
         socket.set(zmq.RECONNECT_IVL, RECONNECT_IVL)
         socket.set(zmq.RECONNECT_IVL_MAX, MAX_FIRST_IVL)
-    socket.connect(uri)
+    socket.connect(os.fsencode(uri))
     return socket
 
 
@@ -313,7 +313,7 @@ def _wait_for_refusal(socket: Any, flags: int, deadline: float) -> bool:
     monitor = socket._monitor
     if monitor is None:
         try:
-            uri = socket.last_endpoint.decode()
+            uri = os.fsdecode(socket.last_endpoint)
             monitor = socket._open_monitor(Endpoint.parse(uri, bind=False))
         except zmq.ZMQError as error:
             if error.errno == errno.EMFILE:

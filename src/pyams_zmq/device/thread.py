@@ -4,6 +4,7 @@
 import atexit
 import errno
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -274,7 +275,7 @@ class DeviceThread(Thread):
                 socket.setsockopt(option, value)
         self.addresses[config.name] = [self._bind(socket, binding) for binding in config.bindings]
         for address in config.peers:
-            socket.connect(address)
+            socket.connect(os.fsencode(address))
 
     def _bind(self, socket: Any, binding: Binding) -> str:
         if binding.listener is not None:

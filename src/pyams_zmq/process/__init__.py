@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -128,7 +129,7 @@ class ZMQProcess(ServiceProcess):
                 self.bound_address = self.bound_address or uri
                 port = port_of(uri)
             else:
-                socket.connect(endpoint.uri)
+                socket.connect(os.fsencode(endpoint.uri))
                 port = endpoint.port
         if is_reply:
             stream: ZMQStream = ReplyStream(

@@ -162,7 +162,7 @@ class NameLock(FileLock):
     """
 
     def __init__(self, name: str):
-        file_name = f'{hashlib.sha256(name.encode()).hexdigest()}.lock'
+        file_name = f'{hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()}.lock'
         super().__init__(os.path.join(_user_folder(), file_name))
 
     def acquire(self) -> bool:

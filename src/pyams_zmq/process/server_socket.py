@@ -152,7 +152,7 @@ class ServerSockets:
                 if lock is not None:
                     lock.acquire()
                 check_descriptors()
-                socket.bind(uri)
+                socket.bind(os.fsencode(uri))
                 break
             except (OSError, zmq.ZMQError) as error:
                 if lock is not None and lock.path not in self._locks:
@@ -166,7 +166,7 @@ class ServerSockets:
             sleep(_RETRY_INTERVAL)  # no event is sent when an address becomes free
         if lock is not None:
             self._locks[lock.path] = lock
-        bound: str = socket.last_endpoint.decode()
+        bound = os.fsdecode(socket.last_endpoint)
         self._uris = {key: uris for key, uris in self._uris.items() if not key.closed}
         self._uris.setdefault(socket, []).append(bound)
         access.warn_of_exposure(self._name, bound)

@@ -26,7 +26,9 @@ def note(event):
     process = event.object
     assert process.made_with is process.registry
     words = [process.bound_address, os.getpid(), Path(sys.argv[0]).name]
-    with Path(process.registry.settings['app.notes']).open('a', encoding='ascii') as file:
+    with Path(process.registry.settings['app.notes']).open(
+        'a', encoding='utf-8', errors='surrogateescape'
+    ) as file:
         print(*words, file=file)
 
 
