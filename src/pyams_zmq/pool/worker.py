@@ -5,6 +5,7 @@ import asyncio
 import logging
 import mmap
 import os
+import resource
 import socket as network
 import sys
 from collections.abc import Callable
@@ -492,5 +493,8 @@ class _HeartbeatThread(Thread):
 
 def read_memory() -> float:
     """Return the resident memory of this process in MiB, see proc_pid_statm(5)."""
-    with open('/proc/self/statm', 'rb', buffering=0) as file:
-        return int(file.read(256).split()[1]) * mmap.PAGESIZE / _MIB
+    try:
+        with open('/proc/self/statm', 'rb', buffering=0) as file:
+            return int(file.read(256).split()[1]) * mmap.PAGESIZE / _MIB
+    except FileNotFoundError:  # /proc is not mounted: the peak is a substitute
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -4,10 +4,11 @@
 import errno
 import os
 import re
+import resource
 import socket as network
 import stat
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from math import ceil
 from time import sleep
@@ -22,7 +23,12 @@ from pyams_zmq.process.connections import Listener
 from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.lock import IPCLock
 from pyams_zmq.wire.clock import monotonic
-from pyams_zmq.wire.context import MAX_SUBSCRIPTION_SIZE, PUBLISHERS, check_descriptors
+from pyams_zmq.wire.context import (
+    MAX_DESCRIPTORS,
+    MAX_SUBSCRIPTION_SIZE,
+    PUBLISHERS,
+    check_descriptors,
+)
 from pyams_zmq.wire.keepalive import keep_alive
 
 LINGER = 1000
@@ -206,7 +212,7 @@ def close_inherited_listeners(
     """
     local_uris: dict[int, list[str]] = {}
     listening = set()
-    for fd in map(int, os.listdir('/proc/self/fd')):
+    for fd in _possible_descriptors():
         if fd not in kept:
             local_uris[fd], is_listening = _inspect(fd)
             if is_listening:
@@ -217,6 +223,15 @@ def close_inherited_listeners(
             if not closed.isdisjoint(names):
                 # Not closed: objects of the parent would close the number when another file has it.
                 os.dup2(null.fileno(), fd)
+
+
+def _possible_descriptors() -> Iterable[int]:
+    """Return the numbers that open descriptors of this process have, and maybe others."""
+    try:
+        return [int(name) for name in os.listdir('/proc/self/fd')]
+    except FileNotFoundError:  # /proc is not mounted
+        soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return range(MAX_DESCRIPTORS if soft < 0 else min(soft, MAX_DESCRIPTORS))  # < 0: unlimited
 
 
 def _inspect(fd: int) -> tuple[list[str], bool]:

@@ -24,6 +24,7 @@ from pyams_zmq.process.descendants import (
     end_descendants,
     forbid_new_processes,
     wait_for_descendants,
+    warn_without_proc,
 )
 from pyams_zmq.process.executor import ServiceExecutor
 from pyams_zmq.process.guard import ConnectionGuard
@@ -144,6 +145,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     def _enter_child(self) -> None:
         self._drop_inherited_state()
         become_subreaper()
+        warn_without_proc(self.name)
         self._masks = local()
         os.register_at_fork(
             before=self._mask_signals,

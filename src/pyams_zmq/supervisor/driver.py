@@ -20,6 +20,7 @@ from pyams_zmq.process.descendants import (
     children,
     open_pidfd,
     subreaper,
+    warn_without_proc,
 )
 from pyams_zmq.process.heartbeat import (
     CHECK_INTERVAL,
@@ -138,6 +139,7 @@ class Supervisor(RestartLimits):
                 'holds while a process is forked is never released there',
                 threads,
             )
+        warn_without_proc(', '.join(child.name for child in self._children))
         with subreaper() as self._is_subreaper:
             self._former_children = children()
             try:
