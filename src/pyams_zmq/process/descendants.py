@@ -375,10 +375,13 @@ class Reaper:
 
     It leaves a process some time: a handler may have forked it without multiprocessing and
     subprocess, and wait for it.
+
+    :param interval: seconds between two steps
     """
 
-    def __init__(self) -> None:
-        self.due = monotonic() + REAP_INTERVAL
+    def __init__(self, interval: float = REAP_INTERVAL) -> None:
+        self._interval = interval
+        self.due = monotonic() + interval
         self._ended: set[ProcessInfo] = set()
         self._awaited: set[ProcessInfo] = set()
 
@@ -389,7 +392,7 @@ class Reaper:
         """
         if now < self.due:
             return
-        self.due = now + REAP_INTERVAL
+        self.due = now + self._interval
         with suppress(OSError):  # there are no children, or no descriptor is free
             if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return

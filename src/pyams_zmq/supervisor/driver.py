@@ -14,9 +14,11 @@ from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import ZMQProcessGivenUpEvent
 from pyams_zmq.process.base import ReadyProcess, StopOrder, describe_exit_code
 from pyams_zmq.process.descendants import (
+    LIST_INTERVAL,
     POLL_INTERVAL,
     OrphanCleanup,
     ProcessInfo,
+    Reaper,
     children,
     open_pidfd,
     subreaper,
@@ -32,9 +34,12 @@ from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock
 from pyams_zmq.process.watchdog import RECYCLED, SIGNALS, STOP_SIGNALS, has_ended
 from pyams_zmq.supervisor.policy import Factory, RestartLimits, SupervisedProcess
 from pyams_zmq.wire.clock import monotonic
+from pyams_zmq.wire.hard_end import end_hard
 from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+_SIGNALLED = 128  # exit code of a shell for signal 0
 
 
 class Supervisor(RestartLimits):
@@ -49,6 +54,9 @@ class Supervisor(RestartLimits):
       up to `max_delay`. When `max_starts` starts in a row ended within `min_life` seconds, there is
       a :class:`~pyams_zmq.interfaces.ZMQProcessGivenUpEvent`, and from then on one start each
       `give_up_delay` seconds, with a CRITICAL log, until a process lives longer.
+
+    As the first process of a container (PID 1) it collects the orphans of all programs there, and
+    leaves those alone that run.
 
     What a process leaves behind, a running ffmpeg for instance, is ended before the next process
     is started. While `run` runs, this program adopts such orphans. Children that it forks itself
@@ -77,6 +85,7 @@ class Supervisor(RestartLimits):
         self._children = [SupervisedProcess(*item) for item in factories.items()]
         self._former_children: set[ProcessInfo] = set()  # which are not orphans
         self._cleanup: OrphanCleanup | None = None
+        self._reaper: Reaper | None = None  # only as PID 1
 
     @property
     def processes(self) -> dict[str, ReadyProcess]:
@@ -143,9 +152,14 @@ class Supervisor(RestartLimits):
         with subreaper() as self._is_subreaper:
             self._former_children = children()
             try:
+                if os.getpid() == 1:
+                    self._reaper = Reaper(LIST_INTERVAL)
                 with self._handle_signals() as wake:
                     while True:
                         timeout = self.step(monotonic())
+                        if self._reaper is not None:
+                            timeout = min(LIST_INTERVAL, inf if timeout is None else timeout)
+                            self._collect_orphans(self._reaper, monotonic())
                         if self._can_leave():
                             return self.exit_code
                         if wake in wait_readable([wake, *self._descriptors()], timeout):
@@ -334,6 +348,17 @@ class Supervisor(RestartLimits):
             return inf
         return timeout
 
+    def _collect_orphans(self, reaper: Reaper, now: float) -> None:
+        """Collect the orphans of others that have ended; note those that run, they are not ours."""
+        if now >= reaper.due:
+            reaper.step(now)
+            present = children()
+            # Those of a process of ours come when it ends, so later than this.
+            if self._cleanup is None and not any(
+                child.running and has_ended(child.process) for child in self._children
+            ):
+                self._former_children = present
+
     # The end
 
     def _step_stop(self, now: float) -> float:
@@ -399,7 +424,12 @@ class Supervisor(RestartLimits):
 
     def _on_stop_signal(self, num: int, frame: Any) -> None:
         self.stop()
-        signal.signal(num, signal.SIG_DFL)  # the second one of a kind ends this process at once
+        # The second one of a kind ends this process at once; the default does not end PID 1.
+        signal.signal(num, signal.SIG_DFL if os.getpid() != 1 else _end)
 
     def _on_hangup(self, num: int, frame: Any) -> None:
         self._reload_is_due = True
+
+
+def _end(num: int, _frame: Any) -> None:
+    end_hard(_SIGNALLED + num)

@@ -12,6 +12,38 @@ from app.handler import MessageHandler, Process
 from handlers import ExitingSetup
 from pyams_zmq.interfaces import IZMQProcessStartedEvent
 
+INI = """
+[app:main]
+use = call:app.external:main
+app.notes = {folder}/notes
+{setting}
+
+[server:main]
+use = egg:waitress#main
+
+[loggers]
+keys = root
+
+[handlers]
+keys = console
+
+[formatters]
+keys = plain
+
+[logger_root]
+level = INFO
+handlers = console
+
+[handler_console]
+class = StreamHandler
+args = (sys.stderr,)
+formatter = plain
+
+[formatter_plain]
+format = from the ini file: %(levelname)s %(message)s
+"""
+"""Ini file of the application; `folder` gets its notes"""
+
 
 class NotingProcess(Process):
     """Notes the registry which is the current one when it is made."""
