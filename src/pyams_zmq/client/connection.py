@@ -18,6 +18,7 @@ from pyams_zmq.client.handshake import HandshakeWatch
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError, ZMQUnreachableError
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.keepalive import keep_alive
+from pyams_zmq.wire.names import LOOKUP_TIMEOUT, needs_ipv6
 
 CONNECTION_EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -217,17 +218,23 @@ def keep_connected(socket: zmq.Socket[Any], heartbeats: tuple[float, float] = HE
 
 
 def configure(
-    socket: zmq.Socket[Any], endpoint: Endpoint, users: Mapping[str, str], curve: CurveClient | None
+    socket: zmq.Socket[Any],
+    endpoint: Endpoint,
+    users: Mapping[str, str],
+    curve: CurveClient | None,
+    *,
+    lookup_timeout: float = LOOKUP_TIMEOUT,
 ) -> None:
     """Set the options that a socket needs to connect; closed, it keeps no unsent messages.
 
     :param users: the user and the password; empty without them
+    :param lookup_timeout: seconds to wait until it is known if a host name needs IPv6
     """
     socket.set(zmq.LINGER, 0)  # as an attribute it takes three times as long
     # libzmq aborts the process when it goes on with a connection that it had stopped to read, and
     # that has ended meanwhile; and a full queue would make a ROUTER drop replies.
     socket.set(zmq.RCVHWM, 0)
-    if endpoint.is_ipv6:
+    if needs_ipv6(endpoint, lookup_timeout):
         socket.set(zmq.IPV6, 1)
     if curve is not None:
         curve.apply(socket)

@@ -32,6 +32,8 @@ from pyams_zmq.process.base import check_threads
 from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.server_socket import ServerSockets
 from pyams_zmq.wire.clock import monotonic
+from pyams_zmq.wire.endpoint import Endpoint
+from pyams_zmq.wire.names import needs_ipv6
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -274,7 +276,10 @@ class DeviceThread(Thread):
             with _explain_error(f'option {name} of the {config.name} socket'):
                 socket.setsockopt(option, value)
         self.addresses[config.name] = [self._bind(socket, binding) for binding in config.bindings]
+        uses_ipv6 = socket.ipv6
         for address in config.peers:
+            if not address.startswith(INPROC):
+                socket.ipv6 = uses_ipv6 or needs_ipv6(Endpoint.parse(address, bind=False))
             socket.connect(os.fsencode(address))
 
     def _bind(self, socket: Any, binding: Binding) -> str:

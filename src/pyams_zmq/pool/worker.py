@@ -33,6 +33,7 @@ from pyams_zmq.wire.frames import NOBLOCK, POLLIN
 from pyams_zmq.wire.keepalive import keep_alive
 from pyams_zmq.wire.message import decode_reply, encode
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
+from pyams_zmq.wire.names import needs_ipv6
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -475,6 +476,9 @@ class _HeartbeatThread(Thread):
             if socket.poll(_CONNECT_INTERVAL, zmq.POLLOUT):
                 self._is_known = True
                 worker.loop.add_callback(worker._on_heartbeats)
+            elif not socket.ipv6 and needs_ipv6(worker._broker.endpoint):
+                worker.loop.add_callback(worker.leave, 'has a broker with IPv6 addresses only')
+                self._end.wait()
         while not self._end.wait(worker.beat_interval):
             with suppress(OSError):  # without a free descriptor the worker is still alive
                 memory = read_memory()

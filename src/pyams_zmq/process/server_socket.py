@@ -164,6 +164,9 @@ class ServerSockets:
                 if lock is not None and lock.path not in self._locks:
                     lock.release()
                 number = error.errno or 0
+                if number == errno.ENODEV and not socket.ipv6:
+                    socket.ipv6 = True  # an interface may have IPv6 addresses only
+                    continue
                 if number != errno.EADDRINUSE or monotonic() > deadline:
                     text, advice = zmq.strerror(number), _ADVICE.get(number)
                     text = f'{text} ({advice})' if advice else text

@@ -4,7 +4,7 @@
 import os
 import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -24,6 +24,7 @@ _HOST_PORT = re.compile(
     r'(?::(?P<port>[0-9]{1,5}|\*))?',
     re.ASCII,
 )
+_IPV4 = re.compile(r'[0-9.]+', re.ASCII)
 _MAX_PORT = 65535
 
 
@@ -101,6 +102,12 @@ class Endpoint:
     def is_ipv6(self) -> bool:
         """True when the socket needs `zmq.IPV6`."""
         return self.protocol == 'tcp' and self.host.startswith('[')
+
+    @cached_property
+    def name(self) -> str | None:
+        """The host name of a tcp endpoint to connect to, None for an IP address and for ipc."""
+        is_name = self.protocol == 'tcp' and not (self.is_ipv6 or _IPV4.fullmatch(self.host))
+        return self.host if is_name else None
 
     @property
     def path(self) -> str | None:
