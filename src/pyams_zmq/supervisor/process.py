@@ -12,7 +12,7 @@ from pyams_zmq.process.base import OwnedProcess
 from pyams_zmq.process.channel import STOP
 from pyams_zmq.process.descendants import POLL_INTERVAL, OrphanCleanup, open_pidfd
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL
-from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock, NameLock
+from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock, NameLock, SocketLock
 from pyams_zmq.supervisor.driver import Supervisor
 from pyams_zmq.supervisor.policy import Factory, SupervisedProcess
 from pyams_zmq.wire.clock import monotonic
@@ -33,7 +33,7 @@ class SupervisingProcess(OwnedProcess):
     address_lock: AddressLock | None = None
     """Reserves the addresses of its children for the application; only with `lock`"""
 
-    _name_lock: NameLock | None = None
+    _name_lock: NameLock | SocketLock | None = None
     _supervise: Callable[[], int]  # runs an `OwnedSupervisor`, and returns its exit code
 
     def start(self) -> None:
@@ -42,7 +42,7 @@ class SupervisingProcess(OwnedProcess):
         :raises ZMQStartError: in a program that gevent has patched
         :raises OSError: the folder of the locks does not belong to this user
         """
-        if self.lock is not None:
+        if self.lock is not None and self._name_lock is None:
             self._name_lock = NameLock(self.lock)
         super().start()
 
@@ -98,7 +98,7 @@ class OwnedSupervisor(Supervisor):
         super().__init__(factories, registry=process.registry)
         self._process = process
         self._owner = process._parent_pid
-        self._lock: NameLock | None = process._name_lock
+        self._lock: NameLock | SocketLock | None = process._name_lock
 
     def run(self) -> int:
         """Supervise until the owner asks to stop, and as :meth:`Supervisor.run` does."""
@@ -126,7 +126,7 @@ class OwnedSupervisor(Supervisor):
             timeouts.append(timeout)
         return min(timeouts, default=None)
 
-    def _acquire(self, lock: NameLock) -> bool:
+    def _acquire(self, lock: NameLock | SocketLock) -> bool:
         is_held = lock.acquire()
         if not is_held and not self._is_standby:
             names = ', '.join(child.name for child in self._children)
