@@ -92,6 +92,7 @@ class ZMQSocket(zmq.Socket[bytes]):
     """
 
     is_refused = False
+    _refusal: str = REFUSED
 
     max_message_size: int = MAX_MESSAGE_SIZE  #: Bytes of the largest frame that is sent
 
@@ -278,7 +279,7 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
     :raises zmq.ZMQError: EFSM, if no request was sent
     """
     if getattr(socket, 'is_refused', False):
-        return [401, REFUSED]
+        return [401, getattr(socket, '_refusal', REFUSED)]
     try:
         deadline = monotonic() + timeout
         service = getattr(socket, '_service', None)
@@ -286,7 +287,7 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
         frames = receive(socket)
         if frames is None and timeout > SILENCE:
             if service is not None and _wait_for_refusal(socket, flags, deadline):
-                return [401, REFUSED]
+                return [401, socket._refusal]  # type: ignore[attr-defined] # of a ZMQSocket
             poll([(socket, flags)], deadline - monotonic())
             frames = receive(socket)
     except zmq.ZMQError as error:
@@ -327,7 +328,7 @@ def _wait_for_refusal(socket: Any, flags: int, deadline: float) -> bool:
         try:
             monitor.read_events()
         except ZMQRefusedError:
-            socket.is_refused = True
+            socket.is_refused, socket._refusal = True, monitor.state.refusal
     return True
 
 

@@ -20,6 +20,7 @@ from pyams_zmq.auth import Users
 from pyams_zmq.auth.access import FixedAccess
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import ServiceAddress, configure
+from pyams_zmq.client.permission import describe_missing_permission
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQStartError
 from pyams_zmq.pool import protocol
 from pyams_zmq.pool.local_port import LocalPort
@@ -56,7 +57,9 @@ NO_RULES = (
 """Error of a worker that changes the access rules"""
 
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-_CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
+_CONNECTION_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | _REFUSED
+)
 _CANCEL_GRACE = 0.02  # seconds for the end of a cancelled coroutine; calls are rejected meanwhile
 _POLL_TIMEOUT = 1  # milliseconds to wait for the next call before the loop may run
 _CONNECT_INTERVAL = 50  # milliseconds between two checks whether a worker without a broker ends
@@ -282,6 +285,11 @@ class PoolWorker(ZMQProcess):
                 'keys with worker_auth and worker_curve of the pool'
             )
             self._stop_loop()
+        elif event == zmq.EVENT_CLOSED:  # an attempt to connect has failed
+            problem = describe_missing_permission(self._broker.endpoint)
+            if problem is not None:
+                self._refusal = ZMQRefusedError(f'{self._broker.endpoint}: {problem}')
+                self._stop_loop()
         elif event == zmq.EVENT_DISCONNECTED:
             self.is_connected = False
             self._is_disconnected.set()  # DISCONNECT_OK will not arrive

@@ -2,6 +2,7 @@
 """The bound sockets of a server: limits, access, ipc locks, and what its forks inherit."""
 
 import errno
+import logging
 import os
 import re
 import resource
@@ -10,6 +11,7 @@ import stat
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import ceil
 from time import sleep
 from typing import Any
@@ -21,6 +23,7 @@ from pyams_zmq.auth import ZAP_DOMAIN, Access
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process.connections import Listener
 from pyams_zmq.process.guard import ConnectionGuard
+from pyams_zmq.process.ipc_file import GROUP_MODE, check_mode, find_group, open_listener
 from pyams_zmq.process.lock import IPCLock
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import (
@@ -30,6 +33,8 @@ from pyams_zmq.wire.context import (
     check_descriptors,
 )
 from pyams_zmq.wire.keepalive import keep_alive
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 LINGER = 1000
 """Milliseconds that a socket gets to send its last message"""
@@ -42,6 +47,7 @@ SIZE_SLACK = 16 * 1024 * 1024
 """Bytes above `max_message_size` that still get the reply 413; beyond, the peer is disconnected"""
 
 _RETRY_INTERVAL = 0.05
+_ANY_PATH = '*'
 _ZONE = re.compile(r'%[^]]+(?=]:\d+$)')  # of a link-local address: only libzmq returns it
 
 _ADVICE = {
@@ -50,6 +56,7 @@ _ADVICE = {
     errno.ENODEV: 'it is neither an address nor an interface of this machine',
     errno.EEXIST: 'a file that is not a socket is there, remove it or choose another path',
     errno.EACCES: 'this user may not bind it',
+    errno.EPERM: 'this user is not a member of ipc_group',
     errno.ENOENT: 'its folder does not exist',
 }
 
@@ -69,6 +76,10 @@ class SocketLimits:
     send_size: int = 64 * 1024 * 1024  #: Bytes that wait to be sent, per peer
     max_connections: int = 1000  #: Connections of an address; then idle ones are closed
     backlog: int = 100  #: Connections that wait to be accepted
+    #: Mode of the socket file of an ipc address; None: 0777 without the bits of the umask, or 0660
+    #: with `ipc_group`. Connecting needs the permission to write
+    ipc_mode: int | None = None
+    ipc_group: int | str | None = None  #: Name or id of the group of this file
 
     def apply_limits(self, socket: Any, max_size: int, *, counts: bool = False) -> None:
         """Set the options of a socket.
@@ -116,6 +127,7 @@ class ServerSockets:
         self._guard = guard
         self._before_retry = before_retry
         self._locks: dict[str, IPCLock] = {}
+        self._files: dict[str, _BoundFile] = {}
         self._uris: dict[Any, list[str]] = {}
         self.listeners: WeakKeyDictionary[Any, Listener] = WeakKeyDictionary()
 
@@ -152,13 +164,15 @@ class ServerSockets:
 
     def _bind(self, socket: Any, uri: str, access: Access, path: str | None) -> str:
         deadline = monotonic() + self._limits.bind_timeout
+        if path == _ANY_PATH:  # libzmq makes a folder for it
+            path = None
         lock = None if path is None else self._locks.get(path) or IPCLock(path)
         while True:
             try:
                 if lock is not None:
                     lock.acquire()
                 check_descriptors()
-                socket.bind(os.fsencode(uri))
+                self._bind_once(socket, uri, path)
                 break
             except (OSError, zmq.ZMQError) as error:
                 if lock is not None and lock.path not in self._locks:
@@ -175,11 +189,63 @@ class ServerSockets:
             sleep(_RETRY_INTERVAL)  # no event is sent when an address becomes free
         if lock is not None:
             self._locks[lock.path] = lock
+            self._files[lock.path] = _BoundFile(socket, uri, _identify_file(lock.path))
         bound = os.fsdecode(socket.last_endpoint)
         self._uris = {key: uris for key, uris in self._uris.items() if not key.closed}
         self._uris.setdefault(socket, []).append(bound)
         access.warn_of_exposure(self._name, bound)
         return bound
+
+    def _bind_once(self, socket: Any, uri: str, path: str | None) -> None:
+        mode, group = self._limits.ipc_mode, self._limits.ipc_group
+        if path is None or mode is group is None:
+            socket.bind(os.fsencode(uri))
+            return
+        mode = check_mode(GROUP_MODE if mode is None else mode)
+        group = None if group is None else find_group(group)
+        with open_listener(path, mode, group, self._limits.backlog) as listener:
+            socket.use_fd = os.dup(listener.fileno())
+            try:
+                socket.bind(os.fsencode(uri))
+            finally:
+                socket.use_fd = -1
+
+    @property
+    def has_files(self) -> bool:
+        """True if an ipc address with a file was bound."""
+        return bool(self._files)
+
+    def restore_files(self) -> bool:
+        """Bind ipc addresses again whose file was removed, by a cleaner for instance; log that.
+
+        :return: True if a socket was touched
+        """
+        is_touched = False
+        for path, bound in self._files.items():
+            if bound.socket.closed or _identify_file(path) == bound.identity:
+                continue
+            is_touched = True
+            try:
+                self._locks[path].acquire()
+                self._bind_once(bound.socket, bound.uri, path)
+            except (OSError, zmq.ZMQError) as error:
+                if not bound.is_lost:
+                    LOGGER.error(
+                        '%s: the file of %s was removed, and no new client can connect, because it '
+                        'cannot be made again: %s',
+                        self._name,
+                        bound.uri,
+                        error,
+                    )
+                bound.is_lost = True
+                continue
+            bound.is_lost, bound.identity = False, _identify_file(path)
+            LOGGER.error(
+                '%s: the file of %s was removed, it is made again; let no program tidy its folder',
+                self._name,
+                bound.uri,
+            )
+        return is_touched
 
     @property
     def uris(self) -> list[str]:
@@ -190,6 +256,24 @@ class ServerSockets:
         """Release the locks of the ipc addresses, once the sockets are closed."""
         for lock in self._locks.values():
             lock.release()
+
+
+@dataclass
+class _BoundFile:
+    """The file of a bound ipc address; *identity* is its device and inode."""
+
+    socket: Any
+    uri: str
+    identity: tuple[int, int] | None
+    is_lost: bool = False
+
+
+def _identify_file(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager

@@ -46,6 +46,9 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 LIMITS = ('drain_timeout', 'orphan_timeout', 'overdue_grace', *SOCKET_LIMITS)
 """Class attributes of a process that a setting can override"""
 
+FILE_INTERVAL = 1.0
+"""Seconds between two checks that the socket files of ipc addresses are still there"""
+
 TERM_GRACE = 0.5  # seconds before `drain_timeout` ends when descendants that run are terminated
 KILL_GRACE = 1.0  # seconds for descendants after a SIGTERM, unless the process must end earlier
 
@@ -242,6 +245,8 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             sys.exit(0)
 
     def _serve(self) -> None:
+        if self._sockets.has_files:
+            self._restore_files()
         is_over = False
         while not is_over:
             try:
@@ -250,6 +255,13 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             except (SystemExit, KeyboardInterrupt):  # of a task: asyncio lets it through
                 LOGGER.exception('A task of %s tried to end the process', self.name)
                 is_over = self._stopping
+
+    def _restore_files(self) -> None:
+        if self._sockets.restore_files():
+            for stream in self._streams:
+                if not stream.closed():
+                    stream._rebuild_io_state()  # any access to a socket clears its wake-up
+        self.loop.call_later(FILE_INTERVAL, self._restore_files)
 
     def _stop_loop(self) -> None:
         self._stopping = True
