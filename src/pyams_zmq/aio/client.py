@@ -2,7 +2,6 @@
 """Client of a service for coroutines, whose calls share a connection."""
 
 import asyncio
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -100,7 +99,7 @@ class Connection(ZmqProtocol):
                 self._transport = ZmqTransport(loop, self._socket, self)
                 self._transport.start()
                 self._transport.enable_monitor(CONNECTION_EVENTS)
-                self._socket.connect(os.fsencode(service.endpoint.uri))
+                self._socket.connect(service.endpoint.encoded)
             except BaseException:
                 self._socket.close(0)
                 raise

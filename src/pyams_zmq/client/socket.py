@@ -218,7 +218,7 @@ def open_connection(
     monitor = socket._open_monitor(service.endpoint)
     if previous is not None:
         monitor.state.follow(previous)
-    socket.connect(os.fsencode(service.endpoint.uri))
+    socket.connect(service.endpoint.encoded)
     return socket, monitor
 
 
@@ -259,7 +259,7 @@ def zmq_socket(
         # Soon, because a server may end several handshakes until one of them fails with an error.
         socket.set(zmq.RECONNECT_IVL, RECONNECT_IVL)
         socket.set(zmq.RECONNECT_IVL_MAX, MAX_FIRST_IVL)
-    socket.connect(os.fsencode(uri))
+    socket.connect(service.endpoint.encoded)
     return socket
 
 
@@ -287,7 +287,7 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
         frames = receive(socket)
         if frames is None and timeout > SILENCE:
             if service is not None and _wait_for_refusal(socket, flags, deadline):
-                return [401, socket._refusal]  # type: ignore[attr-defined] # of a ZMQSocket
+                return [401, socket._refusal]
             poll([(socket, flags)], deadline - monotonic())
             frames = receive(socket)
     except zmq.ZMQError as error:

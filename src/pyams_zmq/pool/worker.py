@@ -271,7 +271,7 @@ class PoolWorker(ZMQProcess):
         self._message_handler = self.handler(self, self.rep_stream, self.stop)
         self.rep_stream.on_recv(self._message_handler)
         self.bound_address = self._broker.endpoint.uri
-        socket.connect(os.fsencode(self.bound_address))
+        socket.connect(self._broker.endpoint.encoded)
         self._heartbeats = _HeartbeatThread(self)
         self._heartbeats.start()
         if self._leaves_at_start:
@@ -466,7 +466,7 @@ class _HeartbeatThread(Thread):
                 with worker.make_socket(worker._route + b'\1') as socket:
                     socket.linger = 0
                     socket.immediate = 1  # keeps no heartbeats; libzmq may abort if it receives
-                    socket.connect(os.fsencode(worker.bound_address))
+                    socket.connect(worker._broker.endpoint.encoded)
                     self._send_heartbeats(socket)
             except zmq.ZMQError as error:  # no descriptor is free, for instance
                 if not has_failed:

@@ -3,7 +3,6 @@
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -130,7 +129,7 @@ class ZMQProcess(ServiceProcess):
                 self.bound_address = self.bound_address or uri
                 port = port_of(uri)
             else:
-                socket.connect(os.fsencode(endpoint.uri))
+                socket.connect(endpoint.encoded)
                 port = endpoint.port
         if is_reply:
             stream: ZMQStream = ReplyStream(

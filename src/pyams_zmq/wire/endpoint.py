@@ -119,6 +119,11 @@ class Endpoint:
         """The endpoint in the form of libzmq."""
         return f'{self.protocol}://{self.host}' + ('' if self.port is None else f':{self.port}')
 
+    @cached_property
+    def encoded(self) -> Any:
+        """The URI as bytes, for libzmq: those that the system uses for a path."""
+        return os.fsencode(self.uri)
+
     @property
     def bound(self) -> 'Endpoint':
         """What a socket that binds this binds, in one form.
