@@ -85,8 +85,15 @@ def serve(tmp_path, run_program):
 
 
 def ask(address):
-    with ZMQClient(address, timeout=TIMEOUT) as client:
+    with patient_client(address) as client:
         return client.call('pid')
+
+
+def patient_client(address):
+    """Return a client that waits until the container is up."""
+    client = ZMQClient(address, timeout=TIMEOUT)
+    client.down_timeout = TIMEOUT
+    return client
 
 
 def test_orphans(serve, address):
@@ -104,7 +111,7 @@ def test_orphans(serve, address):
 
 def test_what_a_process_leaves_behind(serve, address):
     """A program that a handler has started ends, although it is an orphan, too."""
-    with ZMQClient(address, timeout=TIMEOUT) as client:
+    with patient_client(address) as client:
         first = client.call('pid')
         client.call('run_program')
         serve.execute(f'kill -9 {first}')
@@ -123,7 +130,8 @@ def test_end(serve, address, num):
 
 def test_second_signal(serve, address, tmp_path):
     """The second one ends it at once, as elsewhere."""
-    with ZMQClient(address, timeout=TIMEOUT) as client:
+    with patient_client(address) as client:
+        client.call('pid')
         client.send('wait_for', f'{tmp_path}/busy')
         wait_until((tmp_path / 'busy').exists)
         wait_until(lambda: _has_ended_by_a_signal(serve))
