@@ -222,8 +222,11 @@ def test_folder_of_locks(tmp_path, monkeypatch, kind):
         user = os.geteuid()
         folder.rename(tmp_path / f'pyams_zmq-{user + 1}')
         monkeypatch.setattr(lock_module.os, 'geteuid', lambda: user + 1)
-    with pytest.raises(PermissionError, match='must be a folder of this user'):
-        SupervisorProcess({}, lock='theirs').start()
+    supervisor = SupervisorProcess({}, lock='theirs')
+    with pytest.raises(PermissionError, match='must be a folder of this user') as caught:
+        supervisor.start()
+    assert f'{supervisor.name} cannot start: ' in str(caught.value)
+    assert 'set TMPDIR' in str(caught.value)
 
 
 def test_file_of_a_name_is_removed(lock, try_name, tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ import stat
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import ceil
 from time import sleep
 from typing import Any
@@ -45,6 +44,9 @@ loaded machine thousands wait until the I/O thread of libzmq runs again"""
 
 SIZE_SLACK = 16 * 1024 * 1024
 """Bytes above `max_message_size` that still get the reply 413; beyond, the peer is disconnected"""
+
+FILE_INTERVAL = 1.0
+"""Seconds between two checks that the socket files of ipc addresses are still there"""
 
 _RETRY_INTERVAL = 0.05
 _ANY_PATH = '*'
@@ -189,7 +191,7 @@ class ServerSockets:
             sleep(_RETRY_INTERVAL)  # no event is sent when an address becomes free
         if lock is not None:
             self._locks[lock.path] = lock
-            self._files[lock.path] = _BoundFile(socket, uri, _identify_file(lock.path))
+            self._files[lock.path] = _BoundFile(socket, uri, lock.path)
         bound = os.fsdecode(socket.last_endpoint)
         self._uris = {key: uris for key, uris in self._uris.items() if not key.closed}
         self._uris.setdefault(socket, []).append(bound)
@@ -215,14 +217,19 @@ class ServerSockets:
         """True if an ipc address with a file was bound."""
         return bool(self._files)
 
+    @property
+    def has_lost_files(self) -> bool:
+        """True if such a file was removed, or another program has replaced it."""
+        return any(bound.is_missing for bound in self._files.values())
+
     def restore_files(self) -> bool:
         """Bind ipc addresses again whose file was removed, by a cleaner for instance; log that.
 
         :return: True if a socket was touched
         """
         is_touched = False
-        for path, bound in self._files.items():
-            if bound.socket.closed or _identify_file(path) == bound.identity:
+        for path, bound in list(self._files.items()):
+            if not bound.is_missing:
                 continue
             is_touched = True
             try:
@@ -239,7 +246,7 @@ class ServerSockets:
                     )
                 bound.is_lost = True
                 continue
-            bound.is_lost, bound.identity = False, _identify_file(path)
+            self._files[path] = _BoundFile(bound.socket, bound.uri, path)
             LOGGER.error(
                 '%s: the file of %s was removed, it is made again; let no program tidy its folder',
                 self._name,
@@ -258,22 +265,29 @@ class ServerSockets:
             lock.release()
 
 
-@dataclass
 class _BoundFile:
-    """The file of a bound ipc address; *identity* is its device and inode."""
+    """The file of an ipc address that was just bound.
 
-    socket: Any
-    uri: str
-    identity: tuple[int, int] | None
-    is_lost: bool = False
+    :ivar is_lost: true if it was removed, and could not be made again
+    """
 
+    def __init__(self, socket: Any, uri: str, path: str):
+        self.socket, self.uri = socket, uri
+        self.is_lost = False
+        self._path = path
+        self._identity = self._identify()
 
-def _identify_file(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+    @property
+    def is_missing(self) -> bool:
+        """True if it is not at its path any more, although its socket is bound."""
+        return not self.socket.closed and self._identify() != self._identity
+
+    def _identify(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from pyams_zmq.process.descendants import (
 from pyams_zmq.process.executor import ServiceExecutor
 from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.server_socket import (
+    FILE_INTERVAL,
     LINGER,
     SOCKET_LIMITS,
     ServerSockets,
@@ -45,9 +46,6 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 
 LIMITS = ('drain_timeout', 'orphan_timeout', 'overdue_grace', *SOCKET_LIMITS)
 """Class attributes of a process that a setting can override"""
-
-FILE_INTERVAL = 1.0
-"""Seconds between two checks that the socket files of ipc addresses are still there"""
 
 TERM_GRACE = 0.5  # seconds before `drain_timeout` ends when descendants that run are terminated
 KILL_GRACE = 1.0  # seconds for descendants after a SIGTERM, unless the process must end earlier

@@ -12,7 +12,14 @@ from pyams_zmq.process.base import OwnedProcess
 from pyams_zmq.process.channel import STOP
 from pyams_zmq.process.descendants import POLL_INTERVAL, OrphanCleanup, open_pidfd
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL
-from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock, NameLock, SocketLock
+from pyams_zmq.process.lock import (
+    LOCK_INTERVAL,
+    LOCK_REFRESH,
+    AddressLock,
+    NameLock,
+    SocketLock,
+    describe_folder_error,
+)
 from pyams_zmq.supervisor.driver import Supervisor
 from pyams_zmq.supervisor.policy import Factory, SupervisedProcess
 from pyams_zmq.wire.clock import monotonic
@@ -40,10 +47,14 @@ class SupervisingProcess(OwnedProcess):
         """Fork the child and return at once.
 
         :raises ZMQStartError: in a program that gevent has patched
-        :raises OSError: the folder of the locks does not belong to this user
+        :raises OSError: the folder of the locks cannot be used
         """
         if self.lock is not None and self._name_lock is None:
-            self._name_lock = NameLock(self.lock)
+            try:
+                self._name_lock = NameLock(self.lock)
+            except OSError as error:
+                text = f'{self.name} cannot start: {describe_folder_error(error)}'
+                raise OSError(error.errno, text) from None
         super().start()
 
     def run(self) -> None:
