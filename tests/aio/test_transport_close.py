@@ -105,7 +105,7 @@ async def test_abort_after_close(run):
         assert protocol.calls == ['made', 'lost']
 
 
-async def test_terminated_context_ends_the_transport(run):
+async def test_terminated_context_ends_the_transport(run, caplog):
     own = zmq.Context()
     sock = own.socket(zmq.PULL)
     transport, protocol = await make(zmq.PULL, zmq_sock=sock)
@@ -116,6 +116,25 @@ async def test_terminated_context_ends_the_transport(run):
     assert protocol.calls == ['made', zmq.ETERM]
     terminator.join(5)
     assert not terminator.is_alive()
+    check_record(caplog, 'PULL')
+
+
+def check_record(caplog, *texts):
+    """Check that the only record says that a transport has ended."""
+    [record] = caplog.records
+    assert record.levelname == 'ERROR'
+    for text in (*texts, 'ends: other code has closed its socket, or terminated its context'):
+        assert text in record.message
+
+
+async def test_context_destroyed_by_other_code(run, caplog):
+    """That closes the socket of the transport, which no event announces."""
+    transport, protocol = await make(zmq.PULL)
+    address = address_of(transport)
+    zmq.Context.instance().destroy(0)
+    await until(lambda: len(protocol.calls) == 2)
+    assert protocol.calls == ['made', zmq.ENOTSOCK]
+    check_record(caplog, address)
 
 
 async def test_terminated_context_after_a_write(run):
@@ -139,11 +158,13 @@ async def test_terminated_context_after_a_write(run):
     assert protocol.calls == ['made', zmq.ETERM]
 
 
-async def test_socket_closed_by_other_code(run):
+async def test_socket_closed_by_other_code(run, caplog):
     transport, protocol = await make(zmq.PULL)
+    address = address_of(transport)
     transport.get_extra_info('zmq_socket').close(0)
     await until(lambda: len(protocol.calls) == 2)
     assert protocol.calls == ['made', zmq.ENOTSOCK]
+    check_record(caplog, address)
     transport, protocol = await make_unconnected()
     transport.get_extra_info('zmq_socket').close(0)
     transport.write([b'x'])

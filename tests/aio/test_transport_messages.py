@@ -73,7 +73,7 @@ async def test_write_sends_without_the_loop(run, context):
 
 
 @ONE_LOOP
-@pytest.mark.parametrize('data', [b'ab', bytearray(b'ab'), memoryview(b'ab'), 'ab', 1, None])
+@pytest.mark.parametrize('data', [b'ab', bytearray(b'ab'), memoryview(b'ab'), 'ab', '', 1])
 async def test_bad_message(run, data):
     transport, _protocol = await make_unconnected()
     with pytest.raises(TypeError):
@@ -87,10 +87,21 @@ async def test_bad_frame(run, part):
     transport, _protocol = await make_unconnected()
     with pytest.raises(TypeError):
         transport.write([b'frame', part])
-    transport.write([])
-    transport.write(part for part in ())
     assert '0 messages (0 bytes)' in repr(transport)
     await end(transport)
+
+
+@ONE_LOOP
+@pytest.mark.parametrize('data', [None, (), [], b'', bytearray(), memoryview(b''), iter(())])
+async def test_empty_message(run, data):
+    """It is not sent, and not even noticed by a closed transport."""
+    transport, _protocol = await make_unconnected()
+    transport.write()
+    transport.write(data)
+    assert '0 messages (0 bytes)' in repr(transport)
+    assert transport.can_write_eof() is False
+    await end(transport)
+    transport.write(data)
 
 
 async def test_other_callbacks_run_between_many_messages(run, context):

@@ -18,6 +18,7 @@ import zmq
 from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.threadlocal import manager
+from tornado.ioloop import IOLoop
 
 from checks import wait_until
 from handlers import BrokenLogProcess, Handler, Journal, LoggedProcess, Process
@@ -82,6 +83,9 @@ class SlowHandler(Handler):
 
     async def async_touch(self, path):
         return self.touch(path)
+
+    def run_loop(self, args):
+        return asyncio.run(self.async_echo(args))
 
     def touch_later(self, path):
         return self.async_touch(path)
@@ -243,6 +247,31 @@ class NoThreads(Two):
         setattr(threading, name, fail)
 
 
+class RunSyncHandler(Handler):
+    """Uses an IOLoop as a program without a running loop does."""
+
+    def run_sync(self, args):
+        return IOLoop.current().run_sync(lambda: self.async_echo(args))
+
+    async def is_set_up(self, args):
+        await asyncio.sleep(0.01)  # the loop would be stopped meanwhile
+        return [200, self.process.is_set_up]
+
+
+class RunSyncMessageHandler(ZMQMessageHandler):
+    """Serves RunSyncHandler."""
+
+    handler = RunSyncHandler
+
+
+class RunSync(LoggedProcess):
+    """Runs a coroutine before its loop."""
+
+    def setup(self):
+        super().setup()
+        self.is_set_up = self.loop.run_sync(lambda: asyncio.sleep(0, True))
+
+
 class Puller(Process):
     """Receives messages that need no reply."""
 
@@ -310,6 +339,19 @@ def test_other_messages_are_handled(process, occupy, ask, method):
         occupy(process, method)
     for ping in ('echo', 'async_echo'):
         assert ask(process, [ping, 'ping']) == [200, 'ping']
+
+
+def test_run_sync_in_the_loop(start, ask, tmp_path):
+    """It fails, and does not stop the loop of the process, which it may use before the start."""
+    log = tmp_path / 'log'
+    process = start(handler=RunSyncMessageHandler, factory=RunSync, log_path=log)
+    assert ask(process, ['run_sync', 1])[0] == 500
+    assert 'another one cannot start beside it' in log.read_text()
+    assert ask(process, ['is_set_up', 1]) == [200, True]
+
+
+def test_method_in_a_thread_runs_a_loop(process, ask):
+    assert ask(process, ['run_loop', 1]) == [200, 1]
 
 
 @pytest.mark.parametrize('method', ['wait_for', 'async_wait_for'])

@@ -5,6 +5,7 @@ import abc
 import asyncio
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import partialmethod, singledispatchmethod
 from types import SimpleNamespace
 
@@ -268,6 +269,66 @@ def test_failing_method(method, name, caplog):
     assert record.getMessage() == f'Message handler failed, error id {error_id}'
     assert record.exc_info[0].__name__ == name
     assert f'in {method}' in caplog.text
+
+
+class SecondLoopHandler(Handler):
+    """Runs a coroutine to its end, in different ways."""
+
+    def run(self, args):
+        coroutine = self.async_echo(args)
+        try:
+            return asyncio.run(coroutine)
+        finally:
+            coroutine.close()
+
+    def run_in_own_loop(self, args):
+        loop = asyncio.new_event_loop()
+        try:
+            return self._run_in(loop, args)
+        finally:
+            loop.close()
+
+    def run_in_running_loop(self, args):
+        return self._run_in(asyncio.get_running_loop(), args)
+
+    async def async_run(self, args):
+        return self.run(args)
+
+    def run_in_thread(self, args):
+        with ThreadPoolExecutor(1) as executor:
+            return executor.submit(self.run, args).result()
+
+    def _run_in(self, loop, args):
+        coroutine = self.async_echo(args)
+        try:
+            return loop.run_until_complete(coroutine)
+        finally:
+            coroutine.close()
+
+    def no_loop(self, args):
+        with ThreadPoolExecutor(1) as executor:
+            return executor.submit(asyncio.get_running_loop).result()
+
+
+@pytest.mark.parametrize('method', ['run', 'run_in_own_loop', 'run_in_running_loop', 'async_run'])
+def test_second_loop(method, caplog):
+    """The log says what to do: a loop cannot run in the loop of the process."""
+    status, _text = ask(method, 1, handler=SecondLoopHandler)
+    assert status == 500
+    [record] = caplog.records
+    assert record.getMessage().endswith(
+        ': the loop of the process is running, another one cannot start beside it; make the method '
+        '`async def` and await, or let plain methods run in threads (`concurrency` above 1, or a '
+        '`timeout` of the method)'
+    )
+
+
+def test_other_errors_with_loops(caplog):
+    assert ask('run_in_thread', 1, handler=SecondLoopHandler) == [200, 1]
+    assert ask('no_loop', 1, handler=SecondLoopHandler)[0] == 500
+    assert ask('raises', 'ValueError', handler=SecondLoopHandler)[0] == 500
+    assert len(caplog.records) == 2
+    assert 'another one' not in caplog.text
 
 
 @pytest.mark.parametrize(

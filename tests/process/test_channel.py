@@ -20,7 +20,8 @@ from checks import TIMEOUT
 from pyams_zmq.exceptions import ZMQMessageError, ZMQStartError, ZMQTimeoutError
 from pyams_zmq.process.base import OwnedProcess
 from pyams_zmq.process.channel import STOP, Command, make_portable
-from pyams_zmq.process.watchdog import SIGNALS, Watchdog
+from pyams_zmq.process.signals import SIGNALS
+from pyams_zmq.process.watchdog import Watchdog
 from pyams_zmq.supervisor import SupervisorProcess
 
 ADDRESSES = {'in': ['tcp://127.0.0.1:1', 'ipc:///tmp/x'], 'out': []}

@@ -216,7 +216,7 @@ def test_fork_of_a_server(router):
         assert client.recv(1)  # libzmq has accepted it
 
         def run():
-            close_inherited_listeners(sockets.uris)
+            close_inherited_listeners(uris=sockets.uris)
             names = []
             for fd in map(int, os.listdir('/proc/self/fd')):
                 try:

@@ -3,6 +3,7 @@
 
 import asyncio
 import functools
+import os
 import select
 from contextlib import contextmanager, suppress
 
@@ -682,13 +683,89 @@ async def test_reply_of_a_wrong_type(net, caplog):
 
 
 @in_loop
-async def test_context_that_was_terminated(net):
-    with net.stream(zmq.PULL, print) as (subject, _address):
+async def test_context_that_was_terminated(net, caplog):
+    with net.stream(zmq.PULL, print) as (subject, address):
         await asyncio.to_thread(net.context.term)
         await until(lambda: subject.socket is None)  # the method `closed` would close it
         assert subject.closed()
         with pytest.raises(OSError, match='Stream is closed'):
             subject.flush()
+    [record] = caplog.records
+    assert record.levelname == 'ERROR'
+    assert record.message == (
+        f'The PULL stream {address} ends: other code has terminated its context'
+    )
+
+
+@in_loop
+async def test_socket_closed_by_other_code(net, caplog):
+    """No event announces that. Meanwhile the loop does not watch another file by mistake."""
+    with net.stream(zmq.PULL, print) as (subject, address):
+        calls = []
+        subject.set_close_callback(lambda: calls.append(subject))
+        fd = subject.socket.fd
+        subject.socket.close()
+        files = [os.open(os.devnull, os.O_RDONLY)]
+        while files[-1] < fd:
+            files.append(os.open(os.devnull, os.O_RDONLY))
+        await until(lambda: subject.socket is None)
+        for file in files:
+            os.close(file)
+        assert calls == [subject]
+        assert subject.closed()
+    [record] = caplog.records
+    assert record.levelname == 'ERROR'
+    assert record.message == f'The PULL stream {address} ends: other code has closed its socket'
+
+
+@pytest.mark.filterwarnings('error')
+@in_loop
+async def test_use_of_a_socket_closed_by_other_code(net, caplog):
+    with net.stream(zmq.PUSH) as (subject, _address):
+        subject.socket.close()
+        with pytest.raises(zmq.ZMQError, match='not a socket|non-socket'):
+            subject.send(b'x')
+        assert subject.closed()
+        with pytest.raises(OSError, match='Stream is closed'):
+            subject.send(b'x')
+    assert len(caplog.records) == 1
+
+
+def test_process_whose_stream_was_closed(start, ask, tmp_path):
+    """It does not become deaf without a record in the log; other streams serve on."""
+    log = tmp_path / 'log'
+    process = start(log, factory=RawProcess)
+    assert ask(process, ['close_raw', None])[0] == 200
+    wait_until(lambda: 'ends: other code has closed its socket' in log.read_text())
+    assert 'The ROUTER stream tcp://127.0.0.1:' in log.read_text()
+    assert ask(process, ['echo', 1]) == [200, 1]
+
+
+@pytest.mark.parametrize('is_bound', [True, False])
+@in_loop
+async def test_req_queues_requests(net, is_bound):
+    """It sends the next one after the reply to the last one, as the stream of pyzmq does."""
+    replies = []
+    other = net.socket(zmq.REP)
+    socket = net.socket(zmq.REQ)
+    listener, connecting = (socket, other) if is_bound else (other, socket)
+    connecting.connect(f'tcp://127.0.0.1:{listener.bind_to_random_port("tcp://127.0.0.1")}')
+    subject = ZMQStream(socket)
+    subject.on_recv(lambda msg: replies.append(msg[0]))
+    for number in range(3):
+        subject.send_multipart([b'%d' % number, b'part'])
+    assert subject.sending()
+    for number in range(3):
+        [[question, _part]] = await receive(other, 1)
+        assert question == b'%d' % number
+        assert len(replies) == number
+        await asyncio.sleep(0.01)  # for a request that must not come
+        assert not other.poll(0)
+        other.send(b'reply to ' + question)
+    await until(lambda: len(replies) == 3)
+    assert replies == [b'reply to 0', b'reply to 1', b'reply to 2']
+    assert not subject.sending()
+    subject.close()
 
 
 @in_loop

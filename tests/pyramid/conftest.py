@@ -15,7 +15,7 @@ def serve(run_program, tmp_path):
         settings.setdefault('address', f'ipc://{tmp_path}/zmq.sock')
         server = run_program(*args, factory=getattr(WebServer, name), **settings)
         server.wait_for_service()
-        if '--workers' in args:
+        if name == 'gunicorn' and '--workers' in args:
             count = int(args[args.index('--workers') + 1])
             wait_until(lambda: len(server.workers()) == count, TIMEOUT)
         return server

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The process of an application in real servers: pserve and gunicorn."""
+"""The process of an application in real servers."""
 
 import os
 import signal
@@ -9,17 +9,25 @@ import psutil
 import pytest
 
 from app.handler import in_hand
-from app.program import is_running, wait_for_end
+from app.program import WebServer, is_running, wait_for_end
 from checks import TIMEOUT, wait_until
 from pyams_zmq.socket import zmq_response
+
+UWSGI = ('uwsgi', '--master', '--processes', '2', '--die-on-term')
 
 SERVERS = pytest.mark.parametrize(
     'command',
     [
         ('pserve',),
         ('pserve', '--reload'),
+        ('waitress',),
         ('gunicorn',),
         ('gunicorn', '--preload', '--workers', '2'),
+        UWSGI,
+        (*UWSGI, '--lazy-apps'),
+        ('uvicorn',),
+        ('uvicorn', '--workers', '2'),
+        ('hypercorn', '--workers', '0'),
     ],
     ids=' '.join,
 )
@@ -159,3 +167,63 @@ def test_reload(serve):
 @pytest.mark.slow
 def test_many_reloads(serve):
     check_reloads(serve, 20)
+
+
+# uWSGI
+
+
+def wait_until_loaded(server, count):
+    """Wait until uWSGI has loaded the application: it cannot be stopped meanwhile."""
+    wait_until(lambda: server.log.read_text().count('WSGI app 0 ') == count, TIMEOUT)
+
+
+@pytest.mark.parametrize('mode', [(), ('--lazy-apps',)], ids=['preforking', 'lazy'])
+@pytest.mark.parametrize('application', ['application', 'declared'])
+def test_uwsgi_is_reloaded(serve, mode, application):
+    """Its new HTTP router binds the address of the former one, which no service may hold."""
+    server = serve(*UWSGI, *mode, application=application)
+    [child] = server.children()
+    for count in (1, 2):
+        wait_until_loaded(server, count * (2 if mode else 1))
+        server.send_signal(signal.SIGHUP)
+        answer = server.wait_for_service(but=[child])
+        wait_for_end(child, TIMEOUT)
+        [child] = server.children()
+        assert answer['reply'] == [200, child]
+    wait_until_loaded(server, 6 if mode else 3)
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(TIMEOUT) == 0
+    wait_until(lambda: nothing_is_left(server), TIMEOUT)
+    assert 'Traceback' not in server.log.read_text()
+
+
+def test_uwsgi_replaces_a_worker(serve):
+    server = serve(*UWSGI)
+    [child] = server.children()
+    victim = server.get()['pid']
+    os.kill(victim, signal.SIGTERM)
+    wait_for_end(victim, TIMEOUT)
+    wait_until(lambda: (answer := server.get()) and answer['pid'] != victim, TIMEOUT)
+    assert server.wait_for_service()['reply'] == [200, child]
+    assert 'Traceback' not in server.log.read_text()
+
+
+@pytest.mark.parametrize('command', [('gunicorn',), UWSGI], ids=' '.join)
+def test_logs_are_rotated(serve, command):
+    """By name or by group, the signal of the server also reaches the process."""
+    server = serve(*command)
+    [child] = server.children()
+    server.send_signal_to_all(signal.SIGUSR1)
+    assert server.wait_for_service()['reply'] == [200, child]
+    assert server.children() == [child]
+
+
+# Servers whose workers may not have children
+
+
+def test_hypercorn_worker_refuses_to_start_a_process(run_program, address):
+    server = run_program(factory=WebServer.hypercorn, address=address, application='declared')
+    server.wait(TIMEOUT)
+    text = server.log.read_text()
+    assert 'cannot be started in a daemonic process' in text
+    assert 'set pyams_zmq.worker.start = external' in text

@@ -91,6 +91,11 @@ class Handler:
     def echo(self, args):
         return [200, args]
 
+    def close_raw(self, args):
+        """Close the socket of a stream behind its back."""
+        self.process.fail_stream.socket.close()
+        return [200, None]
+
     def big(self, size):
         """Return a large reply to a small request."""
         return [200, 'x' * size]

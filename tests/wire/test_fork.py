@@ -1,11 +1,52 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Values that each process makes for itself."""
+"""State that a fork must not share with its parent."""
 
 import os
 import threading
 from multiprocessing.context import ForkProcess
 
+import pytest
+
 from pyams_zmq.wire.fork import ForkLocal
+
+PARENT = """
+import atexit, ctypes, json, logging, os, sys
+from handlers import MessageHandler, Process
+from pyams_zmq.client import ZMQClient
+from pyams_zmq.device import ThreadDevice
+
+logging.basicConfig()
+process = Process()
+process.start()
+client = ZMQClient(process.wait_ready(), timeout=10)
+client.send('echo', 1)
+device = ThreadDevice()
+device.bind_in('127.0.0.1')
+device.bind_out('127.0.0.1')
+device.start()
+
+def check(who):
+    client.send('echo', 2)
+    assert client.call('pid') == process.pid
+    assert (who == 'parent') != device.done
+    print(json.dumps(who), flush=True)
+"""
+
+IN_C = """
+fork = ctypes.PyDLL(None).fork() if sys.argv[1] == 'c' else os.fork()
+if not fork:
+    check('fork')
+    if sys.argv[2] == 'exit':
+        device.stop()
+        process.stop()
+        atexit._run_exitfuncs()
+    os._exit(0)
+_pid, status = os.waitpid(fork, 0)
+assert status == 0
+check('parent')
+device.statistics()
+device.stop()
+"""
 
 
 def test_one_value_for_each_process():
@@ -54,3 +95,16 @@ def test_fork_without_hooks(monkeypatch):
     monkeypatch.setattr(os, 'getpid', lambda: -pid)
     assert local.get() is not parents
     assert local._inherited == [parents]
+
+
+@pytest.mark.parametrize('how', ['c', 'python'])
+@pytest.mark.parametrize('end', ['exit', 'end'])
+def test_fork_of_a_program(run_program, how, end):
+    """It has its own client, and leaves the process and the device of its parent alone.
+
+    uWSGI forks without the hooks of Python, and runs the functions of `atexit` in its workers.
+    """
+    program = run_program('-c', PARENT + IN_C, how, end)
+    assert [program.read(), program.read()] == ['fork', 'parent']
+    assert program.wait(30) == 0
+    assert not program.log.read_text()

@@ -12,11 +12,11 @@ import zmq
 from pyams_zmq.aio.deadlines import Deadlines
 from pyams_zmq.aio.loop import get_context
 from pyams_zmq.aio.protocol import SocketEvent, ZmqProtocol
+from pyams_zmq.aio.pump import ABORT_LINGER
 from pyams_zmq.aio.transport import ZmqTransport
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import (
-    CLOSE_LINGER,
     CONNECTION_EVENTS,
     DOWN,
     HEARTBEATS,
@@ -93,7 +93,7 @@ class Connection(ZmqProtocol):
             try:
                 configure(self._socket, *service, lookup_timeout=0)
                 self._is_ipv6 = bool(self._socket.ipv6)
-                self._socket.linger = CLOSE_LINGER
+                self._socket.linger = ABORT_LINGER
                 keep_connected(self._socket, heartbeats)
                 self._socket.sndhwm = SEND_HWM
                 self._transport = ZmqTransport(loop, self._socket, self)

@@ -12,8 +12,9 @@ import zmq.asyncio
 import zmq.eventloop.future
 
 from pyams_zmq.aio.address import check_numeric, check_str
+from pyams_zmq.aio.pump import ABORT_LINGER
 from pyams_zmq.aio.transport import ZmqTransport
-from pyams_zmq.client.connection import CLOSE_LINGER, as_os_error
+from pyams_zmq.client.connection import as_os_error
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import MAX_SUBSCRIPTION_SIZE, PUBLISHERS, check_descriptors
 
@@ -47,10 +48,10 @@ async def create_zmq_connection(
     """Make a transport and its protocol on the running loop, which must have `add_reader`.
 
     On a :class:`ZmqEventLoop` the socket is made in the context of the loop, otherwise in
-    `zmq.Context.instance()`. To set options before the socket is connected, pass `connect=()`, set
-    them on the transport, and call its `connect`; or pass a socket of your own. Do the same with
-    `bind`. A PUB or XPUB socket that is made here refuses messages of subscribers that are larger
-    than 4 KiB (`zmq.MAXMSGSIZE`).
+    `zmq.Context.instance()`. To set options before the socket is bound or connected, pass no
+    endpoints, set the options on the transport, and call its `bind` or `connect`; or pass a socket
+    of your own. A PUB or XPUB socket that is made here refuses messages of subscribers that are
+    larger than 4 KiB (`zmq.MAXMSGSIZE`).
 
     :param protocol_factory: callable that makes a :class:`.ZmqProtocol`
     :param zmq_type: type of the socket, for example `zmq.DEALER`
@@ -59,7 +60,7 @@ async def create_zmq_connection(
     :param zmq_sock: a `zmq.Socket`, which belongs to the transport from then on
     :return: the transport and the protocol, after the call of its `connection_made`
     :raises TypeError: if an argument has the wrong type
-    :raises ValueError: unless exactly one of *bind*, *connect* and *zmq_sock* is given, or if an
+    :raises ValueError: if more than one of *bind*, *connect* and *zmq_sock* is given, or if an
         endpoint to connect to has a host name
     :raises OSError: if an endpoint cannot be bound or connected to; EMFILE, when the process has no
         descriptor left
@@ -105,12 +106,12 @@ def _check(
     if isinstance(zmq_type, bool) or not isinstance(zmq_type, int):
         raise TypeError(f'zmq_type {zmq_type!r} is not a socket type; pass for example zmq.DEALER')
     socket_type = zmq.SocketType(zmq_type)
-    if sum(given is not None for given in (bind, connect, zmq_sock)) != 1:
-        raise ValueError('Pass exactly one of bind, connect and zmq_sock')
+    if sum(given is not None for given in (bind, connect, zmq_sock)) > 1:
+        raise ValueError('Pass only one of bind, connect and zmq_sock')
     if zmq_sock is not None:
         _check_socket(zmq_sock, socket_type)
-        return socket_type, []
-    addresses = _check_endpoints(connect if bind is None else bind)
+    endpoints = connect if bind is None else bind
+    addresses = [] if endpoints is None else _check_endpoints(endpoints)
     if connect is not None:
         for address in addresses:
             check_numeric(address)
@@ -165,18 +166,17 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
         self.zmq_context.max_sockets = self.zmq_context.get(zmq.SOCKET_LIMIT)  # by default 1023
 
     create_zmq_connection = staticmethod(create_zmq_connection)
-    time = staticmethod(monotonic)  # type: ignore[assignment] # it has the same signature
+    time = staticmethod(monotonic)
 
     def close(self) -> None:
         """Close the loop, its context, and the open sockets of the context.
 
-        This waits for unsent messages: a tenth of a second for those of open sockets, and up to
-        their linger period, which is one second by default, for those of sockets that were closed
-        before.
+        This waits for unsent messages up to a second, or up to the linger period of a socket that
+        was closed before, if that is longer.
         """
         super().close()
         if not self._is_collected:
-            self.zmq_context.destroy(linger=CLOSE_LINGER)
+            self.zmq_context.destroy(linger=ABORT_LINGER)
             _contexts.discard(self.zmq_context)
 
     def __del__(self) -> None:

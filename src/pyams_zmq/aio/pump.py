@@ -8,18 +8,21 @@ scheduled, and every access outside of a turn schedules one.
 """
 
 import asyncio
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import zmq
 
 from pyams_zmq.aio.buffer import Message, WriteBuffer
-from pyams_zmq.client.connection import CLOSE_LINGER, as_os_error, make_os_error
+from pyams_zmq.client.connection import as_os_error, make_os_error
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 TURN = 0.005
 """Seconds after which a turn ends, so that other callbacks of the loop run"""
@@ -33,6 +36,17 @@ have room: libzmq does not announce room in one queue if another one has room"""
 
 GUARD = 0.1
 """Seconds between turns of a socket that other code may access, which clears its descriptor"""
+
+WATCH = 1.0
+"""Seconds between those of other sockets: no event announces that other code has closed one"""
+
+ABORT_LINGER = 1000
+"""Milliseconds until a socket that is closed drops what it has not sent, at least.
+
+libzmq 4.3.5 aborts the process if the connection of a socket ends just after that time, while a
+message of several frames is half sent (`session_base.cpp`, `clean_pipes`). So the peers must have
+time to end first: on a loaded machine the threads of libzmq may wait for a processor for 0.1 s.
+"""
 
 _open_sockets: set[Any] = set()  # keeps each socket alive until its pump has ended
 _SOCKET_ENDED = frozenset((zmq.ETERM, zmq.ENOTSOCK))
@@ -50,6 +64,7 @@ class MessagePump:
     :param protocol: :class:`.ZmqProtocol`
     :param transport: transport that is passed to the exception handler of the loop
     :param release: called once, before the socket is closed
+    :param is_monitor: true for a monitor, which ends with the socket of the transport
     :ivar type: the `zmq.SocketType` of the socket
     :ivar buffer: messages that the socket has not taken
     :ivar is_reading: true if messages are received
@@ -58,7 +73,14 @@ class MessagePump:
     """
 
     def __init__(
-        self, loop: Any, sock: Any, protocol: Any, transport: Any, release: Callable[[], None]
+        self,
+        loop: Any,
+        sock: Any,
+        protocol: Any,
+        transport: Any,
+        release: Callable[[], None],
+        *,
+        is_monitor: bool = False,
     ):
         with as_os_error():
             self.type = zmq.SocketType(sock.getsockopt(zmq.TYPE))
@@ -70,6 +92,7 @@ class MessagePump:
         self._sock = sock
         self._transport = transport
         self._release = release
+        self._is_monitor = is_monitor
         self._may_receive_at_once = self.type not in _SELDOM_READABLE
         # A REQ socket takes the next request after the reply to the last one: EFSM means "later".
         # A second reply on a REP socket must fail, because it would answer the next request.
@@ -82,6 +105,7 @@ class MessagePump:
         self._next_turn: asyncio.Handle | None = None
         self._retry: asyncio.Handle | None = None
         self._guard: asyncio.Handle | None = None
+        self._guard_interval = WATCH
 
     # Start and end
 
@@ -99,7 +123,7 @@ class MessagePump:
         self.is_started = True
         _open_sockets.add(self._sock)
         self._loop.add_reader(self._fd, self._on_readable)
-        self.schedule_turn()  # for messages that arrived before the descriptor was watched
+        self._repeat_guard()  # also for messages that arrived before the descriptor was watched
 
     def close(self) -> None:
         """Receive nothing more, send the buffered messages, then end."""
@@ -115,12 +139,18 @@ class MessagePump:
     def abort(self) -> None:
         """Drop the buffered messages and close the socket now."""
         self._stop(None)
-        self._close_socket(CLOSE_LINGER)
+        self._close_socket(ABORT_LINGER)
 
     def _has_ended(self) -> bool:
         return self.is_ended or self._loop.is_closed()
 
     def _fail(self, error: zmq.ZMQError) -> None:
+        if not (self.is_ended or self._is_monitor):
+            LOGGER.error(
+                '%r ends: other code has closed its socket, or terminated its context (%s)',
+                self._transport,
+                error,
+            )
         self._stop(make_os_error(error))
 
     def _stop(self, error: OSError | None) -> None:
@@ -147,6 +177,11 @@ class MessagePump:
         self.call('connection_lost', error)
 
     def _close_socket(self, linger: int | None) -> None:
+        if linger is None:
+            linger = ABORT_LINGER
+            with suppress(zmq.ZMQError):  # other code has closed it
+                own = self._sock.getsockopt(zmq.LINGER)
+                linger = own if own < 0 else max(own, linger)
         if self._sock in _open_sockets:
             _open_sockets.remove(self._sock)
             self._release()
@@ -164,13 +199,16 @@ class MessagePump:
             self.schedule_turn()
 
     def guard(self) -> None:
-        """Take turns at regular intervals from now on, because other code accesses the socket."""
-        if self._guard is None:
-            self._repeat_guard()
+        """Take turns at short intervals from now on, because other code accesses the socket."""
+        if self._guard_interval != GUARD:
+            self._guard_interval = GUARD
+            if self._guard is not None:
+                self._guard.cancel()
+                self._repeat_guard()
 
     def _repeat_guard(self) -> None:
         if not self._has_ended():
-            self._guard = self._loop.call_later(GUARD, self._repeat_guard)
+            self._guard = self._loop.call_later(self._guard_interval, self._repeat_guard)
             self.schedule_turn()
 
     def schedule_turn(self) -> None:

@@ -48,9 +48,10 @@ class ZmqTransport(asyncio.BaseTransport):
         pump = self._pump
         state = 'closed' if pump.is_ended else 'closing' if pump.is_closing else 'open'
         reading = 'reading' if self.is_reading() else 'not reading'
+        endpoints = ''.join(f', {each}' for each in (*self._listeners, *self._connections))
         return (
             f'<{type(self).__name__} {pump.type.name}, {state}, {reading}, '
-            f'{len(pump.buffer)} messages ({pump.buffer.size} bytes) buffered>'
+            f'{len(pump.buffer)} messages ({pump.buffer.size} bytes) buffered{endpoints}>'
         )
 
     def start(self) -> None:
@@ -248,7 +249,7 @@ class ZmqTransport(asyncio.BaseTransport):
             socket = open_monitor(self._sock, zmq.EVENT_ALL if events is None else events)
             protocol = _MonitorProtocol(partial(self._pump.call, 'event_received'))
             close = partial(close_monitor, self._sock, socket)
-            monitor = MessagePump(self._loop, socket, protocol, self, close)
+            monitor = MessagePump(self._loop, socket, protocol, self, close, is_monitor=True)
             try:
                 monitor.start()
             except BaseException:
@@ -291,10 +292,11 @@ class ZmqTransport(asyncio.BaseTransport):
 
     # Writing
 
-    def write(self, data: Iterable[Any]) -> None:
+    def write(self, data: Iterable[Any] | None = None) -> None:
         """Send a message now, or as soon as the socket takes it; an empty one is not sent.
 
-        :param data: iterable of its frames, each bytes, bytearray, memoryview or another buffer
+        :param data: iterable of its frames, each bytes, bytearray, memoryview or another buffer;
+            None is an empty message, as an empty iterable is
         :raises TypeError: if it is something else
         :raises OSError: if such a socket cannot send it, for example a REP without a request
         """
@@ -304,10 +306,16 @@ class ZmqTransport(asyncio.BaseTransport):
                 frames = tuple(map(_make_bytes, frames))
                 break
         pump = self._pump
+        if not frames:
+            return
         if pump.is_closing:
             LOGGER.warning('%r is closed: a message was dropped', self)
-        elif frames:
+        else:
             pump.send(frames)
+
+    def can_write_eof(self) -> bool:
+        """Return False: a socket is closed as a whole."""
+        return False
 
     def get_write_buffer_size(self) -> int:
         """Return the number of bytes in the write buffer."""
@@ -368,6 +376,8 @@ class _MonitorProtocol(asyncio.BaseProtocol):
 
 
 def _make_tuple(data: Any) -> tuple[Any, ...]:
+    if data is None or (not data and isinstance(data, (bytes, bytearray, memoryview))):
+        return ()
     if isinstance(data, (bytes, bytearray, memoryview, str)):
         raise TypeError(f'A message is an iterable of frames: use write([{type(data).__name__}])')
     return tuple(data)

@@ -8,6 +8,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+import zmq
+
 from pyams_zmq.auth.credentials import Users, parse_users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.auth.policy import (
@@ -21,6 +23,13 @@ from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.wire.endpoint import is_local
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+UNNAMED = b' (unnamed)'
+"""Behind the ZAP domain of a socket to which libzmq must not name the users
+
+libzmq 4.3.5 puts the name in front of what a peer sends. A REQ socket takes it for a malformed
+reply, and drops the peer.
+"""
 
 
 class Access(AccessPolicy):
@@ -138,7 +147,7 @@ class Access(AccessPolicy):
         if self.mechanism == b'CURVE' and self.curve is None:
             raise ValueError('CURVE needs the key of the server: pass curve to the constructor')
         self._bound_mechanisms.add(self.mechanism)
-        socket.zap_domain = domain
+        socket.zap_domain = domain + UNNAMED if socket.type == zmq.REQ else domain
         socket.zap_enforce_domain = True  # without a ZAP handler libzmq would accept all peers
         if self.curve is not None:
             self.curve.apply(socket)

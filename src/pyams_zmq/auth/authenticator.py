@@ -11,6 +11,7 @@ from typing import Any
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
+from pyams_zmq.auth.access import UNNAMED
 from pyams_zmq.auth.policy import AccessPolicy
 from pyams_zmq.auth.rules import Rules
 from pyams_zmq.wire.frames import POLLIN, receive, send_frames
@@ -115,9 +116,9 @@ class Authenticator(Rules):
         """Return the reply to a request of libzmq; an error refuses the connection."""
         try:
             _version, _id, domain, address, _identity, mechanism, *credentials = msg
-            policy = self.policies.get(domain, self.policy)
+            policy = self.policies.get(domain.removesuffix(UNNAMED), self.policy)
             status, text, name = policy.check(address.decode(), mechanism, credentials)
-            user = name.encode()
+            user = b'' if domain.endswith(UNNAMED) else name.encode()
         except Exception as error:  # noqa: BLE001 - its text may contain the credentials
             status, text, user = b'500', b'Access control failed', b''
             self._log(logging.ERROR, 'Access control failed (%s)', type(error).__name__)

@@ -21,6 +21,7 @@ from pyams_zmq.client.send_queue import SendQueue
 from pyams_zmq.client.socket import ZMQSocket, get_context
 from pyams_zmq.exceptions import ZMQBacklogError
 from pyams_zmq.wire.clock import monotonic
+from pyams_zmq.wire.environment import check_server_threads
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import receive
 from pyams_zmq.wire.hard_end import at_hard_end
@@ -244,6 +245,7 @@ class SenderThread:
     def _start_thread(self) -> None:
         if self._is_alone:
             return
+        check_server_threads('Sending messages in the background')
         wakeup, sleeper = open_wakeup_pair()
         thread = threading.Thread(
             target=self._run, args=(wakeup, sleeper), name='PyAMS (zmq) sender', daemon=True

@@ -18,8 +18,8 @@ from pyams_zmq.device.thread import COMMAND_TIMEOUT, DeviceThread
 from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.process.base import OwnedProcess, describe_exit_code
 from pyams_zmq.process.channel import Command
-from pyams_zmq.process.server_socket import close_inherited_listeners
-from pyams_zmq.process.watchdog import SIGNALS, has_ended, wait_for_exit
+from pyams_zmq.process.signals import SIGNALS
+from pyams_zmq.process.watchdog import has_ended, wait_for_exit
 from pyams_zmq.wire.context import raise_descriptor_limit
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -105,11 +105,13 @@ class DeviceProcess(OwnedProcess):
 
     # In the process
 
+    def _kept_listeners(self) -> list[int]:
+        listeners = [binding.listener for binding in self._device._bindings]
+        return [each.fileno() for each in listeners if each is not None]
+
     def run(self) -> None:
         """Run the device until a signal or the owner stops it."""
         self._drop_inherited_state()
-        listeners = [binding.listener for binding in self._device._bindings]
-        close_inherited_listeners(kept=[each.fileno() for each in listeners if each is not None])
         commands: SimpleQueue[Command] = SimpleQueue()
         watchdog = self._start_watchdog(commands.put)
         watchdog.forward_signals()

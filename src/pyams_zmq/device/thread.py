@@ -28,11 +28,11 @@ from pyams_zmq.device.proxy import (
 )
 from pyams_zmq.device.socket_config import INPROC, Binding, SocketConfig
 from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
-from pyams_zmq.process.base import check_threads
 from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.server_socket import FILE_INTERVAL, ServerSockets
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.endpoint import Endpoint
+from pyams_zmq.wire.environment import check_threads
 from pyams_zmq.wire.names import needs_ipv6
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -51,19 +51,6 @@ class _Ended(Exception):  # noqa: N818 - not an error, but the end of a command
     """The device has ended during a command."""
 
 
-class _Authenticator(Authenticator):
-    """Authenticator that does not name the user to libzmq.
-
-    libzmq 4.3.5 puts the name in front of what a peer sends. A REQ socket takes it for a malformed
-    reply, and drops the peer.
-    """
-
-    def answer(self, msg: list[bytes]) -> list[bytes]:
-        """Answer a request of libzmq, without the user."""
-        *verdict, _user, metadata = super().answer(msg)
-        return [*verdict, b'', metadata]
-
-
 class DeviceThread(Thread):
     """Thread in which a device runs once.
 
@@ -80,6 +67,7 @@ class DeviceThread(Thread):
         self.error: Exception | None = None
         self._device = device
         self._on_end = on_end
+        self._pid = os.getpid()
         self._lock = RLock()
         self._totals = self._current = NO_COUNTS
         self._pending = 0  # answers
@@ -112,8 +100,8 @@ class DeviceThread(Thread):
 
     @property
     def is_running(self) -> bool:
-        """True until the thread has ended."""
-        return self.is_alive()
+        """True until the thread has ended, in its own process: a fork by C code runs no hooks."""
+        return self._pid == os.getpid() and self.is_alive()
 
     def check(self) -> None:
         """Raise the error by which the device has ended."""
@@ -259,7 +247,7 @@ class DeviceThread(Thread):
             self._guard = ConnectionGuard(self._device, self._device)
         self._server_sockets = ServerSockets(self._device, self._device, self._guard)
         if self._guard is not None:
-            self._authenticator = _Authenticator(
+            self._authenticator = Authenticator(
                 self._zmq_context, self._device.access, guard=self._guard
             )
             self._authenticator.start()

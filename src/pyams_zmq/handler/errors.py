@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The reply to a message whose method has failed."""
 
+import asyncio
 import logging
+import re
 from contextlib import suppress
 from uuid import uuid4
 
@@ -9,6 +11,13 @@ from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.wire.message import encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+_SECOND_LOOP = re.compile(r'from a running event loop|loop is (already )?running')
+_SECOND_LOOP_ADVICE = (
+    ': the loop of the process is running, another one cannot start beside it; make the method '
+    '`async def` and await, or let plain methods run in threads (`concurrency` above 1, or a '
+    '`timeout` of the method)'
+)
 
 
 def error_reply(error: BaseException) -> bytes:
@@ -25,7 +34,8 @@ def error_reply(error: BaseException) -> bytes:
         error = nested
     error_id = uuid4().hex[:12]
     try:
-        LOGGER.error('Message handler failed, error id %s', error_id, exc_info=error)
+        advice = _SECOND_LOOP_ADVICE if _needs_second_loop(error) else ''
+        LOGGER.error('Message handler failed, error id %s%s', error_id, advice, exc_info=error)
     except BaseException as nested:  # noqa: BLE001 - the traceback cannot be printed
         with suppress(BaseException):
             LOGGER.error(
@@ -35,3 +45,9 @@ def error_reply(error: BaseException) -> bytes:
                 type(nested).__name__,
             )
     return encode([500, f'Internal error, see the log of the service under id {error_id}'])
+
+
+def _needs_second_loop(error: BaseException) -> bool:
+    """Return True if the method has called `asyncio.run`, for instance, in the running loop."""
+    is_in_loop = asyncio._get_running_loop() is not None
+    return isinstance(error, RuntimeError) and is_in_loop and bool(_SECOND_LOOP.search(str(error)))

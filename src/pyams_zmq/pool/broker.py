@@ -133,6 +133,9 @@ class PoolBroker(ServiceProcess):
         self._polled: list[tuple[Any, int]] = []
         self._refusals: list[tuple[Envelope, list[Any]]] = []
 
+    def _kept_listeners(self) -> list[int]:
+        return [self.local_port.fileno()]
+
     def init_stream(self) -> None:
         """Bind the sockets for clients and workers."""
         queue = FairQueue(self.queue_limit, self.queue_size, self.client_queue_size)

@@ -54,6 +54,10 @@ class LocalPort:
         self._socket.setblocking(False)
         self.uri = f'tcp://{_HOST}:{self._socket.getsockname()[1]}'
 
+    def fileno(self) -> int:
+        """Return the descriptor of the listener."""
+        return self._socket.fileno()
+
     def hand_over(self, socket: Any) -> None:
         """Let a ØMQ socket, which is bound to `uri` next, own the listener of this process."""
         socket.use_fd = self._socket.detach()

@@ -59,7 +59,8 @@ class ZMQProcess(ServiceProcess):
     socket_type: int = zmq.REP  #: Type of the socket that `init_stream` binds
     concurrency: int = 1  #: Messages handled at a time; plain methods run in threads above 1
 
-    rep_stream: Any = None
+    _rep_stream: Any = None
+    _has_streams = False
 
     def __init__(
         self,
@@ -101,11 +102,29 @@ class ZMQProcess(ServiceProcess):
             sys.setswitchinterval(SWITCH_INTERVAL)
         super().setup()
 
-    def init_stream(self) -> None:
-        """Bind the stream on which messages come in."""
-        if self.rep_stream is None:
+    @property
+    def rep_stream(self) -> Any:
+        """Stream that receives the messages; None in the parent, and if there is none.
+
+        It is bound when `init_stream` or `setup` reads it first, unless they have assigned one.
+        """
+        if self._rep_stream is None and self._sockets is not None and not self._has_streams:
             self.rep_stream, _port = self.stream(self.socket_type, self.bind_addr, bind=True)
-            self.rep_stream.on_recv(self.handler(self, self.rep_stream, self.stop))
+        return self._rep_stream
+
+    @rep_stream.setter
+    def rep_stream(self, stream: Any) -> None:
+        self._rep_stream = stream
+        if self._sockets is not None:
+            # Its address is the one to report, also if another stream was bound before.
+            bound = self._sockets.uri_of(getattr(stream, 'socket', None))
+            self.bound_address = bound or self.bound_address
+
+    def init_stream(self) -> None:
+        """Handle the messages of `rep_stream`."""
+        stream = self.rep_stream
+        if not stream.receiving():  # else a subclass has done it
+            stream.on_recv(self.handler(self, stream, self.stop))
 
     def stream(
         self,
@@ -146,6 +165,7 @@ class ZMQProcess(ServiceProcess):
         return stream, port
 
     def _on_started(self) -> None:
+        self._has_streams = True
         self.registry.notify(ZMQProcessStartedEvent(self))
 
     def _on_stopped(self) -> None:

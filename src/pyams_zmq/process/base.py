@@ -28,9 +28,15 @@ from pyams_zmq.process.channel import Command, Outcome, OwnerChannel, open_chann
 from pyams_zmq.process.deadlines import CallDeadlines
 from pyams_zmq.process.descendants import open_pidfd
 from pyams_zmq.process.heartbeat import HeartbeatCounter
-from pyams_zmq.process.watchdog import SIGNALS, Watchdog, has_ended, wait_for_exit
+from pyams_zmq.process.server_socket import close_inherited_listeners
+from pyams_zmq.process.signals import BLOCKED_SIGNALS, drop_inherited_handlers
+from pyams_zmq.process.watchdog import Watchdog, has_ended, wait_for_exit
+from pyams_zmq.wire.environment import ELSEWHERE, check_fork, leave_server
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+SIGNALLED = 128
+"""Added to the number of a signal: exit code of a process that has obeyed it, as in a shell"""
 
 StopOrder = tuple[Callable[[], None], float]
 """A function that makes a child end, and the seconds to wait for the end"""
@@ -47,6 +53,9 @@ def describe_exit_code(code: int | None) -> str:
     if code < 0:
         with suppress(ValueError):  # a real-time signal has no name
             text += f' ({signal.Signals(-code).name})'
+    elif code > SIGNALLED:
+        with suppress(ValueError):
+            text += f' (after {signal.Signals(code - SIGNALLED).name})'
     if code == -signal.SIGABRT:
         text += ': probably an assertion in libzmq has failed, which prints it to stderr'
     return text
@@ -91,14 +100,14 @@ class OwnedProcess(multiprocessing.Process):
         """Fork the child and return at once.
 
         :raises AssertionError: it was started before
-        :raises ZMQStartError: in a program that gevent has patched
+        :raises ZMQStartError: in a program that cannot fork, see `check_fork`
         """
         if self._popen is not None:
             raise AssertionError(f'{self.name} cannot be started twice')  # as the base class says
-        check_threads(self.name)
+        check_fork(self.name)
         self._channel, self._control = open_channel()
         # Until the child has its own handlers, it has those of a web server, which ignore these.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_SIGNALS)
         try:
             with warnings.catch_warnings():
                 # Python 3.12 and later warn that forking a process with threads may deadlock the
@@ -108,6 +117,11 @@ class OwnedProcess(multiprocessing.Process):
                     'ignore', 'This process .* is multi-threaded', DeprecationWarning
                 )
                 super().start()
+        except OSError as error:  # a limit of processes, or a filter of system calls
+            self._channel.close()
+            raise ZMQStartError(
+                f'{self.name} cannot be forked: {error}; raise the limit, or {ELSEWHERE}'
+            ) from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._control.close()
@@ -215,15 +229,19 @@ class OwnedProcess(multiprocessing.Process):
 
     # In the child
 
+    def _kept_listeners(self) -> list[int]:
+        """Return the descriptors of inherited listeners that this process uses."""
+        return []
+
     def _drop_inherited_state(self) -> None:
         """Reset what was inherited from the parent, which may be a running web server."""
         self._channel.close()
         asyncio._set_running_loop(None)
         asyncio.set_event_loop(None)
         signal.set_wakeup_fd(-1)
-        for num in signal.valid_signals():
-            if callable(signal.getsignal(num)):
-                signal.signal(num, signal.SIG_DFL)
+        drop_inherited_handlers()
+        leave_server()
+        close_inherited_listeners(self._kept_listeners())
         multiprocessing.set_start_method('fork', force=True)
         getSiteManager.sethook(get_current_registry)
         manager.clear()
@@ -240,6 +258,7 @@ class OwnedProcess(multiprocessing.Process):
     def _start_watchdog(
         self,
         on_command: Callable[[Command], None] | None = None,
+        on_stop: Callable[[], None] | None = None,
         calls: CallDeadlines | None = None,
         on_overdue: Callable[[object, Callable[[], None]], None] | None = None,
     ) -> Watchdog:
@@ -252,6 +271,7 @@ class OwnedProcess(multiprocessing.Process):
             self.enter_thread,
             self._heartbeat,
             on_command,
+            on_stop=on_stop,
             calls=calls,
             on_overdue=on_overdue,
         )
@@ -285,23 +305,9 @@ class ReadyProcess(OwnedProcess):
         return str(self.bound_address)
 
     def reload(self) -> None:
-        """Ask the child, by SIGHUP, to read users and keys again."""
+        """Ask the child to read users and keys again."""
         if self._is_owner() and not has_ended(self):
-            os.kill(self._popen.pid, signal.SIGHUP)
-
-
-def check_threads(name: object) -> None:
-    """Check that gevent has not replaced threads.
-
-    :param name: name of what needs threads
-    :raises ZMQStartError: in a program that gevent has patched
-    """
-    gevent = sys.modules.get('gevent.monkey')
-    if gevent is not None and gevent.is_module_patched('threading'):
-        raise ZMQStartError(
-            f'{name} needs threads, which gevent has replaced in this program: start it '
-            'in another program, or before that (gunicorn --preload)'
-        )
+            self._owner_channel.ask_to_reload()
 
 
 _owned: WeakSet[OwnedProcess] = WeakSet()
@@ -314,13 +320,15 @@ def _stop_owned() -> None:
         process._ask_to_stop()
     for process in processes:
         process.stop()
+    _disown()  # a fork made by C code (uWSGI) runs no hooks
 
 
 def _disown() -> None:
     # A worker of a preforking server has inherited the list of children of its master; at its
     # end multiprocessing would try to join them.
     for process in _owned:
-        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined] # private
+        if not process._is_owner():
+            multiprocessing.process._children.discard(process)  # type: ignore[attr-defined] # private
 
 
 os.register_at_fork(after_in_child=_disown)

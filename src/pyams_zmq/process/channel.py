@@ -24,6 +24,9 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 STOP = 'stop'
 """Command to stop, which the child does not answer"""
 
+RELOAD = 'reload'
+"""Command to read users and keys again; without a number the child does not answer it"""
+
 _MAX_PACKET = 256 * 1024  # bytes; the system takes no packet above its send buffer, 208 KiB
 _MAX_ERROR = 32 * 1024  # bytes of a pickled error
 _INTERVAL = 0.1  # seconds; a signal handler may have read the awaited message during the poll
@@ -99,6 +102,10 @@ class OwnerChannel(_End):
     def ask_to_stop(self) -> None:
         """Send the command to stop."""
         self._send(STOP)
+
+    def ask_to_reload(self) -> None:
+        """Send the command to read users and keys again."""
+        self._send(RELOAD)
 
     def call(
         self, name: str, args: tuple[Any, ...], end: int | None, timeout: float

@@ -259,6 +259,10 @@ class ServerSockets:
         """Bound addresses, in the order of binding; those of closed sockets may be among them."""
         return [uri for uris in self._uris.values() for uri in uris]
 
+    def uri_of(self, socket: Any) -> str | None:
+        """Return the first bound address of a socket, None if it was not bound here."""
+        return next(iter(self._uris.get(socket, ())), None)
+
     def release(self) -> None:
         """Release the locks of the ipc addresses, once the sockets are closed."""
         for lock in self._locks.values():
@@ -301,15 +305,15 @@ def closed_on_error(socket: Any) -> Iterator[Any]:
 
 
 def close_inherited_listeners(
-    uris: Collection[str] | None = None, kept: Collection[int] = ()
+    kept: Collection[int] = (), uris: Collection[str] | None = None
 ) -> None:
     """Close listeners that a forked process has inherited, and the connections accepted by them.
 
     The fork can outlive its parent: no other process could bind the addresses, and the peers would
     keep connections that no process serves.
 
-    :param uris: addresses of the listeners, as libzmq returned them; None for all listeners
     :param kept: descriptors to leave open
+    :param uris: addresses of the listeners, as libzmq returned them; None for all listeners
     """
     local_uris: dict[int, list[str]] = {}
     listening = set()

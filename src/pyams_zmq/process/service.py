@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from multiprocessing.util import _exit_function  # type: ignore[attr-defined] # not in typeshed
 from threading import local
 from typing import Any
@@ -17,7 +18,8 @@ import zmq
 from tornado.ioloop import IOLoop
 
 from pyams_zmq.auth import AccessAttributes, Authenticator
-from pyams_zmq.process.base import ReadyProcess
+from pyams_zmq.process.base import SIGNALLED, ReadyProcess
+from pyams_zmq.process.channel import RELOAD, Command
 from pyams_zmq.process.deadlines import CallDeadlines
 from pyams_zmq.process.descendants import (
     become_subreaper,
@@ -36,8 +38,9 @@ from pyams_zmq.process.server_socket import (
     SocketLimits,
     close_inherited_listeners,
 )
+from pyams_zmq.process.signals import SIGNALS, STOP_SIGNALS
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
-from pyams_zmq.process.watchdog import END_GRACE, RECYCLED, SIGNALS, STOP_SIGNALS
+from pyams_zmq.process.watchdog import END_GRACE, RECYCLED
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import check_descriptors, raise_descriptor_limit
 from pyams_zmq.wire.message import DRAINING_REPLY
@@ -74,6 +77,8 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     _guard: ConnectionGuard | None = None
     _sockets: Any = None
     _needs_replacement = False
+    _exit_code = 0  # if it ends in an orderly way
+    _pid = 0  # of the child
     _started = False
     _stopping = False
 
@@ -134,8 +139,8 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         self._enter_child()
         try:
             self.run()
-            if self._needs_replacement:
-                sys.exit(RECYCLED)
+            if self._exit_code:
+                sys.exit(self._exit_code)
         except Exception as error:
             LOGGER.exception('%s failed', self.name)
             self._send_report(None, error)
@@ -144,6 +149,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             self._leave_child()
 
     def _enter_child(self) -> None:
+        self._pid = os.getpid()
         self._drop_inherited_state()
         become_subreaper()
         warn_without_proc(self.name)
@@ -155,7 +161,12 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         )
         if self.is_supervised:
             self.call_deadlines = CallDeadlines(self.overdue_grace, self._heartbeat)
-        self._start_watchdog(calls=self.call_deadlines, on_overdue=self._notice_overdue)
+        self._start_watchdog(
+            self._on_command,
+            self._on_stop_request,
+            calls=self.call_deadlines,
+            on_overdue=self._notice_overdue,
+        )
         for num in STOP_SIGNALS:
             signal.signal(num, self.exit)
         signal.signal(signal.SIGHUP, self._on_hangup)
@@ -170,13 +181,17 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
 
     def _enter_grandchild(self) -> None:
         """Keep our signal handlers and addresses out of a fork, which may outlive us."""
+        self._drop_child_state()
+        self._unmask_signals()
+
+    def _drop_child_state(self) -> None:
         signal.set_wakeup_fd(-1)
         for num in SIGNALS:
             signal.signal(num, signal.SIG_DFL)
         self.loop = self._watchdog = None
-        self._unmask_signals()
+        self._pid = 0
         if self._sockets is not None and self._sockets.uris:
-            close_inherited_listeners(self._sockets.uris)
+            close_inherited_listeners(uris=self._sockets.uris)
 
     def _leave_child(self) -> None:
         assert self._watchdog is not None  # noqa: S101 - for mypy: `_enter_child` made it
@@ -220,6 +235,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         if getattr(loop, '_default_executor', None) is None:  # the factory may have set one
             loop.set_default_executor(ServiceExecutor(thread_name_prefix='asyncio'))
         self.loop = IOLoop(make_current=True, asyncio_loop=loop)
+        self.loop.run_sync = partial(_run_sync, self.loop.run_sync, loop)
         self._wake_for_signals()
         # Always: without a ZAP handler libzmq does not check the addresses of NULL peers, and keeps
         # peers that send garbage.
@@ -240,7 +256,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
 
     def _exit_if_draining(self) -> None:
         if self.draining:
-            sys.exit(0)
+            sys.exit(self._exit_code)
 
     def _serve(self) -> None:
         if self._sockets.has_files:
@@ -251,7 +267,12 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
                 self.loop.start()
                 is_over = True
             except (SystemExit, KeyboardInterrupt):  # of a task: asyncio lets it through
-                LOGGER.exception('A task of %s tried to end the process', self.name)
+                LOGGER.exception(
+                    'A task or a signal handler of %s tried to end the process', self.name
+                )
+                is_over = self._stopping
+            except Exception:
+                LOGGER.exception('A signal handler of %s failed', self.name)
                 is_over = self._stopping
 
     def _restore_files(self) -> None:
@@ -267,7 +288,10 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
 
     def exit(self, num: int | None = None, frame: Any = None) -> None:
         """Finish the message in hand, refuse others, then stop."""
-        if self._watchdog is None and self.loop is None:
+        if self._pid not in (0, os.getpid()):  # a fork made by C code, which runs no hooks
+            self._drop_child_state()
+            os.kill(os.getpid(), signal.SIGTERM if num is None else num)
+        elif self._watchdog is None and self.loop is None:
             self.stop()
         elif not self.draining:
             self.draining = True
@@ -279,6 +303,30 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             # A second signal ends the process at once. Only the same one: the other may already be
             # on its way, from the terminal or from the owner.
             signal.signal(num, signal.SIG_DFL)
+            if self.is_supervised and not self._exit_code:
+                self._exit_code = SIGNALLED + num  # nobody who supervises it has asked for that
+
+    def _on_stop_request(self) -> None:
+        """Stop because the owner asks for it, or has died; runs in the watchdog."""
+        assert self._watchdog is not None  # noqa: S101 - for mypy: it calls this
+        if signal.getsignal(signal.SIGTERM) == self.exit:
+            self._watchdog.terminate()
+            return
+        # A library has a handler of its own: leave the signal alone.
+        if self.loop is None:
+            self.draining = True  # `run` looks at it
+        else:
+            with suppress(RuntimeError):  # the loop is closed: this process is ending
+                self.loop.asyncio_loop.call_soon_threadsafe(self.exit)
+
+    def _on_command(self, command: Command) -> None:
+        """Execute a command of the owner; runs in the watchdog."""
+        if command != Command(RELOAD):
+            self._control.refuse(command)
+        elif self.loop is None:
+            os.kill(os.getpid(), signal.SIGHUP)
+        else:
+            self.loop.asyncio_loop.call_soon_threadsafe(self.reload)
 
     def _notice_overdue(self, call: object, confirm: Callable[[], None]) -> None:
         with suppress(AttributeError, RuntimeError):  # the loop is closed: this process is ending
@@ -296,6 +344,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         if not self.draining:
             LOGGER.error('%s %s, a new process replaces it', self.name, reason)
             self._needs_replacement = True
+            self._exit_code = RECYCLED
             self.exit()
 
     def _on_hangup(self, num: int, frame: Any) -> None:
@@ -342,6 +391,15 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             self.context.destroy(LINGER)
         if self._sockets is not None:
             self._sockets.release()
+
+
+def _run_sync(
+    run_sync: Callable[..., Any], loop: asyncio.AbstractEventLoop, *args: Any, **kwargs: Any
+) -> Any:
+    """Call `run_sync` of an IOLoop, unless it runs: then that would fail, and stop it later."""
+    if loop.is_running():
+        raise RuntimeError('This event loop is already running')
+    return run_sync(*args, **kwargs)
 
 
 def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:

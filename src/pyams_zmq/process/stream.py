@@ -3,7 +3,9 @@
 
 import asyncio
 import logging
+import os
 import sys
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -13,6 +15,7 @@ import zmq
 from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 
 from pyams_zmq.process.connections import SHORT_FRAME, Envelope, Listener
+from pyams_zmq.process.server_socket import LINGER
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, send_frames
 from pyams_zmq.wire.message import encode, overloaded
@@ -27,12 +30,19 @@ CHECKED_MESSAGES = 8
 until it fails (cheaper than reading EVENTS each time)"""
 
 
+WATCH = 1.0
+"""Seconds within which a stream notices that other code has closed its socket"""
+
+_SOCKET_ENDED = (zmq.ETERM, zmq.ENOTSOCK)
+
+
 class ZMQStream(BaseZMQStream):
     """The ZMQStream of pyzmq, with these differences.
 
     A message is sent at once if the socket accepts it, not on the next iteration of the loop.
     Waiting messages are handled together, for up to `time_slice`. The wake-up for waiting messages
-    is not lost when a callback fails or a peer disconnects.
+    is not lost when a callback fails or a peer disconnects. If other code closes the socket or
+    terminates its context, the stream is closed, with an error in the log.
     """
 
     socket: Any  # pyzmq types options as str | bytes | int
@@ -74,11 +84,11 @@ class ZMQStream(BaseZMQStream):
         if not self.sending():
             try:
                 status = self._transmit(msg, flags=flags, copy=copy, track=track, **kwargs)
-            except zmq.Again:
-                pass  # the queue of the base class waits for the socket
-            except BaseException:
-                self._rebuild_io_state()  # the attempt may have cleared the wake-up
-                raise
+            except BaseException as error:
+                if not self._can_send_later(error):
+                    self._rebuild_io_state()  # the attempt may have cleared the wake-up
+                    raise
+                # Else the queue of the base class waits for the socket.
             else:
                 if callback is not None:
                     self.on_send(callback)
@@ -121,6 +131,13 @@ class ZMQStream(BaseZMQStream):
     def _transmit(self, msg: Any, **kwargs: Any) -> Any:
         return self.socket.send_multipart(msg, **kwargs)
 
+    def _can_send_later(self, error: BaseException) -> bool:
+        if isinstance(error, zmq.Again):
+            return True
+        # A REQ socket takes the next request after the reply to the last one.
+        is_early = isinstance(error, zmq.ZMQError) and error.errno == zmq.EFSM
+        return is_early and self.socket.type == zmq.REQ
+
     def _receive(self) -> list[Any] | None:
         frames: list[Any] = self.socket.recv_multipart(zmq.NOBLOCK, copy=self._recv_copy)
         return frames
@@ -138,7 +155,17 @@ class ZMQStream(BaseZMQStream):
         # Registered at the asyncio loop: tornado would add a layer to each call.
         io_loop: Any = self.io_loop
         self._loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop
+        self._title = f'The {self.socket.type.name} stream {self.socket.last_endpoint.decode()}'
+        # A duplicate stays valid when other code closes the socket: the loop would watch the next
+        # file that has the number of a closed descriptor.
+        self._fd = os.dup(self._fd)
+        self._close_fd = weakref.finalize(self, os.close, self._fd)
         self._loop.add_reader(self._fd, self._handle_events, None, 0)
+        self._watch = self._loop.call_later(WATCH, self._check_socket)
+
+    def _check_socket(self) -> None:
+        if not self.closed():  # else this has closed the stream: no event announces that
+            self._watch = self._loop.call_later(WATCH, self._check_socket)
 
     def close(self, linger: int | None = None) -> None:
         """Close the stream and its socket.
@@ -146,9 +173,19 @@ class ZMQStream(BaseZMQStream):
         :param linger: milliseconds that unsent messages are kept for; by default the option of the
             socket
         """
-        if self.socket is not None and not self._loop.is_closed():
+        # Without the method of the base class: it needs a socket that works.
+        socket, self.socket = self.socket, None
+        if socket is None:
+            return
+        if not self._loop.is_closed():
             self._loop.remove_reader(self._fd)
-        super().close(linger)
+        self._watch.cancel()
+        self._close_fd()
+        if socket.closed:
+            LOGGER.error('%s ends: other code has closed its socket', self._title)
+        socket.close(linger)
+        if self._close_callback is not None:
+            self._run_callback(self._close_callback)
 
     def _handle_events(self, fd: Any, events: int) -> None:
         deadline = monotonic() + self.time_slice
@@ -164,12 +201,11 @@ class ZMQStream(BaseZMQStream):
                 if more and monotonic() > deadline:
                     break
         except zmq.ZMQError as error:
-            if error.errno not in (zmq.ETERM, zmq.ENOTSOCK):
+            if error.errno not in _SOCKET_ENDED:
                 raise
-            # The context was terminated, or the socket closed: then it does not return its FD.
-            self._loop.remove_reader(self._fd)
-            self.socket.close(0)
-            self.socket = None
+            if error.errno == zmq.ETERM:
+                LOGGER.error('%s ends: other code has terminated its context', self._title)
+            self.close(LINGER)  # with 0, libzmq aborts if a message of several frames is half sent
         finally:
             self._is_handling = False
             if more and not self.closed():

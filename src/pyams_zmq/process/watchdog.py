@@ -23,16 +23,13 @@ from pyams_zmq.process.descendants import (
     wait_for_any,
 )
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL, HeartbeatCounter
+from pyams_zmq.process.signals import SIGNALS
 from pyams_zmq.process.suspension import count_switches
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.hard_end import end_hard
 from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
-"""Signals that a child handles itself"""
 
 RECYCLED = 75
 """Exit code by which a child asks its supervisor for a replacement (EX_TEMPFAIL of sysexits.h)"""
@@ -83,9 +80,9 @@ class Watchdog(Thread):
 
     With *calls* it checks that the methods end in time.
 
-    It stops the process, by a SIGTERM to itself, when its owner asks for that or has died: nothing
-    else ends a child whose owner was killed (`atexit` does not run, and PDEATHSIG follows a
-    thread). Once armed, it ends the process hard, with all descendants, at the deadline.
+    It stops the process when its owner asks for that or has died: nothing else ends a child whose
+    owner was killed (`atexit` does not run, and PDEATHSIG follows a thread). Once armed, it ends
+    the process hard, with all descendants, at the deadline.
 
     :param owner: process id of the owner, the parent of this process
     :param orphan_timeout: seconds that this process gets once the owner has died
@@ -93,6 +90,7 @@ class Watchdog(Thread):
     :param drain_timeout: returns the seconds that this process gets once it was asked to stop
     :param enter: called first in the thread
     :param heartbeat: shows the supervisor of this process that it is not stopped
+    :param on_stop: called in the thread to stop the process; by default :meth:`terminate`
     :param on_command: called in the thread for each other command, and must not block: pass the
         command to the main thread, with the `put` of a :class:`queue.SimpleQueue` or with
         `call_soon_threadsafe`; by default a command is refused
@@ -115,6 +113,7 @@ class Watchdog(Thread):
         heartbeat: HeartbeatCounter | None = None,
         on_command: Callable[[Command], None] | None = None,
         *,
+        on_stop: Callable[[], None] | None = None,
         calls: CallDeadlines | None = None,
         on_overdue: Callable[[object, Callable[[], None]], None] | None = None,
     ):
@@ -126,6 +125,7 @@ class Watchdog(Thread):
         self._enter = enter
         self._heartbeat = heartbeat
         self._on_command = control.refuse if on_command is None else on_command
+        self._on_stop = self.terminate if on_stop is None else on_stop
         self._calls = calls
         self._on_overdue: Any = on_overdue
         self._overdue: object | None = None
@@ -193,13 +193,17 @@ class Watchdog(Thread):
 
     def _request_stop(self, timeout: float) -> None:
         if self._deadline is None:  # else it is stopping: a second signal would end it at once
-            self._asked = True
-            os.kill(os.getpid(), signal.SIGTERM)
-            # In CPython 3.11 this thread never returns from the next call of a traced function
-            # (debugger, coverage) if the signal arrives just before the call and the main thread
-            # cannot handle it. So wait until the signal has arrived.
-            sleep(0.05)
+            self._on_stop()
         self.arm(timeout)  # a handler in a native call may not handle the signal
+
+    def terminate(self) -> None:
+        """Send a SIGTERM to this process."""
+        self._asked = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        # In CPython 3.11 this thread never returns from the next call of a traced function
+        # (debugger, coverage) if the signal arrives just before the call and the main thread
+        # cannot handle it. So wait until the signal has arrived.
+        sleep(0.05)
 
     def has_asked(self) -> bool:
         """Return True, once, if this watchdog has sent the signal that came in."""

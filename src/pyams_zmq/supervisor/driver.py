@@ -31,7 +31,13 @@ from pyams_zmq.process.heartbeat import (
     LivenessCheck,
 )
 from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock
-from pyams_zmq.process.watchdog import RECYCLED, SIGNALS, STOP_SIGNALS, has_ended
+from pyams_zmq.process.signals import (
+    SERVER_SIGNALS,
+    SIGNALS,
+    STOP_SIGNALS,
+    ignore_server_signals,
+)
+from pyams_zmq.process.watchdog import RECYCLED, has_ended
 from pyams_zmq.supervisor.policy import Factory, RestartLimits, SupervisedProcess
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.hard_end import end_hard
@@ -412,6 +418,8 @@ class Supervisor(RestartLimits):
         former = {num: signal.signal(num, handler) for num, handler in handlers.items()}
         # Else the system, or a handler of the program, would collect the exit codes.
         former[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        former.update((num, signal.getsignal(num)) for num in SERVER_SIGNALS)
+        ignore_server_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             yield wake

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from pyams_zmq.process.base import OwnedProcess
-from pyams_zmq.process.channel import STOP
+from pyams_zmq.process.channel import RELOAD, STOP, Command
 from pyams_zmq.process.descendants import POLL_INTERVAL, OrphanCleanup, open_pidfd
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL
 from pyams_zmq.process.lock import (
@@ -180,6 +180,8 @@ class OwnedSupervisor(Supervisor):
                 command = control.receive()
                 if command is not None and command.name == STOP:
                     self.stop()
+                elif command == Command(RELOAD):
+                    self.reload()
                 elif command is not None:
                     control.refuse(command)
                 return

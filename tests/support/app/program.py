@@ -141,6 +141,40 @@ class WebServer(Program):
         options = ('--bind', 'unix:http.sock', '--config', 'python:app.hooks')
         return cls(folder, '-m', 'gunicorn', *paste, *options, *args)
 
+    @classmethod
+    def uwsgi(cls, folder, *args, **options):
+        """Start uWSGI with its HTTP router; it replaces itself, and needs the path of modules."""
+        script = (Path(sys.executable).parent / 'uwsgi', '--http', 'http.sock', '--need-app')
+        path = os.pathsep.join([str(HERE.parent), *filter(None, sys.path)])
+        module = ('--module', 'app.wsgi')
+        return cls._importing(folder, *script, *module, *args, env={'PYTHONPATH': path}, **options)
+
+    @classmethod
+    def uvicorn(cls, folder, *args, **options):
+        """Start `uvicorn`."""
+        module = ('-m', 'uvicorn', '--uds', 'http.sock', 'app.asgi:asgi_application')
+        return cls._importing(folder, *module, *args, **options)
+
+    @classmethod
+    def hypercorn(cls, folder, *args, **options):
+        """Start `hypercorn`."""
+        module = ('-m', 'hypercorn', '--bind', 'unix:http.sock', 'app.asgi:asgi_application')
+        return cls._importing(folder, *module, *args, **options)
+
+    @classmethod
+    def waitress(cls, folder, *args, **options):
+        """Start `waitress-serve`."""
+        module = ('-m', 'waitress', '--unix-socket', 'http.sock', 'app.wsgi:application')
+        return cls._importing(folder, *module, *args, **options)
+
+    @classmethod
+    def _importing(
+        cls, folder, *args, address='127.0.0.1', application='application', env=None, **settings
+    ):
+        """Start a server that imports the application."""
+        cls.configure(folder, application, settings)
+        return cls(folder, *args, APP_ADDRESS=address, **(env or {}))
+
     @staticmethod
     def configure(folder, application, settings):
         """Write the settings of the application."""
@@ -157,9 +191,9 @@ class WebServer(Program):
             parser.write(file)
         return ini
 
-    def __init__(self, folder, *args):
+    def __init__(self, folder, *args, **env):
         self.folder = folder
-        super().__init__(folder, *args)
+        super().__init__(folder, *args, **env)
 
     def children(self):
         """Return the pids of the ØMQ processes that were ready once and still run."""

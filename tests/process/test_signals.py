@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""Signals that a process inherits from a web server, and those that its handlers take."""
+
+import ctypes
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+import handlers
+from app.program import is_running
+from checks import AT_ONCE, TIMEOUT, wait_until
+from pyams_zmq.client import ZMQClient
+from pyams_zmq.device import ProcessDevice
+from pyams_zmq.pool import ZMQPool
+from pyams_zmq.process import ZMQProcess
+from pyams_zmq.process.base import describe_exit_code
+from pyams_zmq.process.signals import SERVER_SIGNALS, drop_inherited_handlers
+from pyams_zmq.supervisor import SupervisorProcess
+
+SERVER_HANDLES = (
+    *SERVER_SIGNALS,
+    *(
+        signal.SIGWINCH,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+        signal.SIGALRM,
+        signal.SIGPROF,
+        signal.SIGIO,
+    ),
+)
+"""Signals that web servers and profilers handle; by default most of them end or stop a process"""
+
+
+class Handler(handlers.Handler):
+    """Answers questions about the signals of its process."""
+
+    def ignored(self, args):
+        return [200, [num for num in SERVER_HANDLES if signal.getsignal(num) == signal.SIG_IGN]]
+
+    def caught(self, num):
+        """Return True if C code handles a signal."""
+        with open('/proc/self/status', encoding='ascii') as file:
+            mask = next(line for line in file if line.startswith('SigCgt')).split()[1]
+        return [200, bool(int(mask, 16) >> num - 1 & 1)]
+
+    def exit_code(self, args):
+        return [200, subprocess.run(['sh', '-c', 'exit 7'], check=False).returncode]
+
+    def raise_on(self, number):
+        """Raise an error, or a SystemExit, in a handler of a signal."""
+
+        def handle(num, frame):
+            raise ValueError('from a signal handler') if num == signal.SIGUSR1 else SystemExit(3)
+
+        signal.signal(number, handle)
+        return [200, None]
+
+    def fork_in_c(self, args):
+        """Fork without the hooks of Python; the fork waits for a signal."""
+        pid = ctypes.PyDLL(None).fork()
+        if not pid:
+            while True:
+                signal.pause()
+        return [200, pid]
+
+
+class MessageHandler(handlers.MessageHandler):
+    """Serves Handler."""
+
+    handler = Handler
+
+
+class Taking(Handler):
+    """Uses a library that handles the signals of a process itself."""
+
+    def __init__(self):
+        super().__init__()
+        for num in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(num, lambda num, frame: None)
+
+
+class TakingMessageHandler(MessageHandler):
+    """Serves Taking."""
+
+    handler = Taking
+
+
+class EarlyTaking(handlers.Process):
+    """Takes SIGTERM before there is a loop, and is asked to stop then."""
+
+    def setup(self):
+        signal.signal(signal.SIGTERM, lambda num, frame: None)
+        self._on_stop_request()
+        super().setup()
+
+
+@contextmanager
+def handled(*numbers):
+    """Handle signals, as a web server does."""
+    former = {num: signal.signal(num, lambda num, frame: None) for num in numbers}
+    try:
+        yield
+    finally:
+        for num, handler in former.items():
+            signal.signal(num, handler)
+
+
+@contextmanager
+def running(process):
+    """Start a process, and stop it at the end."""
+    process.start()
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+def pids_of(process, address):
+    """Return the pids of a process that has answered, and of its parents below this one."""
+    with ZMQClient(address, timeout=TIMEOUT) as client:
+        pid = client.call('pid')
+    return {pid, process.pid}
+
+
+@pytest.mark.parametrize('is_inherited', [True, False])
+@pytest.mark.parametrize('kind', ['process', 'supervisor', 'pool'])
+def test_signal_to_all(address, kind, is_inherited):
+    """As a rotation of logs sends it to a group of processes, or by name."""
+    processes = {
+        'process': partial(ZMQProcess, address, MessageHandler),
+        'supervisor': lambda: SupervisorProcess(
+            {'echo': partial(ZMQProcess, address, MessageHandler)}
+        ),
+        'pool': partial(ZMQPool, address, MessageHandler, workers=1),
+    }
+    numbers = SERVER_HANDLES if is_inherited else SERVER_SIGNALS
+    with handled(*numbers if is_inherited else ()), running(processes[kind]()) as process:
+        pids = pids_of(process, address)
+        for pid in pids:
+            for num in numbers:
+                os.kill(pid, num)
+        with ZMQClient(address, timeout=TIMEOUT) as client:
+            assert client.call('pid') in pids
+            assert set(client.call('ignored')) >= set(numbers)
+        assert process.is_alive()
+
+
+def test_signal_to_device():
+    device = ProcessDevice()
+    device.bind_in('127.0.0.1')
+    with device:
+        pid = device.launcher.pid
+        for num in SERVER_SIGNALS:
+            os.kill(pid, num)
+        device.statistics()
+        assert is_running(pid)
+
+
+def test_dump_of_tracebacks(start, ask):
+    """An operator asks for it with a signal, of services as well."""
+    faulthandler.register(signal.SIGUSR1)
+    try:
+        process = start(handler=MessageHandler)
+        assert ask(process, ['caught', signal.SIGUSR1]) == [200, True]
+        assert signal.SIGUSR1 not in ask(process, ['ignored', None])[1]
+    finally:
+        faulthandler.unregister(signal.SIGUSR1)
+    assert ask(start(handler=MessageHandler), ['caught', signal.SIGUSR1]) == [200, False]
+
+
+def test_handlers_of_uwsgi(monkeypatch):
+    """They are C code that acts on the worker from which this process was forked."""
+    monkeypatch.setitem(sys.modules, 'uwsgi', object())
+    faulthandler.register(signal.SIGUSR1)
+    former = {num: signal.getsignal(num) for num in signal.valid_signals()}
+    try:
+        drop_inherited_handlers()
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+    finally:
+        for num, handler in former.items():
+            if handler != signal.getsignal(num):
+                signal.signal(num, handler)
+        faulthandler.unregister(signal.SIGUSR1)
+
+
+def test_exit_codes_of_children(start, ask):
+    former = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        process = start(handler=MessageHandler)
+    finally:
+        signal.signal(signal.SIGCHLD, former)
+    assert ask(process, ['exit_code', None]) == [200, 7]
+
+
+# Signals of others
+
+
+@pytest.mark.parametrize('num', [signal.SIGTERM, signal.SIGINT], ids=lambda num: num.name)
+def test_nobody_has_asked(address, num):
+    """A supervised service that was terminated comes back, as after any other end."""
+    process = SupervisorProcess({'echo': partial(ZMQProcess, address, MessageHandler)})
+    process.drain_timeout = 5
+    with running(process), ZMQClient(address, timeout=TIMEOUT) as client:
+        pid = client.call('pid')
+        os.kill(pid, num)
+        wait_until(lambda: not is_running(pid))
+        assert client.call('pid') != pid
+    assert process.exitcode == 0
+
+
+def test_exit_code_names_the_signal():
+    assert describe_exit_code(143) == 'exit code 143 (after SIGTERM)'
+    assert describe_exit_code(250) == 'exit code 250'
+    assert describe_exit_code(-15) == 'exit code -15 (SIGTERM)'
+
+
+# Signals that a handler class takes
+
+
+@pytest.mark.parametrize('factory', [ZMQProcess, ZMQPool])
+def test_stop_without_a_signal(factory):
+    process = factory('127.0.0.1', TakingMessageHandler)
+    with running(process), ZMQClient(process.wait_ready(), timeout=TIMEOUT) as client:
+        assert client.call('echo', 1) == 1
+        process.stop()
+        assert process.exitcode == 0
+
+
+def test_stop_before_the_loop():
+    process = EarlyTaking()
+    with running(process):
+        process.join(AT_ONCE)
+        assert process.exitcode == 0
+
+
+def test_reload_without_a_signal():
+    """The workers of a pool are replaced."""
+    process = ZMQPool('127.0.0.1', TakingMessageHandler, workers=1)
+    with running(process), ZMQClient(process.wait_ready(), timeout=TIMEOUT) as client:
+        pid = client.call('pid')
+        process.reload()
+        wait_until(lambda: client.call('pid') != pid)
+
+
+@pytest.mark.parametrize('num', [signal.SIGUSR1, signal.SIGUSR2], ids=['error', 'exit'])
+def test_exception_between_two_messages(start, ask, num):
+    process = start(handler=MessageHandler)
+    assert ask(process, ['raise_on', num]) == [200, None]
+    with ZMQClient(process.bound_address, timeout=TIMEOUT, retries=3) as client:
+        for _ in range(20):
+            os.kill(process.pid, num)
+            assert client.call('pid', timeout=1) == process.pid
+    process.stop()
+    assert process.exitcode == 0
+
+
+def test_fork_in_c(start, ask):
+    """Such a fork runs no hooks: it has our handler of SIGTERM, but ends at once."""
+    process = start(handler=MessageHandler)
+    _status, pid = ask(process, ['fork_in_c', None])
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not is_running(pid))
+    assert ask(process, ['pid', None]) == [200, process.pid]
