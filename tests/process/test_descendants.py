@@ -612,8 +612,10 @@ def test_proc_of_another_namespace(monkeypatch):
     """In the /proc of another PID namespace, processes have other pids."""
     monkeypatch.setattr(os, 'readlink', lambda path: '1')
     with subprocess.Popen(['sleep', '60']) as program:
-        assert children() == descendants() == set()
+        assert {each.pid for each in children()} == {program.pid}
+        assert {each.pid for each in descendants()} == {program.pid}
         program.kill()
+    assert children() == descendants() == set()
 
 
 def test_subreaper():

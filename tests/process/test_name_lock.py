@@ -3,6 +3,7 @@
 
 import errno
 import os
+import shutil
 import sys
 from itertools import product
 from multiprocessing.context import ForkProcess
@@ -12,7 +13,7 @@ import pytest
 from checks import TIMEOUT
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process import lock as lock_module
-from pyams_zmq.process.lock import LOCK_REFRESH, AddressLock, NameLock
+from pyams_zmq.process.lock import LOCK_REFRESH, AddressLock, FileLock, NameLock, SocketLock
 from pyams_zmq.supervisor import SupervisorProcess
 from pyams_zmq.wire.endpoint import Endpoint
 
@@ -221,5 +222,131 @@ def test_folder_of_locks(tmp_path, monkeypatch, kind):
         user = os.geteuid()
         folder.rename(tmp_path / f'pyams_zmq-{user + 1}')
         monkeypatch.setattr(lock_module.os, 'geteuid', lambda: user + 1)
-    with pytest.raises(PermissionError, match='must be a folder of this user'):
-        SupervisorProcess({}, lock='theirs').start()
+    supervisor = SupervisorProcess({}, lock='theirs')
+    with pytest.raises(PermissionError, match='must be a folder of this user') as caught:
+        supervisor.start()
+    assert f'{supervisor.name} cannot start: ' in str(caught.value)
+    assert 'set TMPDIR' in str(caught.value)
+
+
+def test_file_of_a_name_is_removed(lock, try_name, tmp_path, monkeypatch):
+    """No other process gets the name; the file is made again at the next attempt."""
+    use_folder(tmp_path, monkeypatch)
+    own = NameLock(lock)
+    assert own.acquire()
+    shutil.rmtree(os.path.dirname(own.path))
+    assert not try_name(lock)
+    assert own.acquire()
+    assert own.is_in_place()
+    assert not try_name(lock)
+    own.release()
+    assert try_name(lock)
+
+
+def test_another_process_makes_the_file_first(lock, tmp_path, monkeypatch):
+    """The name stays that of the process that has it."""
+    use_folder(tmp_path, monkeypatch)
+    own = NameLock(lock)
+    assert own.acquire()
+    os.unlink(own.path)
+    other = FileLock(own.path)
+    assert other.acquire()
+    assert own.acquire()
+    assert not own.is_in_place()
+    other.release()
+    assert own.acquire()
+    assert own.is_in_place()
+    own.release()
+
+
+def test_folder_is_lost(lock, try_name, tmp_path, monkeypatch, caplog):
+    """The name stays reserved without its file, which is logged once."""
+    use_folder(tmp_path, monkeypatch)
+    own, second = NameLock(lock), NameLock(lock)
+    assert own.acquire()
+    folder = tmp_path / f'pyams_zmq-{os.geteuid()}'
+    shutil.rmtree(folder)
+    folder.write_text('')
+    assert own.acquire()
+    assert own.acquire()
+    assert not second.acquire()
+    assert len(caplog.records) == 2
+    assert 'A lock is held without its file: the folder of the locks cannot' in caplog.text
+    own.release()
+    assert second.acquire()
+    folder.unlink()
+    assert second.acquire()
+    assert second.is_in_place()
+    assert not try_name(lock)
+    second.release()
+
+
+def test_folder_of_addresses_is_lost(address, tmp_path, monkeypatch, caplog):
+    """The service runs without that protection, which is logged once."""
+    use_folder(tmp_path, monkeypatch)
+    [own] = locks_of(address, 'α')
+    [client] = locks_of(address, 'β')
+    assert own.acquire()
+    own.note_use(True)
+    folder = tmp_path / f'pyams_zmq-{os.geteuid()}'
+    shutil.rmtree(folder)
+    folder.write_text('')
+    assert own.acquire()
+    assert own.acquire()
+    [record] = caplog.records
+    assert 'addresses of application α cannot be locked: another' in record.getMessage()
+    assert client.find_other_owner() is None
+    folder.unlink()
+    assert own.acquire()
+    assert client.find_other_owner() == f'application α, process {os.getpid()}'  # with its note
+    own.release()
+
+
+SQUATTER = """
+import os, socket, sys, time
+os.setuid(65534)
+name = bytes.fromhex(sys.argv[1])
+holders = [socket.socket(socket.AF_UNIX)]
+holders[0].bind(name)
+if sys.argv[2] == 'listens':
+    holders[0].listen()
+print('1', flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root may become another user')
+@pytest.mark.parametrize('mode', ['listens', 'does not listen'])
+def test_name_that_another_user_has(lock, run_program, mode):
+    """It cannot keep a service from starting."""
+    own = SocketLock(lock)
+    program = run_program('-c', SQUATTER, own._address.hex(), mode)
+    assert program.read(TIMEOUT) == 1
+    assert own.acquire()
+    program.end()
+    assert own.acquire()
+    assert not SocketLock(lock).acquire()
+    own.release()
+
+
+def test_name_is_asked_for_again_and_again(lock, monkeypatch):
+    """The holder does not let the questions of standbys pile up."""
+    monkeypatch.setattr(lock_module, '_BACKLOG', 2)
+    own, other = SocketLock(lock), SocketLock(lock)
+    for _number in range(10):
+        assert own.acquire()
+        assert not other.acquire()
+    own.release()
+    assert other.acquire()
+    own.release()
+    other.release()
+
+
+def test_name_in_a_fork_without_hooks(lock, try_name):
+    """The process id is compared."""
+    own = SocketLock(lock)
+    assert own.acquire()
+    own._pid += 1
+    own.release()
+    assert own.acquire()
+    own.release()

@@ -8,39 +8,9 @@ import sys
 
 import pytest
 
+from app.external import INI
 from checks import TIMEOUT, wait_until
 from pyams_zmq.cli import main
-
-INI = """
-[app:main]
-use = call:app.external:main
-app.notes = {folder}/notes
-{setting}
-
-[server:main]
-use = egg:waitress#main
-
-[loggers]
-keys = root
-
-[handlers]
-keys = console
-
-[formatters]
-keys = plain
-
-[logger_root]
-level = INFO
-handlers = console
-
-[handler_console]
-class = StreamHandler
-args = (sys.stderr,)
-formatter = plain
-
-[formatter_plain]
-format = from the ini file: %(levelname)s %(message)s
-"""
 
 CONSOLE_SCRIPT = """
 import sys

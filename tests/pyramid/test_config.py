@@ -172,6 +172,9 @@ def test_several():
         ({'drain_timeout': 'inf'}, r'bad drain_timeout .*Expected `float` <= 100000000\.0'),
         ({'bind_timeout': 'nan'}, "bad bind_timeout .*'nan' is not allowed"),
         ({'max_message_size': -1}, 'bad max_message_size .*Expected `int` >= 0'),
+        ({'ipc_mode': '999'}, r"bad ipc_mode \(setting .*ipc_mode\): '999' is not a file mode"),
+        ({'ipc_mode': 660}, 'bad ipc_mode .*: 660 is not a file mode: write octal digits'),
+        ({'ipc_group': 'no such'}, "bad ipc_group .*: 'no such' is not a group of this machine"),
         ({'concurrency': 0}, 'bad concurrency .*0 is not allowed. Expected `int` >= 1'),
         ({'beat_interval': 0}, r'bad beat_interval .*Expected `float` >= 0\.01'),
         ({'stats_users': [1]}, r'bad stats_users .*\[1\] is not allowed'),
@@ -717,3 +720,35 @@ def test_programs_that_do_not_serve(monkeypatch, name):
     assert is_server()
     monkeypatch.setattr(sys, 'argv', [name])
     assert not is_server()
+
+
+def test_options_of_the_socket_file():
+    service = service_of(
+        pyams_zmq__indexer__address='ipc:///run/app/indexer',
+        pyams_zmq__indexer__handler=HANDLER,
+        pyams_zmq__indexer__ipc_mode='0620',
+        pyams_zmq__indexer__ipc_group='root',
+    )
+    process = service.make_process(None)
+    assert (process.ipc_mode, process.ipc_group) == (0o620, 'root')
+
+
+@pytest.mark.parametrize('address', ['127.0.0.1:5555', 'ipc://@name'])
+@pytest.mark.parametrize(('key', 'value'), [('ipc_mode', 0o660), ('ipc_group', 'root')])
+def test_options_of_a_file_that_is_not_there(address, key, value):
+    text = rf'has {key} \(setting pyams_zmq.indexer.{key}\), which is for an address with a file: '
+    with pytest.raises(ConfigurationError, match=text):
+        service_of(('indexer', {'handler': HANDLER, 'address': address, key: value}))
+
+
+def test_file_of_the_workers():
+    """An address of a pool may have a file, and the other one not."""
+    options = {
+        'handler': HANDLER,
+        'address': '127.0.0.1:5555',
+        'workers': 2,
+        'worker_address': 'ipc:///run/app/workers',
+        'worker_auth': 'worker:secret',
+        'ipc_mode': '660',
+    }
+    assert service_of(('indexer', options)).limits == {'ipc_mode': 0o660}

@@ -17,11 +17,13 @@ from pyramid.paster import get_app
 from pyramid.registry import Registry
 from pyramid.response import Response
 
+import handlers
 from app.declared import MessageHandler
 from app.program import WebServer, reserved_port
 from checks import TIMEOUT, wait_until
 from pyams_zmq.config.identity import identify
 from pyams_zmq.process import lock as lock_module
+from pyams_zmq.process.base import _owned
 from pyams_zmq.process.lock import AddressLock
 from pyams_zmq.wire.endpoint import Endpoint
 
@@ -338,14 +340,35 @@ def test_address_of_a_program_that_is_not_known(serve, start_other, start, tmp_p
 
 
 def test_lock_folder_of_another_user(tmp_path, monkeypatch, caplog):
-    """A script then runs as before; a server refuses to start its services."""
+    """A script then runs as before; a server starts its services without that protection."""
     monkeypatch.setattr(lock_module, '_FOLDER', str(tmp_path))  # which is not safe: no sticky bit
     monkeypatch.setattr(lock_module.tempfile, 'tempdir', str(tmp_path))
     (tmp_path / f'pyams_zmq-{os.geteuid()}').write_text('')
-    monkeypatch.setattr(sys, 'argv', ['pyams_script'])
-    with Configurator() as config:
-        config.include('pyams_zmq')
-        config.add_zmq_process('worker', handler=MessageHandler, address=f'ipc://{tmp_path}/sock')
-        registry = config.make_wsgi_app().registry
-    assert registry.zmq_clients.address_locks == {}
-    assert "Another application may serve the ØMQ process 'worker': [Errno 13]" in caplog.text
+    for program in ('pyams_script', 'server', 'second worker of the server'):
+        caplog.clear()
+        monkeypatch.setattr(sys, 'argv', [program])
+        with Configurator() as config:
+            config.include('pyams_zmq')
+            config.add_zmq_process(
+                'worker',
+                handler=handlers.MessageHandler,
+                address=f'ipc://{tmp_path}/sock',
+                timeout=TIMEOUT,
+                retries=3,
+            )
+            registry = config.make_wsgi_app().registry
+        assert registry.zmq_clients.address_locks == {}
+        [*_, record] = caplog.records
+        assert record.levelname == ('WARNING' if program == 'pyams_script' else 'ERROR')
+        for text in ('service worker of ', str(tmp_path), 'set TMPDIR'):
+            assert text in record.getMessage()
+    assert registry.zmq_clients.get('worker').call('echo', 1) == 1
+    first, second = sorted(
+        (process for process in _owned if process.name == 'worker' or 'Supervisor' in process.name),
+        key=lambda process: process.pid,
+    )
+    first.stop()
+    assert registry.zmq_clients.get('worker').call('echo', 1) == 1  # the other one takes over
+    second.stop()
+    assert (first.exitcode, second.exitcode) == (0, 0)
+    registry.zmq_clients.close()

@@ -8,10 +8,12 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import zmq
@@ -215,6 +217,22 @@ class Handler:
         child = multiprocessing.Process(target=time.sleep, args=(seconds,))
         child.start()
         return [200, child.pid]
+
+    def run_program(self, args):
+        """Start a program that keeps running."""
+        return [200, subprocess.Popen(['sleep', '60']).pid]
+
+    def listeners_of_a_fork(self, args):
+        """Return how many descriptors of a fork listen."""
+        pid = os.fork()
+        if pid:
+            _pid, status = os.waitpid(pid, 0)
+            return [200, os.waitstatus_to_exitcode(status)]
+        count = 0
+        for fd in range(200):
+            with suppress(OSError), closing(socket.socket(fileno=os.dup(fd))) as sock:
+                count += sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        os._exit(count)
 
     def rss(self, args):
         """Return the resident memory in KiB."""

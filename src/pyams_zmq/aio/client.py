@@ -39,6 +39,7 @@ from pyams_zmq.wire.message import (
     encode_request,
     payload_of,
 )
+from pyams_zmq.wire.names import LOOKUP_TIMEOUT, look_up, needs_ipv6
 
 SEND_HWM = 24
 """Most requests that wait in a socket; further ones wait in the client, until their deadline.
@@ -76,6 +77,7 @@ class Connection(ZmqProtocol):
         self.loop = loop
         self.is_lost = False
         self._is_closing = False
+        self.endpoint = service.endpoint
         self._state = ConnectionState(service.endpoint)
         self._number = 0
         self._may_write = True
@@ -89,14 +91,15 @@ class Connection(ZmqProtocol):
         with as_os_error():
             self._socket = get_context(loop).socket(zmq.DEALER, socket_class=zmq.Socket)
             try:
-                configure(self._socket, *service)
+                configure(self._socket, *service, lookup_timeout=0)
+                self._is_ipv6 = bool(self._socket.ipv6)
                 self._socket.linger = ABORT_LINGER
                 keep_connected(self._socket, heartbeats)
                 self._socket.sndhwm = SEND_HWM
                 self._transport = ZmqTransport(loop, self._socket, self)
                 self._transport.start()
                 self._transport.enable_monitor(CONNECTION_EVENTS)
-                self._socket.connect(service.endpoint.uri)
+                self._socket.connect(service.endpoint.encoded)
             except BaseException:
                 self._socket.close(0)
                 raise
@@ -166,6 +169,16 @@ class Connection(ZmqProtocol):
             self._checked = now
             self._transport.read_monitor()
 
+    def replace_by_ipv6(self) -> bool:
+        """Close this connection when the last call has ended, if its name has got IPv6 only.
+
+        :return: True if a new connection is needed
+        """
+        is_vain = not (self._is_ipv6 or self._state.is_connected) and needs_ipv6(self.endpoint, 0)
+        if is_vain:
+            self.close()
+        return is_vain
+
     def _fail(self, make_error: Callable[[], ZMQBaseError]) -> None:
         self.is_lost = True
         self.abort()
@@ -214,6 +227,14 @@ class Connection(ZmqProtocol):
         """Send the requests that have waited."""
         self._may_write = True
         self._send()
+
+
+async def _wait_for_lookup(name: str, timeout: float) -> None:
+    """Wait until it is known if a host name needs IPv6: `configure` would block the loop."""
+    answer = look_up(name)
+    if not answer.done():
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.wrap_future(answer), min(timeout, LOOKUP_TIMEOUT))
 
 
 class AsyncZMQClient:
@@ -287,7 +308,10 @@ class AsyncZMQClient:
         retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None
         data = encode_request(message, deadline, self.max_message_size)
+        name = self._service.endpoint.name
         while True:
+            if name is not None:
+                await _wait_for_lookup(name, timeout)
             try:
                 return decode_reply(await self._connect().exchange(data, timeout))
             except RETRIED:
@@ -305,7 +329,7 @@ class AsyncZMQClient:
         for connection in connections:
             if connection.loop is loop:
                 connection.update_state()
-                if not connection.is_lost:
+                if not (connection.is_lost or connection.replace_by_ipv6()):
                     return connection
             elif connection.loop.is_closed():
                 connection.abort()

@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -129,7 +130,7 @@ class ZmqTransport(asyncio.BaseTransport):
         if endpoint.startswith('ipc://'):
             raise_descriptor_limit()
         check_descriptors()
-        self._sock.bind(endpoint)
+        self._sock.bind(os.fsencode(endpoint))
 
     def unbind(self, endpoint: str) -> AwaitableEndpoint:
         """Unbind an endpoint.
@@ -140,7 +141,7 @@ class ZmqTransport(asyncio.BaseTransport):
         """
         bound = find_real(check_str(endpoint), self._listeners)
         with self._pump.outside_turn():
-            self._sock.unbind(bound)
+            self._sock.unbind(os.fsencode(bound))
         self._listeners.pop(bound, None)
         return AwaitableEndpoint(bound)
 
@@ -159,7 +160,10 @@ class ZmqTransport(asyncio.BaseTransport):
         :raises OSError: if it cannot be connected to
         """
         check_numeric(check_str(endpoint))
-        return self._attach(self._sock.connect, endpoint, self._connections)
+        return self._attach(self._connect, endpoint, self._connections)
+
+    def _connect(self, endpoint: str) -> None:
+        self._sock.connect(os.fsencode(endpoint))
 
     def disconnect(self, endpoint: str) -> AwaitableEndpoint:
         """Disconnect from an endpoint.
@@ -171,7 +175,7 @@ class ZmqTransport(asyncio.BaseTransport):
         connected = find_real(check_str(endpoint), self._connections)
         with self._pump.outside_turn():
             # libzmq registers a connection under the form that was given.
-            self._sock.disconnect(self._connections.get(connected, connected))
+            self._sock.disconnect(os.fsencode(self._connections.get(connected, connected)))
         self._connections.pop(connected, None)
         return AwaitableEndpoint(connected)
 
@@ -184,7 +188,7 @@ class ZmqTransport(asyncio.BaseTransport):
             if endpoint.startswith('tcp://['):
                 self._sock.ipv6 = True
             attach(endpoint)
-            real = self._sock.getsockopt(zmq.LAST_ENDPOINT).decode()
+            real = os.fsdecode(self._sock.getsockopt(zmq.LAST_ENDPOINT))
         table[real] = endpoint
         return AwaitableEndpoint(real)
 

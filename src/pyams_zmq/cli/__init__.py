@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The command line: ``pyams_zmq``."""
 
+import os
+import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pyams_zmq.cli import serve, worker
+from pyams_zmq.cli.output import accept_any_text
 
 PROGRAM = 'pyams_zmq'
 
@@ -18,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: exit code of the program
     :raises SystemExit: for bad arguments (2), and for `--help` (0)
     """
+    if os.getpid() == 1:  # the kernel does not end PID 1 by a signal that it does not handle
+        signal.signal(signal.SIGTERM, _exit)
+    accept_any_text(sys.stdout, sys.stderr)
     parser = ArgumentParser(prog=PROGRAM, description='Run the ØMQ processes of an application.')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     serve.add_command(commands)
@@ -28,3 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.argv[0] = PROGRAM
     code: int = args.run(args)
     return code
+
+
+def _exit(num: int, _frame: Any) -> None:
+    sys.exit(128 + num)

@@ -9,6 +9,8 @@ from typing import Any
 from pyramid.paster import bootstrap, setup_logging
 from pyramid.threadlocal import manager
 
+from pyams_zmq.cli.output import accept_any_record
+
 
 def load_application(
     parser: ArgumentParser, config_uri: str, variables: Mapping[str, str] | None = None
@@ -23,6 +25,7 @@ def load_application(
     if ':' not in path and not Path(path).is_file():
         parser.error(f'file {path} does not exist')
     setup_logging(config_uri, variables)
+    accept_any_record()
     # What the application opens for a request, such as a database, is closed before the fork.
     with bootstrap(config_uri, options=variables) as env:
         registry = env['registry']

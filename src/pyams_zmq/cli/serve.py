@@ -48,8 +48,9 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
     supervisor = Supervisor(factories, registry=registry)
     application = registry.zmq_clients.application
     supervisor.address_locks = {
-        name: services[name].lock_addresses(application, for_client=False)
+        name: lock
         for name in names
         if services[name].endpoints
+        and (lock := services[name].lock_addresses(application, for_client=False)) is not None
     }
     return supervisor.run()

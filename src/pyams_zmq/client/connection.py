@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The address of a service, and the state of a connection to it.
 
-This module does not send, receive or wait: the client for threads and the client for asyncio
-connect, read events of the monitor and send in different ways.
+This module does not send, receive or wait; of the system it asks why an attempt to connect has
+failed. The client for threads and the client for asyncio connect, read events of the monitor and
+send in different ways.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,11 @@ from pyams_zmq import _
 from pyams_zmq.auth import Users, parse_users
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.handshake import HandshakeWatch
+from pyams_zmq.client.permission import describe_missing_permission
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError, ZMQUnreachableError
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.keepalive import keep_alive
+from pyams_zmq.wire.names import LOOKUP_TIMEOUT, needs_ipv6
 
 CONNECTION_EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -116,6 +119,7 @@ class ConnectionState:
     :ivar is_connected: true from a successful handshake until the connection is lost
     :ivar is_down: true if the last attempt to connect has failed: nobody listens
     :ivar has_failed: true between two attempts to connect
+    :ivar refusal: why the service refuses the connection, if it does
     """
 
     def __init__(self, endpoint: Endpoint):
@@ -123,6 +127,7 @@ class ConnectionState:
         self.is_connected = False
         self.is_down = False
         self.has_failed = False
+        self.refusal: str = REFUSED
         self._is_accepted = False
         self._has_error = False
         self._watch = HandshakeWatch(endpoint)
@@ -146,6 +151,9 @@ class ConnectionState:
             self.is_down = True
             self._is_accepted = False
             self._watch.reset()
+            self.refusal = describe_missing_permission(self.endpoint) or REFUSED
+            if self.refusal is not REFUSED:
+                raise self.describe_refusal()
         elif event == zmq.EVENT_CONNECT_RETRIED:
             self.has_failed = True
         elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
@@ -181,7 +189,7 @@ class ConnectionState:
 
     def describe_refusal(self) -> ZMQRefusedError:
         """Return the error for a call that the service refuses."""
-        return ZMQRefusedError(f'{self.endpoint}: {REFUSED}')
+        return ZMQRefusedError(f'{self.endpoint}: {self.refusal}')
 
     def describe_loss(self) -> ZMQUnreachableError:
         """Return the error for a call whose connection was lost."""
@@ -217,17 +225,23 @@ def keep_connected(socket: zmq.Socket[Any], heartbeats: tuple[float, float] = HE
 
 
 def configure(
-    socket: zmq.Socket[Any], endpoint: Endpoint, users: Mapping[str, str], curve: CurveClient | None
+    socket: zmq.Socket[Any],
+    endpoint: Endpoint,
+    users: Mapping[str, str],
+    curve: CurveClient | None,
+    *,
+    lookup_timeout: float = LOOKUP_TIMEOUT,
 ) -> None:
     """Set the options that a socket needs to connect; closed, it keeps no unsent messages.
 
     :param users: the user and the password; empty without them
+    :param lookup_timeout: seconds to wait until it is known if a host name needs IPv6
     """
     socket.set(zmq.LINGER, 0)  # as an attribute it takes three times as long
     # libzmq aborts the process when it goes on with a connection that it had stopped to read, and
     # that has ended meanwhile; and a full queue would make a ROUTER drop replies.
     socket.set(zmq.RCVHWM, 0)
-    if endpoint.is_ipv6:
+    if needs_ipv6(endpoint, lookup_timeout):
         socket.set(zmq.IPV6, 1)
     if curve is not None:
         curve.apply(socket)

@@ -92,6 +92,7 @@ class ZMQSocket(zmq.Socket[bytes]):
     """
 
     is_refused = False
+    _refusal: str = REFUSED
 
     max_message_size: int = MAX_MESSAGE_SIZE  #: Bytes of the largest frame that is sent
 
@@ -217,7 +218,7 @@ def open_connection(
     monitor = socket._open_monitor(service.endpoint)
     if previous is not None:
         monitor.state.follow(previous)
-    socket.connect(service.endpoint.uri)
+    socket.connect(service.endpoint.encoded)
     return socket, monitor
 
 
@@ -258,7 +259,7 @@ def zmq_socket(
         # Soon, because a server may end several handshakes until one of them fails with an error.
         socket.set(zmq.RECONNECT_IVL, RECONNECT_IVL)
         socket.set(zmq.RECONNECT_IVL_MAX, MAX_FIRST_IVL)
-    socket.connect(uri)
+    socket.connect(service.endpoint.encoded)
     return socket
 
 
@@ -278,7 +279,7 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
     :raises zmq.ZMQError: EFSM, if no request was sent
     """
     if getattr(socket, 'is_refused', False):
-        return [401, REFUSED]
+        return [401, getattr(socket, '_refusal', REFUSED)]
     try:
         deadline = monotonic() + timeout
         service = getattr(socket, '_service', None)
@@ -286,7 +287,7 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
         frames = receive(socket)
         if frames is None and timeout > SILENCE:
             if service is not None and _wait_for_refusal(socket, flags, deadline):
-                return [401, REFUSED]
+                return [401, socket._refusal]
             poll([(socket, flags)], deadline - monotonic())
             frames = receive(socket)
     except zmq.ZMQError as error:
@@ -313,7 +314,7 @@ def _wait_for_refusal(socket: Any, flags: int, deadline: float) -> bool:
     monitor = socket._monitor
     if monitor is None:
         try:
-            uri = socket.last_endpoint.decode()
+            uri = os.fsdecode(socket.last_endpoint)
             monitor = socket._open_monitor(Endpoint.parse(uri, bind=False))
         except zmq.ZMQError as error:
             if error.errno == errno.EMFILE:
@@ -327,7 +328,7 @@ def _wait_for_refusal(socket: Any, flags: int, deadline: float) -> bool:
         try:
             monitor.read_events()
         except ZMQRefusedError:
-            socket.is_refused = True
+            socket.is_refused, socket._refusal = True, monitor.state.refusal
     return True
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """A declared service: makes its process and its clients."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,8 +14,10 @@ from pyams_zmq.client import ZMQClient
 from pyams_zmq.config.identity import Application
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.process.lock import AddressLock
+from pyams_zmq.process.lock import UNLOCKED, AddressLock, describe_folder_error
 from pyams_zmq.wire.endpoint import Endpoint
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 POOL_OPTIONS = ('workers', 'worker_address', 'worker_auth', 'worker_curve')
 """Arguments of a ZMQPool that a ZMQProcess does not have"""
@@ -85,19 +88,24 @@ class Service:
         hosts = {'*': '127.0.0.1', '0.0.0.0': '127.0.0.1', '[::]': '[::1]'}  # noqa: S104 - to read
         return replace(endpoint, host=hosts.get(endpoint.host, endpoint.host)).uri
 
-    def lock_addresses(self, application: Application, *, for_client: bool) -> AddressLock:
+    def lock_addresses(self, application: Application, *, for_client: bool) -> AddressLock | None:
         """Return the lock by which its addresses are those of an application, not acquired.
 
         :param for_client: True for the address of clients only
-        :raises PermissionError: the folder of the locks does not belong to this user, or is
-            open to others
+        :return: None, which is logged, if the folder of the locks cannot be used
         """
         client = Endpoint.parse(self.client_address, bind=False)
-        return AddressLock(
-            [client] if for_client else self.endpoints,
-            f'{application.name} {self.name}',
-            f'service {self.name} of {application.description}',
-        )
+        description = f'service {self.name} of {application.description}'
+        try:
+            return AddressLock(
+                [client] if for_client else self.endpoints,
+                f'{application.name} {self.name}',
+                description,
+            )
+        except OSError as error:
+            level = logging.WARNING if for_client else logging.ERROR
+            LOGGER.log(level, UNLOCKED, description, describe_folder_error(error))
+        return None
 
     @property
     def endpoints(self) -> list[Endpoint]:

@@ -23,6 +23,7 @@ from pyams_zmq.config.service import POOL_OPTIONS, Service, services_of
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.pool.broker import make_worker_access
 from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL
+from pyams_zmq.process.ipc_file import check_mode, find_group
 from pyams_zmq.process.service import LIMITS
 from pyams_zmq.wire.endpoint import Endpoint
 
@@ -35,6 +36,7 @@ _POOL_LIMITS = (
     'stats_users'
 ).split()
 _LIMITS = ('concurrency', *LIMITS, *_POOL_LIMITS)
+_FILE_OPTIONS = ('ipc_mode', 'ipc_group')
 _NUMBERS = {int: Annotated[int, Meta(ge=0)], float: Annotated[float, Meta(ge=0, le=1e8)]}
 
 OPTIONS = {item.name for item in fields(Service)} - {'name', 'limits'} | set(_LIMITS)
@@ -68,9 +70,14 @@ SETTINGS = OPTIONS - {'curve', 'client_curve', 'worker_curve'} | {*_SECRETS, *_S
 def convert(key: str, value: Any) -> Any:
     """Return the value of an option, checked and converted to its type.
 
-    :param key: one of `TYPES`
+    :param key: one of `TYPES`, or of `_FILE_OPTIONS`
     :raises ValueError: if the value is not allowed
     """
+    if key == 'ipc_mode':
+        return check_mode(value)
+    if key == 'ipc_group':
+        find_group(value)
+        return value
     if key == 'stats_users':
         value = aslist(value)
     elif key == 'send_deadline' and str(value).lower() in truthy | falsey:
@@ -141,6 +148,9 @@ def read_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:
     with _named(name, 'address'):
         _check_address(values['address'], values.get('start') != 'never')
     _check_pool(name, values)
+    for key in _FILE_OPTIONS:
+        if values.get(key) is not None:
+            _check_path(name, key, values)
     limits = {key: values.pop(key) for key in _LIMITS if key in values}
     service = Service(name, limits=limits, **values)
     with _named(name, 'client_curve'):
@@ -181,7 +191,7 @@ def _named(name: str, key: str) -> Iterator[None]:
 
 
 def _read(config: Any, key: str, value: Any) -> Any:
-    if key in TYPES:
+    if key in TYPES or key in _FILE_OPTIONS:
         return convert(key, value)
     if key in ('handler', 'factory'):
         value = config.maybe_dotted(value)
@@ -240,6 +250,16 @@ def _check_address(address: Any, is_bound: bool) -> None:
             raise ValueError(
                 f'{endpoint.host!r} is not an IP address, which clients need to know'
             ) from None
+
+
+def _check_path(name: str, key: str, values: Mapping[str, Any]) -> None:
+    """Check that a service has an address to which an option of socket files applies."""
+    addresses = [values[each] for each in ('address', 'worker_address') if values.get(each)]
+    if not any(Endpoint.parse(address, bind=True).path for address in addresses):
+        raise ConfigurationError(
+            f'ØMQ process {name!r} has {key} (setting {PREFIX}{name}.{key}), which is for an '
+            f'address with a file: {addresses[0]!r} is not ipc:///path'
+        )
 
 
 def _check_pool(name: str, values: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Starts the services of an application when it starts to serve requests."""
 
-import logging
 import os
 import sys
 from functools import partial
@@ -14,9 +13,8 @@ from pyams_zmq.config.service import Service, services_of
 from pyams_zmq.config.settings import PREFIX, check_settings
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQClientFactory
+from pyams_zmq.process.lock import SocketLock
 from pyams_zmq.supervisor.process import SupervisingProcess, SupervisorProcess
-
-LOGGER = logging.getLogger('PyAMS (zmq)')
 
 STOP_SLACK = 10.0
 """Seconds after the `drain_timeout` of a process that its supervisor has for its own stop"""
@@ -79,11 +77,8 @@ def _check_owners(registry: Any, application: Application) -> None:
     """Let clients check that another application does not serve the address of a service."""
     for name, service in services_of(registry).items():
         if service.start != 'never':
-            try:
-                lock = service.lock_addresses(application, for_client=True)
-            except OSError as error:
-                LOGGER.warning('Another application may serve the ØMQ process %r: %s', name, error)
-            else:
+            lock = service.lock_addresses(application, for_client=True)
+            if lock is not None:
                 registry.zmq_clients.address_locks[name] = lock
 
 
@@ -104,4 +99,6 @@ def _make_supervisor(
         drain = service.limits.get('drain_timeout', usual)
         supervisor.drain_timeout = max(supervisor.drain_timeout, drain + STOP_SLACK)
     supervisor.address_lock = service.lock_addresses(application, for_client=False)
+    if supervisor.address_lock is None:  # the folder of the locks cannot be used
+        supervisor._name_lock = SocketLock(lock)
     return supervisor

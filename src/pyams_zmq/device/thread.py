@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
-from threading import RLock, Thread, get_ident
+from threading import Event, RLock, Thread, get_ident
 from typing import Any
 from weakref import WeakSet
 
@@ -29,9 +29,11 @@ from pyams_zmq.device.proxy import (
 from pyams_zmq.device.socket_config import INPROC, Binding, SocketConfig
 from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
 from pyams_zmq.process.guard import ConnectionGuard
-from pyams_zmq.process.server_socket import ServerSockets
+from pyams_zmq.process.server_socket import FILE_INTERVAL, ServerSockets
 from pyams_zmq.wire.clock import monotonic
+from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.environment import check_threads
+from pyams_zmq.wire.names import needs_ipv6
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -42,6 +44,7 @@ STOP_TIMEOUT = 1.0
 """Seconds after which `stop` terminates the context of a device that waits for a peer"""
 
 _PAUSED, _RESUME, _STOP, _ENDED = b'paused', b'resume', b'stop', b'ended'
+_RESTORE = b'restore'  # files of ipc addresses
 
 
 class _Ended(Exception):  # noqa: N818 - not an error, but the end of a command
@@ -69,6 +72,7 @@ class DeviceThread(Thread):
         self._totals = self._current = NO_COUNTS
         self._pending = 0  # answers
         self._is_paused = self._has_ended = False
+        self._is_released = Event()
         self._threads_in_command: set[int] = set()
         self._stop_after_command = False
         self._sockets: list[Any] = []
@@ -91,6 +95,8 @@ class DeviceThread(Thread):
             self._close()
             raise
         _threads.add(self)
+        if self._server_sockets.has_files:
+            Thread(target=self._watch_files, name=f'{self.name} (files)', daemon=True).start()
 
     @property
     def is_running(self) -> bool:
@@ -219,6 +225,21 @@ class DeviceThread(Thread):
             self._current = decode_counts(frames)
         # else an answer of libzmq 4.3.5 to PAUSE or TERMINATE, which other versions do not answer
 
+    def _watch_files(self) -> None:
+        """Let the thread of the device bind ipc addresses again whose file was removed."""
+        while not self._is_released.wait(FILE_INTERVAL):
+            if self._server_sockets.has_lost_files:
+                with suppress(ZMQTimeoutError, _Ended), self._command():
+                    self._receive(0)  # no answer is missing: the thread does not wait for a peer
+                    was_paused = self._is_paused
+                    try:
+                        self._pause(COMMAND_TIMEOUT)
+                    finally:  # if a peer does not read, it is done later
+                        self._send(_RESTORE)
+                        if not was_paused:
+                            self._send(_RESUME)
+                            self._is_paused = False
+
     # Sockets
 
     def _open(self) -> None:
@@ -262,8 +283,11 @@ class DeviceThread(Thread):
             with _explain_error(f'option {name} of the {config.name} socket'):
                 socket.setsockopt(option, value)
         self.addresses[config.name] = [self._bind(socket, binding) for binding in config.bindings]
+        uses_ipv6 = socket.ipv6
         for address in config.peers:
-            socket.connect(address)
+            if not address.startswith(INPROC):
+                socket.ipv6 = uses_ipv6 or needs_ipv6(Endpoint.parse(address, bind=False))
+            socket.connect(os.fsencode(address))
 
     def _bind(self, socket: Any, binding: Binding) -> str:
         if binding.listener is not None:
@@ -288,6 +312,7 @@ class DeviceThread(Thread):
         with self._lock:
             if self._commands.closed:
                 return
+            self._is_released.set()
             self._commands.close(0)
             if self._authenticator is not None:
                 self._authenticator.stop()
@@ -306,8 +331,11 @@ class DeviceThread(Thread):
         command = _RESUME
         try:
             while command != _STOP:
-                self._loop(control=self._control)
-                self._control.send(_PAUSED)
+                if command == _RESTORE:
+                    self._server_sockets.restore_files()
+                else:
+                    self._loop(control=self._control)
+                    self._control.send(_PAUSED)
                 command = self._control.recv()
         except zmq.ContextTerminated:
             LOGGER.info('%s ends with its context', self._device)

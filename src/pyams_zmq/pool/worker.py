@@ -5,6 +5,7 @@ import asyncio
 import logging
 import mmap
 import os
+import resource
 import socket as network
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pyams_zmq.auth import Users
 from pyams_zmq.auth.access import FixedAccess
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import ServiceAddress, configure
+from pyams_zmq.client.permission import describe_missing_permission
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQStartError
 from pyams_zmq.pool import protocol
 from pyams_zmq.pool.local_port import LocalPort
@@ -32,6 +34,7 @@ from pyams_zmq.wire.frames import NOBLOCK, POLLIN
 from pyams_zmq.wire.keepalive import keep_alive
 from pyams_zmq.wire.message import decode_reply, encode
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
+from pyams_zmq.wire.names import needs_ipv6
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -54,7 +57,9 @@ NO_RULES = (
 """Error of a worker that changes the access rules"""
 
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-_CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
+_CONNECTION_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | _REFUSED
+)
 _CANCEL_GRACE = 0.02  # seconds for the end of a cancelled coroutine; calls are rejected meanwhile
 _POLL_TIMEOUT = 1  # milliseconds to wait for the next call before the loop may run
 _CONNECT_INTERVAL = 50  # milliseconds between two checks whether a worker without a broker ends
@@ -269,7 +274,7 @@ class PoolWorker(ZMQProcess):
         self._message_handler = self.handler(self, self.rep_stream, self.stop)
         self.rep_stream.on_recv(self._message_handler)
         self.bound_address = self._broker.endpoint.uri
-        socket.connect(self.bound_address)
+        socket.connect(self._broker.endpoint.encoded)
         self._heartbeats = _HeartbeatThread(self)
         self._heartbeats.start()
         if self._leaves_at_start:
@@ -283,6 +288,11 @@ class PoolWorker(ZMQProcess):
                 'keys with worker_auth and worker_curve of the pool'
             )
             self._stop_loop()
+        elif event == zmq.EVENT_CLOSED:  # an attempt to connect has failed
+            problem = describe_missing_permission(self._broker.endpoint)
+            if problem is not None:
+                self._refusal = ZMQRefusedError(f'{self._broker.endpoint}: {problem}')
+                self._stop_loop()
         elif event == zmq.EVENT_DISCONNECTED:
             self.is_connected = False
             self._is_disconnected.set()  # DISCONNECT_OK will not arrive
@@ -459,7 +469,7 @@ class _HeartbeatThread(Thread):
                 with worker.make_socket(worker._route + b'\1') as socket:
                     socket.linger = 0
                     socket.immediate = 1  # keeps no heartbeats; libzmq may abort if it receives
-                    socket.connect(worker.bound_address)
+                    socket.connect(worker._broker.endpoint.encoded)
                     self._send_heartbeats(socket)
             except zmq.ZMQError as error:  # no descriptor is free, for instance
                 if not has_failed:
@@ -477,6 +487,9 @@ class _HeartbeatThread(Thread):
             if socket.poll(_CONNECT_INTERVAL, zmq.POLLOUT):
                 self._is_known = True
                 worker.loop.add_callback(worker._on_heartbeats)
+            elif not socket.ipv6 and needs_ipv6(worker._broker.endpoint):
+                worker.loop.add_callback(worker.leave, 'has a broker with IPv6 addresses only')
+                self._end.wait()
         while not self._end.wait(worker.beat_interval):
             with suppress(OSError):  # without a free descriptor the worker is still alive
                 memory = read_memory()
@@ -495,5 +508,8 @@ class _HeartbeatThread(Thread):
 
 def read_memory() -> float:
     """Return the resident memory of this process in MiB, see proc_pid_statm(5)."""
-    with open('/proc/self/statm', 'rb', buffering=0) as file:
-        return int(file.read(256).split()[1]) * mmap.PAGESIZE / _MIB
+    try:
+        with open('/proc/self/statm', 'rb', buffering=0) as file:
+            return int(file.read(256).split()[1]) * mmap.PAGESIZE / _MIB
+    except FileNotFoundError:  # /proc is not mounted: the peak is a substitute
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -19,6 +19,7 @@ from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ReplyStream, ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, port_of
 from pyams_zmq.wire.message import check_integer
+from pyams_zmq.wire.names import needs_ipv6
 
 __all__ = ['ReadyProcess', 'ZMQProcess', 'process_exit_func']
 
@@ -139,7 +140,7 @@ class ZMQProcess(ServiceProcess):
         with closed_on_error(self.context.socket(zmq.ROUTER if is_reply else sock_type)) as socket:
             counts = is_reply and bind and endpoint.protocol == 'tcp'
             self.apply_limits(socket, self.max_message_size + SIZE_SLACK, counts=counts)
-            socket.ipv6 = endpoint.is_ipv6
+            socket.ipv6 = endpoint.is_ipv6 if bind else needs_ipv6(endpoint)
             if sock_type == zmq.SUB:
                 socket.subscribe(subscribe)
             if bind:
@@ -147,7 +148,7 @@ class ZMQProcess(ServiceProcess):
                 self.bound_address = self.bound_address or uri
                 port = port_of(uri)
             else:
-                socket.connect(endpoint.uri)
+                socket.connect(endpoint.encoded)
                 port = endpoint.port
         if is_reply:
             stream: ZMQStream = ReplyStream(

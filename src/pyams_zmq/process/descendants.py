@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ CLEANUP_INTERVAL = 0.05  # between two steps of a cleanup
 CLEANUP_GRACE = 1.0  # that orphans get to end after a SIGTERM, and then after a SIGKILL
 REAP_INTERVAL = 60.0  # between two searches for adopted processes that have ended
 
+SCAN = 5000
+"""Process ids after that of this process in which children are searched without /proc, in 5 ms"""
+
+_CPUCLOCK_SCHED = 2  # see clock_getcpuclockid(3)
 _STARTS = {'subprocess.Popen', 'os.system', 'os.posix_spawn', 'os.fork', 'os.forkpty'}
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
@@ -74,6 +79,33 @@ def become_subreaper() -> bool:
     return _prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1))
 
 
+_has_warned = False  # forks inherit it
+
+
+def has_proc() -> bool:
+    """Return True if /proc is mounted, and shows the processes of this PID namespace."""
+    try:
+        return os.readlink('/proc/self') == str(os.getpid())
+    except OSError:
+        return False
+
+
+def warn_without_proc(name: object) -> None:
+    """Log once what is not possible without /proc.
+
+    :param name: name of the process, for the log
+    """
+    global _has_warned  # noqa: PLW0603 - once for a process and its forks
+    if not (_has_warned or has_proc()):
+        _has_warned = True
+        LOGGER.warning(
+            '%s: /proc is not mounted, or belongs to another PID namespace: programs that handlers '
+            'start may not be found when they have to end, and may outlive their service; mount it '
+            'by "mount -t proc proc /proc"',
+            name,
+        )
+
+
 def _prctl(option: int, argument: Any) -> bool:
     try:
         return bool(ctypes.CDLL(None).prctl(option, argument) == 0)
@@ -95,7 +127,12 @@ class ProcessInfo:
 
     @classmethod
     def read(cls, pid: int | str | None) -> 'ProcessInfo | None':
-        """Read a process from /proc, see proc_pid_stat(5); None if it is gone."""
+        """Read a process from /proc, see proc_pid_stat(5); None if it is gone.
+
+        Without /proc only children are known.
+        """
+        if not has_proc():
+            return next(iter(cls.find_children([int(pid or 0)])), None)
         try:
             with open(f'/proc/{pid}/stat', 'rb', buffering=0) as file:
                 head, _, tail = file.read(1024).rpartition(b')')
@@ -115,6 +152,20 @@ class ProcessInfo:
             int(fields[9]) + int(fields[10]),
         )
 
+    @classmethod
+    def find_children(cls, pids: Iterable[int]) -> 'list[ProcessInfo]':
+        """Return those processes that are children of this one; it works without /proc."""
+        found = []
+        for pid in pids:
+            try:
+                end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                cpu_time = time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
+            except OSError:  # not a child, or another thread has collected its exit code just now
+                continue
+            ticks = int(cpu_time * 100)
+            found.append(cls(pid, 0, os.getpid(), 'process', b'', end is not None, ticks))
+        return found
+
     def send(self, num: int) -> None:
         """Send a signal, if the pid was not reused; ignore a process of another user (sudo)."""
         with open_pidfd(self.pid) as pidfd, suppress(ProcessLookupError, PermissionError):
@@ -129,12 +180,24 @@ class ProcessInfo:
 def _children_by_parent() -> dict[int, list[ProcessInfo]]:
     """Return the children of all processes, by the pid of the parent."""
     by_parent: dict[int, list[ProcessInfo]] = {}
-    # The /proc of another PID namespace (unshare --pid) has other processes by our numbers.
-    if os.readlink('/proc/self') == str(os.getpid()):
-        for process in map(ProcessInfo.read, filter(str.isdecimal, os.listdir('/proc'))):
-            if process is not None:
-                by_parent.setdefault(process.parent, []).append(process)
+    if not has_proc():
+        return {os.getpid(): _find_children()}
+    for process in map(ProcessInfo.read, filter(str.isdecimal, os.listdir('/proc'))):
+        if process is not None:
+            by_parent.setdefault(process.parent, []).append(process)
     return by_parent
+
+
+def _find_children() -> list[ProcessInfo]:
+    """Return the children of this process, as far as they are found without /proc."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return []
+    own = os.getpid()
+    known = {child.pid for child in multiprocessing.process._children}  # type: ignore[attr-defined] # private
+    likely = {*known, *range(own + 1, own + SCAN)} - {None}
+    return ProcessInfo.find_children(likely) or ProcessInfo.find_children(_awaited() - likely)
 
 
 def _below(by_parent: dict[int, list[ProcessInfo]], pids: Iterable[int]) -> Iterator[ProcessInfo]:
@@ -182,12 +245,17 @@ def _adopted(processes: set[ProcessInfo]) -> set[ProcessInfo]:
     adopted = {each for each in processes if each.pid not in known | _helpers()}
     if not adopted:
         return adopted
-    awaited = {
+    awaited = _awaited()  # there may be many objects, so this runs only if needed
+    return {each for each in adopted if each.pid not in awaited}
+
+
+def _awaited() -> set[Any]:
+    """Return the pids of the processes of subprocess whose exit code was not collected."""
+    return {
         vars(each).get('pid')
-        for each in gc.get_objects()  # there may be many, so this runs only if needed
+        for each in gc.get_objects()
         if issubclass(type(each), subprocess.Popen) and vars(each).get('returncode') is None
     }
-    return {each for each in adopted if each.pid not in awaited}
 
 
 def _reap(process: ProcessInfo) -> None:
@@ -307,10 +375,13 @@ class Reaper:
 
     It leaves a process some time: a handler may have forked it without multiprocessing and
     subprocess, and wait for it.
+
+    :param interval: seconds between two steps
     """
 
-    def __init__(self) -> None:
-        self.due = monotonic() + REAP_INTERVAL
+    def __init__(self, interval: float = REAP_INTERVAL) -> None:
+        self._interval = interval
+        self.due = monotonic() + interval
         self._ended: set[ProcessInfo] = set()
         self._awaited: set[ProcessInfo] = set()
 
@@ -321,7 +392,7 @@ class Reaper:
         """
         if now < self.due:
             return
-        self.due = now + REAP_INTERVAL
+        self.due = now + self._interval
         with suppress(OSError):  # there are no children, or no descriptor is free
             if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return

@@ -4,16 +4,21 @@
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import socket
 import stat
+import struct
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 from weakref import WeakSet
 
 from pyams_zmq.wire.endpoint import ANY_HOST, Endpoint
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 _FLAGS = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -28,8 +33,11 @@ _FOLDER = '/tmp'  # noqa: S108 - not that of TMPDIR, which differs from program 
 LOCK_INTERVAL = 0.2
 """Seconds between two attempts of a standby to take a lock"""
 
-LOCK_REFRESH = 3600.0
-"""Seconds after which the file of a lock is touched, because old temporary files may be removed"""
+LOCK_REFRESH = 10.0
+"""Seconds after which the file of a lock is touched, and made again if it was removed"""
+
+_BACKLOG = 4096  # connections of others that ask for the user, until the next refresh
+_CREDENTIALS = struct.Struct('=3i')  # see SO_PEERCRED in unix(7): pid, user, group
 
 
 class FileLock:
@@ -62,17 +70,40 @@ class FileLock:
         :return: False if another process, or another object of this one, has the lock
         """
         while not self.is_held:
-            self._pid = os.getpid()
-            self._fd = os.open(self.path, _FLAGS, 0o600)
-            try:
-                fcntl.flock(self._fd, self.operation | fcntl.LOCK_NB)
-            except OSError as error:
-                self._close()
-                if isinstance(error, BlockingIOError):
-                    return False
-                raise
+            fd = self._lock_file()
+            if fd is None:
+                return False
+            self._pid, self._fd = os.getpid(), fd
             if not self.is_in_place():  # its former holder has removed it just now
                 self._close()
+        return True
+
+    def _lock_file(self) -> int | None:
+        fd = os.open(self.path, _FLAGS, 0o600)
+        try:
+            fcntl.flock(fd, self.operation | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
+        return fd
+
+    def restore(self) -> bool:
+        """Make the file again if it was removed, by a cleaner of temporary files for instance.
+
+        The lock stays that on the removed file if another process has locked a new one meanwhile.
+
+        :raises OSError: from the file system
+        :return: True if there is a new file
+        """
+        if not self.is_held or self.is_in_place():
+            return False
+        fd = self._lock_file()
+        if fd is None:
+            return False
+        self._close()
+        self._fd = fd
         return True
 
     def is_in_place(self) -> bool:
@@ -94,7 +125,7 @@ class FileLock:
             os.close(fd)
 
 
-_locks: WeakSet[FileLock] = WeakSet()
+_locks: WeakSet[Any] = WeakSet()
 
 
 def _close_inherited() -> None:
@@ -125,6 +156,7 @@ class IPCLock:
             if a file that is not a socket is there, or an error of the file system
         """
         was_held = self._lock.is_held
+        self._lock.restore()
         is_free = False
         try:  # a program that does not use our locks may serve the path
             is_free = self._lock.acquire() and not _is_served(self.path)
@@ -151,36 +183,143 @@ class IPCLock:
         self._lock.release()
 
 
-class NameLock(FileLock):
-    """Reserves a name for this process, among all of this user and machine.
+class _UserLock(FileLock):
+    """A lock on a file in the folder of the user, for a name.
 
-    The locked file is in a folder of the user in `/tmp`, which does not depend on `TMPDIR`. It is
-    never removed: another process may have opened it, to lock it next.
+    The folder is in `/tmp`, which does not depend on `TMPDIR`. The file is never removed: another
+    process may have opened it, to lock it next.
 
     :param name: any text
-    :raises PermissionError: the folder does not belong to this user, or is open to others
+    :raises OSError: from the file system; EACCES if the folder does not belong to this user, or is
+        open to others
     """
 
     def __init__(self, name: str):
-        file_name = f'{hashlib.sha256(name.encode()).hexdigest()}.lock'
-        super().__init__(os.path.join(_user_folder(), file_name))
+        super().__init__(os.path.join(_user_folder(), f'{_digest(name)}.lock'))
 
     def acquire(self) -> bool:
         """Try to take the name.
 
-        It touches its file, so that cleaners of temporary files do not remove it.
+        It touches its file, so that cleaners of temporary files do not remove it, and makes it
+        again if it was removed nevertheless.
 
         :raises OSError: from the file system
         :return: False if another process, or another lock of this one, has it
         """
         _user_folder()
+        self.restore()
         is_held = super().acquire()
         if is_held:
             os.utime(self._fd)
         return is_held
 
 
-class _AddressPart(NameLock):
+class SocketLock:
+    """Reserves a name without a file, among the processes of this user and network namespace.
+
+    A socket has the name in the abstract namespace, see unix(7). If a program of another user has
+    it, to be in the way, the lock can be taken nevertheless.
+
+    :param name: any text
+    """
+
+    def __init__(self, name: str):
+        self._address = f'\0pyams_zmq-{os.geteuid()}-{_digest(name)}'.encode()
+        self._socket: socket.socket | None = None
+        self._pid = 0
+        _locks.add(self)
+
+    def acquire(self) -> bool:
+        """Try to take the name. Calling it again has no effect.
+
+        :return: False if another process of this user, or another lock of this one, has it
+        """
+        if self._pid != os.getpid():
+            self._close()
+        if self._socket is None:
+            return self._bind()
+        with suppress(OSError):
+            while True:  # those that have asked for the user
+                self._socket.accept()[0].close()
+        return True
+
+    def _bind(self) -> bool:
+        for _attempt in range(2):  # its holder may have ended between the two questions
+            own = socket.socket(socket.AF_UNIX)
+            own.setblocking(False)
+            try:
+                own.bind(self._address)
+                own.listen(_BACKLOG)
+            except OSError:
+                own.close()
+            else:
+                self._pid, self._socket = os.getpid(), own
+                return True
+            if self._is_ours():
+                return False
+        return True
+
+    def _is_ours(self) -> bool:
+        """Return True if a process of this user has the name."""
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            probe.connect(self._address)
+            data = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            return bool(_CREDENTIALS.unpack(data)[1] == os.geteuid())
+        return False
+
+    def release(self) -> None:
+        """Give the name back, if this object has it; forks may have its socket."""
+        if self._socket is not None and self._pid == os.getpid():
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        self._close()
+
+    def _close(self) -> None:
+        own, self._socket = self._socket, None
+        if own is not None:
+            own.close()
+
+
+class NameLock(_UserLock):
+    """Reserves a name for this process, among all of this user and machine.
+
+    It locks a file, see `_UserLock`, and has a :class:`SocketLock`: nobody can remove that, and
+    others cannot be in the way of the file.
+
+    :param name: any text
+    :raises OSError: see `_UserLock`
+    """
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self._socket_lock = SocketLock(name)
+        self._has_failed = False
+
+    def acquire(self) -> bool:
+        """Try to take the name; an error of the file system is logged once.
+
+        :return: False if another process, or another lock of this one, has it
+        """
+        try:
+            if not super().acquire():
+                return False
+        except OSError as error:
+            if not self._has_failed:
+                LOGGER.error('A lock is held without its file: %s', describe_folder_error(error))
+            self._has_failed = True
+        if self._socket_lock.acquire():
+            return True
+        super().release()
+        return False
+
+    def release(self) -> None:
+        """Give the name back, if this object has it."""
+        super().release()
+        self._socket_lock.release()
+
+
+class _AddressPart(_UserLock):
     """The lock of one name of an address, with a note that says whose the address is.
 
     :param name: name, see `_names_of`
@@ -194,6 +333,7 @@ class _AddressPart(NameLock):
             self.operation = fcntl.LOCK_SH
         self._key = hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()
         self._description = description
+        self._is_in_use = False
         self._seen: tuple[int, int, int] | None = None  # of a file that names this application
 
     def acquire(self) -> bool:
@@ -204,12 +344,20 @@ class _AddressPart(NameLock):
             self.write_note(False)
         return is_held
 
+    def restore(self) -> bool:
+        """Write the note again, too."""
+        is_new = super().restore()
+        if is_new:
+            self.write_note(self._is_in_use)
+        return is_new
+
     def write_note(self, is_in_use: bool) -> None:
         """Note whose the address is, if this object has the lock.
 
         :param is_in_use: True if the application cannot bind the address, because another program
             has bound it
         """
+        self._is_in_use = is_in_use
         if self.is_held:
             text = f'{self._key}\n{_IN_USE * is_in_use}\n{self._description}, process {os.getpid()}'
             os.ftruncate(self._fd, 0)
@@ -257,10 +405,12 @@ class AddressLock:
     :param endpoints: addresses; the first is that of its clients
     :param key: identifies the application, the same for all its processes
     :param description: what a user knows the application by
-    :raises PermissionError: see :class:`NameLock`
+    :raises OSError: see `_UserLock`
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], key: str, description: str):
+        self._description = description
+        self._has_failed = False
         self.address = str(endpoints[0].bound)
         self._uris = {each.uri for endpoint in endpoints for each in (endpoint, endpoint.bound)}
         names = {name: shared for each in endpoints for name, shared in _names_of(each).items()}
@@ -268,12 +418,17 @@ class AddressLock:
         self._refused: _AddressPart | None = None
 
     def acquire(self) -> bool:
-        """Try to take all addresses, and note whose they are.
+        """Try to take all addresses, and note whose they are; log an error of the file system once.
 
-        :raises OSError: from the file system
         :return: False if another process, or another lock of this one, has one of them
         """
-        self._refused = next((part for part in self._parts if not part.acquire()), None)
+        try:
+            self._refused = next((part for part in self._parts if not part.acquire()), None)
+        except OSError as error:
+            if not self._has_failed:
+                LOGGER.error(UNLOCKED, self._description, describe_folder_error(error))
+            self._has_failed = True
+            self._refused = None
         if self._refused is not None:
             self.release()
         return self._refused is None
@@ -343,6 +498,23 @@ def _shared_folder() -> str:
     return tempfile.gettempdir()
 
 
+UNLOCKED = 'The addresses of %s cannot be locked: another application may serve them, too; %s'
+"""Log record: for the service of an application, and why"""
+
+
+def describe_folder_error(error: OSError) -> str:
+    """Return why the locks of a user cannot be made, and the way out."""
+    return (
+        f'the folder of the locks cannot be used: {error}; let {_FOLDER} be a folder of root that '
+        'is open to all (mode 1777), or set TMPDIR of all programs of the application to one that '
+        'this user can write to'
+    )
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()
+
+
 def _user_folder() -> str:
     user = os.geteuid()
     folder = os.path.join(_shared_folder(), f'pyams_zmq-{user}')
@@ -351,7 +523,9 @@ def _user_folder() -> str:
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o077:
         raise PermissionError(
-            errno.EACCES, 'it must be a folder of this user, closed to other users', folder
+            errno.EACCES,
+            'it must be a folder of this user, closed to other users: remove it',
+            folder,
         )
     return folder
 

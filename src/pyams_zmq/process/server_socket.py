@@ -2,12 +2,14 @@
 """The bound sockets of a server: limits, access, ipc locks, and what its forks inherit."""
 
 import errno
+import logging
 import os
 import re
+import resource
 import socket as network
 import stat
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from math import ceil
 from time import sleep
@@ -20,10 +22,18 @@ from pyams_zmq.auth import ZAP_DOMAIN, Access
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process.connections import Listener
 from pyams_zmq.process.guard import ConnectionGuard
+from pyams_zmq.process.ipc_file import GROUP_MODE, check_mode, find_group, open_listener
 from pyams_zmq.process.lock import IPCLock
 from pyams_zmq.wire.clock import monotonic
-from pyams_zmq.wire.context import MAX_SUBSCRIPTION_SIZE, PUBLISHERS, check_descriptors
+from pyams_zmq.wire.context import (
+    MAX_DESCRIPTORS,
+    MAX_SUBSCRIPTION_SIZE,
+    PUBLISHERS,
+    check_descriptors,
+)
 from pyams_zmq.wire.keepalive import keep_alive
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 LINGER = 1000
 """Milliseconds that a socket gets to send its last message"""
@@ -35,7 +45,11 @@ loaded machine thousands wait until the I/O thread of libzmq runs again"""
 SIZE_SLACK = 16 * 1024 * 1024
 """Bytes above `max_message_size` that still get the reply 413; beyond, the peer is disconnected"""
 
+FILE_INTERVAL = 1.0
+"""Seconds between two checks that the socket files of ipc addresses are still there"""
+
 _RETRY_INTERVAL = 0.05
+_ANY_PATH = '*'
 _ZONE = re.compile(r'%[^]]+(?=]:\d+$)')  # of a link-local address: only libzmq returns it
 
 _ADVICE = {
@@ -44,6 +58,7 @@ _ADVICE = {
     errno.ENODEV: 'it is neither an address nor an interface of this machine',
     errno.EEXIST: 'a file that is not a socket is there, remove it or choose another path',
     errno.EACCES: 'this user may not bind it',
+    errno.EPERM: 'this user is not a member of ipc_group',
     errno.ENOENT: 'its folder does not exist',
 }
 
@@ -63,6 +78,10 @@ class SocketLimits:
     send_size: int = 64 * 1024 * 1024  #: Bytes that wait to be sent, per peer
     max_connections: int = 1000  #: Connections of an address; then idle ones are closed
     backlog: int = 100  #: Connections that wait to be accepted
+    #: Mode of the socket file of an ipc address; None: 0777 without the bits of the umask, or 0660
+    #: with `ipc_group`. Connecting needs the permission to write
+    ipc_mode: int | None = None
+    ipc_group: int | str | None = None  #: Name or id of the group of this file
 
     def apply_limits(self, socket: Any, max_size: int, *, counts: bool = False) -> None:
         """Set the options of a socket.
@@ -110,6 +129,7 @@ class ServerSockets:
         self._guard = guard
         self._before_retry = before_retry
         self._locks: dict[str, IPCLock] = {}
+        self._files: dict[str, _BoundFile] = {}
         self._uris: dict[Any, list[str]] = {}
         self.listeners: WeakKeyDictionary[Any, Listener] = WeakKeyDictionary()
 
@@ -146,18 +166,23 @@ class ServerSockets:
 
     def _bind(self, socket: Any, uri: str, access: Access, path: str | None) -> str:
         deadline = monotonic() + self._limits.bind_timeout
+        if path == _ANY_PATH:  # libzmq makes a folder for it
+            path = None
         lock = None if path is None else self._locks.get(path) or IPCLock(path)
         while True:
             try:
                 if lock is not None:
                     lock.acquire()
                 check_descriptors()
-                socket.bind(uri)
+                self._bind_once(socket, uri, path)
                 break
             except (OSError, zmq.ZMQError) as error:
                 if lock is not None and lock.path not in self._locks:
                     lock.release()
                 number = error.errno or 0
+                if number == errno.ENODEV and not socket.ipv6:
+                    socket.ipv6 = True  # an interface may have IPv6 addresses only
+                    continue
                 if number != errno.EADDRINUSE or monotonic() > deadline:
                     text, advice = zmq.strerror(number), _ADVICE.get(number)
                     text = f'{text} ({advice})' if advice else text
@@ -166,11 +191,68 @@ class ServerSockets:
             sleep(_RETRY_INTERVAL)  # no event is sent when an address becomes free
         if lock is not None:
             self._locks[lock.path] = lock
-        bound: str = socket.last_endpoint.decode()
+            self._files[lock.path] = _BoundFile(socket, uri, lock.path)
+        bound = os.fsdecode(socket.last_endpoint)
         self._uris = {key: uris for key, uris in self._uris.items() if not key.closed}
         self._uris.setdefault(socket, []).append(bound)
         access.warn_of_exposure(self._name, bound)
         return bound
+
+    def _bind_once(self, socket: Any, uri: str, path: str | None) -> None:
+        mode, group = self._limits.ipc_mode, self._limits.ipc_group
+        if path is None or mode is group is None:
+            socket.bind(os.fsencode(uri))
+            return
+        mode = check_mode(GROUP_MODE if mode is None else mode)
+        group = None if group is None else find_group(group)
+        with open_listener(path, mode, group, self._limits.backlog) as listener:
+            socket.use_fd = os.dup(listener.fileno())
+            try:
+                socket.bind(os.fsencode(uri))
+            finally:
+                socket.use_fd = -1
+
+    @property
+    def has_files(self) -> bool:
+        """True if an ipc address with a file was bound."""
+        return bool(self._files)
+
+    @property
+    def has_lost_files(self) -> bool:
+        """True if such a file was removed, or another program has replaced it."""
+        return any(bound.is_missing for bound in self._files.values())
+
+    def restore_files(self) -> bool:
+        """Bind ipc addresses again whose file was removed, by a cleaner for instance; log that.
+
+        :return: True if a socket was touched
+        """
+        is_touched = False
+        for path, bound in list(self._files.items()):
+            if not bound.is_missing:
+                continue
+            is_touched = True
+            try:
+                self._locks[path].acquire()
+                self._bind_once(bound.socket, bound.uri, path)
+            except (OSError, zmq.ZMQError) as error:
+                if not bound.is_lost:
+                    LOGGER.error(
+                        '%s: the file of %s was removed, and no new client can connect, because it '
+                        'cannot be made again: %s',
+                        self._name,
+                        bound.uri,
+                        error,
+                    )
+                bound.is_lost = True
+                continue
+            self._files[path] = _BoundFile(bound.socket, bound.uri, path)
+            LOGGER.error(
+                '%s: the file of %s was removed, it is made again; let no program tidy its folder',
+                self._name,
+                bound.uri,
+            )
+        return is_touched
 
     @property
     def uris(self) -> list[str]:
@@ -185,6 +267,31 @@ class ServerSockets:
         """Release the locks of the ipc addresses, once the sockets are closed."""
         for lock in self._locks.values():
             lock.release()
+
+
+class _BoundFile:
+    """The file of an ipc address that was just bound.
+
+    :ivar is_lost: true if it was removed, and could not be made again
+    """
+
+    def __init__(self, socket: Any, uri: str, path: str):
+        self.socket, self.uri = socket, uri
+        self.is_lost = False
+        self._path = path
+        self._identity = self._identify()
+
+    @property
+    def is_missing(self) -> bool:
+        """True if it is not at its path any more, although its socket is bound."""
+        return not self.socket.closed and self._identify() != self._identity
+
+    def _identify(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 @contextmanager
@@ -210,7 +317,7 @@ def close_inherited_listeners(
     """
     local_uris: dict[int, list[str]] = {}
     listening = set()
-    for fd in map(int, os.listdir('/proc/self/fd')):
+    for fd in _possible_descriptors():
         if fd not in kept:
             local_uris[fd], is_listening = _inspect(fd)
             if is_listening:
@@ -221,6 +328,15 @@ def close_inherited_listeners(
             if not closed.isdisjoint(names):
                 # Not closed: objects of the parent would close the number when another file has it.
                 os.dup2(null.fileno(), fd)
+
+
+def _possible_descriptors() -> Iterable[int]:
+    """Return the numbers that open descriptors of this process have, and maybe others."""
+    try:
+        return [int(name) for name in os.listdir('/proc/self/fd')]
+    except FileNotFoundError:  # /proc is not mounted
+        soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return range(MAX_DESCRIPTORS if soft < 0 else min(soft, MAX_DESCRIPTORS))  # < 0: unlimited
 
 
 def _inspect(fd: int) -> tuple[list[str], bool]:

@@ -26,10 +26,12 @@ from pyams_zmq.process.descendants import (
     end_descendants,
     forbid_new_processes,
     wait_for_descendants,
+    warn_without_proc,
 )
 from pyams_zmq.process.executor import ServiceExecutor
 from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.server_socket import (
+    FILE_INTERVAL,
     LINGER,
     SOCKET_LIMITS,
     ServerSockets,
@@ -150,6 +152,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         self._pid = os.getpid()
         self._drop_inherited_state()
         become_subreaper()
+        warn_without_proc(self.name)
         self._masks = local()
         os.register_at_fork(
             before=self._mask_signals,
@@ -256,6 +259,8 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             sys.exit(self._exit_code)
 
     def _serve(self) -> None:
+        if self._sockets.has_files:
+            self._restore_files()
         error: BaseException | None = None
         while True:
             try:
@@ -275,6 +280,13 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         LOGGER.error('A task or a signal handler of %s failed', self.name, exc_info=error)
         for stream in self._streams:
             stream.recover()
+
+    def _restore_files(self) -> None:
+        if self._sockets.restore_files():
+            for stream in self._streams:
+                if not stream.closed():
+                    stream._rebuild_io_state()  # any access to a socket clears its wake-up
+        self.loop.call_later(FILE_INTERVAL, self._restore_files)
 
     def _stop_loop(self) -> None:
         self._stopping = True

@@ -155,7 +155,7 @@ class ZMQStream(BaseZMQStream):
         # Registered at the asyncio loop: tornado would add a layer to each call.
         io_loop: Any = self.io_loop
         self._loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop
-        self._title = f'The {self.socket.type.name} stream {self.socket.last_endpoint.decode()}'
+        self._title = f'The {self.socket.type.name} stream {os.fsdecode(self.socket.last_endpoint)}'
         # A duplicate stays valid when other code closes the socket: the loop would watch the next
         # file that has the number of a closed descriptor.
         self._fd = os.dup(self._fd)

@@ -12,14 +12,17 @@ from typing import Any
 
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import ZMQProcessGivenUpEvent
-from pyams_zmq.process.base import ReadyProcess, StopOrder, describe_exit_code
+from pyams_zmq.process.base import SIGNALLED, ReadyProcess, StopOrder, describe_exit_code
 from pyams_zmq.process.descendants import (
+    LIST_INTERVAL,
     POLL_INTERVAL,
     OrphanCleanup,
     ProcessInfo,
+    Reaper,
     children,
     open_pidfd,
     subreaper,
+    warn_without_proc,
 )
 from pyams_zmq.process.heartbeat import (
     CHECK_INTERVAL,
@@ -37,6 +40,7 @@ from pyams_zmq.process.signals import (
 from pyams_zmq.process.watchdog import RECYCLED, has_ended
 from pyams_zmq.supervisor.policy import Factory, RestartLimits, SupervisedProcess
 from pyams_zmq.wire.clock import monotonic
+from pyams_zmq.wire.hard_end import end_hard
 from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -54,6 +58,9 @@ class Supervisor(RestartLimits):
       up to `max_delay`. When `max_starts` starts in a row ended within `min_life` seconds, there is
       a :class:`~pyams_zmq.interfaces.ZMQProcessGivenUpEvent`, and from then on one start each
       `give_up_delay` seconds, with a CRITICAL log, until a process lives longer.
+
+    As the first process of a container (PID 1) it collects the orphans of all programs there, and
+    leaves those alone that run.
 
     What a process leaves behind, a running ffmpeg for instance, is ended before the next process
     is started. While `run` runs, this program adopts such orphans. Children that it forks itself
@@ -82,6 +89,7 @@ class Supervisor(RestartLimits):
         self._children = [SupervisedProcess(*item) for item in factories.items()]
         self._former_children: set[ProcessInfo] = set()  # which are not orphans
         self._cleanup: OrphanCleanup | None = None
+        self._reaper: Reaper | None = None  # only as PID 1
 
     @property
     def processes(self) -> dict[str, ReadyProcess]:
@@ -144,12 +152,18 @@ class Supervisor(RestartLimits):
                 'holds while a process is forked is never released there',
                 threads,
             )
+        warn_without_proc(', '.join(child.name for child in self._children))
         with subreaper() as self._is_subreaper:
             self._former_children = children()
             try:
+                if os.getpid() == 1:
+                    self._reaper = Reaper(LIST_INTERVAL)
                 with self._handle_signals() as wake:
                     while True:
                         timeout = self.step(monotonic())
+                        if self._reaper is not None:
+                            timeout = min(LIST_INTERVAL, inf if timeout is None else timeout)
+                            self._collect_orphans(self._reaper, monotonic())
                         if self._can_leave():
                             return self.exit_code
                         if wake in wait_readable([wake, *self._descriptors()], timeout):
@@ -338,6 +352,17 @@ class Supervisor(RestartLimits):
             return inf
         return timeout
 
+    def _collect_orphans(self, reaper: Reaper, now: float) -> None:
+        """Collect the orphans of others that have ended; note those that run, they are not ours."""
+        if now >= reaper.due:
+            reaper.step(now)
+            present = children()
+            # Those of a process of ours come when it ends, so later than this.
+            if self._cleanup is None and not any(
+                child.running and has_ended(child.process) for child in self._children
+            ):
+                self._former_children = present
+
     # The end
 
     def _step_stop(self, now: float) -> float:
@@ -405,7 +430,12 @@ class Supervisor(RestartLimits):
 
     def _on_stop_signal(self, num: int, frame: Any) -> None:
         self.stop()
-        signal.signal(num, signal.SIG_DFL)  # the second one of a kind ends this process at once
+        # The second one of a kind ends this process at once; the default does not end PID 1.
+        signal.signal(num, signal.SIG_DFL if os.getpid() != 1 else _end)
 
     def _on_hangup(self, num: int, frame: Any) -> None:
         self._reload_is_due = True
+
+
+def _end(num: int, _frame: Any) -> None:
+    end_hard(SIGNALLED + num)

@@ -12,7 +12,14 @@ from pyams_zmq.process.base import OwnedProcess
 from pyams_zmq.process.channel import RELOAD, STOP, Command
 from pyams_zmq.process.descendants import POLL_INTERVAL, OrphanCleanup, open_pidfd
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL
-from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock, NameLock
+from pyams_zmq.process.lock import (
+    LOCK_INTERVAL,
+    LOCK_REFRESH,
+    AddressLock,
+    NameLock,
+    SocketLock,
+    describe_folder_error,
+)
 from pyams_zmq.supervisor.driver import Supervisor
 from pyams_zmq.supervisor.policy import Factory, SupervisedProcess
 from pyams_zmq.wire.clock import monotonic
@@ -33,17 +40,21 @@ class SupervisingProcess(OwnedProcess):
     address_lock: AddressLock | None = None
     """Reserves the addresses of its children for the application; only with `lock`"""
 
-    _name_lock: NameLock | None = None
+    _name_lock: NameLock | SocketLock | None = None
     _supervise: Callable[[], int]  # runs an `OwnedSupervisor`, and returns its exit code
 
     def start(self) -> None:
         """Fork the child and return at once.
 
         :raises ZMQStartError: in a program that gevent has patched
-        :raises OSError: the folder of the locks does not belong to this user
+        :raises OSError: the folder of the locks cannot be used
         """
-        if self.lock is not None:
-            self._name_lock = NameLock(self.lock)
+        if self.lock is not None and self._name_lock is None:
+            try:
+                self._name_lock = NameLock(self.lock)
+            except OSError as error:
+                text = f'{self.name} cannot start: {describe_folder_error(error)}'
+                raise OSError(error.errno, text) from None
         super().start()
 
     def run(self) -> None:
@@ -98,7 +109,7 @@ class OwnedSupervisor(Supervisor):
         super().__init__(factories, registry=process.registry)
         self._process = process
         self._owner = process._parent_pid
-        self._lock: NameLock | None = process._name_lock
+        self._lock: NameLock | SocketLock | None = process._name_lock
 
     def run(self) -> int:
         """Supervise until the owner asks to stop, and as :meth:`Supervisor.run` does."""
@@ -126,7 +137,7 @@ class OwnedSupervisor(Supervisor):
             timeouts.append(timeout)
         return min(timeouts, default=None)
 
-    def _acquire(self, lock: NameLock) -> bool:
+    def _acquire(self, lock: NameLock | SocketLock) -> bool:
         is_held = lock.acquire()
         if not is_held and not self._is_standby:
             names = ', '.join(child.name for child in self._children)

@@ -4,7 +4,7 @@
 import os
 import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -24,6 +24,7 @@ _HOST_PORT = re.compile(
     r'(?::(?P<port>[0-9]{1,5}|\*))?',
     re.ASCII,
 )
+_IPV4 = re.compile(r'[0-9.]+', re.ASCII)
 _MAX_PORT = 65535
 
 
@@ -102,6 +103,12 @@ class Endpoint:
         """True when the socket needs `zmq.IPV6`."""
         return self.protocol == 'tcp' and self.host.startswith('[')
 
+    @cached_property
+    def name(self) -> str | None:
+        """The host name of a tcp endpoint to connect to, None for an IP address and for ipc."""
+        is_name = self.protocol == 'tcp' and not (self.is_ipv6 or _IPV4.fullmatch(self.host))
+        return self.host if is_name else None
+
     @property
     def path(self) -> str | None:
         """Path of the file of an ipc endpoint, None for tcp and for abstract names."""
@@ -111,6 +118,11 @@ class Endpoint:
     def uri(self) -> str:
         """The endpoint in the form of libzmq."""
         return f'{self.protocol}://{self.host}' + ('' if self.port is None else f':{self.port}')
+
+    @cached_property
+    def encoded(self) -> Any:
+        """The URI as bytes, for libzmq: those that the system uses for a path."""
+        return os.fsencode(self.uri)
 
     @property
     def bound(self) -> 'Endpoint':

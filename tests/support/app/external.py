@@ -12,6 +12,38 @@ from app.handler import MessageHandler, Process
 from handlers import ExitingSetup
 from pyams_zmq.interfaces import IZMQProcessStartedEvent
 
+INI = """
+[app:main]
+use = call:app.external:main
+app.notes = {folder}/notes
+{setting}
+
+[server:main]
+use = egg:waitress#main
+
+[loggers]
+keys = root
+
+[handlers]
+keys = console
+
+[formatters]
+keys = plain
+
+[logger_root]
+level = INFO
+handlers = console
+
+[handler_console]
+class = StreamHandler
+args = (sys.stderr,)
+formatter = plain
+
+[formatter_plain]
+format = from the ini file: %(levelname)s %(message)s
+"""
+"""Ini file of the application; `folder` gets its notes"""
+
 
 class NotingProcess(Process):
     """Notes the registry which is the current one when it is made."""
@@ -26,7 +58,9 @@ def note(event):
     process = event.object
     assert process.made_with is process.registry
     words = [process.bound_address, os.getpid(), Path(sys.argv[0]).name]
-    with Path(process.registry.settings['app.notes']).open('a', encoding='ascii') as file:
+    with Path(process.registry.settings['app.notes']).open(
+        'a', encoding='utf-8', errors='surrogateescape'
+    ) as file:
         print(*words, file=file)
 
 
