@@ -364,7 +364,7 @@ def test_lock_folder_of_another_user(tmp_path, monkeypatch, caplog):
             assert text in record.getMessage()
     assert registry.zmq_clients.get('worker').call('echo', 1) == 1
     first, second = sorted(
-        (process for process in _owned if process.name == 'worker' or 'Supervisor' in process.name),
+        (process for process in _owned if process.is_alive()),
         key=lambda process: process.pid,
     )
     first.stop()
