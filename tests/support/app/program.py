@@ -209,13 +209,22 @@ class WebServer(Program):
             return [pid for pid in map(int, pids) if is_running(pid)]
         return []
 
+    def connect(self):
+        """Return a connection to the server."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(5)
+        try:
+            connection.connect(str(self.folder / 'http.sock'))
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
     def get(self, path='/'):
         """Send a request to the application; return its answer or None."""
         connection = http.client.HTTPConnection('localhost', timeout=5)
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(5)
         try:
-            connection.sock.connect(str(self.folder / 'http.sock'))
+            connection.sock = self.connect()
             connection.request('GET', path)
             response = connection.getresponse()
             return json.load(response) if response.status == http.HTTPStatus.OK else None
