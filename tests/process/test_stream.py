@@ -697,11 +697,14 @@ async def test_context_that_was_terminated(net, caplog):
     )
 
 
+@pytest.mark.parametrize('has_event', [True, False])
 @in_loop
-async def test_socket_closed_by_other_code(net, caplog):
-    """No event announces that. Meanwhile the loop does not watch another file by mistake."""
+async def test_socket_closed_by_other_code(net, caplog, has_event):
+    """An event may announce that. The loop does not watch another file by mistake meanwhile."""
     with net.stream(zmq.PULL, print) as (subject, address):
         calls = []
+        if not has_event:
+            subject._loop.remove_reader(subject._fd)
         subject.set_close_callback(lambda: calls.append(subject))
         fd = subject.socket.fd
         subject.socket.close()

@@ -104,7 +104,7 @@ class MessagePump:
         self._has_checked = False
         self._next_turn: asyncio.Handle | None = None
         self._retry: asyncio.Handle | None = None
-        self._guard: asyncio.Handle | None = None
+        self._guard: Any = None  # a handle, from the start on
         self._guard_interval = WATCH
 
     # Start and end
@@ -179,7 +179,7 @@ class MessagePump:
     def _close_socket(self, linger: int | None) -> None:
         if linger is None:
             linger = ABORT_LINGER
-            with suppress(zmq.ZMQError):  # other code has closed it
+            with suppress(Exception):  # other code has closed it, or the interpreter ends
                 own = self._sock.getsockopt(zmq.LINGER)
                 linger = own if own < 0 else max(own, linger)
         if self._sock in _open_sockets:
@@ -202,9 +202,8 @@ class MessagePump:
         """Take turns at short intervals from now on, because other code accesses the socket."""
         if self._guard_interval != GUARD:
             self._guard_interval = GUARD
-            if self._guard is not None:
-                self._guard.cancel()
-                self._repeat_guard()
+            self._guard.cancel()
+            self._repeat_guard()
 
     def _repeat_guard(self) -> None:
         if not self._has_ended():
