@@ -734,6 +734,36 @@ async def test_use_of_a_socket_closed_by_other_code(net, caplog):
     assert len(caplog.records) == 1
 
 
+@in_loop
+async def test_socket_closed_in_its_callback(net, caplog):
+    """Other messages wait in it at that moment."""
+    received = []
+
+    def close(msg):
+        received.append(msg)
+        subject.socket.close()
+
+    with net.stream(zmq.PULL, address='inproc://test') as (subject, address):
+        client = net.connect(zmq.PUSH, address)
+        for _ in range(20):
+            client.send(b'x')
+        subject.on_recv(close)
+        await until(lambda: subject.socket is None)
+    assert received == [[b'x']]
+    assert len(caplog.records) == 1
+
+
+def test_close_after_the_loop(net, caplog):
+    async def make():
+        return ZMQStream(net.socket(zmq.PULL))
+
+    subject = asyncio.run(make())
+    socket = subject.socket
+    subject.close()
+    assert socket.closed
+    assert not caplog.records
+
+
 def test_process_whose_stream_was_closed(start, ask, tmp_path):
     """It does not become deaf without a record in the log; other streams serve on."""
     log = tmp_path / 'log'
