@@ -697,11 +697,14 @@ async def test_context_that_was_terminated(net, caplog):
     )
 
 
+@pytest.mark.parametrize('has_event', [True, False])
 @in_loop
-async def test_socket_closed_by_other_code(net, caplog):
-    """No event announces that. Meanwhile the loop does not watch another file by mistake."""
+async def test_socket_closed_by_other_code(net, caplog, has_event):
+    """An event may announce that. The loop does not watch another file by mistake meanwhile."""
     with net.stream(zmq.PULL, print) as (subject, address):
         calls = []
+        if not has_event:
+            subject._loop.remove_reader(subject._fd)
         subject.set_close_callback(lambda: calls.append(subject))
         fd = subject.socket.fd
         subject.socket.close()
@@ -729,6 +732,36 @@ async def test_use_of_a_socket_closed_by_other_code(net, caplog):
         with pytest.raises(OSError, match='Stream is closed'):
             subject.send(b'x')
     assert len(caplog.records) == 1
+
+
+@in_loop
+async def test_socket_closed_in_its_callback(net, caplog):
+    """Other messages wait in it at that moment."""
+    received = []
+
+    def close(msg):
+        received.append(msg)
+        subject.socket.close()
+
+    with net.stream(zmq.PULL, address='inproc://test') as (subject, address):
+        client = net.connect(zmq.PUSH, address)
+        for _ in range(20):
+            client.send(b'x')
+        subject.on_recv(close)
+        await until(lambda: subject.socket is None)
+    assert received == [[b'x']]
+    assert len(caplog.records) == 1
+
+
+def test_close_after_the_loop(net, caplog):
+    async def make():
+        return ZMQStream(net.socket(zmq.PULL))
+
+    subject = asyncio.run(make())
+    socket = subject.socket
+    subject.close()
+    assert socket.closed
+    assert not caplog.records
 
 
 def test_process_whose_stream_was_closed(start, ask, tmp_path):

@@ -20,6 +20,7 @@ import zmq
 from pyams_zmq.aio.buffer import Message, WriteBuffer
 from pyams_zmq.client.connection import as_os_error, make_os_error
 from pyams_zmq.wire.clock import monotonic
+from pyams_zmq.wire.close_hook import hook_close, unhook_close
 from pyams_zmq.wire.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -36,9 +37,6 @@ have room: libzmq does not announce room in one queue if another one has room"""
 
 GUARD = 0.1
 """Seconds between turns of a socket that other code may access, which clears its descriptor"""
-
-WATCH = 1.0
-"""Seconds between those of other sockets: no event announces that other code has closed one"""
 
 ABORT_LINGER = 1000
 """Milliseconds until a socket that is closed drops what it has not sent, at least.
@@ -105,7 +103,6 @@ class MessagePump:
         self._next_turn: asyncio.Handle | None = None
         self._retry: asyncio.Handle | None = None
         self._guard: asyncio.Handle | None = None
-        self._guard_interval = WATCH
 
     # Start and end
 
@@ -123,7 +120,12 @@ class MessagePump:
         self.is_started = True
         _open_sockets.add(self._sock)
         self._loop.add_reader(self._fd, self._on_readable)
-        self._repeat_guard()  # also for messages that arrived before the descriptor was watched
+        hook_close(self._sock, self._notice_close)
+        self.schedule_turn()  # for messages that arrived before the descriptor was watched
+
+    def _notice_close(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self.schedule_turn)
 
     def close(self) -> None:
         """Receive nothing more, send the buffered messages, then end."""
@@ -177,9 +179,10 @@ class MessagePump:
         self.call('connection_lost', error)
 
     def _close_socket(self, linger: int | None) -> None:
+        unhook_close(self._sock)
         if linger is None:
             linger = ABORT_LINGER
-            with suppress(zmq.ZMQError):  # other code has closed it
+            with suppress(Exception):  # other code has closed it, or the interpreter ends
                 own = self._sock.getsockopt(zmq.LINGER)
                 linger = own if own < 0 else max(own, linger)
         if self._sock in _open_sockets:
@@ -199,16 +202,13 @@ class MessagePump:
             self.schedule_turn()
 
     def guard(self) -> None:
-        """Take turns at short intervals from now on, because other code accesses the socket."""
-        if self._guard_interval != GUARD:
-            self._guard_interval = GUARD
-            if self._guard is not None:
-                self._guard.cancel()
-                self._repeat_guard()
+        """Take turns at regular intervals from now on, because other code accesses the socket."""
+        if self._guard is None:
+            self._repeat_guard()
 
     def _repeat_guard(self) -> None:
         if not self._has_ended():
-            self._guard = self._loop.call_later(self._guard_interval, self._repeat_guard)
+            self._guard = self._loop.call_later(GUARD, self._repeat_guard)
             self.schedule_turn()
 
     def schedule_turn(self) -> None:

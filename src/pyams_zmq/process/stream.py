@@ -17,6 +17,7 @@ from zmq.eventloop.zmqstream import ZMQStream as BaseZMQStream
 from pyams_zmq.process.connections import SHORT_FRAME, Envelope, Listener
 from pyams_zmq.process.server_socket import LINGER
 from pyams_zmq.wire.clock import monotonic
+from pyams_zmq.wire.close_hook import hook_close, unhook_close
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, send_frames
 from pyams_zmq.wire.message import encode, overloaded
 
@@ -29,9 +30,6 @@ CHECKED_MESSAGES = 8
 """After each of the first 8 messages EVENTS is read (cheaper than a failed recv); after more, recv
 until it fails (cheaper than reading EVENTS each time)"""
 
-
-WATCH = 1.0
-"""Seconds within which a stream notices that other code has closed its socket"""
 
 _SOCKET_ENDED = (zmq.ETERM, zmq.ENOTSOCK)
 
@@ -161,11 +159,11 @@ class ZMQStream(BaseZMQStream):
         self._fd = os.dup(self._fd)
         self._close_fd = weakref.finalize(self, os.close, self._fd)
         self._loop.add_reader(self._fd, self._handle_events, None, 0)
-        self._watch = self._loop.call_later(WATCH, self._check_socket)
+        hook_close(self.socket, self._notice_close)
 
-    def _check_socket(self) -> None:
-        if not self.closed():  # else this has closed the stream: no event announces that
-            self._watch = self._loop.call_later(WATCH, self._check_socket)
+    def _notice_close(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self.closed)  # which closes the stream
 
     def close(self, linger: int | None = None) -> None:
         """Close the stream and its socket.
@@ -179,7 +177,7 @@ class ZMQStream(BaseZMQStream):
             return
         if not self._loop.is_closed():
             self._loop.remove_reader(self._fd)
-        self._watch.cancel()
+        unhook_close(socket)
         self._close_fd()
         if socket.closed:
             LOGGER.error('%s ends: other code has closed its socket', self._title)
