@@ -132,11 +132,11 @@ def test_closed_on_error(router):
 # Forks
 
 
-def inherited(sockets, *args):
+def inherited(sockets, uris=None, kept=()):
     """Close listeners in a fork; return which of some sockets are still sockets there."""
 
     def run():
-        close_inherited_listeners(*args)
+        close_inherited_listeners(kept, uris)
         writer.send([stat.S_ISSOCK(os.fstat(each.fileno()).st_mode) for each in sockets])
 
     reader, writer = Pipe()

@@ -376,12 +376,12 @@ class Reaper:
     It leaves a process some time: a handler may have forked it without multiprocessing and
     subprocess, and wait for it.
 
-    :param interval: seconds between two steps
+    :param interval: seconds between two steps, `REAP_INTERVAL` by default
     """
 
-    def __init__(self, interval: float = REAP_INTERVAL) -> None:
-        self._interval = interval
-        self.due = monotonic() + interval
+    def __init__(self, interval: float | None = None) -> None:
+        self._interval = REAP_INTERVAL if interval is None else interval
+        self.due = monotonic() + self._interval
         self._ended: set[ProcessInfo] = set()
         self._awaited: set[ProcessInfo] = set()
 
