@@ -132,11 +132,11 @@ def test_closed_on_error(router):
 # Forks
 
 
-def inherited(sockets, uris=None, kept=()):
+def inherited(sockets, **options):
     """Close listeners in a fork; return which of some sockets are still sockets there."""
 
     def run():
-        close_inherited_listeners(kept, uris)
+        close_inherited_listeners(**options)
         writer.send([stat.S_ISSOCK(os.fstat(each.fileno()).st_mode) for each in sockets])
 
     reader, writer = Pipe()
@@ -187,8 +187,8 @@ def sockets(request, listen, tmp_path):
 def test_listeners_of_some_addresses(sockets, listen):
     *sockets, uri = sockets
     others = listen(network.AF_INET, ('127.0.0.1', 0))
-    assert inherited([*sockets, *others], [uri]) == [False, False, True, True, True, True]
-    assert inherited(sockets, ['tcp://127.0.0.1:1', 'ipc:///nowhere']) == [True, True, True]
+    assert inherited([*sockets, *others], uris=[uri]) == [False, False, True, True, True, True]
+    assert inherited(sockets, uris=['tcp://127.0.0.1:1', 'ipc:///nowhere']) == [True, True, True]
     sockets[2].sendall(b'x')  # the connection is still there in this process
     assert sockets[1].recv(1) == b'x'
 
@@ -197,7 +197,7 @@ def test_all_listeners(sockets, listen):
     *sockets, _uri = sockets
     others = listen(network.AF_INET, ('127.0.0.1', 0))
     kept = [others[0].fileno()]
-    assert inherited([*sockets, *others], None, kept) == [False, False, True, True, True, True]
+    assert inherited([*sockets, *others], kept=kept) == [False, False, True, True, True, True]
     assert inherited([*sockets, *others]) == [False, False, True, False, False, True]
 
 
@@ -205,7 +205,7 @@ def test_zone_of_an_address(listen):
     """libzmq returns the zone of a link-local address, Python does not."""
     sockets = listen(network.AF_INET6, ('::1', 0))
     port = sockets[0].getsockname()[1]
-    assert inherited(sockets, [f'tcp://[::1%lo]:{port}']) == [False, False, True]
+    assert inherited(sockets, uris=[f'tcp://[::1%lo]:{port}']) == [False, False, True]
 
 
 def test_fork_of_a_server(router):

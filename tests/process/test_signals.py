@@ -17,7 +17,7 @@ from app.program import is_running
 from checks import AT_ONCE, TIMEOUT, wait_until
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.device import ProcessDevice
-from pyams_zmq.pool import ZMQPool
+from pyams_zmq.pool import PoolWorker, ZMQPool
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import describe_exit_code
 from pyams_zmq.process.signals import SERVER_SIGNALS, drop_inherited_handlers
@@ -267,3 +267,48 @@ def test_fork_in_c(start, ask):
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not is_running(pid))
     assert ask(process, ['pid', None]) == [200, process.pid]
+
+
+class Interrupted:
+    """A signal handler raises an error between the receipt of the first message and its handler."""
+
+    def init_stream(self):
+        super().init_stream()
+        stream = self.rep_stream
+        receive = stream._receive
+
+        def interrupted():
+            message = receive()
+            if message is not None:
+                del stream._receive
+                raise ValueError('from a signal handler')
+            return message
+
+        stream._receive = interrupted
+
+
+class InterruptedProcess(Interrupted, handlers.Process):
+    """Is interrupted."""
+
+
+class InterruptedWorker(Interrupted, PoolWorker):
+    """Is interrupted at its first call."""
+
+
+def test_exception_before_the_handler(start, ask):
+    process = start(factory=InterruptedProcess)
+    assert ask(process, ['echo', 1]) == [500, 'Internal error']
+    assert ask(process, ['echo', 1]) == [200, 1]
+
+
+def test_exception_before_the_handler_of_a_worker(start, ask):
+    """Nobody knows what it has lost: another worker replaces it."""
+
+    class Pool(ZMQPool):
+        worker_factory = InterruptedWorker
+
+    pool = start('127.0.0.1', handlers.MessageHandler, factory=Pool, workers=1)
+    [status, text] = ask(pool, ['pid', None])
+    assert status == 502
+    assert 'worker' in text
+    assert pool.is_alive()

@@ -135,6 +135,9 @@ class WorkerStream(ReplyStream):
                 if self.closed() or monotonic() > deadline:
                     break
                 timeout = 0 if self.in_hand else _POLL_TIMEOUT
+        except BaseException:  # a signal handler can raise it at any place
+            self._loop.call_soon(self.process.leave, 'was interrupted, and may have lost a call')
+            raise
         finally:
             self._is_handling = False
             self._rebuild_io_state()

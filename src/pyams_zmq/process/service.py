@@ -261,19 +261,25 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     def _serve(self) -> None:
         if self._sockets.has_files:
             self._restore_files()
-        is_over = False
-        while not is_over:
+        error: BaseException | None = None
+        while True:
             try:
+                if error is not None:
+                    self._recover(error)
+                    error = None
+                    if self._stopping:
+                        return
                 self.loop.start()
-                is_over = True
-            except (SystemExit, KeyboardInterrupt):  # of a task: asyncio lets it through
-                LOGGER.exception(
-                    'A task or a signal handler of %s tried to end the process', self.name
-                )
-                is_over = self._stopping
-            except Exception:
-                LOGGER.exception('A signal handler of %s failed', self.name)
-                is_over = self._stopping
+                return
+            except BaseException as raised:  # noqa: BLE001 - asyncio lets a SystemExit through
+                error = raised  # handled in the block above: a signal handler may raise once more
+
+    def _recover(self, error: BaseException) -> None:
+        """Log an exception that has left the loop; let the streams continue."""
+        # Of a task, whose SystemExit asyncio lets through, or of a signal handler at any place.
+        LOGGER.error('A task or a signal handler of %s failed', self.name, exc_info=error)
+        for stream in self._streams:
+            stream.recover()
 
     def _restore_files(self) -> None:
         if self._sockets.restore_files():

@@ -206,12 +206,20 @@ class ZMQStream(BaseZMQStream):
             if error.errno == zmq.ETERM:
                 LOGGER.error('%s ends: other code has terminated its context', self._title)
             self.close(LINGER)  # with 0, libzmq aborts if a message of several frames is half sent
+        except BaseException:  # a signal handler can raise it at any place
+            self._loop.call_soon(self.recover)
+            raise
         finally:
             self._is_handling = False
             if more and not self.closed():
                 self._rebuild_io_state()
             elif self.listener is not None and self._can_receive():
                 self.listener.drained = monotonic()
+
+    def recover(self) -> None:
+        """Continue after an exception that a signal handler has raised; the loop calls this."""
+        self._is_handling = self._is_scheduled = False
+        self._rebuild_io_state()
 
     def _refresh(self) -> None:
         """Update `listener.drained`, because the connections are checked."""
@@ -365,6 +373,12 @@ class ReplyStream(ZMQStream):
         return self.envelope is None and (
             self.in_hand < self.concurrency or self.overdue >= self.concurrency
         )
+
+    def recover(self) -> None:
+        """Also reply to a message whose callback was not called."""
+        if self.envelope is not None and not self._tasks:
+            self._reply_to_failure(self.envelope)
+        super().recover()
 
     def detach(self) -> tuple[Callable[[bytes], None], Callable[[], None]]:
         """Return functions that reply to the current message later.

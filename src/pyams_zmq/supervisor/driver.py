@@ -12,7 +12,7 @@ from typing import Any
 
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import ZMQProcessGivenUpEvent
-from pyams_zmq.process.base import ReadyProcess, StopOrder, describe_exit_code
+from pyams_zmq.process.base import SIGNALLED, ReadyProcess, StopOrder, describe_exit_code
 from pyams_zmq.process.descendants import (
     LIST_INTERVAL,
     POLL_INTERVAL,
@@ -44,8 +44,6 @@ from pyams_zmq.wire.hard_end import end_hard
 from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
-
-_SIGNALLED = 128  # exit code of a shell for signal 0
 
 
 class Supervisor(RestartLimits):
@@ -440,4 +438,4 @@ class Supervisor(RestartLimits):
 
 
 def _end(num: int, _frame: Any) -> None:
-    end_hard(_SIGNALLED + num)
+    end_hard(SIGNALLED + num)
