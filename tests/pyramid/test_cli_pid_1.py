@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -48,15 +49,26 @@ class Container(Program):
         self.pid = first.pid
 
     def execute(self, script):
-        """Run a shell script in the container, as `docker exec` does."""
+        """Run a shell script in the container, as `docker exec` does; return its exit code."""
         command = ('nsenter', '--target', str(self.pid), '--pid', '--mount', 'sh', '-c', script)
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+
+    def leave_orphan(self, path):
+        """Run a program that ends later than its parent; return its pid in the container."""
+        self.execute(f"sh -c 'sleep 0.1; echo $$ > {path}.new; mv {path}.new {path}' &")
+        wait_until(path.exists)
+        return int(path.read_text())
+
+    def has(self, pid):
+        """Return True if there is a process in the container, or its exit code."""
+        return self.execute(f'test -d /proc/{pid}') == 0
 
     def children(self):
         """Return names and states of its children."""
         found = {}
         for child in psutil.Process(self.pid).children():
-            found.setdefault(child.name(), []).append(child.status())
+            with suppress(psutil.NoSuchProcess):  # it ends just now
+                found.setdefault(child.name(), []).append(child.status())
         return found
 
     def end(self):
@@ -96,14 +108,13 @@ def patient_client(address):
     return client
 
 
-def test_orphans(serve, address):
+def test_orphans(serve, address, tmp_path):
     """It collects those that end, while it has nothing else to do; others live on."""
     first = ask(address)
     serve.execute('sleep 3600 & sleep 0 &')
     wait_until(lambda: serve.children().get('sleep') == [psutil.STATUS_SLEEPING])
-    serve.execute('(sleep 0.3 &)')
-    wait_until(lambda: len(serve.children()['sleep']) == 2)
-    wait_until(lambda: serve.children()['sleep'] == [psutil.STATUS_SLEEPING])
+    orphan = serve.leave_orphan(tmp_path / 'orphan')
+    wait_until(lambda: not serve.has(orphan))
     serve.execute(f'kill -9 {first}')
     assert wait_until(lambda: (pid := ask(address)) != first and pid)
     assert serve.children()['sleep'] == [psutil.STATUS_SLEEPING]
@@ -152,13 +163,12 @@ def test_signal_while_the_application_is_loaded(run_program):
     assert program.process.wait(TIMEOUT) == 128 + signal.SIGTERM
 
 
-def test_worker(run_program):
+def test_worker(run_program, tmp_path):
     """Workers of a pool that is not there yet."""
     worker = ('-m', 'pyams_zmq', 'worker', 'tcp://127.0.0.1:1', 'handlers.MessageHandler')
     program = run_program(*worker, factory=Container)
     wait_until(lambda: 'worker 1 is process' in program.log.read_text())
-    program.execute('sleep 0.3 &')
-    wait_until(lambda: 'sleep' in program.children())
-    wait_until(lambda: 'sleep' not in program.children())
+    orphan = program.leave_orphan(tmp_path / 'orphan')
+    wait_until(lambda: not program.has(orphan))
     program.send_signal(signal.SIGTERM)
     assert program.process.wait(TIMEOUT) == 0
