@@ -376,11 +376,7 @@ class Reaper:
     It leaves a process some time: a handler may have forked it without multiprocessing and
     subprocess, and wait for it.
 
-<<<<<<< HEAD
     :param interval: seconds between two steps, by default :data:`REAP_INTERVAL`
-=======
-    :param interval: seconds between two steps, `REAP_INTERVAL` by default
->>>>>>> 9e80d77ddb9b7ae14f157fa31819c500e7e30486
     """
 
     def __init__(self, interval: float | None = None) -> None:
