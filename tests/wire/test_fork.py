@@ -104,7 +104,7 @@ def test_fork_of_a_program(run_program, how, end):
 
     uWSGI forks without the hooks of Python, and runs the functions of `atexit` in its workers.
     """
-    program = run_program('-c', PARENT + IN_C, how, end)
+    program = run_program('-W', 'ignore', '-c', PARENT + IN_C, how, end)
     assert [program.read(), program.read()] == ['fork', 'parent']
     assert program.wait(30) == 0
     assert not program.log.read_text()
