@@ -6,8 +6,9 @@ from typing import Any
 import zmq
 
 from pyams_zmq.device.base import FORWARDER, QUEUE, STREAMER, BackgroundDevice, Device
+from pyams_zmq.device.direction import CANNOT_SEND
 from pyams_zmq.device.process import InProcess
-from pyams_zmq.device.proxy import CANNOT_SEND, PythonLoop, Statistics, Traffic
+from pyams_zmq.device.proxy import PythonLoop, Statistics, Traffic
 from pyams_zmq.device.socket_config import PORTS, SocketConfig
 
 __all__ = [

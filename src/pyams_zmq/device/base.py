@@ -11,15 +11,8 @@ import zmq
 
 from pyams_zmq.auth import AccessAttributes, Users
 from pyams_zmq.auth.curve import CurveServer
-from pyams_zmq.device.proxy import (
-    CANNOT_RECEIVE,
-    CANNOT_SEND,
-    NO_COUNTS,
-    Prefix,
-    PythonLoop,
-    Statistics,
-    summarize,
-)
+from pyams_zmq.device.direction import CANNOT_RECEIVE, CANNOT_SEND, Prefix
+from pyams_zmq.device.proxy import NO_COUNTS, PythonLoop, Statistics, summarize
 from pyams_zmq.device.socket_config import INPROC, PORTS, Binding, SocketConfig
 from pyams_zmq.device.thread import DeviceThread
 from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError

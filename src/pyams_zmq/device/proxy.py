@@ -11,14 +11,14 @@ Both read commands from a PAIR socket, as `zmq_proxy_steerable(3)` does: they an
 with a message of numbers, and return after `TERMINATE`.
 """
 
-import errno
 import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import zmq
 
-from pyams_zmq.wire.frames import receive, send_frames
+from pyams_zmq.device import libzmq
+from pyams_zmq.device.direction import Direction, Prefix
 
 STATISTICS = b'STATISTICS'
 TERMINATE = b'TERMINATE'
@@ -28,22 +28,10 @@ TERMINATE = b'TERMINATE'
 PAUSE = b'RESUME' if zmq.zmq_version_info()[:3] == (4, 3, 5) else b'PAUSE'
 
 LOCKSTEP = (zmq.REQ, zmq.REP)
-CANNOT_SEND = (zmq.PULL, zmq.SUB)
-CANNOT_RECEIVE = (zmq.PUSH, zmq.PUB)
-
-BURST = 100
-"""Messages that one direction forwards before the other direction and the commands continue"""
-
-# EFSM: a REQ or REP socket that has to receive before it sends.
-_UNDELIVERED = (errno.EAGAIN, zmq.EFSM, errno.EHOSTUNREACH)
-_ONE_OF_MANY = (zmq.ROUTER, zmq.STREAM)
-
 Counts = Sequence[int]
 """Numbers in the answer of a loop to `STATISTICS`, in the order of that loop"""
 
 NO_COUNTS: Counts = (0,) * 8
-
-Prefix = bytes | str | None
 
 
 class Traffic(NamedTuple):
@@ -91,68 +79,6 @@ def summarize(counts: Counts, *, is_native: bool) -> Statistics:
     return Statistics(Traffic(*counts[:3]), Traffic(*counts[3:6]), *counts[6:])
 
 
-class Direction:
-    """One direction of a loop: from a source to a target."""
-
-    def __init__(self, source: Any, target: Any, monitor: Any, prefix: Prefix):
-        self.source = source
-        self.target = target
-        self._monitor = monitor
-        if isinstance(prefix, str):
-            prefix = prefix.encode()
-        self._prefix = [] if prefix is None else [prefix]
-        self._swaps = source.type == target.type == zmq.ROUTER and source is not target
-        self._is_dead_end = target.type in CANNOT_SEND
-        # One peer that does not read must not stop the others.
-        self._drops = self._is_dead_end or target.type in _ONE_OF_MANY
-        self.waiting: list[bytes] | None = None
-        self.reset()
-
-    def reset(self) -> None:
-        """Count from zero."""
-        self.messages = self.frames = self.bytes = self.unroutable = self.unmonitored = 0
-
-    @property
-    def poll_item(self) -> tuple[Any, int]:
-        """Socket and event to wait for."""
-        return (self.source, zmq.POLLIN) if self.waiting is None else (self.target, zmq.POLLOUT)
-
-    def forward(self) -> None:
-        """Forward a burst of messages."""
-        for _ in range(BURST):
-            frames, self.waiting = self.waiting or self._receive(), None
-            if frames is None:
-                return
-            self._send(frames)
-            if self.waiting is not None:
-                return
-
-    def _receive(self) -> list[bytes] | None:
-        try:
-            frames = receive(self.source)
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EFSM:  # a REQ or REP socket that has to send before it receives
-                raise
-            return None
-        if self._swaps and frames is not None:
-            # The sender comes first, then the addressee; libzmq routes by the first frame.
-            frames[:2] = frames[1::-1]
-        return frames
-
-    def _send(self, frames: list[bytes]) -> None:
-        if self._is_dead_end or not _send(self.target, frames):
-            if self._drops:
-                self.unroutable += 1
-            else:
-                self.waiting = frames
-            return
-        self.messages += 1
-        self.frames += len(frames)
-        self.bytes += sum(map(len, frames))
-        if self._monitor is not None and not _send(self._monitor, self._prefix + frames):
-            self.unmonitored += 1
-
-
 class PythonLoop:
     """Forwards between two sockets in Python; swaps the first two frames between two ROUTERs.
 
@@ -171,8 +97,9 @@ class PythonLoop:
         *,
         prefixes: tuple[Prefix, Prefix] = (None, None),
     ):
-        self._in = Direction(in_socket, out_socket, monitor, prefixes[0])
-        self._out = Direction(out_socket, in_socket, monitor, prefixes[1])
+        direction = libzmq.DirectDirection if libzmq.IS_AVAILABLE else Direction
+        self._in = direction(in_socket, out_socket, monitor, prefixes[0])
+        self._out = direction(out_socket, in_socket, monitor, prefixes[1])
         self._directions = [self._in] if in_socket is out_socket else [self._in, self._out]
 
     def run(self, control: Any = None) -> None:
@@ -207,16 +134,3 @@ class PythonLoop:
             one.unroutable + other.unroutable,
             one.unmonitored + other.unmonitored,
         ]
-
-
-def _send(socket: Any, frames: list[bytes]) -> bool:
-    """Return True if the message was sent, False if that would block or has no peer."""
-    try:
-        send_frames(socket, frames)
-    except zmq.ZMQError as error:
-        # All or nothing: libzmq finds the peer and room for the message at the first frame. When
-        # the peer leaves between two frames (EAGAIN), libzmq drops the frames before.
-        if error.errno not in _UNDELIVERED:
-            raise
-        return False
-    return True
