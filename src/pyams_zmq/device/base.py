@@ -3,7 +3,6 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from functools import partial
 from threading import RLock
 from typing import Any, TypeVar
 
@@ -408,10 +407,8 @@ class Device(AccessAttributes, SocketLimits):
             return self.context_factory()
         return zmq.Context.instance() if self._has_inproc else zmq.Context()
 
-    def _make_loop(self, sockets: list[Any]) -> Callable[..., Any]:
-        if self._is_native:
-            return partial(zmq.proxy_steerable, *sockets)
-        return PythonLoop(*sockets, prefixes=self._prefixes).run
+    def _make_loop(self, sockets: list[Any]) -> PythonLoop:
+        return PythonLoop(*sockets, prefixes=self._prefixes, counts_as_native=self._is_native)
 
     def __str__(self) -> str:
         sockets = (

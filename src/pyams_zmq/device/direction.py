@@ -40,7 +40,9 @@ class Direction:
         # One peer that does not read must not stop the others.
         self._drops = self._is_dead_end or target.type in _ONE_OF_MANY
         self.waiting = False  # the message in hand waits until the target can send
-        self.stalls = 0  # messages that had to wait
+        # It waits although the target could send: XPUB_NODROP, and a subscriber does not read.
+        self.is_stuck = False
+        self.stalls = 0  # how often a message had to wait
         self._frames: list[Any] = []  # of the message in hand
         self.reset()
 
@@ -51,7 +53,9 @@ class Direction:
     @property
     def poll_item(self) -> tuple[Any, int]:
         """Socket and event to wait for."""
-        return (self.target, zmq.POLLOUT) if self.waiting else (self.source, zmq.POLLIN)
+        if not self.waiting:
+            return self.source, zmq.POLLIN
+        return self.target, 0 if self.is_stuck else zmq.POLLOUT
 
     def forward(self) -> None:
         """Forward a burst of messages."""

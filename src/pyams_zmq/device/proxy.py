@@ -28,6 +28,10 @@ TERMINATE = b'TERMINATE'
 PAUSE = b'RESUME' if zmq.zmq_version_info()[:3] == (4, 3, 5) else b'PAUSE'
 
 LOCKSTEP = (zmq.REQ, zmq.REP)
+
+RETRY = 10
+"""Milliseconds before a message is sent again to a socket that says it can send, and cannot"""
+
 Counts = Sequence[int]
 """Numbers in the answer of a loop to `STATISTICS`, in the order of that loop"""
 
@@ -87,6 +91,7 @@ class PythonLoop:
     :param monitor: socket that gets a copy of each message that it can send at once, or None
     :param prefixes: first frame of the copies of what `in_socket` and `out_socket` receive; None
         for copies without such a frame
+    :param counts_as_native: answer `STATISTICS` with the numbers of the loop of libzmq
     """
 
     def __init__(
@@ -96,7 +101,9 @@ class PythonLoop:
         monitor: Any = None,
         *,
         prefixes: tuple[Prefix, Prefix] = (None, None),
+        counts_as_native: bool = False,
     ):
+        self._counts_as_native = counts_as_native
         direction = libzmq.DirectDirection if libzmq.IS_AVAILABLE else Direction
         self._in = direction(in_socket, out_socket, monitor, prefixes[0])
         self._out = direction(out_socket, in_socket, monitor, prefixes[1])
@@ -114,10 +121,14 @@ class PythonLoop:
         directions = self._directions
         while True:
             items = commands + [direction.poll_item for direction in directions]
-            ready = zmq.zmq_poll(items, -1)
+            ready = zmq.zmq_poll(items, RETRY if any(each.is_stuck for each in directions) else -1)
             for direction, item in zip(directions, items[len(commands) :], strict=True):
-                if item in ready:
+                if direction.is_stuck or item in ready:
+                    messages, waits = direction.messages, direction.waiting
                     direction.forward()
+                    direction.is_stuck = (
+                        waits and direction.waiting and direction.messages == messages
+                    )
             if control is not None and commands[0] in ready:
                 command = control.recv()
                 if command == STATISTICS:
@@ -127,8 +138,25 @@ class PythonLoop:
                 elif command == TERMINATE:
                     return
 
+    @property
+    def has_message(self) -> bool:
+        """True while a message waits until it can be sent."""
+        return self._in.waiting or self._out.waiting
+
+    @property
+    def stalls(self) -> int:
+        """How often a message had to wait."""
+        return self._in.stalls + self._out.stalls
+
+    @property
+    def frames(self) -> int:
+        """Frames that were forwarded since the last call of `run`."""
+        return self._in.frames + self._out.frames
+
     def _count(self) -> Counts:
         one, other = self._in, self._out
+        if self._counts_as_native:
+            return [0, 0, other.frames, other.bytes, 0, 0, one.frames, one.bytes]
         return [
             *(one.frames, one.bytes, one.messages, other.frames, other.bytes, other.messages),
             one.unroutable + other.unroutable,
