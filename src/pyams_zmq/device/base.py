@@ -38,6 +38,18 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 _Self = TypeVar('_Self', bound='Device')
 
 
+def _get_types(device_type: int) -> tuple[int, int]:
+    if device_type not in _SOCKET_TYPES:
+        raise ValueError(f'Bad device {device_type!r}: use QUEUE, FORWARDER or STREAMER')
+    return _SOCKET_TYPES[zmq.DeviceType(device_type)]
+
+
+def _check_in_type(in_type: int) -> int:
+    if in_type < 0:
+        raise ValueError(f'Bad in_type {in_type}: use a socket type, only out_type can be -1')
+    return in_type
+
+
 class Device(AccessAttributes, SocketLimits):
     """Forwards messages between two sockets; `start` blocks until the device ends.
 
@@ -90,13 +102,9 @@ class Device(AccessAttributes, SocketLimits):
         clients: str | Iterable[str] | None = None,
         curve: CurveServer | None = None,
     ):
-        if device_type not in _SOCKET_TYPES:
-            raise ValueError(f'Bad device {device_type!r}: use QUEUE, FORWARDER or STREAMER')
-        if in_type is not None and in_type < 0:
-            raise ValueError(f'Bad in_type {in_type}: use a socket type, only out_type can be -1')
-        types = _SOCKET_TYPES[zmq.DeviceType(device_type)]
+        types = _get_types(device_type)
         self._device_type = device_type
-        self._in = SocketConfig('in', types[0] if in_type is None else in_type)
+        self._in = SocketConfig('in', types[0] if in_type is None else _check_in_type(in_type))
         self._out = SocketConfig('out', types[1] if out_type is None else out_type)
         self._sockets = [self._in, self._out]
         self._lock = RLock()  # of start and stop
@@ -106,18 +114,31 @@ class Device(AccessAttributes, SocketLimits):
 
     @property
     def device_type(self) -> int:
-        """Type of the device."""
+        """Type of the device; a new one does not change the types of the sockets."""
         return self._device_type
+
+    @device_type.setter
+    def device_type(self, device_type: int) -> None:
+        _get_types(device_type)
+        self._device_type = device_type
 
     @property
     def in_type(self) -> int:
         """Type of the `in` socket."""
         return self._in.type
 
+    @in_type.setter
+    def in_type(self, in_type: int) -> None:
+        self._in.type = _check_in_type(in_type)
+
     @property
     def out_type(self) -> int:
         """Type of the `out` socket; -1 for a device with one socket."""
         return self._out.type
+
+    @out_type.setter
+    def out_type(self, out_type: int) -> None:
+        self._out.type = out_type
 
     @property
     def daemon(self) -> bool:

@@ -126,7 +126,7 @@ class DirectDirection(Direction):
             for _ in range(BURST):
                 length = receive(first, source, NOBLOCK)
                 if length < 0:
-                    _check(*NO_MESSAGE)
+                    _check(-1, *NO_MESSAGE)
                     return False
                 if has_more(first):
                     self._take()
@@ -142,7 +142,7 @@ class DirectDirection(Direction):
                     (has_prefix and send_bytes(monitor, head, head_size, MORE) < 0)
                     or send(first, monitor, NOBLOCK) < 0
                 ):
-                    _check(*UNDELIVERED)
+                    _check(-1, *UNDELIVERED)
                     self.unmonitored += 1
                     for each in (first, message):
                         _zmq.zmq_msg_move(each, self._empty)
@@ -167,7 +167,7 @@ class DirectDirection(Direction):
                 if monitor is not None:
                     start, prefixes = self._copies_at
                     if send(monitor, start, length + prefixes, MORE) < 0:
-                        _check(*UNDELIVERED)
+                        _check(-1, *UNDELIVERED)
                         self.unmonitored += 1
             elif not self._is_dropped():
                 return
@@ -182,7 +182,7 @@ class DirectDirection(Direction):
     def _is_dropped(self) -> bool:
         """Decide what becomes of a message that was not sent."""
         if not self._is_dead_end:
-            _check(*UNDELIVERED)
+            _check(-1, *UNDELIVERED)
         self.waiting = not self._drops
         self.stalls += self.waiting
         self.unroutable += self._drops
@@ -192,7 +192,7 @@ class DirectDirection(Direction):
         self._count.value = FEW
         length: int = _zmq.zmq_recviov(self._from, self._frames_at, self._count_at, NOBLOCK)
         if length < 0:
-            _check(*NO_MESSAGE)
+            _check(-1, *NO_MESSAGE)
             return False
         self._length = length
         if length == FEW and self.source.getsockopt(zmq.RCVMORE):
@@ -222,8 +222,7 @@ class DirectDirection(Direction):
             end = c_void_p(self._address + 16 * (1 + self._length))
             result = _zmq.zmq_recviov(self._from, end, self._count_at, NOBLOCK)
             self._length += self._count.value
-            if result < 0:
-                _check()
+            _check(result)
             has_more = self._length == self._capacity and self.source.getsockopt(zmq.RCVMORE)
 
     def _swap(self) -> None:
@@ -248,10 +247,10 @@ class DirectDirection(Direction):
         self._release()
 
 
-def _check(*expected: int) -> None:
-    """Raise the last error of libzmq unless it is expected."""
-    number = _zmq.zmq_errno()
+def _check(result: int, *expected: int) -> None:
+    """Raise the error that a call has returned, unless it is expected."""
+    number = _zmq.zmq_errno() if result < 0 else None
     if number == zmq.ETERM:
         raise zmq.ContextTerminated
-    if number not in expected:
+    if number not in (None, *expected):
         raise zmq.ZMQError(number)
