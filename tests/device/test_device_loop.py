@@ -134,6 +134,20 @@ def test_swap(link, kind):
 
 
 @KINDS
+def test_source_that_has_to_send(link, kind):
+    """A REP socket receives nothing before the reply, which is not an error."""
+    client, source = link(zmq.REQ, zmq.REP)
+    sink, target = link(zmq.PULL, zmq.PUSH)
+    direction = kind(source, target, None, None)
+    client.send(b'question')
+    wait_until(lambda: direction.forward() or direction.messages)
+    direction.forward()
+    assert sink.recv() == b'question'
+    source.send(b'answer')
+    assert client.recv() == b'answer'
+
+
+@KINDS
 def test_dead_end(link, kind):
     feed, source = link(zmq.PUSH, zmq.PULL)
     _, target = link(zmq.PUSH, zmq.PULL)

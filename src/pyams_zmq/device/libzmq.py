@@ -87,6 +87,7 @@ class DirectDirection(Direction):
         self._count = c_size_t()
         self._count_at = c_void_p(ctypes.addressof(self._count))
         self._mask = _SignalMask()
+        self._iov: Any = ()
         self._reserve(FEW)
 
     def _reserve(self, capacity: int) -> None:
@@ -94,7 +95,7 @@ class DirectDirection(Direction):
 
         It is an array of `struct iovec`, of which each has an address and a size.
         """
-        former = self._iov[: 2 + 2 * self._length] if self._length else ()
+        former = self._iov[: 2 + 2 * self._length]
         self._capacity = capacity
         self._iov = (c_size_t * (2 + 2 * capacity))(*former)
         self._iov[:2] = ctypes.addressof(self._head), self._head_size.value
@@ -197,7 +198,7 @@ class DirectDirection(Direction):
         self._length = length
         if length == FEW and self.source.getsockopt(zmq.RCVMORE):
             self._receive_frames()
-        if self._swaps:
+        if self._swaps and self._length > 1:
             self._swap()
         return True
 
@@ -227,8 +228,7 @@ class DirectDirection(Direction):
 
     def _swap(self) -> None:
         # The sender comes first, then the addressee; libzmq routes by the first frame.
-        if self._length > 1:
-            self._iov[2:6] = self._iov[4:6] + self._iov[2:4]
+        self._iov[2:6] = self._iov[4:6] + self._iov[2:4]
 
     def _release(self) -> None:
         """Release the frames of the message in hand."""

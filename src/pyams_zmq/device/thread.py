@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from math import ceil
 from threading import RLock, Thread, get_ident
 from time import CLOCK_THREAD_CPUTIME_ID, pthread_getcpuclockid
@@ -179,7 +180,8 @@ class DeviceThread(Thread):
         """Return the number of frames that a native device has forwarded."""
         with suppress(ZMQTimeoutError):
             self._update_counts(WATCH_TIMEOUT)
-        return sum(summarize(self._counts, is_native=True)[i].frames for i in (0, 1))
+        statistics = summarize(self._counts, is_native=True)
+        return statistics.in_to_out.frames + statistics.out_to_in.frames
 
     def use_loop(self, *, python: bool) -> None:
         """Go on with the other loop, unless the device is paused."""
@@ -276,8 +278,9 @@ class DeviceThread(Thread):
         address = f'{INPROC}pyams_zmq.device-{id(self)}'
         self._control.bind(address)
         self._commands.connect(address)
-        self._data_sockets = self._open_data_sockets()
-        self.python_loop = self._device._make_loop(self._data_sockets)
+        sockets = self._open_data_sockets()
+        self.python_loop = self._device._make_loop(sockets)
+        self._native_loop: Callable[..., Any] = partial(zmq.proxy_steerable, *sockets)
 
     def _make_socket(self, socket_type: int) -> Any:
         socket = self._zmq_context.socket(socket_type, socket_class=zmq.Socket)
@@ -371,7 +374,7 @@ class DeviceThread(Thread):
         if self.uses_python:
             self.python_loop.run(self._control)
         else:
-            zmq.proxy_steerable(*self._data_sockets, control=self._control)
+            self._native_loop(control=self._control)
 
 
 @contextmanager
