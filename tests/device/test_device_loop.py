@@ -13,7 +13,9 @@ from pyams_zmq.device import libzmq
 from pyams_zmq.device.direction import BURST, Direction
 from pyams_zmq.device.proxy import TERMINATE, PythonLoop
 
-KINDS = pytest.mark.parametrize('kind', [Direction, libzmq.DirectDirection])
+KINDS = pytest.mark.parametrize(
+    'kind', [Direction, libzmq.DirectDirection, libzmq.KeepingDirection]
+)
 MESSAGES = [[b'%d' % number * 20] * number for number in (1, 2, 3, 16, 17, 40, 1, 1, 200, 1, 2)]
 
 

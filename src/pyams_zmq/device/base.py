@@ -429,7 +429,12 @@ class Device(AccessAttributes, SocketLimits):
         return zmq.Context.instance() if self._has_inproc else zmq.Context()
 
     def _make_loop(self, sockets: list[Any]) -> PythonLoop:
-        return PythonLoop(*sockets, prefixes=self._prefixes, counts_as_native=self._is_native)
+        return PythonLoop(
+            *sockets,
+            prefixes=self._prefixes,
+            counts_as_native=self._is_native,
+            keeps_gil=self._owns_context,
+        )
 
     def __str__(self) -> str:
         sockets = (

@@ -2,8 +2,8 @@
 """A direction that calls libzmq without pyzmq.
 
 pyzmq makes a Python object of each frame, and releases the GIL around each call. Here a message of
-one frame stays in libzmq, and the further frames of a message are received or sent by one call. The
-calls keep the GIL: none of them waits, since all have the flag `NOBLOCK`.
+one frame stays in libzmq, and the further frames of a message are received or sent by one call. No
+call waits, since all have the flag `NOBLOCK`, so they can keep the GIL.
 """
 
 import ctypes
@@ -24,12 +24,13 @@ _libc: Any = ctypes.PyDLL(None)
 _libc.free.argtypes = [c_void_p]
 
 
-def load(path: str | None) -> Any:
+def load(path: str | None, kind: Any = ctypes.PyDLL) -> Any:
     """Return libzmq as it is seen from a library that is linked with it.
 
+    :param kind: `PyDLL`, whose functions keep the GIL, or `CDLL`
     :return: None if the functions cannot be called: pyzmq can be built so
     """
-    library: Any = ctypes.PyDLL(path)
+    library: Any = kind(path)
     try:
         # Types of arguments cost time: they are set where the type of a number is not int.
         library.zmq_sendiov.argtypes = [c_void_p, c_void_p, c_size_t, c_int]
@@ -40,7 +41,8 @@ def load(path: str | None) -> Any:
     return library
 
 
-_zmq = load(sys.modules[zmq.backend.Socket.__module__].__file__)
+_PATH = sys.modules[zmq.backend.Socket.__module__].__file__
+_zmq = load(_PATH)
 
 IS_AVAILABLE = _zmq is not None
 """True when a :class:`DirectDirection` can be used"""
@@ -72,6 +74,10 @@ class _Message(ctypes.c_uint64 * 8):  # type: ignore[misc]
 
 class DirectDirection(Direction):
     """Direction that calls libzmq without pyzmq; see :class:`Direction`."""
+
+    # A message that a program sends over inproc without a copy is released by a thread of pyzmq,
+    # which needs the GIL and for which libzmq waits. Over other transports there are none.
+    _zmq = load(_PATH, ctypes.CDLL)
 
     def __init__(self, source: Any, target: Any, monitor: Any, prefix: Prefix):
         super().__init__(source, target, monitor, prefix)
@@ -119,8 +125,12 @@ class DirectDirection(Direction):
         """
         first, source, target, monitor = self._first, self._from, self._to, self._copies_to
         has_prefix, head, head_size = self._has_prefix, self._head, self._head_size
-        receive, has_more, copy = _zmq.zmq_msg_recv, _zmq.zmq_msg_more, _zmq.zmq_msg_copy
-        send, send_bytes = _zmq.zmq_msg_send, _zmq.zmq_send
+        receive, has_more, copy = (
+            self._zmq.zmq_msg_recv,
+            self._zmq.zmq_msg_more,
+            self._zmq.zmq_msg_copy,
+        )
+        send, send_bytes = self._zmq.zmq_msg_send, self._zmq.zmq_send
         message = first if monitor is None else self._copy
         messages = size = 0
         try:
@@ -146,7 +156,7 @@ class DirectDirection(Direction):
                     _check(-1, *UNDELIVERED)
                     self.unmonitored += 1
                     for each in (first, message):
-                        _zmq.zmq_msg_move(each, self._empty)
+                        self._zmq.zmq_msg_move(each, self._empty)
         finally:
             self.messages += messages
             self.frames += messages
@@ -155,7 +165,7 @@ class DirectDirection(Direction):
 
     def _forward_messages(self) -> None:
         """Forward messages of any number of frames, first that in hand."""
-        send, free, target, monitor = _zmq.zmq_sendiov, _libc.free, self._to, self._copies_to
+        send, free, target, monitor = self._zmq.zmq_sendiov, _libc.free, self._to, self._copies_to
         for _ in range(BURST):
             if not (self.waiting or self._receive()):
                 return
@@ -191,7 +201,7 @@ class DirectDirection(Direction):
 
     def _receive(self) -> bool:
         self._count.value = FEW
-        length: int = _zmq.zmq_recviov(self._from, self._frames_at, self._count_at, NOBLOCK)
+        length: int = self._zmq.zmq_recviov(self._from, self._frames_at, self._count_at, NOBLOCK)
         if length < 0:
             _check(-1, *NO_MESSAGE)
             return False
@@ -205,9 +215,9 @@ class DirectDirection(Direction):
     def _take(self) -> None:
         """Take the message in hand whose first frame was received alone."""
         first = self._first
-        self._iov[2:4] = self._own, _ = _zmq.zmq_msg_data(first), _zmq.zmq_msg_size(first)
+        self._iov[2:4] = self._own, _ = self._zmq.zmq_msg_data(first), self._zmq.zmq_msg_size(first)
         self._length = 1
-        if _zmq.zmq_msg_more(first):
+        if self._zmq.zmq_msg_more(first):
             self._receive_frames()
             if self._swaps:
                 self._swap()
@@ -221,7 +231,7 @@ class DirectDirection(Direction):
                 self._reserve(2 * self._capacity)
             self._count.value = self._capacity - self._length
             end = c_void_p(self._address + 16 * (1 + self._length))
-            result = _zmq.zmq_recviov(self._from, end, self._count_at, NOBLOCK)
+            result = self._zmq.zmq_recviov(self._from, end, self._count_at, NOBLOCK)
             self._length += self._count.value
             _check(result)
             has_more = self._length == self._capacity and self.source.getsockopt(zmq.RCVMORE)
@@ -239,12 +249,18 @@ class DirectDirection(Direction):
         self._length = 0
         if own:
             self._own = 0
-            _zmq.zmq_msg_move(self._first, self._empty)
+            self._zmq.zmq_msg_move(self._first, self._empty)
         if self._capacity > FEW:
             self._reserve(FEW)
 
     def __del__(self) -> None:
         self._release()
+
+
+class KeepingDirection(DirectDirection):
+    """Direction that keeps the GIL, for the sockets of a context without inproc addresses."""
+
+    _zmq = _zmq
 
 
 def _check(result: int, *expected: int) -> None:

@@ -5,7 +5,7 @@ The loop of libzmq is fast. It blocks when a monitor does not read. It ends at a
 reached, and at a REQ or REP socket that is in the wrong state. It uses a whole processor when a
 message comes in and the other socket cannot send. It counts frames only, copies both directions
 alike, and does not read commands while the peers do not read. The loop in Python has none of these
-limits, and forwards a third as many small messages per second (`benchmarks/device.py`).
+limits, and forwards fewer small messages per second (`benchmarks/device.py`).
 
 Both read commands from a PAIR socket, as `zmq_proxy_steerable(3)` does: they answer `STATISTICS`
 with a message of numbers, and return after `TERMINATE`.
@@ -92,6 +92,7 @@ class PythonLoop:
     :param prefixes: first frame of the copies of what `in_socket` and `out_socket` receive; None
         for copies without such a frame
     :param counts_as_native: answer `STATISTICS` with the numbers of the loop of libzmq
+    :param keeps_gil: keep the GIL during a burst; the sockets have no inproc addresses
     """
 
     def __init__(
@@ -102,9 +103,11 @@ class PythonLoop:
         *,
         prefixes: tuple[Prefix, Prefix] = (None, None),
         counts_as_native: bool = False,
+        keeps_gil: bool = False,
     ):
         self._counts_as_native = counts_as_native
-        direction = libzmq.DirectDirection if libzmq.IS_AVAILABLE else Direction
+        direct = libzmq.KeepingDirection if keeps_gil else libzmq.DirectDirection
+        direction = direct if libzmq.IS_AVAILABLE else Direction
         self._in = direction(in_socket, out_socket, monitor, prefixes[0])
         self._out = direction(out_socket, in_socket, monitor, prefixes[1])
         self._directions = [self._in] if in_socket is out_socket else [self._in, self._out]
