@@ -8,6 +8,7 @@ call waits, since all have the flag `NOBLOCK`, so they can keep the GIL.
 
 import ctypes
 import signal
+import struct
 import sys
 from ctypes import c_int, c_size_t, c_void_p
 from typing import Any
@@ -19,6 +20,9 @@ from pyams_zmq.wire.frames import MORE, NOBLOCK
 
 FEW = 16
 """Frames of a message for which memory is kept"""
+
+# By the number of frames: they read the addresses and sizes.
+_PAIRS = [struct.Struct(f'{2 * count}N').unpack_from for count in range(FEW + 1)]
 
 _libc: Any = ctypes.PyDLL(None)
 _libc.free.argtypes = [c_void_p]
@@ -107,7 +111,7 @@ class DirectDirection(Direction):
         self._iov[:2] = ctypes.addressof(self._head), self._head_size.value
         self._address = ctypes.addressof(self._iov)
         self._frames_at = c_void_p(self._address + 16)
-        self._copies_at = (c_void_p(self._address), 1) if self._has_prefix else (self._frames_at, 0)
+        self._copies_at = c_void_p(self._address) if self._has_prefix else self._frames_at
 
     def forward(self) -> None:
         """Forward a burst of messages."""
@@ -165,30 +169,40 @@ class DirectDirection(Direction):
 
     def _forward_messages(self) -> None:
         """Forward messages of any number of frames, first that in hand."""
-        send, free, target, monitor = self._zmq.zmq_sendiov, _libc.free, self._to, self._copies_to
+        receive, send, free = self._zmq.zmq_recviov, self._zmq.zmq_sendiov, _libc.free
+        source, target, monitor = self._from, self._to, self._copies_to
+        count, count_at, has_prefix = self._count, self._count_at, self._has_prefix
         for _ in range(BURST):
-            if not (self.waiting or self._receive()):
-                return
             length = self._length
-            values = self._iov[2 : 2 + 2 * length]
-            if not self._is_dead_end and send(target, self._frames_at, length, MORE) >= 0:
+            if not length:
+                count.value = FEW
+                length = receive(source, self._frames_at, count_at, NOBLOCK)
+                if length < 0:
+                    _check(-1, *NO_MESSAGE)
+                    return
+                self._length = length
+                if length == FEW or self._swaps:
+                    length = self._complete()
+            if self._is_dead_end or send(target, self._frames_at, length, MORE) < 0:
+                if not self._is_dropped():
+                    return
+            else:
+                values = _PAIRS[length](self._iov, 16) if length <= FEW else self._iov[2:]
                 self.messages += 1
                 self.frames += length
                 self.bytes += sum(values[1::2])
-                if monitor is not None:
-                    start, prefixes = self._copies_at
-                    if send(monitor, start, length + prefixes, MORE) < 0:
-                        _check(-1, *UNDELIVERED)
-                        self.unmonitored += 1
-            elif not self._is_dropped():
-                return
-            self.waiting = False
-            if self._own or length > FEW:
-                self._release()
-            else:  # the same, as most messages need it
-                self._length = 0
-                for address in values[::2]:
-                    free(address)
+                if (
+                    monitor is not None
+                    and send(monitor, self._copies_at, length + has_prefix, MORE) < 0
+                ):
+                    _check(-1, *UNDELIVERED)
+                    self.unmonitored += 1
+                if not (self._own or length > FEW):  # the most frequent case of `_release`
+                    for address in values[::2]:
+                        free(address)
+                    self._length = 0
+                    continue
+            self._release()
 
     def _is_dropped(self) -> bool:
         """Decide what becomes of a message that was not sent."""
@@ -199,18 +213,13 @@ class DirectDirection(Direction):
         self.unroutable += self._drops
         return self._drops
 
-    def _receive(self) -> bool:
-        self._count.value = FEW
-        length: int = self._zmq.zmq_recviov(self._from, self._frames_at, self._count_at, NOBLOCK)
-        if length < 0:
-            _check(-1, *NO_MESSAGE)
-            return False
-        self._length = length
-        if length == FEW and self.source.getsockopt(zmq.RCVMORE):
+    def _complete(self) -> int:
+        """Receive the frames for which there was no room, and swap the first two."""
+        if self._length == FEW and self.source.getsockopt(zmq.RCVMORE):
             self._receive_frames()
         if self._swaps and self._length > 1:
             self._swap()
-        return True
+        return self._length
 
     def _take(self) -> None:
         """Take the message in hand whose first frame was received alone."""
@@ -242,6 +251,7 @@ class DirectDirection(Direction):
 
     def _release(self) -> None:
         """Release the frames of the message in hand."""
+        self.waiting = False
         free, own = _libc.free, self._own
         for address in self._iov[2 : 2 + 2 * self._length : 2]:
             if address != own:
