@@ -84,9 +84,29 @@ def test_messages_that_wait(link, kind, has_monitor):
         received.append(sink.recv_multipart())
     assert received == MESSAGES
     assert direction.stalls > 0
+    assert not direction.waiting
     assert direction.messages == len(MESSAGES)
     if has_monitor:
         assert [monitor.recv_multipart() for _ in MESSAGES] == [[b'x', *each] for each in MESSAGES]
+
+
+@KINDS
+@pytest.mark.parametrize('length', [1, 2, 20])
+def test_nothing_waits_after_the_message(link, kind, length):
+    """Else the loop would go round until the next message comes in."""
+    feed, source = link(zmq.PUSH, zmq.PULL)
+    sink, target = link(zmq.PULL, zmq.PUSH, sndhwm=1, rcvhwm=1)
+    direction = kind(source, target, None, None)
+    for _ in range(4):
+        feed.send_multipart([b'x'] * length)
+    direction.forward()
+    assert direction.waiting
+    for _ in range(4):
+        sink.recv_multipart()
+        zmq.zmq_poll([direction.poll_item], 20)
+        direction.forward()
+    assert not direction.waiting
+    assert direction.messages == 4
 
 
 @KINDS

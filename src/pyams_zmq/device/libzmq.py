@@ -201,6 +201,7 @@ class DirectDirection(Direction):
                     for address in values[::2]:
                         free(address)
                     self._length = 0
+                    self.waiting = False
                     continue
             self._release()
 
