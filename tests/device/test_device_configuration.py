@@ -200,13 +200,42 @@ def test_bad_option(factory):
         factory(QUEUE, zmq.PULL, 99).start()
 
 
-@pytest.mark.parametrize('name', ['device_type', 'in_type', 'out_type'])
-def test_attributes_that_cannot_be_assigned(name):
-    """Those of pyzmq's devices: what would be ignored is an error."""
-    device = ThreadDevice(STREAMER, zmq.PULL, -1)
+@pytest.mark.parametrize('factory', [*ALL, Device])
+def test_attributes_of_pyzmq(factory):
+    device = factory(STREAMER, zmq.PULL, -1)
     assert (device.device_type, device.in_type, device.out_type) == (STREAMER, zmq.PULL, -1)
-    with pytest.raises(AttributeError):
-        setattr(device, name, zmq.ROUTER)
+    assert (device.daemon, device.done) == (True, False)
+    with pytest.raises(ValueError, match='Bad device 7'):
+        device.device_type = 7
+    with pytest.raises(ValueError, match='Bad in_type -1'):
+        device.in_type = -1
+    assert (device.device_type, device.in_type, device.out_type) == (STREAMER, zmq.PULL, -1)
+
+
+@pytest.mark.parametrize('factory', [ThreadMonitoredQueue, ProcessMonitoredQueue])
+def test_types_that_are_assigned(peer, factory):
+    """As the attributes of pyzmq's devices: they take effect at the next start."""
+    device = make_device(factory, zmq.ROUTER, zmq.DEALER, bind=('in', 'out', 'mon'))
+    device.start()
+    device.device_type = STREAMER
+    device.in_type, device.out_type, device.mon_type = zmq.PULL, zmq.PUSH, zmq.PUSH
+    with pytest.raises(ValueError, match='Bad mon_type'):
+        device.mon_type = zmq.PULL
+    device.restart()
+    try:
+        assert (device.device_type, device.mon_type) == (STREAMER, zmq.PUSH)
+        sink, source = peer(zmq.PULL, device.out_address), peer(zmq.PUSH, device.in_address)
+        monitor = peer(zmq.PULL, device.mon_address)
+
+        def has_arrived():
+            source.send(b'x')
+            assert sink.recv() == b'x'
+            return monitor.poll(10)
+
+        wait_until(has_arrived)
+        assert monitor.recv_multipart() == [b'in', b'x']
+    finally:
+        device.stop()
 
 
 def test_device_ends_with_the_program():

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Devices use a context of their own, or the one they are given."""
 
+import subprocess
+import sys
+import textwrap
 import threading
 
 import pytest
@@ -113,3 +116,37 @@ def test_inproc_is_refused():
     device.bind_in('inproc://nobody')
     with pytest.raises(ValueError, match='a context of the device'):
         device.start()
+
+
+def test_frames_that_were_sent_without_a_copy():
+    """A thread of pyzmq releases them, which needs the GIL; libzmq waits when it has 2000 to do."""
+    program = """
+    import zmq
+    from pyams_zmq.device import STREAMER, ThreadDevice
+    device = ThreadDevice(STREAMER)
+    device.native = False
+    device.bind_in('inproc://in')
+    device.bind_out('inproc://out')
+    with device:
+        context = zmq.Context.instance()
+        source, sink = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+        source.connect('inproc://in')
+        sink.connect('inproc://out')
+        for _ in range(5000):
+            source.send(zmq.Frame(b'x', copy=False), zmq.SNDMORE)
+        source.send(b'')
+        assert len(sink.recv_multipart()) == 5001
+        source.close()
+        sink.close()
+    """
+    result = subprocess.run(
+        [
+            *(sys.executable, '-W', 'ignore:pkg_resources is deprecated'),  # Pyramid 2 imports it
+            *('-c', textwrap.dedent(program)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, '')

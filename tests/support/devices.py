@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Devices for tests: on free ports, blocked by a peer, or failing."""
 
+import os
+import time
 from contextlib import suppress
 
 import zmq
@@ -22,6 +24,24 @@ def make_device(factory, *args, bind=('in', 'out'), options=(), native=True, **k
     for name in bind:
         getattr(device, f'bind_{name}')(LOCAL)
     return device
+
+
+def wait_until_idle(device):
+    """Wait until a device, or the process of the tests in which it runs, uses no processor."""
+    pid = getattr(device.launcher, 'pid', os.getpid())
+    wait_until(lambda: _use_in(pid, 0.5) < 0.05)
+
+
+def _use_in(pid, seconds):
+    before = _processor_time(pid)
+    time.sleep(seconds)  # the time in which it is measured
+    return _processor_time(pid) - before
+
+
+def _processor_time(pid):
+    with open(f'/proc/{pid}/stat', encoding='ascii') as file:
+        numbers = file.read().rpartition(')')[2].split()
+    return (int(numbers[11]) + int(numbers[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def start_blocked(device, peer):

@@ -6,8 +6,9 @@ from typing import Any
 import zmq
 
 from pyams_zmq.device.base import FORWARDER, QUEUE, STREAMER, BackgroundDevice, Device
+from pyams_zmq.device.direction import CANNOT_SEND
 from pyams_zmq.device.process import InProcess
-from pyams_zmq.device.proxy import CANNOT_SEND, PythonLoop, Statistics, Traffic
+from pyams_zmq.device.proxy import PythonLoop, Statistics, Traffic
 from pyams_zmq.device.socket_config import PORTS, SocketConfig
 
 __all__ = [
@@ -52,12 +53,20 @@ class Proxy(Device):
 
     def __init__(self, in_type: int, out_type: int, mon_type: int = zmq.PUB, **access: Any):
         super().__init__(QUEUE, in_type, out_type, **access)
+        self._mon = SocketConfig('mon', zmq.PUB)
+        self.mon_type = mon_type
+        self._sockets.append(self._mon)
+
+    @property
+    def mon_type(self) -> int:
+        """Type of the `mon` socket; PUB for XPUB, whose subscriptions nobody would read."""
+        return self._mon.type
+
+    @mon_type.setter
+    def mon_type(self, mon_type: int) -> None:
         if mon_type in (-1, *CANNOT_SEND):
             raise ValueError(f'Bad mon_type {mon_type}: use a type that can send, as PUB and PUSH')
-        # The loops do not read the subscriptions that an XPUB socket would collect.
-        is_publisher = mon_type in (zmq.PUB, zmq.XPUB)
-        self._mon = SocketConfig('mon', zmq.PUB if is_publisher else mon_type)
-        self._sockets.append(self._mon)
+        self._mon.type = zmq.PUB if mon_type == zmq.XPUB else mon_type
 
     def bind_mon(self, addr: Any) -> None:
         """Bind the `mon` socket; see :meth:`Device.bind_in`."""

@@ -3,7 +3,6 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from functools import partial
 from threading import RLock
 from typing import Any, TypeVar
 
@@ -11,15 +10,8 @@ import zmq
 
 from pyams_zmq.auth import AccessAttributes, Users
 from pyams_zmq.auth.curve import CurveServer
-from pyams_zmq.device.proxy import (
-    CANNOT_RECEIVE,
-    CANNOT_SEND,
-    NO_COUNTS,
-    Prefix,
-    PythonLoop,
-    Statistics,
-    summarize,
-)
+from pyams_zmq.device.direction import CANNOT_RECEIVE, CANNOT_SEND, Prefix
+from pyams_zmq.device.proxy import NO_COUNTS, PythonLoop, Statistics, summarize
 from pyams_zmq.device.socket_config import INPROC, PORTS, Binding, SocketConfig
 from pyams_zmq.device.thread import DeviceThread
 from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError
@@ -44,6 +36,18 @@ _SHARED_CONTEXT = (
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 _Self = TypeVar('_Self', bound='Device')
+
+
+def _get_types(device_type: int) -> tuple[int, int]:
+    if device_type not in _SOCKET_TYPES:
+        raise ValueError(f'Bad device {device_type!r}: use QUEUE, FORWARDER or STREAMER')
+    return _SOCKET_TYPES[zmq.DeviceType(device_type)]
+
+
+def _check_in_type(in_type: int) -> int:
+    if in_type < 0:
+        raise ValueError(f'Bad in_type {in_type}: use a socket type, only out_type can be -1')
+    return in_type
 
 
 class Device(AccessAttributes, SocketLimits):
@@ -98,13 +102,9 @@ class Device(AccessAttributes, SocketLimits):
         clients: str | Iterable[str] | None = None,
         curve: CurveServer | None = None,
     ):
-        if device_type not in _SOCKET_TYPES:
-            raise ValueError(f'Bad device {device_type!r}: use QUEUE, FORWARDER or STREAMER')
-        if in_type is not None and in_type < 0:
-            raise ValueError(f'Bad in_type {in_type}: use a socket type, only out_type can be -1')
-        types = _SOCKET_TYPES[zmq.DeviceType(device_type)]
+        types = _get_types(device_type)
         self._device_type = device_type
-        self._in = SocketConfig('in', types[0] if in_type is None else in_type)
+        self._in = SocketConfig('in', types[0] if in_type is None else _check_in_type(in_type))
         self._out = SocketConfig('out', types[1] if out_type is None else out_type)
         self._sockets = [self._in, self._out]
         self._lock = RLock()  # of start and stop
@@ -114,18 +114,31 @@ class Device(AccessAttributes, SocketLimits):
 
     @property
     def device_type(self) -> int:
-        """Type of the device."""
+        """Type of the device; a new one does not change the types of the sockets."""
         return self._device_type
+
+    @device_type.setter
+    def device_type(self, device_type: int) -> None:
+        _get_types(device_type)
+        self._device_type = device_type
 
     @property
     def in_type(self) -> int:
         """Type of the `in` socket."""
         return self._in.type
 
+    @in_type.setter
+    def in_type(self, in_type: int) -> None:
+        self._in.type = _check_in_type(in_type)
+
     @property
     def out_type(self) -> int:
         """Type of the `out` socket; -1 for a device with one socket."""
         return self._out.type
+
+    @out_type.setter
+    def out_type(self, out_type: int) -> None:
+        self._out.type = out_type
 
     @property
     def daemon(self) -> bool:
@@ -415,10 +428,13 @@ class Device(AccessAttributes, SocketLimits):
             return self.context_factory()
         return zmq.Context.instance() if self._has_inproc else zmq.Context()
 
-    def _make_loop(self, sockets: list[Any]) -> Callable[..., Any]:
-        if self._is_native:
-            return partial(zmq.proxy_steerable, *sockets)
-        return PythonLoop(*sockets, prefixes=self._prefixes).run
+    def _make_loop(self, sockets: list[Any]) -> PythonLoop:
+        return PythonLoop(
+            *sockets,
+            prefixes=self._prefixes,
+            counts_as_native=self._is_native,
+            keeps_gil=self._owns_context,
+        )
 
     def __str__(self) -> str:
         sockets = (

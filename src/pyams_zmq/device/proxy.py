@@ -5,20 +5,20 @@ The loop of libzmq is fast. It blocks when a monitor does not read. It ends at a
 reached, and at a REQ or REP socket that is in the wrong state. It uses a whole processor when a
 message comes in and the other socket cannot send. It counts frames only, copies both directions
 alike, and does not read commands while the peers do not read. The loop in Python has none of these
-limits, and forwards a third as many small messages per second (`benchmarks/device.py`).
+limits, and forwards fewer small messages per second (`benchmarks/device.py`).
 
 Both read commands from a PAIR socket, as `zmq_proxy_steerable(3)` does: they answer `STATISTICS`
 with a message of numbers, and return after `TERMINATE`.
 """
 
-import errno
 import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import zmq
 
-from pyams_zmq.wire.frames import receive, send_frames
+from pyams_zmq.device import libzmq
+from pyams_zmq.device.direction import Direction, Prefix
 
 STATISTICS = b'STATISTICS'
 TERMINATE = b'TERMINATE'
@@ -28,22 +28,14 @@ TERMINATE = b'TERMINATE'
 PAUSE = b'RESUME' if zmq.zmq_version_info()[:3] == (4, 3, 5) else b'PAUSE'
 
 LOCKSTEP = (zmq.REQ, zmq.REP)
-CANNOT_SEND = (zmq.PULL, zmq.SUB)
-CANNOT_RECEIVE = (zmq.PUSH, zmq.PUB)
 
-BURST = 100
-"""Messages that one direction forwards before the other direction and the commands continue"""
-
-# EFSM: a REQ or REP socket that has to receive before it sends.
-_UNDELIVERED = (errno.EAGAIN, zmq.EFSM, errno.EHOSTUNREACH)
-_ONE_OF_MANY = (zmq.ROUTER, zmq.STREAM)
+RETRY = 10
+"""Milliseconds before a message is sent again to a socket that says it can send, and cannot"""
 
 Counts = Sequence[int]
 """Numbers in the answer of a loop to `STATISTICS`, in the order of that loop"""
 
 NO_COUNTS: Counts = (0,) * 8
-
-Prefix = bytes | str | None
 
 
 class Traffic(NamedTuple):
@@ -91,68 +83,6 @@ def summarize(counts: Counts, *, is_native: bool) -> Statistics:
     return Statistics(Traffic(*counts[:3]), Traffic(*counts[3:6]), *counts[6:])
 
 
-class Direction:
-    """One direction of a loop: from a source to a target."""
-
-    def __init__(self, source: Any, target: Any, monitor: Any, prefix: Prefix):
-        self.source = source
-        self.target = target
-        self._monitor = monitor
-        if isinstance(prefix, str):
-            prefix = prefix.encode()
-        self._prefix = [] if prefix is None else [prefix]
-        self._swaps = source.type == target.type == zmq.ROUTER and source is not target
-        self._is_dead_end = target.type in CANNOT_SEND
-        # One peer that does not read must not stop the others.
-        self._drops = self._is_dead_end or target.type in _ONE_OF_MANY
-        self.waiting: list[bytes] | None = None
-        self.reset()
-
-    def reset(self) -> None:
-        """Count from zero."""
-        self.messages = self.frames = self.bytes = self.unroutable = self.unmonitored = 0
-
-    @property
-    def poll_item(self) -> tuple[Any, int]:
-        """Socket and event to wait for."""
-        return (self.source, zmq.POLLIN) if self.waiting is None else (self.target, zmq.POLLOUT)
-
-    def forward(self) -> None:
-        """Forward a burst of messages."""
-        for _ in range(BURST):
-            frames, self.waiting = self.waiting or self._receive(), None
-            if frames is None:
-                return
-            self._send(frames)
-            if self.waiting is not None:
-                return
-
-    def _receive(self) -> list[bytes] | None:
-        try:
-            frames = receive(self.source)
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EFSM:  # a REQ or REP socket that has to send before it receives
-                raise
-            return None
-        if self._swaps and frames is not None:
-            # The sender comes first, then the addressee; libzmq routes by the first frame.
-            frames[:2] = frames[1::-1]
-        return frames
-
-    def _send(self, frames: list[bytes]) -> None:
-        if self._is_dead_end or not _send(self.target, frames):
-            if self._drops:
-                self.unroutable += 1
-            else:
-                self.waiting = frames
-            return
-        self.messages += 1
-        self.frames += len(frames)
-        self.bytes += sum(map(len, frames))
-        if self._monitor is not None and not _send(self._monitor, self._prefix + frames):
-            self.unmonitored += 1
-
-
 class PythonLoop:
     """Forwards between two sockets in Python; swaps the first two frames between two ROUTERs.
 
@@ -161,6 +91,8 @@ class PythonLoop:
     :param monitor: socket that gets a copy of each message that it can send at once, or None
     :param prefixes: first frame of the copies of what `in_socket` and `out_socket` receive; None
         for copies without such a frame
+    :param counts_as_native: answer `STATISTICS` with the numbers of the loop of libzmq
+    :param keeps_gil: keep the GIL during a burst; the sockets have no inproc addresses
     """
 
     def __init__(
@@ -170,9 +102,14 @@ class PythonLoop:
         monitor: Any = None,
         *,
         prefixes: tuple[Prefix, Prefix] = (None, None),
+        counts_as_native: bool = False,
+        keeps_gil: bool = False,
     ):
-        self._in = Direction(in_socket, out_socket, monitor, prefixes[0])
-        self._out = Direction(out_socket, in_socket, monitor, prefixes[1])
+        self._counts_as_native = counts_as_native
+        direct = libzmq.KeepingDirection if keeps_gil else libzmq.DirectDirection
+        direction = direct if libzmq.IS_AVAILABLE else Direction
+        self._in = direction(in_socket, out_socket, monitor, prefixes[0])
+        self._out = direction(out_socket, in_socket, monitor, prefixes[1])
         self._directions = [self._in] if in_socket is out_socket else [self._in, self._out]
 
     def run(self, control: Any = None) -> None:
@@ -187,10 +124,14 @@ class PythonLoop:
         directions = self._directions
         while True:
             items = commands + [direction.poll_item for direction in directions]
-            ready = zmq.zmq_poll(items, -1)
+            ready = zmq.zmq_poll(items, RETRY if any(each.is_stuck for each in directions) else -1)
             for direction, item in zip(directions, items[len(commands) :], strict=True):
-                if item in ready:
+                if direction.is_stuck or item in ready:
+                    messages, waits = direction.messages, direction.waiting
                     direction.forward()
+                    direction.is_stuck = (
+                        waits and direction.waiting and direction.messages == messages
+                    )
             if control is not None and commands[0] in ready:
                 command = control.recv()
                 if command == STATISTICS:
@@ -200,23 +141,27 @@ class PythonLoop:
                 elif command == TERMINATE:
                     return
 
+    @property
+    def has_message(self) -> bool:
+        """True while a message waits until it can be sent."""
+        return self._in.waiting or self._out.waiting
+
+    @property
+    def stalls(self) -> int:
+        """How often a message had to wait."""
+        return self._in.stalls + self._out.stalls
+
+    @property
+    def frames(self) -> int:
+        """Frames that were forwarded since the last call of `run`."""
+        return self._in.frames + self._out.frames
+
     def _count(self) -> Counts:
         one, other = self._in, self._out
+        if self._counts_as_native:
+            return [0, 0, other.frames, other.bytes, 0, 0, one.frames, one.bytes]
         return [
             *(one.frames, one.bytes, one.messages, other.frames, other.bytes, other.messages),
             one.unroutable + other.unroutable,
             one.unmonitored + other.unmonitored,
         ]
-
-
-def _send(socket: Any, frames: list[bytes]) -> bool:
-    """Return True if the message was sent, False if that would block or has no peer."""
-    try:
-        send_frames(socket, frames)
-    except zmq.ZMQError as error:
-        # All or nothing: libzmq finds the peer and room for the message at the first frame. When
-        # the peer leaves between two frames (EAGAIN), libzmq drops the frames before.
-        if error.errno not in _UNDELIVERED:
-            raise
-        return False
-    return True

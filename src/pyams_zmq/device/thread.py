@@ -8,8 +8,10 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from math import ceil
 from threading import Event, RLock, Thread, get_ident
+from time import CLOCK_THREAD_CPUTIME_ID, pthread_getcpuclockid
 from typing import Any
 from weakref import WeakSet
 
@@ -27,6 +29,7 @@ from pyams_zmq.device.proxy import (
     summarize,
 )
 from pyams_zmq.device.socket_config import INPROC, Binding, SocketConfig
+from pyams_zmq.device.spin_watch import SpinWatch
 from pyams_zmq.exceptions import ZMQClosedError, ZMQTimeoutError
 from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.server_socket import FILE_INTERVAL, ServerSockets
@@ -42,6 +45,9 @@ COMMAND_TIMEOUT = 2.0
 
 STOP_TIMEOUT = 1.0
 """Seconds after which `stop` terminates the context of a device that waits for a peer"""
+
+WATCH_TIMEOUT = 0.05
+"""Seconds in which the loop of libzmq answers unless it waits for a peer"""
 
 _PAUSED, _RESUME, _STOP, _ENDED = b'paused', b'resume', b'stop', b'ended'
 _RESTORE = b'restore'  # files of ipc addresses
@@ -80,6 +86,9 @@ class DeviceThread(Thread):
         self._guard: ConnectionGuard | None = None
         self._owns_context = device._owns_context
         self._is_native = device._is_native
+        self.uses_python = not self._is_native
+        self.cpu_clock = CLOCK_THREAD_CPUTIME_ID  # until the thread runs
+        self._watch = SpinWatch(self) if self._is_native else None
 
     # In the thread of the owner
 
@@ -90,6 +99,8 @@ class DeviceThread(Thread):
         self._commands = self._zmq_context.socket(zmq.PAIR, socket_class=zmq.Socket)
         try:
             self._open()
+            if self._watch is not None:
+                self._watch.start()
             super().start()
         except BaseException:
             self._close()
@@ -111,11 +122,14 @@ class DeviceThread(Thread):
     def statistics(self) -> Statistics:
         """Return what was forwarded since the start."""
         if self.is_running:  # else it has ended, or belongs to the process that forked this one
-            with suppress(_Ended), self._command():
-                if not self._is_paused:
-                    self._send(STATISTICS)
-                self._receive(COMMAND_TIMEOUT)
+            self._update_counts(COMMAND_TIMEOUT)
         return summarize(self._counts, is_native=self._is_native)
+
+    def _update_counts(self, timeout: float) -> None:
+        with suppress(_Ended), self._command():
+            if not self._is_paused:
+                self._send(STATISTICS)
+            self._receive(timeout)
 
     @property
     def _counts(self) -> Counts:
@@ -154,6 +168,25 @@ class DeviceThread(Thread):
                 LOGGER.warning('%s: a peer does not read, its message is dropped', self._device)
                 self._release()
         self.join()
+
+    # In the thread of the watch
+
+    def count_frames(self) -> int:
+        """Return the number of frames that a native device has forwarded."""
+        with suppress(ZMQTimeoutError):
+            self._update_counts(WATCH_TIMEOUT)
+        statistics = summarize(self._counts, is_native=True)
+        return statistics.in_to_out.frames + statistics.out_to_in.frames
+
+    def use_loop(self, *, python: bool) -> None:
+        """Go on with the other loop, unless the device is paused."""
+        with suppress(_Ended), self._command():
+            if not self._is_paused:
+                self.uses_python = python
+                for command in (PAUSE, STATISTICS, TERMINATE, _RESUME):
+                    self._send(command)
+
+    # In these threads
 
     @contextmanager
     def _command(self) -> Iterator[None]:
@@ -255,7 +288,9 @@ class DeviceThread(Thread):
         address = f'{INPROC}pyams_zmq.device-{id(self)}'
         self._control.bind(address)
         self._commands.connect(address)
-        self._loop = self._device._make_loop(self._open_data_sockets())
+        sockets = self._open_data_sockets()
+        self.python_loop = self._device._make_loop(sockets)
+        self._native_loop: Callable[..., Any] = partial(zmq.proxy_steerable, *sockets)
 
     def _make_socket(self, socket_type: int) -> Any:
         socket = self._zmq_context.socket(socket_type, socket_class=zmq.Socket)
@@ -306,6 +341,8 @@ class DeviceThread(Thread):
         for socket in self._sockets:
             socket.close()
         self._release()
+        if self._watch is not None:
+            self._watch.end()
 
     def _release(self) -> None:
         """Release the rest once; the context waits for the sockets of the thread."""
@@ -326,6 +363,7 @@ class DeviceThread(Thread):
 
     def run(self) -> None:
         """Forward until `stop`, or until the context is terminated."""
+        self.cpu_clock = pthread_getcpuclockid(get_ident())
         # libzmq loses its statistics when a signal interrupts its loop.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         command = _RESUME
@@ -334,7 +372,7 @@ class DeviceThread(Thread):
                 if command == _RESTORE:
                     self._server_sockets.restore_files()
                 else:
-                    self._loop(control=self._control)
+                    self._run_loop()
                     self._control.send(_PAUSED)
                 command = self._control.recv()
         except zmq.ContextTerminated:
@@ -346,6 +384,14 @@ class DeviceThread(Thread):
             self._control.send(_ENDED, zmq.DONTWAIT)
         self._close()
         self._on_end()
+
+    def _run_loop(self) -> None:
+        # A message that waits in the loop in Python must not be overtaken.
+        self.uses_python |= self.python_loop.has_message
+        if self.uses_python:
+            self.python_loop.run(self._control)
+        else:
+            self._native_loop(control=self._control)
 
 
 @contextmanager
