@@ -26,6 +26,18 @@ def test_inproc(context):
             assert sink.recv() == b'x'
 
 
+def test_inproc_peer():
+    device = ThreadDevice(STREAMER)
+    device.bind_in('inproc://in')
+    device.connect_out('inproc://sink')
+    with zmq.Context.instance().socket(zmq.PULL) as sink:
+        sink.bind('inproc://sink')
+        with device, zmq.Context.instance().socket(zmq.PUSH) as source:
+            source.connect('inproc://in')
+            source.send(b'x')
+            assert sink.recv() == b'x'
+
+
 def test_context_factory(context, peer):
     device = make_device(ThreadDevice, STREAMER)
     device.context_factory = lambda: context

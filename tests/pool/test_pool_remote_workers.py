@@ -307,6 +307,28 @@ def test_refused_worker(pool, password, clients):
     assert worker.exitcode == 1
 
 
+def test_worker_without_permission(monkeypatch, tmp_path):
+    """It ends with the reason, instead of trying for ever; see also `tests/client`."""
+    monkeypatch.setattr(
+        worker_module, 'describe_missing_permission', lambda endpoint: 'no permission'
+    )
+    worker = PoolWorker(f'ipc://{tmp_path}/closed', PoolMessageHandler)
+    worker.start()
+    with pytest.raises(ZMQRefusedError, match='no permission'):
+        worker.wait_ready()
+    worker.join(10)
+    assert worker.exitcode
+
+
+def test_worker_whose_broker_moves_to_ipv6(monkeypatch):
+    """It is replaced by one that connects so; see also `tests/client/test_ipv6_names.py`."""
+    monkeypatch.setattr(worker_module, 'needs_ipv6', lambda endpoint: True)
+    worker = PoolWorker('127.0.0.1:9', PoolMessageHandler)
+    worker.start()
+    worker.join(20)
+    assert worker.exitcode == RECYCLED
+
+
 def test_curve(pool, keys):
     """Clients and workers have different keys."""
     curve = CurveServer(keys / 'broker.key_secret', [keys / 'stranger.key'])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.context import ForkProcess
 
 import pytest
 
@@ -17,6 +18,7 @@ from app.program import is_running
 from checks import AT_ONCE, TIMEOUT, wait_until
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.device import ProcessDevice
+from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.pool import PoolWorker, ZMQPool
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import describe_exit_code
@@ -59,6 +61,16 @@ class Handler(handlers.Handler):
             raise ValueError('from a signal handler') if num == signal.SIGUSR1 else SystemExit(3)
 
         signal.signal(number, handle)
+        return [200, None]
+
+    def end_twice(self, args):
+        """Stop the loop; a signal handler raises an error at the same time."""
+
+        def end():
+            self.process._stop_loop()
+            raise SystemExit(3)
+
+        self.process.loop.asyncio_loop.call_later(0.05, end)  # after the reply
         return [200, None]
 
     def fork_in_c(self, args):
@@ -258,6 +270,37 @@ def test_exception_between_two_messages(start, ask, num):
             assert client.call('pid', timeout=1) == process.pid
     process.stop()
     assert process.exitcode == 0
+
+
+def test_exception_at_the_end(start, ask):
+    process = start(handler=MessageHandler)
+    assert ask(process, ['end_twice', None]) == [200, None]
+    process.join(AT_ONCE)
+    assert process.exitcode == 0
+
+
+def test_unknown_command(start):
+    process = start(handler=MessageHandler)
+    with pytest.raises(ZMQStartError, match="Unknown command 'dance'"):
+        process._call('dance', timeout=TIMEOUT)
+
+
+def test_handler_in_a_fork_in_c(monkeypatch):
+    """It resets the handlers, and sends the signal once more."""
+
+    def run():
+        process = handlers.Process()
+        process._pid = -1  # of its parent
+        kills = []
+        monkeypatch.setattr(os, 'kill', lambda *args: kills.append(args))
+        process.exit(signal.SIGINT)
+        assert kills == [(os.getpid(), signal.SIGINT)]
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+
+    child = ForkProcess(target=run)
+    child.start()
+    child.join(TIMEOUT)
+    assert child.exitcode == 0
 
 
 def test_fork_in_c(start, ask):

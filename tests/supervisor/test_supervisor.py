@@ -13,6 +13,7 @@ import time
 from contextlib import nullcontext
 from functools import partial
 from math import inf
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -890,3 +891,19 @@ def test_race(tmp_path):
 @pytest.mark.timeout(600)
 def test_race_of_fifty(tmp_path):
     race(tmp_path, 50, 20)
+
+
+# As PID 1, see tests/pyramid/test_cli_pid_1.py
+
+
+def test_second_signal_of_pid_1():
+    child = ForkProcess(target=driver._end, args=(signal.SIGTERM, None))
+    child.start()
+    child.join(TIMEOUT)
+    assert child.exitcode == 143
+
+
+def test_orphans_are_collected_at_intervals():
+    supervisor = Supervisor({})
+    supervisor._collect_orphans(SimpleNamespace(due=1.0), 0.5)
+    assert supervisor._former_children == set()

@@ -31,14 +31,15 @@ except ZMQStartError as error:
 def run(code):
     """Run a program; return what it prints."""
     command = [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)]
-    path = os.pathsep.join(filter(None, sys.path))
+    env = {name: value for name, value in os.environ.items() if not name.startswith('COVERAGE')}
+    env['PYTHONPATH'] = os.pathsep.join(filter(None, sys.path))
     result = subprocess.run(
         command,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, 'PYTHONPATH': path},
+        env=env,  # the tracer of coverage cannot be imported in a sub-interpreter
     )
     assert not result.stderr
     assert result.returncode == 0
@@ -93,6 +94,13 @@ with ZMQClient({process.bound_address!r}) as client:
     assert int(run(SUB_INTERPRETER.format(code=code))) == process.pid
 
 
+def test_not_the_main_interpreter(monkeypatch):
+    module = SimpleNamespace(get_current=lambda: (1, 5), get_main=lambda: (0, 1))
+    monkeypatch.setattr(environment, 'import_module', lambda name: module)
+    with pytest.raises(ZMQStartError, match='in a sub-interpreter'):
+        check_fork('Echo')
+
+
 def test_python_without_sub_interpreters(monkeypatch):
     def fail(name):
         raise ImportError(name)
@@ -135,10 +143,15 @@ def test_daemonic_process():
 
 def test_no_further_process():
     def start():
+        is_root = os.getuid() == 0
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-        if not os.getuid():  # root has no limit
-            os.setuid(65534)
-        Process().start()
+        if is_root:  # which has no limit
+            os.setresuid(65534, 65534, 0)
+        try:
+            Process().start()
+        finally:
+            if is_root:
+                os.setresuid(0, 0, 0)
 
     text = in_process(start)
     assert 'cannot be forked' in text

@@ -284,8 +284,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     def _restore_files(self) -> None:
         if self._sockets.restore_files():
             for stream in self._streams:
-                if not stream.closed():
-                    stream._rebuild_io_state()  # any access to a socket clears its wake-up
+                stream._rebuild_io_state()  # any access to a socket clears its wake-up
         self.loop.call_later(FILE_INTERVAL, self._restore_files)
 
     def _stop_loop(self) -> None:
