@@ -12,6 +12,7 @@ from multiprocessing.context import ForkProcess
 import pytest
 import zmq
 
+from handlers import Process
 from pyams_zmq.auth import Access
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process.server_socket import (
@@ -199,6 +200,22 @@ def test_all_listeners(sockets, listen):
     kept = [others[0].fileno()]
     assert inherited([*sockets, *others], kept=kept) == [False, False, True, True, True, True]
     assert inherited([*sockets, *others]) == [False, False, True, False, False, True]
+
+
+def test_same_port_of_udp(listen):
+    listener, *_others = listen(network.AF_INET, ('127.0.0.1', 0))
+    with network.socket(type=network.SOCK_DGRAM) as socket:
+        socket.bind(listener.getsockname())
+        assert inherited([listener, socket]) == [False, True]
+
+
+def test_listener_of_a_process(listen):
+    """A socket that is its attribute stays open."""
+    listener, *_others = listen(network.AF_INET, ('127.0.0.1', 0))
+    process = Process()
+    assert process.kept_listeners() == []
+    process.listener = listener
+    assert process.kept_listeners() == [listener.fileno()]
 
 
 def test_zone_of_an_address(listen):

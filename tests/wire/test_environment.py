@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Programs that cannot fork, or cannot have threads."""
 
+import logging
 import multiprocessing
 import os
 import resource
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+from pyramid.config import Configurator
 
-from handlers import Process
+from handlers import MessageHandler, Process
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.device import ThreadDevice
 from pyams_zmq.exceptions import ZMQStartError
@@ -141,22 +144,52 @@ def test_daemonic_process():
     assert 'start it in another program' in text
 
 
+@contextmanager
+def limited_to_no_process():
+    """Let the system refuse processes."""
+    is_root = os.getuid() == 0
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    if is_root:  # which has no limit
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.setresuid(0, 0, 0)
+
+
 def test_no_further_process():
     def start():
-        is_root = os.getuid() == 0
-        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-        if is_root:  # which has no limit
-            os.setresuid(65534, 65534, 0)
-        try:
+        with limited_to_no_process():
             Process().start()
-        finally:
-            if is_root:
-                os.setresuid(0, 0, 0)
 
     text = in_process(start)
     assert 'cannot be forked' in text
     assert 'Resource temporarily unavailable' in text
     assert 'raise the limit, or start it in another program' in text
+
+
+def test_application_without_a_further_process():
+    """It starts, and the error says what to do."""
+
+    def start():
+        records = []
+        handler = logging.Handler()
+        handler.emit = records.append
+        logging.getLogger('PyAMS (zmq)').addHandler(handler)
+        sys.argv = ['server']
+        with Configurator() as config:
+            config.include('pyams_zmq')
+            config.add_zmq_process(
+                'echo', handler=MessageHandler, address=f'ipc://@pyams-{os.getpid()}'
+            )
+            with limited_to_no_process():
+                config.make_wsgi_app()
+        [text] = [each.getMessage() for each in records if each.levelname == 'ERROR']
+        assert text.startswith('The application starts without a service: ')
+        assert 'set pyams_zmq.echo.start = external' in text
+
+    assert in_process(start) == ''
 
 
 def test_uwsgi_without_threads(monkeypatch):

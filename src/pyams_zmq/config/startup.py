@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Starts the services of an application when it starts to serve requests."""
 
+import logging
 import os
 import sys
 from functools import partial
@@ -15,6 +16,8 @@ from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.process.lock import SocketLock
 from pyams_zmq.supervisor.process import SupervisingProcess, SupervisorProcess
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 STOP_SLACK = 10.0
 """Seconds after the `drain_timeout` of a process that its supervisor has for its own stop"""
@@ -46,7 +49,8 @@ def start_services(event: Any) -> None:
     """Start the services whose `start` is `'auto'`; a subscriber to ApplicationCreated.
 
     :raises ConfigurationError: for settings of a service that is not declared
-    :raises ZMQStartError: in a program that gevent has patched
+    :raises ZMQStartError: in a program that cannot fork, see `check_fork`; if only the system
+        refuses another process, the application starts, and an error is logged
     """
     registry = event.app.registry
     services = services_of(registry)
@@ -67,10 +71,13 @@ def start_services(event: Any) -> None:
             try:
                 _make_supervisor(registry, service, application).start()
             except ZMQStartError as error:
-                raise ZMQStartError(
+                text = (
                     f'{error}; for the ØMQ process {name!r}: set {PREFIX}{name}.start = external, '
                     f'and run "pyams_zmq serve INI {name}"'
-                ) from None
+                )
+                if not isinstance(error.__cause__, OSError):
+                    raise ZMQStartError(text) from None
+                LOGGER.error('The application starts without a service: %s', text)
 
 
 def _check_owners(registry: Any, application: Application) -> None:

@@ -105,7 +105,8 @@ class DeviceProcess(OwnedProcess):
 
     # In the process
 
-    def _kept_listeners(self) -> list[int]:
+    def kept_listeners(self) -> list[int]:
+        """Return the descriptors of inherited listeners that this process uses."""
         listeners = [binding.listener for binding in self._device._bindings]
         return [each.fileno() for each in listeners if each is not None]
 

@@ -133,7 +133,8 @@ class PoolBroker(ServiceProcess):
         self._polled: list[tuple[Any, int]] = []
         self._refusals: list[tuple[Envelope, list[Any]]] = []
 
-    def _kept_listeners(self) -> list[int]:
+    def kept_listeners(self) -> list[int]:
+        """Return the descriptors of inherited listeners that this process uses."""
         return [self.local_port.fileno()]
 
     def init_stream(self) -> None:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.context import ForkProcess
+from socket import socket
 from threading import RLock
 from typing import Any
 from weakref import WeakSet
@@ -121,7 +122,7 @@ class OwnedProcess(multiprocessing.Process):
             self._channel.close()
             raise ZMQStartError(
                 f'{self.name} cannot be forked: {error}; raise the limit, or {ELSEWHERE}'
-            ) from None
+            ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._control.close()
@@ -229,9 +230,12 @@ class OwnedProcess(multiprocessing.Process):
 
     # In the child
 
-    def _kept_listeners(self) -> list[int]:
-        """Return the descriptors of inherited listeners that this process uses."""
-        return []
+    def kept_listeners(self) -> list[int]:
+        """Return the descriptors of inherited listening sockets that this process uses.
+
+        The others are closed. By default these are the sockets that are attributes of this object.
+        """
+        return [each.fileno() for each in vars(self).values() if isinstance(each, socket)]
 
     def _drop_inherited_state(self) -> None:
         """Reset what was inherited from the parent, which may be a running web server."""
@@ -241,7 +245,7 @@ class OwnedProcess(multiprocessing.Process):
         signal.set_wakeup_fd(-1)
         drop_inherited_handlers()
         leave_server()
-        close_inherited_listeners(self._kept_listeners())
+        close_inherited_listeners(self.kept_listeners())
         multiprocessing.set_start_method('fork', force=True)
         getSiteManager.sethook(get_current_registry)
         manager.clear()

@@ -349,6 +349,8 @@ def _inspect(fd: int) -> tuple[list[str], bool]:
             return [], False
         socket = network.socket(fileno=fd)
         try:
+            if socket.type == network.SOCK_DGRAM:  # a port of UDP is another one
+                return [], False
             name = socket.getsockname()
             is_listening = bool(socket.getsockopt(network.SOL_SOCKET, network.SO_ACCEPTCONN))
         finally:

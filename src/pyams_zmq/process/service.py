@@ -282,10 +282,10 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             stream.recover()
 
     def _restore_files(self) -> None:
+        self.loop.call_later(FILE_INTERVAL, self._restore_files)
         if self._sockets.restore_files():
             for stream in self._streams:
                 stream._rebuild_io_state()  # any access to a socket clears its wake-up
-        self.loop.call_later(FILE_INTERVAL, self._restore_files)
 
     def _stop_loop(self) -> None:
         self._stopping = True
@@ -316,22 +316,29 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         assert self._watchdog is not None  # noqa: S101 - for mypy: it calls this
         if signal.getsignal(signal.SIGTERM) == self.exit:
             self._watchdog.terminate()
+        if self.draining:
             return
-        # A library has a handler of its own: leave the signal alone.
-        if self.loop is None:
+        # A library handles the signal itself, or the main thread is in a native call.
+        loop = self.loop
+        if loop is None:
             self.draining = True  # `run` looks at it
         else:
             with suppress(RuntimeError):  # the loop is closed: this process is ending
-                self.loop.asyncio_loop.call_soon_threadsafe(self.exit)
+                loop.asyncio_loop.call_soon_threadsafe(self._exit_on_request)
+
+    def _exit_on_request(self) -> None:
+        if not self.draining:
+            self.exit()
 
     def _on_command(self, command: Command) -> None:
         """Execute a command of the owner; runs in the watchdog."""
+        loop = self.loop
         if command != Command(RELOAD):
             self._control.refuse(command)
-        elif self.loop is None:
+        elif loop is None:
             os.kill(os.getpid(), signal.SIGHUP)
         else:
-            self.loop.asyncio_loop.call_soon_threadsafe(self.reload)
+            loop.asyncio_loop.call_soon_threadsafe(self.reload)
 
     def _notice_overdue(self, call: object, confirm: Callable[[], None]) -> None:
         with suppress(AttributeError, RuntimeError):  # the loop is closed: this process is ending
@@ -362,8 +369,10 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         self._drain_task = asyncio.ensure_future(self._drain_and_stop())
 
     async def _drain_and_stop(self) -> None:
-        await self._drain()
-        self._stop_loop()
+        try:
+            await self._drain()
+        finally:
+            self._stop_loop()
 
     def _count_received(self) -> int:
         return sum(stream.received for stream in self._streams)

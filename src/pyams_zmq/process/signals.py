@@ -3,6 +3,8 @@
 
 import signal
 import sys
+from contextlib import suppress
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -15,46 +17,61 @@ SERVER_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 BLOCKED_SIGNALS = (*SIGNALS, *SERVER_SIGNALS)
 """Signals that are blocked during a fork: the child has the handlers of its parent at first"""
 
-_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 
-_FAULTS = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
-"""Signals of a crash; SIGTRAP and SIGSYS are not handled by servers"""
+def _do_nothing(num: int, frame: Any) -> None:
+    """Handle a signal; programs that this process starts have its default action."""
+
+
+# Of signals that the parent handles. Those that are not here are ignored, also in programs that
+# this process starts; not by `_do_nothing`: many handlers at once overflow the stack for signals
+# that `faulthandler.enable` has set.
+_ACTIONS: dict[int, Any] = {
+    **dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGQUIT), signal.SIG_DFL),
+    **dict.fromkeys(
+        (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV),
+        signal.SIG_DFL,
+    ),
+    **dict.fromkeys((signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF), _do_nothing),
+}
 
 
 def drop_inherited_handlers() -> None:
     """Ignore the signals that the parent handles, and `SERVER_SIGNALS`.
 
-    Whoever sends such a signal to all processes of a server, to rotate its logs for instance, does
-    not want to end this one, as the default action would. Only what ends a program, or shows a
-    crash, gets the default action. What C code handles stays, `faulthandler.register` for instance,
-    but for uWSGI: its handlers would act on the worker that this process was forked from.
+    They are sent to all processes of a server, to rotate its logs for instance, and the default
+    action would end this one. Only what ends a program, or shows a crash, gets the default action.
+    What C code handles stays, `faulthandler.register` for instance, but for uWSGI: its handlers
+    would act on the worker that this process was forked from.
     """
     caught = _find_caught()
     has_uwsgi = 'uwsgi' in sys.modules
     for num in signal.valid_signals():
         handler = signal.getsignal(num)
         if callable(handler) or (has_uwsgi and num in caught):
-            is_kept = num in (*_END_SIGNALS, *_FAULTS)
-            signal.signal(num, signal.SIG_DFL if is_kept else signal.SIG_IGN)
+            signal.signal(num, _ACTIONS.get(num, signal.SIG_IGN))
     ignore_server_signals()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else no exit code of a child is known
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SERVER_SIGNALS)
 
 
-def ignore_server_signals() -> None:
-    """Ignore those of `SERVER_SIGNALS` that nothing handles."""
+def ignore_server_signals() -> dict[signal.Signals, Any]:
+    """Ignore those of `SERVER_SIGNALS` that nothing handles, also in programs started from here.
+
+    :return: the former handlers of these signals
+    """
     caught = _find_caught()
-    for num in SERVER_SIGNALS:
-        if num not in caught:
-            signal.signal(num, signal.SIG_IGN)
+    return {
+        num: signal.signal(num, signal.SIG_IGN)
+        for num in SERVER_SIGNALS
+        if num not in caught and signal.getsignal(num) == signal.SIG_DFL
+    }
 
 
 def _find_caught() -> set[int]:
     """Return the signals that this process handles, in Python or in C, see proc_pid_status(5)."""
-    try:
-        with open('/proc/self/status', 'rb') as file:
-            lines = dict(line.split(b':', 1) for line in file)
-    except OSError:
-        return set()
-    mask = int(lines[b'SigCgt'], 16)
+    mask = 0
+    with suppress(OSError, ValueError), open('/proc/self/status', 'rb') as file:
+        for line in file:  # gVisor has no such line
+            if line.startswith(b'SigCgt:'):
+                mask = int(line[7:], 16)
     return {num for num in signal.valid_signals() if mask >> (num - 1) & 1}

@@ -31,12 +31,7 @@ from pyams_zmq.process.heartbeat import (
     LivenessCheck,
 )
 from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock
-from pyams_zmq.process.signals import (
-    SERVER_SIGNALS,
-    SIGNALS,
-    STOP_SIGNALS,
-    ignore_server_signals,
-)
+from pyams_zmq.process.signals import SIGNALS, STOP_SIGNALS, ignore_server_signals
 from pyams_zmq.process.watchdog import RECYCLED, has_ended
 from pyams_zmq.supervisor.policy import Factory, RestartLimits, SupervisedProcess
 from pyams_zmq.wire.clock import monotonic
@@ -44,6 +39,8 @@ from pyams_zmq.wire.hard_end import end_hard
 from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+_TERMINATED = [SIGNALLED + num for num in STOP_SIGNALS]
 
 
 class Supervisor(RestartLimits):
@@ -292,6 +289,11 @@ class Supervisor(RestartLimits):
         elif code in (0, RECYCLED) or child.was_overdue:
             LOGGER.info('%s is replaced', child.name)
             child.due = now
+        elif code in _TERMINATED:  # an orderly end, which nobody here has asked for
+            LOGGER.error(
+                '%s ended with %s; it is started again', child.name, describe_exit_code(code)
+            )
+            child.due = now + self.min_delay
         else:
             self._restart_later(child, now, code)
 
@@ -416,8 +418,7 @@ class Supervisor(RestartLimits):
         former = {num: signal.signal(num, handler) for num, handler in handlers.items()}
         # Else the system, or a handler of the program, would collect the exit codes.
         former[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        former.update((num, signal.getsignal(num)) for num in SERVER_SIGNALS)
-        ignore_server_signals()
+        former.update(ignore_server_signals())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             yield wake

@@ -25,7 +25,7 @@ def check_server_threads(name: object) -> None:
     :raises ZMQStartError: in a process of uWSGI without threads
     """
     uwsgi: Any = sys.modules.get('uwsgi')
-    if uwsgi is not None and uwsgi not in _left_servers and not uwsgi.has_threads:
+    if uwsgi is not None and uwsgi not in _left_servers and not getattr(uwsgi, 'has_threads', True):
         raise ZMQStartError(
             f'{name} needs threads, which uWSGI runs only with the option enable-threads = true'
         )
