@@ -78,8 +78,33 @@ class InSetup(Process):
         AsIn2.init_stream(self)
 
 
+class Later(Process):
+    """Sets the callback when the loop runs."""
+
+    def init_stream(self):
+        self.loop.add_callback(AsIn2.init_stream, self)
+
+
+class OwnAttribute(Process):
+    """Declares the attribute again."""
+
+    rep_stream = None
+
+
+class OtherOnly(Process):
+    """Binds another stream, and sets the callback in the loop."""
+
+    def init_stream(self):
+        self.other, _ = self.stream(zmq.PULL, '[::1]', bind=True)
+        Later.init_stream(self)
+
+
 @pytest.mark.parametrize(
-    'cls', [AsIn2, Binding, Local, BindingFirst, OtherFirst, OtherFirstAsIn2, OtherLast, InSetup]
+    'cls',
+    [
+        *(AsIn2, Binding, Local, BindingFirst, OtherFirst, OtherFirstAsIn2, OtherLast, InSetup),
+        *(Later, OwnAttribute, OtherOnly),
+    ],
 )
 def test_messages_are_handled(cls, start, ask):
     """They are those to the address that the process reports."""

@@ -136,7 +136,7 @@ class WorkerStream(ReplyStream):
                     break
                 timeout = 0 if self.in_hand else _POLL_TIMEOUT
         except BaseException:  # a signal handler can raise it at any place
-            self._loop.call_soon(self.process.leave, 'was interrupted, and may have lost a call')
+            self._loop.call_soon(self.process.leave_with_lost_call)
             raise
         finally:
             self._is_handling = False
@@ -395,6 +395,20 @@ class PoolWorker(ZMQProcess):
             self._send_disconnect()  # before a reply that is about to be sent
             self._leave_task = asyncio.ensure_future(self._leave())
 
+    def leave_with_lost_call(self) -> None:
+        """Leave without waiting for the broker, which waits for the reply to a call."""
+        self.leave('was interrupted, and may have lost a call')
+        self._is_disconnected.set()
+        self._stop_task = asyncio.ensure_future(self._stop_after_replies())
+
+    async def _stop_after_replies(self) -> None:
+        await self._wait_for_replies()
+        self._stop_loop()
+
+    async def _wait_for_replies(self) -> None:
+        while self.owed_replies:
+            await asyncio.wait(self.owed_replies)
+
     def check_overdue(self) -> None:
         """Leave if a method is still overdue after the time that a cancelled coroutine needs."""
         if self._overdue_check is None:
@@ -418,8 +432,7 @@ class PoolWorker(ZMQProcess):
     async def _leave(self) -> None:
         # Calls that are on their way until DISCONNECT_OK are rejected.
         await self._wait_for_disconnect()
-        while self.owed_replies:
-            await asyncio.wait(self.owed_replies)
+        await self._wait_for_replies()
         # The broker may notice our exit before it reads our last replies: wait until it has.
         self._send_disconnect()
         await self._wait_for_disconnect()

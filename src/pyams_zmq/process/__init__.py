@@ -60,7 +60,8 @@ class ZMQProcess(ServiceProcess):
     concurrency: int = 1  #: Messages handled at a time; plain methods run in threads above 1
 
     _rep_stream: Any = None
-    _has_streams = False
+    _is_bound = False  # `bind_addr`
+    _has_streams = False  # `init_stream` has returned
 
     def __init__(
         self,
@@ -101,15 +102,18 @@ class ZMQProcess(ServiceProcess):
         if self.concurrency > 1:
             sys.setswitchinterval(SWITCH_INTERVAL)
         super().setup()
+        self._has_streams = True
 
     @property
     def rep_stream(self) -> Any:
         """Stream that receives the messages; None in the parent, and if there is none.
 
-        It is bound when `init_stream` or `setup` reads it first, unless they have assigned one.
+        It is bound when it is first read, unless one was assigned, or `init_stream` has returned
+        and has bound `bind_addr` for another stream.
         """
-        if self._rep_stream is None and self._sockets is not None and not self._has_streams:
-            self.rep_stream, _port = self.stream(self.socket_type, self.bind_addr, bind=True)
+        is_missing = self._rep_stream is None and self._sockets is not None
+        if is_missing and not (self._has_streams and self._is_bound):
+            self._bind_rep_stream()
         return self._rep_stream
 
     @rep_stream.setter
@@ -120,8 +124,13 @@ class ZMQProcess(ServiceProcess):
             bound = self._sockets.uri_of(getattr(stream, 'socket', None))
             self.bound_address = bound or self.bound_address
 
+    def _bind_rep_stream(self) -> None:
+        self.rep_stream, _port = self.stream(self.socket_type, self.bind_addr, bind=True)
+
     def init_stream(self) -> None:
         """Handle the messages of `rep_stream`."""
+        if self.rep_stream is None:  # a subclass has an attribute of its own
+            self._bind_rep_stream()
         stream = self.rep_stream
         if not stream.receiving():  # else a subclass has done it
             stream.on_recv(self.handler(self, stream, self.stop))
@@ -145,6 +154,7 @@ class ZMQProcess(ServiceProcess):
                 socket.subscribe(subscribe)
             if bind:
                 uri = self._sockets.bind(socket, endpoint.uri, self.access, path=endpoint.path)
+                self._is_bound = self._is_bound or addr == self.bind_addr
                 self.bound_address = self.bound_address or uri
                 port = port_of(uri)
             else:
@@ -165,7 +175,6 @@ class ZMQProcess(ServiceProcess):
         return stream, port
 
     def _on_started(self) -> None:
-        self._has_streams = True
         self.registry.notify(ZMQProcessStartedEvent(self))
 
     def _on_stopped(self) -> None:

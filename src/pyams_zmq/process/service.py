@@ -279,7 +279,10 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         # Of a task, whose SystemExit asyncio lets through, or of a signal handler at any place.
         LOGGER.error('A task or a signal handler of %s failed', self.name, exc_info=error)
         for stream in self._streams:
-            stream.recover()
+            try:
+                stream.recover()
+            except zmq.ZMQError:  # its socket or its context has ended
+                stream.close()
 
     def _restore_files(self) -> None:
         self.loop.call_later(FILE_INTERVAL, self._restore_files)

@@ -52,6 +52,7 @@ class ZMQStream(BaseZMQStream):
     """Coroutines of callbacks that run at a time; further messages wait in the socket"""
 
     envelope: Any = None
+    _delivered: Any = None  # envelope of the last message whose callback was called
     received = 0
     """Number of received messages"""
 
@@ -277,7 +278,7 @@ class ZMQStream(BaseZMQStream):
         self.received += 1
         if msg is None or self._recv_callback is None:
             return True
-        envelope = self.envelope
+        envelope = self._delivered = self.envelope
         try:
             result: Any = self._recv_callback(msg)
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the loop
@@ -374,7 +375,7 @@ class ReplyStream(ZMQStream):
 
     def recover(self) -> None:
         """Also reply to a message whose callback was not called."""
-        if self.envelope is not None and not self._tasks:
+        if self.envelope is not None and self.envelope is not self._delivered:
             self._reply_to_failure(self.envelope)
         super().recover()
 

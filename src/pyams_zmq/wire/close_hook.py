@@ -4,6 +4,7 @@
 The thread of libzmq that closes the socket may take the wake-up of its descriptor.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakMethod
@@ -15,10 +16,13 @@ def hook_close(socket: Any, method: Callable[[], object]) -> None:
     :param socket: `zmq.Socket`
     :param method: bound method, whose object is not kept alive
     """
-    close, reference = socket.close, WeakMethod(method)
+    # Without a cycle: a stream that is dropped is freed at once.
+    own: Any = weakref.ref(socket)
+    reference = WeakMethod(method)
 
     def close_and_tell(linger: int | None = None) -> None:
-        close(linger)
+        socket: Any = own()
+        type(socket).close(socket, linger)
         method = reference()
         if method is not None:
             method()
