@@ -91,8 +91,9 @@ class Service:
     def lock_addresses(self, application: Application, *, for_client: bool) -> AddressLock | None:
         """Return the lock by which its addresses are those of an application, not acquired.
 
+        If the folder of the locks cannot be used, log that and return None.
+
         :param for_client: True for the address of clients only
-        :return: None, which is logged, if the folder of the locks cannot be used
         """
         client = Endpoint.parse(self.client_address, bind=False)
         description = f'service {self.name} of {application.description}'
