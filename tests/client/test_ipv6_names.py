@@ -238,7 +238,9 @@ def test_slow_lookup(slow_lookup, monkeypatch):
 def _long_wait(monkeypatch):
     """Let everything that waits for an answer wait long, by default."""
     monkeypatch.setattr(connection_module.configure, '__kwdefaults__', {'lookup_timeout': TIMEOUT})
-    monkeypatch.setattr(socket_module.open_socket, '__defaults__', (TIMEOUT,))
+    for function in (socket_module.open_socket, socket_module.open_connection):
+        defaults = (*function.__defaults__[:-1], TIMEOUT)
+        monkeypatch.setattr(function, '__defaults__', defaults)
 
 
 @pytest.mark.usefixtures('_long_wait')
