@@ -334,7 +334,7 @@ def _possible_descriptors() -> Iterable[int]:
     """Return the numbers that open descriptors of this process have, and maybe others."""
     try:
         return [int(name) for name in os.listdir('/proc/self/fd')]
-    except FileNotFoundError:  # /proc is not mounted
+    except OSError:  # /proc is not mounted, or all descriptors are used
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return range(MAX_DESCRIPTORS if soft < 0 else min(soft, MAX_DESCRIPTORS))  # < 0: unlimited
 
