@@ -14,6 +14,7 @@ import zmq
 
 from pyams_zmq.auth import Access
 from pyams_zmq.exceptions import ZMQBindError
+from pyams_zmq.process import connections, server_socket
 from pyams_zmq.process.server_socket import (
     SIZE_SLACK,
     SOCKET_LIMITS,
@@ -49,6 +50,23 @@ def router():
         yield make
         for socket in sockets:
             socket.close(0)
+
+
+def test_no_null_device(monkeypatch, tmp_path):
+    """Another descriptor takes the place, and none is opened if there is no listener."""
+    monkeypatch.setattr(connections.os, 'devnull', str(tmp_path / 'null'))
+    with network.create_server(('127.0.0.1', 0)) as listener:
+        uri = f'tcp://127.0.0.1:{listener.getsockname()[1]}'
+        copy = os.dup(listener.fileno())
+        monkeypatch.setattr(server_socket, '_possible_descriptors', lambda: [copy])
+        close_inherited_listeners(uris=[uri])
+        with network.socket(fileno=copy) as replaced:
+            assert replaced.family == network.AF_UNIX
+    monkeypatch.setattr(server_socket, 'open_null', None)
+    close_inherited_listeners(uris=[uri])
+    monkeypatch.undo()
+    with open(connections.open_null(), 'rb') as null:
+        assert null.read() == b''
 
 
 def test_limits(router):

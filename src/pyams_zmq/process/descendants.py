@@ -131,13 +131,15 @@ class ProcessInfo:
 
         Without /proc, or if the option hidepid hides the process there, only children are known.
         """
-        try:
-            if not has_proc():
-                raise FileNotFoundError
-            with open(f'/proc/{pid}/stat', 'rb', buffering=0) as file:
-                head, _, tail = file.read(1024).rpartition(b')')
-        except (FileNotFoundError, PermissionError, ProcessLookupError):
-            return next(iter(cls.find_children([int(pid or 0)])), None)
+        with suppress(FileNotFoundError, PermissionError, ProcessLookupError):
+            if has_proc():
+                return cls._read_stat(pid)
+        return next(iter(cls.find_children([int(pid or 0)])), None)
+
+    @classmethod
+    def _read_stat(cls, pid: int | str | None) -> 'ProcessInfo':
+        with open(f'/proc/{pid}/stat', 'rb', buffering=0) as file:
+            head, _, tail = file.read(1024).rpartition(b')')
         number, _, name = head.partition(b' (')
         state, parent, *fields = tail.split()
         # The main thread may have ended, and others still run.
