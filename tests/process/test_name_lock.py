@@ -364,6 +364,16 @@ def test_too_many_standbys(lock, monkeypatch, caplog):
         other.release()
 
 
+def test_holder_dies(lock):
+    """The connection of a standby that it has not accepted ends, too."""
+    own, other = SocketLock(lock), SocketLock(lock)
+    assert own.acquire()
+    assert not other.acquire()
+    own._close()
+    assert other.acquire()
+    other.release()
+
+
 def test_holder_with_a_fork_stops(lock):
     """Its socket, which the fork has inherited without hooks, does not keep the standbys."""
     own, other = SocketLock(lock), SocketLock(lock)

@@ -123,6 +123,25 @@ def test_addresses(router, tmp_path, caplog):
     assert not list(tmp_path.iterdir())
 
 
+def test_file_without_a_guard(router, tmp_path, caplog):
+    """It is made again; the former listener is kept while it may have connections."""
+    sockets = ServerSockets('The service', Limits())
+    path = tmp_path / 'socket'
+    uri = sockets.bind(router(), f'ipc://{path}', Access(), path=str(path))
+    with network.socket(network.AF_UNIX) as peer:
+        peer.connect(str(path))
+        assert peer.recv(1)  # the greeting
+        for _number in range(3):
+            path.unlink()
+            assert sockets.restore_files()
+            assert not sockets.has_lost_files
+            assert sockets.uris == [uri]
+            assert set(sockets.local_uris) == {uri, f'ipc://{tmp_path}//socket'}
+    assert len(caplog.records) == 3
+    sockets.release()
+    assert not list(tmp_path.iterdir())
+
+
 def test_address_in_use(router, tmp_path):
     waits = []
     sockets = ServerSockets('The service', Limits(), before_retry=lambda: waits.append(1))
