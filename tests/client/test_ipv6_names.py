@@ -7,18 +7,19 @@ import socket
 import subprocess
 import threading
 import time
-from concurrent.futures import Future
 from contextlib import suppress
 
 import pytest
 import zmq
 
-from checks import TIMEOUT, wait_until
+from checks import AT_ONCE, TIMEOUT, wait_until
 from handlers import MessageHandler, Process
 from namespaces import name_hosts, run_unshared
 from pool_handlers import Pool
 from pyams_zmq.aio import AsyncZMQClient
 from pyams_zmq.client import ZMQClient
+from pyams_zmq.client import connection as connection_module
+from pyams_zmq.client import socket as socket_module
 from pyams_zmq.device import ProcessDevice, ThreadDevice
 from pyams_zmq.exceptions import ZMQUnreachableError
 from pyams_zmq.pool import PoolWorker
@@ -211,14 +212,13 @@ def slow_lookup(monkeypatch):
     monkeypatch.setattr(names_module, 'LOOKUP_TIMEOUT', 0.05)
     yield event, count
     event.set()
+    names_module._lookups.get().clear()
 
 
 def test_slow_lookup(slow_lookup, monkeypatch):
     """A client does not wait for a slow DNS for longer; all of them wait for one answer."""
     event, count = slow_lookup
     endpoint = Endpoint.parse('slow.test:1', bind=False)
-    assert not needs_ipv6(endpoint, 0.01)
-    assert not needs_ipv6(endpoint, 0.01)
 
     async def acall():
         async with AsyncZMQClient('slow.test:1', timeout=0.01) as client:
@@ -227,9 +227,85 @@ def test_slow_lookup(slow_lookup, monkeypatch):
     monkeypatch.setattr('pyams_zmq.aio.client.LOOKUP_TIMEOUT', 0.02)
     with pytest.raises(ZMQUnreachableError):
         asyncio.run(acall())
+    assert not needs_ipv6(endpoint, 0.01)
+    assert not needs_ipv6(endpoint, 0.01)
     assert len(count) == 1
     event.set()
+    wait_until(lambda: needs_ipv6(endpoint))
+
+
+@pytest.fixture
+def _long_wait(monkeypatch):
+    """Let everything that waits for an answer wait long, by default."""
+    monkeypatch.setattr(connection_module.configure, '__kwdefaults__', {'lookup_timeout': TIMEOUT})
+    for function in (socket_module.open_socket, socket_module.open_connection):
+        defaults = (*function.__defaults__[:-1], TIMEOUT)
+        monkeypatch.setattr(function, '__defaults__', defaults)
+
+
+@pytest.mark.usefixtures('_long_wait')
+def test_slow_lookup_and_messages(slow_lookup):
+    """The messages to another service do not wait for it."""
+    _event, count = slow_lookup
+    with (
+        running(Process('127.0.0.1')) as process,
+        ZMQClient(process.bound_address) as live,
+        ZMQClient('localhost:1') as slow,
+    ):
+        live.prepare(timeout=TIMEOUT)
+        start = time.monotonic()
+        with pytest.raises(ZMQUnreachableError):
+            slow.prepare(timeout=0.01)
+        wait_until(lambda: count)
+        live.send('echo', 1)
+        assert time.monotonic() < start + AT_ONCE
+        wait_until(lambda: not len(live._queue.get()))
+
+
+@pytest.mark.usefixtures('_long_wait')
+def test_slow_lookup_and_calls(slow_lookup):
+    """It takes a part of the time of a call; later, nothing waits for the same answer."""
+    _event, count = slow_lookup
+    start = time.monotonic()
+    with ZMQClient('localhost:1', timeout=0.05) as client:
+        for _number in range(2):
+            with pytest.raises(ZMQUnreachableError, match='for 0.05 s'):
+                client.call('echo', 1)
+
+    async def acall():
+        async with AsyncZMQClient('localhost:1', timeout=0.05) as client:
+            with pytest.raises(ZMQUnreachableError, match='for 0.05 s'):
+                await client.call('echo')
+
+    asyncio.run(acall())
+    zmq_socket('localhost:1').close()
+    assert time.monotonic() < start + AT_ONCE
+    assert len(count) == 1
+
+
+def test_answer_that_has_expired(slow_lookup, monkeypatch):
+    """It counts until the next one comes; so does that of a look-up that took too long."""
+    event, count = slow_lookup
+    endpoint = Endpoint.parse('slow.test:1', bind=False)
+    assert not needs_ipv6(endpoint, 0.01)
+    assert not needs_ipv6(endpoint, TIMEOUT)
+    event.set()
+    wait_until(lambda: needs_ipv6(endpoint))
+    assert len(count) == 1
+    event.clear()
+    look_up('slow.test').expires = 0
+    assert needs_ipv6(endpoint, 0)
     assert needs_ipv6(endpoint, TIMEOUT)
+    wait_until(lambda: len(count) == 2)
+
+
+def test_name_that_was_not_found(monkeypatch):
+    """Its next answer is awaited, if there was one in time."""
+    for assumed in (None, False):
+        lookup = look_up(f'{assumed}.invalid')
+        lookup.assumed = assumed
+        lookup.answer.result(TIMEOUT)
+        assert lookup.renew().assumed is assumed
 
 
 def test_no_thread(monkeypatch):
@@ -239,14 +315,14 @@ def test_no_thread(monkeypatch):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, 'start', fail)
-    assert look_up('no-thread.test').result(0) is False
+    assert look_up('no-thread.test').answer.result(0) is False
 
 
 def test_answers_are_limited(monkeypatch):
     monkeypatch.setattr(names_module, '_MAX_NAMES', 2)
     names_module._lookups.get().clear()
     for number in range(5):
-        assert isinstance(look_up(f'name-{number}.invalid'), Future)
+        assert look_up(f'name-{number}.invalid').answer
         assert len(names_module._lookups.get()) <= 2
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 from functools import partial
+from uuid import uuid4
 
 import pytest
 import zmq
@@ -156,14 +157,76 @@ def test_find_group():
             find_group(value)
 
 
-def test_any_path(monkeypatch, tmp_path):
-    """libzmq makes a folder; no lock is made in the working folder, which may be read-only."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('TMPDIR', str(tmp_path))
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """Return the folder for temporary files, which is not the working folder."""
+    (tmp_path / 'work').mkdir()
+    monkeypatch.chdir(tmp_path / 'work')
+    monkeypatch.setattr(ipc_file.tempfile, 'tempdir', str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.usefixtures('_often')
+@pytest.mark.parametrize('mode', [None, 0o666])
+def test_any_path(folder, mode):
+    """It has a folder of its own, where the file is made again; nothing is left."""
     process = Process('ipc://*')
-    with running(process):
-        assert call(process.bound_address) == 1
-        assert not (tmp_path / '*.lock').exists()
+    process.ipc_mode = mode
+    former = os.umask(0o077)
+    try:
+        with running(process):
+            path = process.bound_address.removeprefix('ipc://')
+            assert path.startswith(f'{folder}/pyams_zmq-')
+            for _number in range(2):
+                wait_until(lambda: mode_of(path) == (0o700 if mode is None else mode))
+                assert call(process.bound_address) == 1
+                os.unlink(path)
+                wait_until(partial(os.path.exists, path))
+            assert mode_of(os.path.dirname(path)) == (0o700 if mode is None else 0o711)
+    finally:
+        os.umask(former)
+    assert os.listdir(folder) == ['work']
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize('options', [{'ipc_mode': 0o600}, {'ipc_group': 0}])
+def test_no_file(tmp_path, options):
+    """The options cannot protect an abstract address, which is an error."""
+    process = Process(f'ipc://@{tmp_path}')
+    for name, value in options.items():
+        setattr(process, name, value)
+    process.start()
+    with pytest.raises(ValueError, match='has no file for ipc_mode and ipc_group'):
+        process.wait_ready()
+    process.stop()
+
+
+@needs_root
+@pytest.mark.parametrize('group', [None, NOBODY])
+def test_file_of_another_user(tmp_path, address, group):
+    """In a folder with the sticky bit it cannot be replaced; the error does not blame the group."""
+    tmp_path.chmod(0o1777)
+    open_listener(str(tmp_path / 'zmq.sock'), 0o666, None, 1).close()
+
+    def bind():
+        process = Process(address)
+        process.ipc_group, process.bind_timeout = group, 0
+        process.start()
+        with pytest.raises(ZMQBindError, match='a file of another user is there'):
+            process.wait_ready()
+        process.stop()
+
+    run_as(NOBODY, NOBODY, bind)
+
+
+def listeners_of(process):
+    """Return the number of sockets of a process that have the path of its address."""
+    path = process.bound_address.rpartition('/')[2].encode()
+    with open('/proc/net/unix', 'rb') as file:
+        inodes = {b'socket:[%s]' % line.split()[6] for line in file if path in line}
+    folder = f'/proc/{process.pid}/fd'
+    found = [os.readlink(f'{folder}/{fd}').encode() for fd in os.listdir(folder)]
+    return sum(each in inodes for each in found)
 
 
 # Loss of the file
@@ -197,6 +260,24 @@ def test_file_is_removed(tmp_path, address, factory, options):
             if options:
                 assert mode_of(path) == options['ipc_mode']
             wait_until((tmp_path / 'zmq.sock.lock').exists)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.usefixtures('_often')
+def test_listeners_do_not_pile_up(tmp_path):
+    """One whose file was removed is kept only for its connections."""
+    path = tmp_path / f'{uuid4()}'
+    process = Process(f'ipc://{path}')
+    with running(process), ZMQClient(process.bound_address, timeout=TIMEOUT) as client:
+        pid = client.call('pid')
+        for _number in range(5):
+            path.unlink()
+            wait_until(path.exists)
+            assert client.call('listeners_of_a_fork') == 0
+        assert client.call('pid') == pid
+        assert listeners_of(process) == 3  # with that of the connection, and the connection
+        assert process.bound_address == f'ipc://{path}'
+        assert call(process.bound_address) == 1
     assert os.listdir(tmp_path) == []
 
 

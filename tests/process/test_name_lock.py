@@ -11,11 +11,13 @@ from multiprocessing.context import ForkProcess
 import pytest
 
 from checks import TIMEOUT
+from namespaces import mount, run_unshared
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process import lock as lock_module
 from pyams_zmq.process.lock import LOCK_REFRESH, AddressLock, FileLock, NameLock, SocketLock
 from pyams_zmq.supervisor import SupervisorProcess
 from pyams_zmq.wire.endpoint import Endpoint
+from users import NOBODY, needs_root, run_as
 
 
 def test_name_lock(lock, monkeypatch):
@@ -324,22 +326,113 @@ def test_name_that_another_user_has(lock, run_program, mode):
     assert program.read(TIMEOUT) == 1
     assert own.acquire()
     program.end()
+    other = SocketLock(lock)
     assert own.acquire()
-    assert not SocketLock(lock).acquire()
+    assert not other.acquire()
     own.release()
+    other.release()
 
 
 def test_name_is_asked_for_again_and_again(lock, monkeypatch):
-    """The holder does not let the questions of standbys pile up."""
+    """The questions of standbys do not pile up between two looks of the holder."""
     monkeypatch.setattr(lock_module, '_BACKLOG', 2)
     own, other = SocketLock(lock), SocketLock(lock)
-    for _number in range(10):
+    for _number in range(3):
         assert own.acquire()
-        assert not other.acquire()
+        for _question in range(10):
+            assert not other.acquire()
+    assert not other._has_warned
     own.release()
     assert other.acquire()
     own.release()
     other.release()
+
+
+def test_too_many_standbys(lock, monkeypatch, caplog):
+    """The name is not taken while it cannot be known whose it is, which is logged once."""
+    monkeypatch.setattr(lock_module, '_BACKLOG', 1)
+    own, *others = (SocketLock(lock) for _number in range(6))
+    assert own.acquire()
+    for _question in range(2):
+        assert not any(other.acquire() for other in others)
+    assert 0 < len(caplog.records) == sum(other._has_warned for other in others) < len(others)
+    assert 'A lock counts as held' in caplog.text
+    assert own.acquire()
+    own.release()
+    assert sum([other.acquire() for other in others]) == 1
+    for other in others:
+        other.release()
+
+
+def test_holder_dies(lock):
+    """The connection of a standby that it has not accepted ends, too."""
+    own, other = SocketLock(lock), SocketLock(lock)
+    assert own.acquire()
+    assert not other.acquire()
+    own._close()
+    assert other.acquire()
+    other.release()
+
+
+def test_holder_with_a_fork_stops(lock):
+    """Its socket, which the fork has inherited without hooks, does not keep the standbys."""
+    own, other = SocketLock(lock), SocketLock(lock)
+    assert own.acquire()
+    assert not other.acquire()
+    with own._socket.dup():
+        own.release()
+        assert other.acquire()
+    other.release()
+
+
+@needs_root
+def test_user_with_a_high_number(lock):
+    """The number of a user has 32 bits without a sign."""
+
+    def use_it():
+        own, other = SocketLock(lock), SocketLock(lock)
+        assert own.acquire()
+        assert not other.acquire()
+        own.release()
+        other.release()
+
+    run_as(3_000_000_000, NOBODY, use_it)
+
+
+def test_containers_with_one_network(lock):
+    """Each can take the name, because it has a folder of its own for the files."""
+
+    def use_it():
+        mount('-t', 'tmpfs', '-o', 'mode=1777', 'none', '/tmp')
+        assert NameLock(lock).acquire()
+
+    own = NameLock(lock)
+    assert own.acquire()
+    run_unshared(use_it)
+    own.release()
+
+
+def test_mounts_without_the_folder(tmp_path, monkeypatch):
+    """They have a number in the kernel, if /proc shows that."""
+    here = lock_module._identify_mounts()
+    monkeypatch.setattr(lock_module, '_FOLDER', str(tmp_path))
+    assert lock_module._identify_mounts() != here
+    monkeypatch.setattr(lock_module, '_FOLDER', str(tmp_path / 'missing'))
+    assert lock_module._identify_mounts() == f' {os.readlink("/proc/self/ns/mnt")}'
+    monkeypatch.setattr(lock_module, '_MOUNTS', str(tmp_path / 'missing'))
+    assert lock_module._identify_mounts() == ''
+
+
+def test_working_folder_is_not_for_locks(tmp_path, monkeypatch):
+    """Python takes it if no other folder is writable; it differs from program to program."""
+    use_folder(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('TMPDIR', raising=False)
+    with pytest.raises(FileNotFoundError, match='no folder for temporary files is writable'):
+        NameLock('x')
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setenv('TMPDIR', str(tmp_path))
+    assert NameLock('x').path.startswith(f'{tmp_path}/')
 
 
 def test_name_in_a_fork_without_hooks(lock, try_name):

@@ -15,6 +15,7 @@ import zmq
 from handlers import Process
 from pyams_zmq.auth import Access
 from pyams_zmq.exceptions import ZMQBindError
+from pyams_zmq.process import connections, server_socket
 from pyams_zmq.process.server_socket import (
     SIZE_SLACK,
     SOCKET_LIMITS,
@@ -50,6 +51,23 @@ def router():
         yield make
         for socket in sockets:
             socket.close(0)
+
+
+def test_no_null_device(monkeypatch, tmp_path):
+    """Another descriptor takes the place, and none is opened if there is no listener."""
+    monkeypatch.setattr(connections.os, 'devnull', str(tmp_path / 'null'))
+    with network.create_server(('127.0.0.1', 0)) as listener:
+        uri = f'tcp://127.0.0.1:{listener.getsockname()[1]}'
+        copy = os.dup(listener.fileno())
+        monkeypatch.setattr(server_socket, '_possible_descriptors', lambda: [copy])
+        close_inherited_listeners(uris=[uri])
+        with network.socket(fileno=copy) as replaced:
+            assert replaced.family == network.AF_UNIX
+    monkeypatch.setattr(server_socket, 'open_null', None)
+    close_inherited_listeners(uris=[uri])
+    monkeypatch.undo()
+    with open(connections.open_null(), 'rb') as null:
+        assert null.read() == b''
 
 
 def test_limits(router):
@@ -102,6 +120,25 @@ def test_addresses(router, tmp_path, caplog):
     assert sockets.uris == uris
     assert third.zap_domain == b'workers'
     assert 'The service serves the network at tcp://0.0.0.0:' in caplog.text
+    sockets.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_without_a_guard(router, tmp_path, caplog):
+    """It is made again; the former listener is kept while it may have connections."""
+    sockets = ServerSockets('The service', Limits())
+    path = tmp_path / 'socket'
+    uri = sockets.bind(router(), f'ipc://{path}', Access(), path=str(path))
+    with network.socket(network.AF_UNIX) as peer:
+        peer.connect(str(path))
+        assert peer.recv(1)  # the greeting
+        for _number in range(3):
+            path.unlink()
+            assert sockets.restore_files()
+            assert not sockets.has_lost_files
+            assert sockets.uris == [uri]
+            assert set(sockets.local_uris) == {uri, f'ipc://{tmp_path}//socket'}
+    assert len(caplog.records) == 3
     sockets.release()
     assert not list(tmp_path.iterdir())
 

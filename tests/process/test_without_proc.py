@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""A system without /proc, in a chroot for instance."""
+"""A system without /proc, in a chroot for instance, or where it hides processes of others."""
 
 import logging
 import os
@@ -34,6 +34,7 @@ from pyams_zmq.process.descendants import (
 from pyams_zmq.process.heartbeat import HeartbeatCounter, LivenessCheck
 from pyams_zmq.supervisor import SupervisorProcess
 from pyams_zmq.testing import running
+from users import NOBODY, run_as
 
 LEAVES_AN_ORPHAN = """
 import subprocess
@@ -150,6 +151,42 @@ def check_child_that_computes():
 def test_child_that_computes():
     """The processor time is known: a process that computes does not hang."""
     run_unshared(check_child_that_computes)
+
+
+def check_hidden_processes(address):
+    mount('-t', 'proc', '-o', 'hidepid=1', 'none', '/proc')
+    run_as(NOBODY, NOBODY, check_hidden_processes_as_user, address)
+
+
+def check_hidden_processes_as_user(address):
+    with pytest.raises(PermissionError):
+        os.stat('/proc/1/stat')
+    supervisor = SupervisorProcess({'echo': partial(Process, address)})
+    supervisor.start()
+    with ZMQClient(address, timeout=TIMEOUT) as client:
+        assert client.call('echo', 1) == 1
+    supervisor.stop()
+    assert supervisor.exitcode == 0
+
+
+def test_hidden_processes(tmp_path, address):
+    """With the mount option hidepid of /proc, those of other users are left alone."""
+    tmp_path.chmod(0o777)
+    run_unshared(check_hidden_processes, address)
+
+
+def test_process_that_cannot_be_read(monkeypatch):
+    """It is not ours, or a child that has become another user."""
+
+    def fail(*args, **kwargs):
+        raise PermissionError
+
+    with subprocess.Popen(['sleep', '60']) as program:
+        monkeypatch.setattr(descendants_module, 'open', fail, raising=False)
+        assert ProcessInfo.read(1) is None
+        assert ProcessInfo.read(program.pid).pid == program.pid
+        program.kill()
+    assert ProcessInfo.read(program.pid) is None
 
 
 def test_warning_once(monkeypatch, caplog):

@@ -104,10 +104,11 @@ class Connection(ZmqProtocol):
                 self._socket.close(0)
                 raise
 
-    async def exchange(self, data: bytes, timeout: float) -> bytes:
+    async def exchange(self, data: bytes, timeout: float, spent: float = 0.0) -> bytes:
         """Send a request and wait for the reply; cancelling it does not affect other calls.
 
         :param timeout: seconds for connecting, sending and waiting together
+        :param spent: seconds of these that have passed
         :raises ZMQTimeoutError: if the service is connected and has not replied in time
         :raises ZMQUnreachableError: if no service is connected, or the connection was lost
         :raises ZMQRefusedError: if the service refuses the connection
@@ -117,7 +118,7 @@ class Connection(ZmqProtocol):
         reply: asyncio.Future[bytes] = self.loop.create_future()
         self._calls[number] = reply
         self._unsent[number] = data
-        self._deadlines.add(number, timeout)
+        self._deadlines.add(number, timeout, spent)
         if not self._state.is_connected and self._down < timeout:
             self._down_deadlines.add(number, self._down)
         try:
@@ -229,12 +230,20 @@ class Connection(ZmqProtocol):
         self._send()
 
 
-async def _wait_for_lookup(name: str, timeout: float) -> None:
-    """Wait until it is known if a host name needs IPv6: `configure` would block the loop."""
-    answer = look_up(name)
-    if not answer.done():
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.wrap_future(answer), min(timeout, LOOKUP_TIMEOUT))
+async def _wait_for_lookup(name: str, timeout: float) -> float:
+    """Wait until it is known if a host name needs IPv6: `configure` would block the loop.
+
+    :return: seconds that this has taken
+    """
+    lookup = look_up(name)
+    if not lookup.is_awaited:
+        return 0.0
+    start = monotonic()
+    try:
+        await asyncio.wait_for(asyncio.wrap_future(lookup.answer), min(timeout, LOOKUP_TIMEOUT))
+    except asyncio.TimeoutError:
+        lookup.assumed = False
+    return monotonic() - start
 
 
 class AsyncZMQClient:
@@ -310,10 +319,9 @@ class AsyncZMQClient:
         data = encode_request(message, deadline, self.max_message_size)
         name = self._service.endpoint.name
         while True:
-            if name is not None:
-                await _wait_for_lookup(name, timeout)
+            spent = 0.0 if name is None else await _wait_for_lookup(name, timeout)
             try:
-                return decode_reply(await self._connect().exchange(data, timeout))
+                return decode_reply(await self._connect().exchange(data, timeout, spent))
             except RETRIED:
                 if not retries:
                     raise

@@ -29,12 +29,12 @@ class Deadlines:
         self._timer: Any = None
         self._when = inf
 
-    def add(self, number: bytes, timeout: float) -> None:
-        """Add the deadline of a call, *timeout* seconds from now."""
+    def add(self, number: bytes, timeout: float, spent: float = 0.0) -> None:
+        """Add the deadline of a call, *timeout* seconds from now, less those that were spent."""
         if len(self._heap) > 2 * len(self._calls) + SLACK:
             self._heap = [entry for entry in self._heap if entry[1] in self._calls]
             heapify(self._heap)
-        when = self._loop.time() + timeout
+        when = self._loop.time() + timeout - spent
         heappush(self._heap, (when, number, timeout))
         if self._timer is None or when < self._when:
             self._set_timer()

@@ -143,7 +143,7 @@ class ZMQClient:
         data = encode_request(message, deadline, self.max_message_size)
         idle = self._idle.get()
         while True:
-            connection = self._acquire(idle)
+            connection = self._acquire(idle, timeout)
             try:
                 reply = connection.exchange(data, timeout)
             except BaseException as error:
@@ -244,7 +244,7 @@ class ZMQClient:
         if self._is_closed:
             raise ZMQClosedError(f'The client of {self.address} was closed')
 
-    def _acquire(self, idle: list[CallConnection]) -> CallConnection:
+    def _acquire(self, idle: list[CallConnection], timeout: float) -> CallConnection:
         self._check_open()
         while True:
             try:
@@ -255,7 +255,7 @@ class ZMQClient:
                 return connection
             connection.close()  # a new connection is ready sooner than this one has reconnected
         with as_os_error():
-            return CallConnection(self._service, self._heartbeats, self.down_timeout)
+            return CallConnection(self._service, self._heartbeats, self.down_timeout, timeout)
 
     def _release(self, connection: CallConnection, idle: list[CallConnection]) -> None:
         idle.append(connection)

@@ -8,6 +8,7 @@ from pyams_zmq.client.socket import open_connection
 from pyams_zmq.exceptions import ZMQRefusedError
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN, receive, send_frame
+from pyams_zmq.wire.names import LOOKUP_TIMEOUT
 from pyams_zmq.wire.poll import poll, wait_for
 
 FAST = 0.01
@@ -24,6 +25,7 @@ class CallConnection:
 
     :param heartbeats: see `HEARTBEATS`
     :param down: seconds until a call fails to an address where nobody listens
+    :param timeout: seconds of the first call, which begins now
     :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
     """
 
@@ -32,8 +34,13 @@ class CallConnection:
         service: ServiceAddress,
         heartbeats: tuple[float, float] = HEARTBEATS,
         down: float = DOWN,
+        timeout: float = LOOKUP_TIMEOUT,
     ):
-        self._socket, self._monitor = open_connection(service, zmq.REQ, heartbeats)
+        self._start: float | None = monotonic()
+        lookup_timeout = min(timeout, LOOKUP_TIMEOUT)
+        self._socket, self._monitor = open_connection(
+            service, zmq.REQ, heartbeats, lookup_timeout=lookup_timeout
+        )
         self._down = down
         self._state = self._monitor.state
         self._sockets = [self._socket, self._monitor.socket]
@@ -48,7 +55,7 @@ class CallConnection:
         :raises ZMQUnreachableError: if no service answers, or the connection was lost
         :raises ZMQRefusedError: if the service refuses the connection
         """
-        start = monotonic()
+        start, self._start = self._start or monotonic(), None
         try:
             send_frame(self._socket, data, NOBLOCK)
         except zmq.Again:  # a REQ socket has no room for its only message after a refusal

@@ -208,6 +208,7 @@ class SendQueue:
                 zmq.DEALER,
                 self._heartbeats,
                 previous=self.state,
+                lookup_timeout=0,  # others wait for the lock; another attempt has the answer
                 sndhwm=WINDOW,
                 reconnect_ivl=NO_RECONNECT,
                 reconnect_ivl_max=0,

@@ -37,6 +37,7 @@ from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, receive
 from pyams_zmq.wire.message import MAX_MESSAGE_SIZE, check_size, decode_reply
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
+from pyams_zmq.wire.names import LOOKUP_TIMEOUT
 from pyams_zmq.wire.poll import poll
 
 SILENCE = 0.01
@@ -190,10 +191,15 @@ def get_context() -> zmq.Context[Any]:
     return _shared_context.get().get()
 
 
-def open_socket(service: ServiceAddress, socket_type: int) -> ZMQSocket:
-    """Open a socket that is ready to connect to a service; closed, it keeps no unsent messages."""
+def open_socket(
+    service: ServiceAddress, socket_type: int, lookup_timeout: float = LOOKUP_TIMEOUT
+) -> ZMQSocket:
+    """Open a socket that is ready to connect to a service; closed, it keeps no unsent messages.
+
+    :param lookup_timeout: see `configure`
+    """
     socket: ZMQSocket = get_context().socket(socket_type, socket_class=ZMQSocket)
-    configure(socket, *service)
+    configure(socket, *service, lookup_timeout=lookup_timeout)
     return socket
 
 
@@ -202,16 +208,18 @@ def open_connection(
     socket_type: int,
     heartbeats: tuple[float, float] = HEARTBEATS,
     previous: ConnectionState | None = None,
+    lookup_timeout: float = LOOKUP_TIMEOUT,
     **options: int,
 ) -> tuple[ZMQSocket, ConnectionMonitor]:
     """Open a socket with a monitor, and connect it; it connects again after a loss.
 
     :param heartbeats: see `HEARTBEATS`
     :param previous: state of the last connection, if each attempt to connect has its own socket
+    :param lookup_timeout: see `configure`
     :param options: names of socket options, with their values
     :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
     """
-    socket = open_socket(service, socket_type)
+    socket = open_socket(service, socket_type, lookup_timeout)
     keep_connected(socket, heartbeats)
     for name, value in options.items():
         setattr(socket, name, value)

@@ -524,5 +524,5 @@ def read_memory() -> float:
     try:
         with open('/proc/self/statm', 'rb', buffering=0) as file:
             return int(file.read(256).split()[1]) * mmap.PAGESIZE / _MIB
-    except FileNotFoundError:  # /proc is not mounted: the peak is a substitute
+    except (FileNotFoundError, PermissionError):  # no /proc for us: the peak is a substitute
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -124,6 +124,13 @@ class Connection:
         return now - self.stalls_since[0]
 
 
+def open_null() -> int:
+    """Open a descriptor that takes the place of another one; nothing can be read from it."""
+    with suppress(OSError):
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    return network.socket(network.AF_UNIX).detach()  # /dev is empty
+
+
 class Envelope(list[bytes]):
     """Frames in front of a reply: routing id, envelope of the request, delimiter (RFC 28/REQREP).
 

@@ -129,15 +129,17 @@ class ProcessInfo:
     def read(cls, pid: int | str | None) -> 'ProcessInfo | None':
         """Read a process from /proc, see proc_pid_stat(5); None if it is gone.
 
-        Without /proc only children are known.
+        Without /proc, or if the option hidepid hides the process there, only children are known.
         """
-        if not has_proc():
-            return next(iter(cls.find_children([int(pid or 0)])), None)
-        try:
-            with open(f'/proc/{pid}/stat', 'rb', buffering=0) as file:
-                head, _, tail = file.read(1024).rpartition(b')')
-        except (FileNotFoundError, ProcessLookupError):
-            return None
+        with suppress(FileNotFoundError, PermissionError, ProcessLookupError):
+            if has_proc():
+                return cls._read_stat(pid)
+        return next(iter(cls.find_children([int(pid or 0)])), None)
+
+    @classmethod
+    def _read_stat(cls, pid: int | str | None) -> 'ProcessInfo':
+        with open(f'/proc/{pid}/stat', 'rb', buffering=0) as file:
+            head, _, tail = file.read(1024).rpartition(b')')
         number, _, name = head.partition(b' (')
         state, parent, *fields = tail.split()
         # The main thread may have ended, and others still run.

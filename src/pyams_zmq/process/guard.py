@@ -21,7 +21,15 @@ from typing import Any
 import zmq
 
 from pyams_zmq.auth import AccessPolicy
-from pyams_zmq.process.connections import NEW, QUIET, USED, Connection, Listener, local_name
+from pyams_zmq.process.connections import (
+    NEW,
+    QUIET,
+    USED,
+    Connection,
+    Listener,
+    local_name,
+    open_null,
+)
 from pyams_zmq.process.growth import ReceivedMemory
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import MAX_DESCRIPTORS
@@ -84,7 +92,7 @@ class ConnectionGuard:
         # `dup2` needs no free descriptor; the duplicate stays the same connection when libzmq
         # closes its own meanwhile, and another file gets the number. AF_UNIX has the longest names.
         self._probe = network.socket(network.AF_UNIX)
-        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._null = open_null()
         self._statm = -1
         with suppress(OSError):
             self._statm = os.open('/proc/self/statm', os.O_RDONLY | os.O_CLOEXEC)

@@ -30,14 +30,18 @@ _IN_USE = 'in use'
 
 _FOLDER = '/tmp'  # noqa: S108 - not that of TMPDIR, which differs from program to program
 
+_OTHER_FOLDERS = ('/tmp', '/var/tmp', '/usr/tmp')  # noqa: S108 - those that Python tries
+
+_MOUNTS = '/proc/self/ns/mnt'
+
 LOCK_INTERVAL = 0.2
 """Seconds between two attempts of a standby to take a lock"""
 
 LOCK_REFRESH = 10.0
 """Seconds after which the file of a lock is touched, and made again if it was removed"""
 
-_BACKLOG = 4096  # connections of others that ask for the user, until the next refresh
-_CREDENTIALS = struct.Struct('=3i')  # see SO_PEERCRED in unix(7): pid, user, group
+_BACKLOG = 4096  # connections of standbys, and of others, until the next refresh
+_CREDENTIALS = struct.Struct('=iII')  # see SO_PEERCRED in unix(7): pid, user, group
 
 
 class FileLock:
@@ -215,17 +219,20 @@ class _UserLock(FileLock):
 
 
 class SocketLock:
-    """Reserves a name without a file, among the processes of this user and network namespace.
+    """Reserves a name without a file, among the processes of this user that have the same `/tmp`.
 
-    A socket has the name in the abstract namespace, see unix(7). If a program of another user has
-    it, to be in the way, the lock can be taken nevertheless.
+    A socket has the name in the abstract namespace, see unix(7), which is that of the network
+    namespace. If a program of another user has it, to be in the way, the lock can be taken
+    nevertheless. A standby keeps a connection to the holder, which ends with that.
 
     :param name: any text
     """
 
     def __init__(self, name: str):
-        self._address = f'\0pyams_zmq-{os.geteuid()}-{_digest(name)}'.encode()
+        self._address = f'\0pyams_zmq-{os.geteuid()}-{_digest(name + _identify_mounts())}'.encode()
         self._socket: socket.socket | None = None
+        self._holder: socket.socket | None = None  # connection to it
+        self._has_warned = False
         self._pid = 0
         _locks.add(self)
 
@@ -237,13 +244,31 @@ class SocketLock:
         if self._pid != os.getpid():
             self._close()
         if self._socket is None:
-            return self._bind()
-        with suppress(OSError):
-            while True:  # those that have asked for the user
-                self._socket.accept()[0].close()
+            return not self._has_live_holder() and self._bind()
+        self._end_connections(self._socket)
         return True
 
+    def _end_connections(self, own: socket.socket) -> None:
+        """End the connections of standbys, which then connect again, and those of others."""
+        with suppress(OSError):
+            while True:
+                own.accept()[0].close()
+
+    def _has_live_holder(self) -> bool:
+        """Return True if the connection to the holder has not ended."""
+        if self._holder is None:
+            return False
+        try:
+            self._holder.recv(1)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        self._close()
+        return False
+
     def _bind(self) -> bool:
+        self._pid = os.getpid()
         for _attempt in range(2):  # its holder may have ended between the two questions
             own = socket.socket(socket.AF_UNIX)
             own.setblocking(False)
@@ -253,19 +278,35 @@ class SocketLock:
             except OSError:
                 own.close()
             else:
-                self._pid, self._socket = os.getpid(), own
+                self._socket = own
                 return True
             if self._is_ours():
                 return False
         return True
 
     def _is_ours(self) -> bool:
-        """Return True if a process of this user has the name."""
-        with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)
+        """Return True if a process of this user has the name, or that cannot be known now."""
+        probe = socket.socket(socket.AF_UNIX)
+        probe.setblocking(False)
+        try:
             probe.connect(self._address)
             data = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            return bool(_CREDENTIALS.unpack(data)[1] == os.geteuid())
+            if _CREDENTIALS.unpack(data)[1] == os.geteuid():
+                self._holder = probe
+                return True
+        except BlockingIOError:  # too many connections wait: two holders would be worse than none
+            if not self._has_warned:
+                LOGGER.warning(
+                    'A lock counts as held, because too many programs are connected to the '
+                    'abstract socket %r: find them by "ss -xp"',
+                    self._address[1:].decode(),
+                )
+            self._has_warned = True
+            probe.close()
+            return True
+        except OSError:  # it has ended, or does not listen
+            pass
+        probe.close()
         return False
 
     def release(self) -> None:
@@ -273,12 +314,15 @@ class SocketLock:
         if self._socket is not None and self._pid == os.getpid():
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
+            self._end_connections(self._socket)  # the socket of a fork would keep them
         self._close()
 
     def _close(self) -> None:
-        own, self._socket = self._socket, None
-        if own is not None:
-            own.close()
+        sockets = self._socket, self._holder
+        self._socket = self._holder = None
+        for each in sockets:
+            if each is not None:
+                each.close()
 
 
 class NameLock(_UserLock):
@@ -495,7 +539,23 @@ def _shared_folder() -> str:
         is_safe = found.st_uid == 0 and found.st_mode & stat.S_ISVTX
         if is_safe and os.access(_FOLDER, os.W_OK | os.X_OK):
             return _FOLDER
-    return tempfile.gettempdir()
+    folder = tempfile.gettempdir()
+    named = filter(None, map(os.environ.get, ('TMPDIR', 'TEMP', 'TMP')))
+    if folder not in {*map(os.path.abspath, named), *_OTHER_FOLDERS} and os.path.samefile(
+        folder, os.curdir
+    ):  # Python takes the working folder if there is no other one, which others do not know
+        raise FileNotFoundError(errno.ENOENT, 'no folder for temporary files is writable', _FOLDER)
+    return folder
+
+
+def _identify_mounts() -> str:
+    """Return what programs with the same `/tmp` have in common, and containers have not."""
+    with suppress(OSError):
+        found = os.stat(_FOLDER)
+        return f' {found.st_dev}:{found.st_ino}'
+    with suppress(OSError):
+        return f' {os.readlink(_MOUNTS)}'
+    return ''
 
 
 UNLOCKED = 'The addresses of %s cannot be locked: another application may serve them, too; %s'

@@ -10,7 +10,7 @@ import socket as network
 import stat
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import ceil
 from time import sleep
 from typing import Any
@@ -20,9 +20,16 @@ import zmq
 
 from pyams_zmq.auth import ZAP_DOMAIN, Access
 from pyams_zmq.exceptions import ZMQBindError
-from pyams_zmq.process.connections import Listener
+from pyams_zmq.process.connections import Listener, open_null
 from pyams_zmq.process.guard import ConnectionGuard
-from pyams_zmq.process.ipc_file import GROUP_MODE, check_mode, find_group, open_listener
+from pyams_zmq.process.ipc_file import (
+    GROUP_MODE,
+    NotInGroupError,
+    check_mode,
+    find_group,
+    make_folder,
+    open_listener,
+)
 from pyams_zmq.process.lock import IPCLock
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import (
@@ -52,13 +59,15 @@ _RETRY_INTERVAL = 0.05
 _ANY_PATH = '*'
 _ZONE = re.compile(r'%[^]]+(?=]:\d+$)')  # of a link-local address: only libzmq returns it
 
+_NOT_IN_GROUP = 'this user is not a member of ipc_group'
+_FILE_OF_OTHERS = 'a file of another user is there, and this user may not remove it'
+
 _ADVICE = {
     errno.EADDRINUSE: 'another process serves it, stop that one or choose another address',
     errno.EADDRNOTAVAIL: 'no interface of this machine has it',
     errno.ENODEV: 'it is neither an address nor an interface of this machine',
     errno.EEXIST: 'a file that is not a socket is there, remove it or choose another path',
     errno.EACCES: 'this user may not bind it',
-    errno.EPERM: 'this user is not a member of ipc_group',
     errno.ENOENT: 'its folder does not exist',
 }
 
@@ -129,6 +138,7 @@ class ServerSockets:
         self._guard = guard
         self._before_retry = before_retry
         self._locks: dict[str, IPCLock] = {}
+        self._folders: list[str] = []
         self._files: dict[str, _BoundFile] = {}
         self._uris: dict[Any, list[str]] = {}
         self.listeners: WeakKeyDictionary[Any, Listener] = WeakKeyDictionary()
@@ -150,6 +160,7 @@ class ServerSockets:
         :param domain: ZAP domain; None if the context does not have an authenticator
         :return: bound address, with the real port
         :raises ZMQBindError: it cannot be bound
+        :raises ValueError: `ipc_mode` or `ipc_group` is not valid, or the address has no file
         """
         if domain is not None:
             access.protect(socket, domain)
@@ -166,8 +177,17 @@ class ServerSockets:
 
     def _bind(self, socket: Any, uri: str, access: Access, path: str | None) -> str:
         deadline = monotonic() + self._limits.bind_timeout
-        if path == _ANY_PATH:  # libzmq makes a folder for it
-            path = None
+        is_closed = not self._limits.ipc_mode is self._limits.ipc_group is None
+        if is_closed and uri.startswith('ipc://@'):
+            raise ValueError(
+                f'{uri} has no file for ipc_mode and ipc_group: every user of the machine can '
+                'connect to it; write the path of a file'
+            )
+        if path == _ANY_PATH:
+            # Those who may connect must be able to enter it; the file says who they are.
+            self._folders.append(make_folder(0o711 if is_closed else 0o700))
+            path = f'{self._folders[-1]}/zmq'
+            uri = f'ipc://{path}'
         lock = None if path is None else self._locks.get(path) or IPCLock(path)
         while True:
             try:
@@ -185,6 +205,9 @@ class ServerSockets:
                     continue
                 if number != errno.EADDRINUSE or monotonic() > deadline:
                     text, advice = zmq.strerror(number), _ADVICE.get(number)
+                    if number == errno.EPERM and path is not None:
+                        is_group = isinstance(error, NotInGroupError)
+                        advice = _NOT_IN_GROUP if is_group else _FILE_OF_OTHERS
                     text = f'{text} ({advice})' if advice else text
                     raise ZMQBindError(number, text, uri) from None
             self._before_retry()
@@ -199,12 +222,14 @@ class ServerSockets:
         return bound
 
     def _bind_once(self, socket: Any, uri: str, path: str | None) -> None:
-        mode, group = self._limits.ipc_mode, self._limits.ipc_group
-        if path is None or mode is group is None:
+        if path is None:
             socket.bind(os.fsencode(uri))
             return
-        mode = check_mode(GROUP_MODE if mode is None else mode)
-        group = None if group is None else find_group(group)
+        mode, group = self._limits.ipc_mode, self._limits.ipc_group
+        if group is not None:
+            group, mode = find_group(group), GROUP_MODE if mode is None else mode
+        mode = None if mode is None else check_mode(mode)
+        # libzmq would remove the file of a listener of its own when it closes that, see `restore`.
         with open_listener(path, mode, group, self._limits.backlog) as listener:
             socket.use_fd = os.dup(listener.fileno())
             try:
@@ -234,7 +259,8 @@ class ServerSockets:
             is_touched = True
             try:
                 self._locks[path].acquire()
-                self._bind_once(bound.socket, bound.uri, path)
+                new = bound.unbind_unused()
+                self._bind_once(bound.socket, f'ipc://{new}', new)
             except (OSError, zmq.ZMQError) as error:
                 if not bound.is_lost:
                     LOGGER.error(
@@ -246,7 +272,9 @@ class ServerSockets:
                     )
                 bound.is_lost = True
                 continue
-            self._files[path] = _BoundFile(bound.socket, bound.uri, path)
+            bound.add(new)
+            if bound.socket in self.listeners:
+                self.listeners[bound.socket].add_address(f'ipc://{new}')
             LOGGER.error(
                 '%s: the file of %s was removed, it is made again; let no program tidy its folder',
                 self._name,
@@ -259,6 +287,11 @@ class ServerSockets:
         """Bound addresses, in the order of binding; those of closed sockets may be among them."""
         return [uri for uris in self._uris.values() for uri in uris]
 
+    @property
+    def local_uris(self) -> list[str]:
+        """Names of the listeners in this process; some ipc paths are written in another way."""
+        return [*self.uris, *(uri for bound in self._files.values() for uri in bound.listeners)]
+
     def uri_of(self, socket: Any) -> str | None:
         """Return the first bound address of a socket, None if it was not bound here."""
         return next(iter(self._uris.get(socket, ())), None)
@@ -267,19 +300,48 @@ class ServerSockets:
         """Release the locks of the ipc addresses, once the sockets are closed."""
         for lock in self._locks.values():
             lock.release()
+        while self._folders:
+            with suppress(OSError):
+                os.rmdir(self._folders.pop())
 
 
 class _BoundFile:
     """The file of an ipc address that was just bound.
 
+    A listener whose file was removed may have connections, which would end with it. So libzmq gets
+    another listener for the new file; its path is written in another way, as the former one cannot
+    be unbound alone otherwise.
+
     :ivar is_lost: true if it was removed, and could not be made again
+    :ivar listeners: addresses of the listeners, as libzmq knows them
     """
 
     def __init__(self, socket: Any, uri: str, path: str):
         self.socket, self.uri = socket, uri
-        self.is_lost = False
+        self.listeners: list[str] = []
         self._path = path
+        self.add(path)
+
+    def add(self, path: str) -> None:
+        """Note that a listener was bound at the file.
+
+        :param path: the path, as `unbind_unused` returned it
+        """
+        self.is_lost = False
+        self.listeners.append(f'ipc://{path}')
         self._identity = self._identify()
+
+    def unbind_unused(self) -> str:
+        """Unbind the listeners without connections; return the path for another one."""
+        found = [_inspect(fd) for fd in _possible_descriptors()]
+        used = {names[0] for names, is_listening in found if names and not is_listening}
+        for uri in set(self.listeners) - used:
+            with suppress(zmq.ZMQError):
+                self.socket.unbind(os.fsencode(uri))
+            self.listeners.remove(uri)
+        folder, slash, name = self._path.rpartition('/')
+        paths = (f'{folder}{slash * number}{name}' for number in range(1, zmq.IPC_PATH_MAX_LEN))
+        return next(path for path in paths if f'ipc://{path}' not in self.listeners)
 
     @property
     def is_missing(self) -> bool:
@@ -323,18 +385,20 @@ def close_inherited_listeners(
             if is_listening:
                 listening.update(local_uris[fd][:1])
     closed = listening if uris is None else {_ZONE.sub('', uri) for uri in uris}
-    with open(os.devnull, 'rb') as null:
-        for fd, names in local_uris.items():
-            if not closed.isdisjoint(names):
-                # Not closed: objects of the parent would close the number when another file has it.
-                os.dup2(null.fileno(), fd)
+    replaced = [fd for fd, names in local_uris.items() if not closed.isdisjoint(names)]
+    if replaced:
+        null = open_null()
+        for fd in replaced:
+            # Not closed: objects of the parent would close the number when another file has it.
+            os.dup2(null, fd)
+        os.close(null)
 
 
 def _possible_descriptors() -> Iterable[int]:
     """Return the numbers that open descriptors of this process have, and maybe others."""
     try:
         return [int(name) for name in os.listdir('/proc/self/fd')]
-    except FileNotFoundError:  # /proc is not mounted
+    except OSError:  # /proc is not mounted, or all descriptors are used
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return range(MAX_DESCRIPTORS if soft < 0 else min(soft, MAX_DESCRIPTORS))  # < 0: unlimited
 

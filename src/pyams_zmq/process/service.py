@@ -191,7 +191,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         self.loop = self._watchdog = None
         self._pid = 0
         if self._sockets is not None and self._sockets.uris:
-            close_inherited_listeners(uris=self._sockets.uris)
+            close_inherited_listeners(uris=self._sockets.local_uris)
 
     def _leave_child(self) -> None:
         assert self._watchdog is not None  # noqa: S101 - for mypy: `_enter_child` made it
