@@ -375,6 +375,9 @@ class Device(AccessAttributes, SocketLimits):
         return launcher
 
     def _end(self) -> None:
+        launcher = self.launcher
+        if launcher is not None and launcher.defer_stop():
+            return  # another thread may have the lock, and wait for the command of this one
         with self._lock:
             self._release_bindings()
             if self.launcher is not None:
