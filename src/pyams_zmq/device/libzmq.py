@@ -334,7 +334,7 @@ def _retry(expected: tuple[int, ...], call: Any, *arguments: Any) -> int:
     :return: the result of the call, -1 for an expected error
     """
     number = ctypes.get_errno()
-    if number not in (*expected, errno.ENOMEM):
+    if number not in (*expected, errno.ENOMEM, zmq.ETERM):
         result = int(call(*arguments))
         if result >= 0:
             return result
