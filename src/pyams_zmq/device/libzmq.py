@@ -109,7 +109,7 @@ class DirectDirection(Direction):
         self._own = 0  # address of its first frame, if that is in `_first`
         self._count = c_size_t()
         # It copies all frames, of which the peer decides how large they are.
-        self._receive = _releasing.zmq_recviov
+        self._recviov = _releasing.zmq_recviov
         self._count_at = c_void_p(ctypes.addressof(self._count))
         self._mask = _SignalMask()
         self._iov: Any = ()
@@ -198,7 +198,7 @@ class DirectDirection(Direction):
 
     def _forward_messages(self) -> None:
         """Forward messages of any number of frames, first that in hand."""
-        receive, free = self._receive, _libc.free
+        receive, free = self._recviov, _libc.free
         send_few, send_many = self._zmq.zmq_sendiov, _releasing.zmq_sendiov
         source, target, monitor = self._from, self._to, self._copies_to
         count, count_at, has_prefix = self._count, self._count_at, self._has_prefix
@@ -282,7 +282,7 @@ class DirectDirection(Direction):
         room = self._capacity - length
         end = c_void_p(self._address + 16 * (1 + length))
         self._length, self._count.value = length, room
-        result = int(self._receive(self._from, end, self._count_at, NOBLOCK))
+        result = int(self._recviov(self._from, end, self._count_at, NOBLOCK))
         if result < 0 and self._count.value == room:
             self._count.value = 0  # not a socket: libzmq has not counted
         return result
