@@ -154,6 +154,18 @@ def test_watch_leaves_a_paused_device_alone():
     assert not device.launcher.uses_python
 
 
+def test_watch_leaves_a_loop_that_forwards_alone(peer, monkeypatch):
+    monkeypatch.setattr(spin_watch, 'INTERVAL', 3600)
+    with make_device(ThreadDevice, STREAMER) as device:
+        sink, source = peer(zmq.PULL, device.out_address), peer(zmq.PUSH, device.in_address)
+        for _ in range(300):
+            source.send(b'x')
+        for _ in range(300):
+            sink.recv()
+        device.launcher._watch._step(1.0, 1.0, 0.11)
+        assert not device.launcher.uses_python
+
+
 def test_watch_does_not_wait_for_a_loop_that_waits_for_a_peer(peer):
     device = make_device(ThreadDevice, STREAMER)
     sink = start_blocked(device, peer)

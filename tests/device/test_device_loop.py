@@ -325,6 +325,42 @@ def test_error_number_that_changes(link, monkeypatch, kind, how, prefix):
     assert direction.unmonitored > 0
 
 
+@DIRECT_KINDS
+@pytest.mark.parametrize('prefix', ['x', None])
+@pytest.mark.parametrize('failures', [1, 2])
+@pytest.mark.parametrize('message', [[b'1'], [b'1', b'2']])
+def test_error_number_of_the_monitor_that_changes(
+    link, monkeypatch, kind, prefix, failures, message
+):
+    """One that nobody expects is looked at again, and then raised."""
+    feed, source = link(zmq.PUSH, zmq.PULL)
+    sink, target = link(zmq.PULL, zmq.PUSH)
+    monitor, copies = link(zmq.PULL, zmq.PUSH)
+    left = [None] * failures
+
+    def fail(name, function, *arguments):
+        if left and any(
+            getattr(each, 'value', None) == copies.underlying for each in arguments[:2]
+        ):
+            left.pop()
+            ctypes.set_errno(errno.ECHILD)
+            return -1
+        return function(*arguments)
+
+    wrap_libzmq(monkeypatch, kind, fail)
+    direction = kind(source, target, copies, prefix)
+    feed.send_multipart(message)
+    if failures == 1:
+        direction.forward()
+        assert monitor.recv_multipart() == [b'x'] * (prefix is not None) + message
+        assert direction.unmonitored == 0
+    else:
+        with pytest.raises(zmq.ZMQError, match='No child processes'):
+            direction.forward()
+    assert sink.recv_multipart() == message
+    assert direction.messages == 1
+
+
 class Memory:
     """Records which frames are released, and releases none twice."""
 
