@@ -19,6 +19,7 @@ from pyams_zmq.device import (
     ThreadMonitoredQueue,
     ThreadProxy,
     spin_watch,
+    thread,
 )
 from pyams_zmq.device.spin_watch import is_spinning
 
@@ -156,6 +157,7 @@ def test_watch_leaves_a_paused_device_alone():
 
 def test_watch_leaves_a_loop_that_forwards_alone(peer, monkeypatch):
     monkeypatch.setattr(spin_watch, 'INTERVAL', 3600)
+    monkeypatch.setattr(thread, 'WATCH_TIMEOUT', 10)
     with make_device(ThreadDevice, STREAMER) as device:
         sink, source = peer(zmq.PULL, device.out_address), peer(zmq.PUSH, device.in_address)
         for _ in range(300):
