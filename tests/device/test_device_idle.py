@@ -19,6 +19,7 @@ from pyams_zmq.device import (
     ThreadMonitoredQueue,
     ThreadProxy,
     spin_watch,
+    thread,
 )
 from pyams_zmq.device.spin_watch import is_spinning
 
@@ -152,6 +153,19 @@ def test_watch_leaves_a_paused_device_alone():
         assert not device.launcher.uses_python
     device.launcher.use_loop(python=True)
     assert not device.launcher.uses_python
+
+
+def test_watch_leaves_a_loop_that_forwards_alone(peer, monkeypatch):
+    monkeypatch.setattr(spin_watch, 'INTERVAL', 3600)
+    monkeypatch.setattr(thread, 'WATCH_TIMEOUT', 10)
+    with make_device(ThreadDevice, STREAMER) as device:
+        sink, source = peer(zmq.PULL, device.out_address), peer(zmq.PUSH, device.in_address)
+        for _ in range(300):
+            source.send(b'x')
+        for _ in range(300):
+            sink.recv()
+        device.launcher._watch._step(1.0, 1.0, 0.11)
+        assert not device.launcher.uses_python
 
 
 def test_watch_does_not_wait_for_a_loop_that_waits_for_a_peer(peer):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 import zmq
@@ -15,6 +15,7 @@ import zmq
 from checks import wait_until
 from devices import ALL, LOCAL, make_device, start_blocked
 from pyams_zmq.device import STREAMER, Device, ThreadDevice
+from pyams_zmq.device.spin_watch import SpinWatch
 from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError, ZMQTimeoutError
 
 
@@ -143,6 +144,59 @@ def test_signal_handler_within_a_command(peer):
             device.stop()
             assert not device.done
         assert device.done
+
+
+@pytest.mark.parametrize('holder', ['statistics', 'stop'])
+def test_signal_handler_while_another_thread_has_the_lock(monkeypatch, holder):
+    """Only the command that was interrupted stops the device: the device may need the other."""
+    device = make_device(ThreadDevice)
+    device.start()
+    launcher, main = device.launcher, threading.get_ident()
+    has_lock, handled = threading.Event(), threading.Event()
+    stopped_by = []
+    stop = launcher.stop
+    monkeypatch.setattr(
+        launcher, 'stop', lambda: stopped_by.append(threading.get_ident()) or stop()
+    )
+
+    def hold():
+        with ExitStack() as stack:
+            if holder == 'stop':
+                stack.enter_context(device._lock)
+            with launcher._command():
+                has_lock.set()
+                wait_until(lambda: main in launcher._threads_in_command)
+                os.kill(os.getpid(), signal.SIGUSR1)
+                handled.wait(10)
+
+    def handle(num, frame):
+        device.stop()
+        handled.set()
+
+    former = signal.signal(signal.SIGUSR1, handle)
+    thread = threading.Thread(target=hold)
+    thread.start()
+    has_lock.wait(10)
+    device.statistics()
+    thread.join()
+    signal.signal(signal.SIGUSR1, former)
+    assert handled.is_set()
+    assert device.done
+    assert set(stopped_by) == {main}
+
+
+def test_watch_that_stops_the_device(monkeypatch):
+    """As a finalizer does that runs in its thread: the device does not wait for the watch."""
+    with make_device(ThreadDevice) as device:
+        monkeypatch.setattr(SpinWatch, '_step', lambda watch, *_: device.stop())
+        device.join(10)
+        assert device.done
+
+
+def test_watch_after_the_end():
+    with make_device(ThreadDevice) as device:
+        watch = device.launcher._watch
+    watch._look()
 
 
 @pytest.mark.parametrize('factory', ALL)

@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Both kinds of directions of the loop in Python: with libzmq itself, and with pyzmq alone."""
 
+import ctypes
+import errno
+import os
+import runpy
 import signal
+import sys
 import threading
+from ctypes import c_size_t
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -16,6 +23,7 @@ from pyams_zmq.device.proxy import TERMINATE, PythonLoop
 KINDS = pytest.mark.parametrize(
     'kind', [Direction, libzmq.DirectDirection, libzmq.KeepingDirection]
 )
+DIRECT_KINDS = pytest.mark.parametrize('kind', [libzmq.DirectDirection, libzmq.KeepingDirection])
 MESSAGES = [[b'%d' % number * 20] * number for number in (1, 2, 3, 16, 17, 40, 1, 1, 200, 1, 2)]
 
 
@@ -242,3 +250,247 @@ def test_signals_do_not_tear_messages(link, monkeypatch, is_available):
 def test_libzmq_that_cannot_be_called():
     """A library that is not linked with it, as a pyzmq that hides the functions."""
     assert libzmq.load(None) is None
+
+
+class Library:
+    """A library whose functions are called through a function of the test.
+
+    :param call: gets the name of the function, the function and its arguments
+    """
+
+    def __init__(self, library, call):
+        self._library = library
+        self._call = call
+
+    def __getattr__(self, name):
+        function = getattr(self._library, name)
+        return lambda *arguments: self._call(name, function, *arguments)
+
+
+def wrap_libzmq(monkeypatch, kind, call):
+    """Let a direction call libzmq through a function of the test."""
+    monkeypatch.setattr(kind, '_zmq', Library(kind._zmq, call))
+    monkeypatch.setattr(libzmq, '_releasing', Library(libzmq._releasing, call))
+
+
+class Disturbance:
+    """Changes the number of the error after a call, as signal handlers and finalizers do."""
+
+    def __init__(self, how):
+        self._how = how
+        self._is_disturbed = False
+
+    def __call__(self, name, function, *arguments):
+        is_checked = 'recv' in name or 'send' in name
+        self._is_disturbed = is_checked and not self._is_disturbed
+        if self._how == 'late' and self._is_disturbed:  # the message comes in afterwards
+            ctypes.set_errno(errno.ECHILD)
+            return -1
+        result = function(*arguments)
+        if self._how == 'libc':
+            assert not os.path.exists('/nonexistent')
+        elif self._is_disturbed and is_checked and result < 0:
+            ctypes.set_errno(errno.ECHILD)
+        elif is_checked:
+            self._is_disturbed = False
+        return result
+
+
+@DIRECT_KINDS
+@pytest.mark.parametrize('how', ['libc', 'ctypes', 'late'])
+@pytest.mark.parametrize('prefix', ['x', None])
+def test_error_number_that_changes(link, monkeypatch, kind, how, prefix):
+    """A message that waits, or that has not come yet, does not end the device."""
+    wrap_libzmq(monkeypatch, kind, Disturbance(how))
+    feed, source = link(zmq.PUSH, zmq.PULL)
+    sink, target = link(zmq.PULL, zmq.PUSH, sndhwm=1, rcvhwm=1)
+    monitor, copies = link(zmq.PULL, zmq.PUSH, sndhwm=1, rcvhwm=1)
+    direction = kind(source, target, copies, prefix)
+    direction.forward()
+    received, copied = [], 0
+    assert not direction.waiting
+    for message in MESSAGES:
+        feed.send_multipart(message)
+    while len(received) < len(MESSAGES):
+        zmq.zmq_poll([direction.poll_item], 20)
+        direction.forward()
+        received.append(sink.recv_multipart())
+    direction.forward()
+    assert received == MESSAGES
+    assert direction.messages == len(MESSAGES)
+    while monitor.poll(0):
+        monitor.recv_multipart()
+        copied += 1
+    assert copied + direction.unmonitored == len(MESSAGES)
+    assert direction.unmonitored > 0
+
+
+@DIRECT_KINDS
+@pytest.mark.parametrize('prefix', ['x', None])
+@pytest.mark.parametrize('failures', [1, 2])
+@pytest.mark.parametrize('message', [[b'1'], [b'1', b'2']])
+def test_error_number_of_the_monitor_that_changes(
+    link, monkeypatch, kind, prefix, failures, message
+):
+    """One that nobody expects is looked at again, and then raised."""
+    feed, source = link(zmq.PUSH, zmq.PULL)
+    sink, target = link(zmq.PULL, zmq.PUSH)
+    monitor, copies = link(zmq.PULL, zmq.PUSH)
+    left = [None] * failures
+
+    def fail(name, function, *arguments):
+        if left and any(
+            getattr(each, 'value', None) == copies.underlying for each in arguments[:2]
+        ):
+            left.pop()
+            ctypes.set_errno(errno.ECHILD)
+            return -1
+        return function(*arguments)
+
+    wrap_libzmq(monkeypatch, kind, fail)
+    direction = kind(source, target, copies, prefix)
+    feed.send_multipart(message)
+    if failures == 1:
+        direction.forward()
+        assert monitor.recv_multipart() == [b'x'] * (prefix is not None) + message
+        assert direction.unmonitored == 0
+    else:
+        with pytest.raises(zmq.ZMQError, match='No child processes'):
+            direction.forward()
+    assert sink.recv_multipart() == message
+    assert direction.messages == 1
+
+
+class Memory:
+    """Records which frames are released, and releases none twice."""
+
+    def __init__(self, monkeypatch, fails_at=None):
+        self.freed = []
+        self.kept = []
+        self._fails_at = fails_at
+        for name, kept in (('_libc', True), ('_releasing_libc', False)):
+            library = getattr(libzmq, name, libzmq._libc)
+            self._libc = library
+            stand_in = SimpleNamespace(
+                pthread_sigmask=library.pthread_sigmask, free=self._free_of(library.free, kept)
+            )
+            monkeypatch.setattr(libzmq, name, stand_in, raising=False)
+
+    def _free_of(self, function, keeps_gil):
+        def free(address):
+            if address not in self.freed:
+                function(address)
+            self.freed.append(address)
+            self.kept.append(keeps_gil)
+            if len(self.freed) == self._fails_at:
+                raise KeyboardInterrupt
+
+        return free
+
+
+@DIRECT_KINDS
+@pytest.mark.parametrize('length', [6, 20])
+@pytest.mark.parametrize('waits', [True, False])
+def test_exception_while_frames_are_released(link, monkeypatch, kind, length, waits):
+    """As of a signal handler: no frame is released twice."""
+    memory = Memory(monkeypatch, fails_at=3)
+    feed, source = link(zmq.PUSH, zmq.PULL)
+    _, target = link(zmq.PULL, zmq.PUSH)
+    direction = kind(source, target, None, None)
+    feed.send_multipart([b'x'] * length)
+    with pytest.raises(KeyboardInterrupt):
+        direction.forward() if waits else direction._forward_messages()
+    direction._release()
+    assert len(memory.freed) == len(set(memory.freed)) == 3
+
+
+@DIRECT_KINDS
+@pytest.mark.parametrize('length', [6, 20, 50])
+@pytest.mark.parametrize('number', [0, errno.ENOMEM, zmq.ETERM, errno.ENOTSOCK])
+def test_end_while_frames_are_received(link, monkeypatch, kind, length, number):
+    """All frames in hand are released when a call fails, or a signal handler after it."""
+    memory = Memory(monkeypatch)
+    in_hand = []
+
+    def fail(name, function, *arguments):
+        if name == 'zmq_recviov' and number == errno.ENOTSOCK:  # before libzmq counts
+            ctypes.set_errno(number)
+            return -1
+        room = name == 'zmq_recviov' and c_size_t.from_address(arguments[2].value).value
+        result = function(*arguments)
+        if room:
+            in_hand.append(result)
+            if not number:
+                raise KeyboardInterrupt
+            if result < room:  # so libzmq counts when it fails at the next frame
+                ctypes.set_errno(number)
+                return -1
+        return result
+
+    wrap_libzmq(monkeypatch, kind, fail)
+    feed, source = link(zmq.PUSH, zmq.PULL)
+    _, target = link(zmq.PULL, zmq.PUSH)
+    feed.send_multipart([b'x'] * length)
+    feed.send_multipart([b'x'] * length)
+    for _ in range(2):
+        direction = kind(source, target, None, None)
+        with pytest.raises((zmq.ZMQError, KeyboardInterrupt)) as caught:
+            direction._forward_messages()
+        assert getattr(caught.value, 'errno', 0) == number
+        direction._release()
+        while source.getsockopt(zmq.RCVMORE):
+            source.recv()
+    assert len(memory.freed) == sum(in_hand)
+
+
+@pytest.mark.parametrize(
+    ('message', 'keeps'),
+    [([b'x'] * 3, True), ([b'x' * 30_000] * 3, False), ([b''] * 17, False)],
+)
+def test_large_messages_are_copied_without_the_gil(link, monkeypatch, message, keeps):
+    """They would stop all threads of the program, and a peer decides how large they are."""
+    calls = []
+
+    def record(name, function, *arguments):
+        calls.append(name)
+        return function(*arguments)
+
+    memory = Memory(monkeypatch)
+    kind = libzmq.KeepingDirection
+    monkeypatch.setattr(kind, '_zmq', Library(kind._zmq, record))
+    feed, source = link(zmq.PUSH, zmq.PULL)
+    sink, target = link(zmq.PULL, zmq.PUSH)
+    monitor, copies = link(zmq.PULL, zmq.PUSH)
+    direction = kind(source, target, copies, 'x')
+    feed.send_multipart(message)
+    direction._forward_messages()
+    assert sink.recv_multipart() == message
+    assert monitor.recv_multipart() == [b'x', *message]
+    assert 'zmq_recviov' not in calls
+    assert calls.count('zmq_sendiov') == (2 if keeps else 0)
+    assert memory.kept == [keeps] * len(message)
+
+
+@pytest.mark.parametrize('has_file', [True, False])
+def test_backend_without_a_library(monkeypatch, has_file):
+    """That of cffi is a file of Python; one that is linked into the program has none."""
+    backend = SimpleNamespace(__file__=__file__) if has_file else SimpleNamespace()
+    monkeypatch.setitem(sys.modules, 'backend_without_a_library', backend)
+    socket = type('Socket', (), {'__module__': 'backend_without_a_library'})
+    monkeypatch.setattr(zmq.backend, 'Socket', socket)
+    assert not runpy.run_path(libzmq.__file__)['IS_AVAILABLE']
+
+
+def test_set_of_signals_on_a_system_of_32_bits(monkeypatch):
+    monkeypatch.setattr(ctypes, 'c_ulong', ctypes.c_uint32)
+    assert ctypes.sizeof(runpy.run_path(libzmq.__file__)['_SignalMask']) == 128
+
+
+def test_signals_that_are_not_blocked():
+    """Those of errors of the program itself."""
+    former = libzmq._SignalMask()
+    libzmq._libc.pthread_sigmask(libzmq._SET, libzmq._SIGNALS, former)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    libzmq._libc.pthread_sigmask(libzmq._SET, former, None)
+    errors = {signal.SIGILL, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV}
+    assert blocked == signal.valid_signals() - errors - {signal.SIGKILL, signal.SIGSTOP}

@@ -108,6 +108,7 @@ class Device(AccessAttributes, SocketLimits):
         self._out = SocketConfig('out', types[1] if out_type is None else out_type)
         self._sockets = [self._in, self._out]
         self._lock = RLock()  # of start and stop
+        self._has_warned = False
         self.set_access(auth, clients, curve)
 
     # Configuration
@@ -142,13 +143,14 @@ class Device(AccessAttributes, SocketLimits):
 
     @property
     def daemon(self) -> bool:
-        """True: a device ends with the program."""
+        """True: a device always ends with the program; False is accepted, with a warning once."""
         return True
 
     @daemon.setter
     def daemon(self, daemon: bool) -> None:
-        if not daemon:
-            raise ValueError(f'{self} ends with the program: wait for it with join')
+        if not (daemon or self._has_warned):
+            self._has_warned = True
+            LOGGER.warning('%s ends with the program, daemon = False has no effect: use join', self)
 
     def bind_in(self, addr: Any) -> None:
         """Bind the `in` socket.
@@ -375,6 +377,9 @@ class Device(AccessAttributes, SocketLimits):
         return launcher
 
     def _end(self) -> None:
+        launcher = self.launcher
+        if launcher is not None and launcher.defer_stop():
+            return  # another thread may have the lock, and wait for the command of this one
         with self._lock:
             self._release_bindings()
             if self.launcher is not None:

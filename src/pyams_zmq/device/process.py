@@ -64,6 +64,10 @@ class DeviceProcess(OwnedProcess):
         """Wait until the process ends."""
         wait_for_exit(self, inf if timeout is None else timeout)
 
+    def defer_stop(self) -> bool:
+        """Return False: a process can be stopped during a command."""
+        return False
+
     def check(self) -> None:
         """Raise the error by which the device has ended."""
         if self._is_owner() and has_ended(self):

@@ -56,15 +56,17 @@ class SpinWatch(Thread):
         """Look at the device in intervals."""
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not self._has_ended.wait(INTERVAL):
+            self._look()
+
+    def end(self) -> None:
+        """Let the thread end; do not wait, since it may wait for the thread of the device."""
+        self._has_ended.set()
+
+    def _look(self) -> None:
+        with suppress(OSError):  # from the clock: the thread of the device has ended
             now, cpu = monotonic(), clock_gettime(self._device.cpu_clock)
             self._step(now, now - self._time, cpu - self._cpu)
             self._time, self._cpu = now, cpu
-
-    def end(self) -> None:
-        """End the thread if it was started."""
-        self._has_ended.set()
-        with suppress(RuntimeError):
-            self.join()
 
     def _step(self, now: float, elapsed: float, cpu: float) -> None:
         device, loop = self._device, self._device.python_loop

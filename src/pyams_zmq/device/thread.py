@@ -80,7 +80,7 @@ class DeviceThread(Thread):
         self._is_paused = self._has_ended = False
         self._is_released = Event()
         self._threads_in_command: set[int] = set()
-        self._stop_after_command = False
+        self._threads_to_stop: set[int] = set()
         self._sockets: list[Any] = []
         self._authenticator: Authenticator | None = None
         self._guard: ConnectionGuard | None = None
@@ -149,13 +149,7 @@ class DeviceThread(Thread):
 
     def stop(self) -> None:
         """See :meth:`Device.stop`."""
-        if not self.is_running:
-            return
-        if get_ident() in self._threads_in_command:
-            # This is a signal handler that has interrupted a command of this thread. The command
-            # uses the socket, and holds the lock, which the device thread needs to end. So the
-            # command stops the device when it returns.
-            self._stop_after_command = True
+        if not self.is_running or self.defer_stop():
             return
         with suppress(_Ended), self._command():
             try:
@@ -168,6 +162,26 @@ class DeviceThread(Thread):
                 LOGGER.warning('%s: a peer does not read, its message is dropped', self._device)
                 self._release()
         self.join()
+
+    def defer_stop(self) -> bool:
+        """Let the command stop the device that this thread is in; return False if it is in none.
+
+        A signal handler or a finalizer has interrupted the command, which uses the socket and holds
+        the lock, or waits for it. The device thread needs the lock to end. So the command stops the
+        device when it returns, and no other: the thread of another one may be needed meanwhile.
+        """
+        thread = get_ident()
+        if thread not in self._threads_in_command:
+            return False
+        self._threads_to_stop.add(thread)
+        return True
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the thread ends, and its watch; the thread itself must not wait for it."""
+        super().join(timeout)
+        if self._watch is not None and not self.is_alive():
+            with suppress(RuntimeError):  # it is this thread
+                self._watch.join()
 
     # In the thread of the watch
 
@@ -203,8 +217,8 @@ class DeviceThread(Thread):
         finally:
             if is_outermost:
                 self._threads_in_command.discard(thread)
-                if self._stop_after_command:
-                    self._stop_after_command = False
+                if thread in self._threads_to_stop:
+                    self._threads_to_stop.discard(thread)
                     self.stop()
 
     @contextmanager
@@ -338,11 +352,11 @@ class DeviceThread(Thread):
         return address
 
     def _close(self) -> None:
+        if self._watch is not None:
+            self._watch.end()
         for socket in self._sockets:
             socket.close()
         self._release()
-        if self._watch is not None:
-            self._watch.end()
 
     def _release(self) -> None:
         """Release the rest once; the context waits for the sockets of the thread."""
