@@ -60,12 +60,16 @@ format = %(levelname)s %(message)s
 """
 
 
+# tox sets the encoding.
+USUAL = {name: value for name, value in os.environ.items() if name != 'PYTHONIOENCODING'}
+
+
 @pytest.mark.parametrize('env', ASCII)
 @pytest.mark.parametrize('args', [['--help'], ['serve', '--help'], ['worker', '--help']])
 def test_help(args, env):
     result = subprocess.run(
         [sys.executable, *QUIET, '-m', 'pyams_zmq', *args],
-        env={**os.environ, **env},
+        env={**USUAL, **env},
         capture_output=True,
         check=False,
     )

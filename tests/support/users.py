@@ -6,6 +6,9 @@ from multiprocessing.context import ForkProcess
 
 import pytest
 
+# Now: the other user may not be able to read the environment.
+import tornado.platform.asyncio  # noqa: F401
+
 from checks import TIMEOUT
 
 NOBODY = 65534

@@ -183,6 +183,7 @@ def test_application_without_a_further_process():
             config.add_zmq_process(
                 'echo', handler=MessageHandler, address=f'ipc://@pyams-{os.getpid()}'
             )
+            config.commit()  # another user may not be able to read the environment
             with limited_to_no_process():
                 config.make_wsgi_app()
         [text] = [each.getMessage() for each in records if each.levelname == 'ERROR']

@@ -4,7 +4,6 @@
 The thread of libzmq that closes the socket may take the wake-up of its descriptor.
 """
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakMethod
@@ -16,13 +15,10 @@ def hook_close(socket: Any, method: Callable[[], object]) -> None:
     :param socket: `zmq.Socket`
     :param method: bound method, whose object is not kept alive
     """
-    # Without a cycle: a stream that is dropped is freed at once.
-    own: Any = weakref.ref(socket)
-    reference = WeakMethod(method)
+    close, reference = socket.close, WeakMethod(method)
 
     def close_and_tell(linger: int | None = None) -> None:
-        socket: Any = own()
-        type(socket).close(socket, linger)
+        close(linger)
         method = reference()
         if method is not None:
             method()
