@@ -128,6 +128,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         # A subclass may do its own work in `run` before it calls ours: wrap both.
         self.run = self._run_child  # type: ignore[method-assign] # on this instance
         code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc] # it is private
+        _exit_function()  # Python 3.13 calls it later, when nothing limits the time of a flush
         forbid_new_processes()
         end_descendants(END_GRACE)  # of processes that threads have started since `_leave_child`
         if self._watchdog is not None:
