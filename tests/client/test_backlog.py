@@ -113,7 +113,7 @@ def test_refusal_by_the_last_service_behind_a_device(service, errors):
         service.socket.close()
         wait_until(lambda: not len(client._queue.get()))
     assert service.run == [0]
-    assert len(errors()) == 1
+    wait_until(lambda: len(errors()) == 1)
 
 
 @pytest.mark.usefixtures('soon')
