@@ -35,6 +35,7 @@ def run(code):
     """Run a program; return what it prints."""
     command = [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)]
     env = {name: value for name, value in os.environ.items() if not name.startswith('COVERAGE')}
+    env['PYTHONUNBUFFERED'] = '1'
     env['PYTHONPATH'] = os.pathsep.join(filter(None, sys.path))
     result = subprocess.run(
         command,
@@ -77,6 +78,8 @@ except ImportError:
     import _xxsubinterpreters as interpreters
     other = interpreters.create(isolated=False)
 interpreters.run_string(other, {code!r})
+import os
+os._exit(0)  # as mod_wsgi: the end of a sub-interpreter is not what is tested
 """
 
 
