@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The bound sockets of a server: limits, addresses, and what a fork inherits."""
 
+import errno
 import os
 import socket as network
 import stat
@@ -16,6 +17,7 @@ from handlers import Process
 from pyams_zmq.auth import Access
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process import connections, server_socket
+from pyams_zmq.process.ipc_file import NotInGroupError
 from pyams_zmq.process.server_socket import (
     SIZE_SLACK,
     SOCKET_LIMITS,
@@ -237,6 +239,26 @@ def test_all_listeners(sockets, listen):
     kept = [others[0].fileno()]
     assert inherited([*sockets, *others], kept=kept) == [False, False, True, True, True, True]
     assert inherited([*sockets, *others]) == [False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ('error', 'text'),
+    [
+        (PermissionError(errno.EPERM, ''), 'a file of another user is there'),
+        (NotInGroupError(errno.EPERM, ''), 'this user is not a member of ipc_group'),
+    ],
+)
+def test_advice_for_a_file(router, monkeypatch, tmp_path, error, text):
+    """See also `test_ipc_file`, where another user binds."""
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(server_socket, 'open_listener', fail)
+    sockets = ServerSockets('The service', Limits())
+    with pytest.raises(ZMQBindError, match=text):
+        sockets.bind(router(), f'ipc://{tmp_path}/s', Access(), path=f'{tmp_path}/s')
+    sockets.release()
 
 
 def test_same_port_of_udp(listen):

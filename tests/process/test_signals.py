@@ -11,6 +11,7 @@ from functools import partial
 from multiprocessing.context import ForkProcess
 
 import pytest
+import zmq
 
 import handlers
 from app.program import is_running
@@ -22,6 +23,7 @@ from pyams_zmq.pool import PoolWorker, ZMQPool
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process import signals as signals_module
 from pyams_zmq.process.base import describe_exit_code
+from pyams_zmq.process.channel import RELOAD, Command
 from pyams_zmq.process.signals import SERVER_SIGNALS, drop_inherited_handlers
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess
 
@@ -332,6 +334,31 @@ def test_exception_at_the_end(start, ask):
     assert ask(process, ['end_twice', None]) == [200, None]
     process.join(AT_ONCE)
     assert process.exitcode == 0
+
+
+def test_exception_when_a_socket_has_ended():
+    """Its stream is closed; the others continue."""
+
+    class Stream:
+        is_closed = False
+
+        def recover(self):
+            raise zmq.ZMQError(zmq.ETERM)
+
+        def close(self):
+            self.is_closed = True
+
+    process, streams = handlers.Process(), [Stream(), Stream()]
+    process._streams.update(streams)
+    process._recover(ValueError('from a signal handler'))
+    assert all(stream.is_closed for stream in streams)
+
+
+def test_reload_before_the_loop(monkeypatch):
+    kills = []
+    monkeypatch.setattr(os, 'kill', lambda *args: kills.append(args))
+    handlers.Process()._on_command(Command(RELOAD))
+    assert kills == [(os.getpid(), signal.SIGHUP)]
 
 
 def test_unknown_command(start):

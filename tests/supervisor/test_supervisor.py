@@ -907,3 +907,7 @@ def test_orphans_are_collected_at_intervals():
     supervisor = Supervisor({})
     supervisor._collect_orphans(SimpleNamespace(due=1.0), 0.5)
     assert supervisor._former_children == set()
+    supervisor._cleanup = object()  # then what runs may belong to a process that has ended
+    supervisor._former_children = None
+    supervisor._collect_orphans(SimpleNamespace(due=1.0, step=lambda now: None), 1.0)
+    assert supervisor._former_children is None

@@ -66,6 +66,14 @@ def test_patched_program(library):
     assert 'start it in another program' in text
 
 
+def test_eventlet_has_replaced_threads(monkeypatch):
+    monkeypatch.delitem(sys.modules, 'gevent.monkey', raising=False)
+    patched = SimpleNamespace(is_monkey_patched=lambda name: name == 'thread')
+    monkeypatch.setitem(sys.modules, 'eventlet.patcher', patched)
+    with pytest.raises(ZMQStartError, match='which eventlet has replaced'):
+        check_threads('Echo')
+
+
 def test_library_without_its_patches():
     assert run('import eventlet, eventlet.patcher; from gevent import monkey' + START) == ''
 
