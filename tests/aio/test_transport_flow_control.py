@@ -95,7 +95,8 @@ def full_router(context):
             while not transport.get_write_buffer_size():
                 transport.write([b'full', b'x' * 10_000])
                 sent += 1
-            await asyncio.sleep(0.25)  # for messages that the I/O threads and the system still take
+            # Measures time: no event shows that the I/O threads and the system take no more.
+            await asyncio.sleep(0.25)
         return transport, protocol, peers, sent
 
     return made

@@ -158,7 +158,7 @@ def check_late_name(folder):
             under_way = asyncio.ensure_future(client.call('echo', 1, timeout=1))
             [connection] = client._connections.get()
             while not connection._calls:
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)  # a poll, which the time limit of the test ends
             name_hosts(folder, six=SIX)
             deadline = time.monotonic() + TIMEOUT
             answer = None

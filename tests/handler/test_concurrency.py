@@ -254,7 +254,8 @@ class RunSyncHandler(Handler):
         return IOLoop.current().run_sync(lambda: self.async_echo(args))
 
     async def is_set_up(self, args):
-        await asyncio.sleep(0.01)  # the loop would be stopped meanwhile
+        # Measures time: no event shows that the loop is not stopped.
+        await asyncio.sleep(0.01)
         return [200, self.process.is_set_up]
 
 
@@ -269,6 +270,7 @@ class RunSync(LoggedProcess):
 
     def setup(self):
         super().setup()
+        # A coroutine that returns True after one iteration of the loop.
         self.is_set_up = self.loop.run_sync(lambda: asyncio.sleep(0, True))
 
 

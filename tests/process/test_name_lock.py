@@ -313,7 +313,7 @@ holders[0].bind(name)
 if sys.argv[2] == 'listens':
     holders[0].listen()
 print('1', flush=True)
-time.sleep(60)
+time.sleep(60)  # until the test kills this program
 """
 
 

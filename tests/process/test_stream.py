@@ -792,7 +792,7 @@ async def test_req_queues_requests(net, is_bound):
         [[question, _part]] = await receive(other, 1)
         assert question == b'%d' % number
         assert len(replies) == number
-        await asyncio.sleep(0.01)  # for a request that must not come
+        await asyncio.sleep(0.01)  # measures time: no event shows that a request does not come
         assert not other.poll(0)
         other.send(b'reply to ' + question)
     await until(lambda: len(replies) == 3)

@@ -84,7 +84,7 @@ async def published():
     transports[1].subscribe(b'')
     while not protocols[1].received.is_set():
         transports[0].write(SMALL)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one iteration of the loop, not a time
     for _ in range(500):
         transports[0].write(SMALL)
     for transport in random.sample(transports, 2):

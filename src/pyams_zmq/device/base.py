@@ -455,7 +455,7 @@ class BackgroundDevice(Device):
         """Start the device; its addresses are bound when this returns.
 
         :raises ZMQBindError: an address cannot be bound
-        :raises ZMQStartError: the device is already running, or gevent has patched the program
+        :raises ZMQStartError: the device is already running, or the program has no threads
         :raises ZMQTimeoutError: a process is not ready after 10 seconds, and `bind_timeout` for
             each address
         :raises ValueError: users or keys cannot be read; a device with access rules uses a shared

@@ -52,7 +52,7 @@ def load(path: str | None, kind: Any = ctypes.PyDLL) -> Any:
     return library
 
 
-# The program itself if pyzmq is linked into it: there is no file then.
+# None if pyzmq is linked into the program, which then has the functions of libzmq itself.
 _PATH = getattr(sys.modules[zmq.backend.Socket.__module__], '__file__', None)
 _zmq = load(_PATH)
 _releasing = load(_PATH, ctypes.CDLL)  # the GIL
@@ -64,7 +64,7 @@ IS_AVAILABLE = _zmq is not None
 _BLOCK, _SET = int(signal.SIG_BLOCK), int(signal.SIG_SETMASK)
 
 
-class _SignalMask(ctypes.c_uint64 * 16):  # type: ignore[misc]
+class _SignalMask(ctypes.c_uint64 * 16):  # type: ignore[misc] # mypy does not know this base
     """A `sigset_t`, which has 128 bytes on all systems."""
 
 
@@ -75,7 +75,7 @@ for _number in (signal.SIGILL, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV):
     _libc.sigdelset(_SIGNALS, int(_number))
 
 
-class _Message(ctypes.c_uint64 * 8):  # type: ignore[misc]
+class _Message(ctypes.c_uint64 * 8):  # type: ignore[misc] # mypy does not know this base
     """A `zmq_msg_t`: one frame; 64 bytes, aligned as a pointer."""
 
     def __init__(self) -> None:

@@ -134,7 +134,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         """Fork the pool and return at once.
 
         :raises ValueError: for an invalid `concurrency` or `beat_interval`
-        :raises ZMQStartError: in a program that gevent has patched, and if `curve` was assigned
+        :raises ZMQStartError: in a program that cannot fork, and if `curve` was assigned
             after the construction
         """
         self.check_curve()

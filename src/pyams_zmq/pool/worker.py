@@ -236,7 +236,7 @@ class PoolWorker(ZMQProcess):
         """Fork the worker and return at once.
 
         :raises ValueError: for an invalid `concurrency` or `beat_interval`
-        :raises ZMQStartError: in a program that gevent has patched
+        :raises ZMQStartError: in a program that cannot fork
         """
         protocol.check_interval(self.beat_interval)
         super().start()

@@ -85,7 +85,7 @@ class ZMQProcess(ServiceProcess):
 
         :raises ValueError: if `concurrency` is not a number above 0, or above 1 for a socket that
             is not a REP
-        :raises ZMQStartError: in a program that gevent has patched
+        :raises ZMQStartError: in a program that cannot fork
         """
         check_integer('concurrency', self.concurrency, 1)
         if self.concurrency > 1 and self.socket_type != zmq.REP:

@@ -99,7 +99,7 @@ class ConnectionGuard:
         self._memory = 0
         self._received_memory = ReceivedMemory()
         self._tick = self._scan = self._report = self._quiet_at = 0.0
-        self._is_idle = True  # nobody is connected: the thread sleeps until the next peer comes
+        self._is_idle = True  # no connections: the thread sleeps until the next peer connects
         self._usable = 0
         self._is_crowded = False
         self._is_full_until = 0.0

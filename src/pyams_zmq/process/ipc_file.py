@@ -44,7 +44,7 @@ def find_group(group: int | str) -> int:
     """Return the id of a group.
 
     :param group: its name, or its id
-    :raises ValueError: if there is no such group
+    :raises ValueError: if the group does not exist
     """
     if type(group) is int and 0 <= group < _NO_GROUP:
         return group

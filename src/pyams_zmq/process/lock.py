@@ -543,7 +543,7 @@ def _shared_folder() -> str:
     named = filter(None, map(os.environ.get, ('TMPDIR', 'TEMP', 'TMP')))
     if folder not in {*map(os.path.abspath, named), *_OTHER_FOLDERS} and os.path.samefile(
         folder, os.curdir
-    ):  # Python takes the working folder if there is no other one, which others do not know
+    ):  # Python falls back to the working folder, which differs between programs
         raise FileNotFoundError(errno.ENOENT, 'no folder for temporary files is writable', _FOLDER)
     return folder
 

@@ -46,7 +46,7 @@ class SupervisingProcess(OwnedProcess):
     def start(self) -> None:
         """Fork the child and return at once.
 
-        :raises ZMQStartError: in a program that gevent has patched
+        :raises ZMQStartError: in a program that cannot fork
         :raises OSError: the folder of the locks cannot be used
         """
         if self.lock is not None and self._name_lock is None:
