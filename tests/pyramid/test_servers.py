@@ -13,7 +13,7 @@ from app.program import WebServer, is_running, wait_for_end
 from checks import TIMEOUT, wait_until
 from pyams_zmq.socket import zmq_response
 
-UWSGI = ('uwsgi', '--master', '--processes', '2', '--die-on-term')
+UWSGI = ('uwsgi', '--master', '--processes', '2', '--die-on-term', '--stats', 'stats.sock')
 
 SERVERS = pytest.mark.parametrize(
     'command',
@@ -172,9 +172,17 @@ def test_many_reloads(serve):
 # uWSGI
 
 
-def wait_until_loaded(server, count):
-    """Wait until uWSGI has loaded the application: it cannot be stopped meanwhile."""
-    wait_until(lambda: server.log.read_text().count('WSGI app 0 ') == count, TIMEOUT)
+def wait_until_loaded(server, loads):
+    """Wait until all workers of uWSGI serve: those that load miss the signal of a reload.
+
+    :param int loads: how often the application has been loaded then
+    """
+
+    def all_serve():
+        loaded = server.log.read_text().count('WSGI app 0 ') == loads
+        return loaded and all(worker['accepting'] for worker in server.stats()['workers'])
+
+    wait_until(all_serve, TIMEOUT)
 
 
 @pytest.mark.parametrize('mode', [(), ('--lazy-apps',)], ids=['preforking', 'lazy'])

@@ -220,6 +220,14 @@ class WebServer(Program):
             raise
         return connection
 
+    def stats(self):
+        """Return what the stats server of uWSGI says."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect(str(self.folder / 'stats.sock'))
+            with connection.makefile() as file:
+                return json.load(file)
+
     def get(self, path='/'):
         """Send a request to the application; return its answer or None."""
         connection = http.client.HTTPConnection('localhost', timeout=5)
