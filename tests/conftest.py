@@ -3,6 +3,7 @@
 
 import gc
 import multiprocessing
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -15,7 +16,7 @@ from pyramid.testing import setUp, tearDown
 from app.program import Program
 from checks import wait_until
 from handlers import Process
-from pyams_zmq.process.lock import NameLock
+from pyams_zmq.process.name_lock import NameLock
 from pyams_zmq.socket import zmq_response, zmq_socket
 
 # On a loaded machine an example takes longer than hypothesis allows.
@@ -70,6 +71,17 @@ def lock():
     name = f'test {uuid4()}'
     yield name
     Path(NameLock(name).path).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def lock_folder(tmp_path, monkeypatch):
+    """Return the folder of the locks of this process, one of its own."""
+    folder = tmp_path / 'tmp'
+    folder.mkdir()
+    # It is not safe, without a sticky bit, so that the folder for temporary files is used.
+    monkeypatch.setattr('pyams_zmq.process.lock_folder._FOLDER', str(tmp_path))
+    monkeypatch.setattr(tempfile, 'tempdir', str(folder))
+    return folder / f'pyams_zmq-{os.geteuid()}'
 
 
 @pytest.fixture

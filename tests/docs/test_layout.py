@@ -102,6 +102,18 @@ def test_nothing_inside_imports_the_public_modules():
     assert [arrow for arrow in ARROWS if package_of(arrow[1]) in LEVELS[-1]] == []
 
 
+def test_private_names_stay_in_their_modules():
+    found = [
+        f'{name}: {node.module}.{alias.name}'
+        for name in MODULES
+        for node in ast.walk(parse(name))
+        if isinstance(node, ast.ImportFrom) and find_module(node.module) is not None
+        for alias in node.names
+        if alias.name.startswith('_') and alias.name != '_'  # which translates
+    ]
+    assert found == []
+
+
 def test_clients_and_process_are_independent():
     pairs = set(product(INDEPENDENT, repeat=2)) - {(name, name) for name in INDEPENDENT}
     found = [

@@ -8,15 +8,6 @@ import zmq
 import zmq.auth
 
 from pool_handlers import Pool
-from pyams_zmq.process import lock as lock_module
-
-
-@pytest.fixture
-def lock_folder(tmp_path, monkeypatch):
-    """Let the locks of a test be in a folder of its own."""
-    (tmp_path / 'tmp').mkdir()
-    monkeypatch.setattr(lock_module, '_FOLDER', str(tmp_path))  # which is not safe: no sticky bit
-    monkeypatch.setattr(lock_module.tempfile, 'tempdir', str(tmp_path / 'tmp'))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Two applications: which ones are the same, and what happens at one address."""
 
-import os
 import runpy
 import signal
 import sys
@@ -22,9 +21,8 @@ from app.declared import MessageHandler
 from app.program import WebServer, reserved_port
 from checks import TIMEOUT, wait_until
 from pyams_zmq.config.identity import identify
-from pyams_zmq.process import lock as lock_module
+from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.process.base import _owned
-from pyams_zmq.process.lock import AddressLock
 from pyams_zmq.wire.endpoint import Endpoint
 
 INI = """
@@ -339,11 +337,9 @@ def test_address_of_a_program_that_is_not_known(serve, start_other, start, tmp_p
     staging.wait_for_service(TIMEOUT)
 
 
-def test_lock_folder_of_another_user(tmp_path, monkeypatch, caplog):
+def test_lock_folder_of_another_user(lock_folder, tmp_path, monkeypatch, caplog):
     """A script then runs as before; a server starts its services without that protection."""
-    monkeypatch.setattr(lock_module, '_FOLDER', str(tmp_path))  # which is not safe: no sticky bit
-    monkeypatch.setattr(lock_module.tempfile, 'tempdir', str(tmp_path))
-    (tmp_path / f'pyams_zmq-{os.geteuid()}').write_text('')
+    lock_folder.write_text('')
     for program in ('pyams_script', 'server', 'second worker of the server'):
         caplog.clear()
         monkeypatch.setattr(sys, 'argv', [program])
@@ -360,7 +356,7 @@ def test_lock_folder_of_another_user(tmp_path, monkeypatch, caplog):
         assert registry.zmq_clients.address_locks == {}
         [*_, record] = caplog.records
         assert record.levelname == ('WARNING' if program == 'pyams_script' else 'ERROR')
-        for text in ('service worker of ', str(tmp_path), 'set TMPDIR'):
+        for text in ('service worker of ', str(lock_folder), 'set TMPDIR'):
             assert text in record.getMessage()
     assert registry.zmq_clients.get('worker').call('echo', 1) == 1
     first, second = sorted(

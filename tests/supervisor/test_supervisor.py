@@ -27,11 +27,13 @@ from checks import TIMEOUT, wait_until
 from handlers import ExitingSetup, Process
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent
+from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.process.base import describe_exit_code
 from pyams_zmq.process.descendants import POLL_INTERVAL
-from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock, NameLock
+from pyams_zmq.process.name_lock import NameLock
 from pyams_zmq.process.watchdog import RECYCLED
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess, driver
+from pyams_zmq.supervisor.driver import LOCK_INTERVAL, LOCK_REFRESH
 from pyams_zmq.supervisor.process import OwnedSupervisor
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.poll import wait_readable
@@ -410,7 +412,7 @@ def test_supervisor_at_the_address_of_another_application(fakes, address, lock, 
         registry=None,
         address_lock=own,
         _parent_pid=os.getppid(),
-        _name_lock=NameLock(lock),
+        name_lock=NameLock(lock),
         _heartbeat=None,
         _control=SimpleNamespace(receive=lambda: None),
     )
@@ -424,7 +426,7 @@ def test_supervisor_at_the_address_of_another_application(fakes, address, lock, 
     supervisor.step(fakes.now)
     assert fakes.made[0].orders == ['start']
     own.release()
-    process._name_lock.release()
+    process.name_lock.release()
 
 
 def test_factory_fails(fakes, caplog):

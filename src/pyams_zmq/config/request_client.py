@@ -9,7 +9,7 @@ from pyams_zmq.config.identity import Application
 from pyams_zmq.config.service import Service, services_of
 from pyams_zmq.exceptions import ZMQUnreachableError
 from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
-from pyams_zmq.process.lock import AddressLock
+from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.wire.fork import ForkLocal
 
 

@@ -14,7 +14,8 @@ from pyams_zmq.client import ZMQClient
 from pyams_zmq.config.identity import Application
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.process.lock import UNLOCKED, AddressLock, describe_folder_error
+from pyams_zmq.process.address_lock import UNLOCKED, AddressLock
+from pyams_zmq.process.lock_folder import describe_folder_error
 from pyams_zmq.wire.endpoint import Endpoint
 
 LOGGER = logging.getLogger('PyAMS (zmq)')

@@ -14,7 +14,7 @@ from pyams_zmq.config.service import Service, services_of
 from pyams_zmq.config.settings import PREFIX, check_settings
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQClientFactory
-from pyams_zmq.process.lock import SocketLock
+from pyams_zmq.process.socket_lock import SocketLock
 from pyams_zmq.supervisor.process import SupervisingProcess, SupervisorProcess
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -107,5 +107,5 @@ def _make_supervisor(
         supervisor.drain_timeout = max(supervisor.drain_timeout, drain + STOP_SLACK)
     supervisor.address_lock = service.lock_addresses(application, for_client=False)
     if supervisor.address_lock is None:  # the folder of the locks cannot be used
-        supervisor._name_lock = SocketLock(lock)
+        supervisor.name_lock = SocketLock(lock)
     return supervisor

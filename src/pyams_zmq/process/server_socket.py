@@ -30,7 +30,7 @@ from pyams_zmq.process.ipc_file import (
     make_folder,
     open_listener,
 )
-from pyams_zmq.process.lock import IPCLock
+from pyams_zmq.process.ipc_lock import IPCLock
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import (
     MAX_DESCRIPTORS,

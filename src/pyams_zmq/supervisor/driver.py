@@ -12,6 +12,7 @@ from typing import Any
 
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import ZMQProcessGivenUpEvent
+from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.process.base import SIGNALLED, ReadyProcess, StopOrder, describe_exit_code
 from pyams_zmq.process.descendants import (
     LIST_INTERVAL,
@@ -30,7 +31,6 @@ from pyams_zmq.process.heartbeat import (
     HeartbeatCounter,
     LivenessCheck,
 )
-from pyams_zmq.process.lock import LOCK_INTERVAL, LOCK_REFRESH, AddressLock
 from pyams_zmq.process.signals import SIGNALS, STOP_SIGNALS, ignore_server_signals
 from pyams_zmq.process.watchdog import RECYCLED, has_ended
 from pyams_zmq.supervisor.policy import Factory, RestartLimits, SupervisedProcess
@@ -39,6 +39,12 @@ from pyams_zmq.wire.hard_end import end_hard
 from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+LOCK_INTERVAL = 0.2
+"""Seconds between two attempts of a standby to take a lock"""
+
+LOCK_REFRESH = 10.0
+"""Seconds after which the file of a lock is touched, and made again if it was removed"""
 
 _TERMINATED = [SIGNALLED + num for num in STOP_SIGNALS]
 

@@ -8,19 +8,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.process.base import OwnedProcess
 from pyams_zmq.process.channel import RELOAD, STOP, Command
 from pyams_zmq.process.descendants import POLL_INTERVAL, OrphanCleanup, open_pidfd
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL
-from pyams_zmq.process.lock import (
-    LOCK_INTERVAL,
-    LOCK_REFRESH,
-    AddressLock,
-    NameLock,
-    SocketLock,
-    describe_folder_error,
-)
-from pyams_zmq.supervisor.driver import Supervisor
+from pyams_zmq.process.lock_folder import describe_folder_error
+from pyams_zmq.process.name_lock import NameLock
+from pyams_zmq.process.socket_lock import SocketLock
+from pyams_zmq.supervisor.driver import LOCK_INTERVAL, LOCK_REFRESH, Supervisor
 from pyams_zmq.supervisor.policy import Factory, SupervisedProcess
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.hard_end import end_hard
@@ -40,7 +36,9 @@ class SupervisingProcess(OwnedProcess):
     address_lock: AddressLock | None = None
     """Reserves the addresses of its children for the application; only with `lock`"""
 
-    _name_lock: NameLock | SocketLock | None = None
+    name_lock: NameLock | SocketLock | None = None
+    """The lock itself; by default `start` makes a :class:`NameLock`"""
+
     _supervise: Callable[[], int]  # runs an `OwnedSupervisor`, and returns its exit code
 
     def start(self) -> None:
@@ -49,9 +47,9 @@ class SupervisingProcess(OwnedProcess):
         :raises ZMQStartError: in a program that cannot fork
         :raises OSError: the folder of the locks cannot be used
         """
-        if self.lock is not None and self._name_lock is None:
+        if self.lock is not None and self.name_lock is None:
             try:
-                self._name_lock = NameLock(self.lock)
+                self.name_lock = NameLock(self.lock)
             except OSError as error:
                 text = f'{self.name} cannot start: {describe_folder_error(error)}'
                 raise OSError(error.errno, text) from None
@@ -109,7 +107,7 @@ class OwnedSupervisor(Supervisor):
         super().__init__(factories, registry=process.registry)
         self._process = process
         self._owner = process._parent_pid
-        self._lock: NameLock | SocketLock | None = process._name_lock
+        self._lock: NameLock | SocketLock | None = process.name_lock
 
     def run(self) -> int:
         """Supervise until the owner asks to stop, and as :meth:`Supervisor.run` does."""

@@ -4,6 +4,7 @@
 import os
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 Value = TypeVar('Value')
 
@@ -34,3 +35,22 @@ class ForkLocal(Generic[Value]):
             # Kept: to delete it would close sockets and contexts that the parent uses.
             self._inherited.append(self._values.pop(other, None))
         return value
+
+
+_resources: WeakSet[Any] = WeakSet()
+
+
+def close_in_forks(resource: Any) -> None:
+    """Let each forked child close what it has inherited; a fork made by C code does not do it.
+
+    :param resource: an object with a method `close`, of which a weak reference is kept
+    """
+    _resources.add(resource)
+
+
+def _close_inherited() -> None:
+    for resource in _resources:
+        resource.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)

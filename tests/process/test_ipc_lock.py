@@ -15,8 +15,9 @@ import pytest
 from checks import open_fds
 from handlers import Process
 from pyams_zmq.exceptions import ZMQBindError
-from pyams_zmq.process import lock as lock_module
-from pyams_zmq.process.lock import IPCLock
+from pyams_zmq.process import ipc_lock
+from pyams_zmq.process.ipc_lock import IPCLock
+from pyams_zmq.wire import fork
 
 FORK = multiprocessing.get_context('fork')
 
@@ -245,7 +246,7 @@ def test_stale_socket(path, make_lock):
         pass
     lock = make_lock(path)
     lock.acquire()
-    assert lock_module._is_served(path) is False
+    assert ipc_lock._is_served(path) is False
 
 
 def test_no_socket_is_there(path, make_lock):
@@ -343,7 +344,7 @@ def test_fork(path, make_lock, has_hooks, monkeypatch):
     lock = make_lock(path)
     lock.acquire()
     if not has_hooks:
-        monkeypatch.setattr(lock_module, '_locks', WeakSet())
+        monkeypatch.setattr(fork, '_resources', WeakSet())
 
     def look():
         was_open = has_open(f'{path}.lock')
@@ -362,7 +363,7 @@ def test_release_with_a_fork_that_has_the_descriptor(path, make_lock, monkeypatc
     """It runs no hooks, and does not use the lock: it must not keep it from others."""
     lock = make_lock(path)
     lock.acquire()
-    monkeypatch.setattr(lock_module, '_locks', WeakSet())
+    monkeypatch.setattr(fork, '_resources', WeakSet())
     child = FORK.Process(target=signal.pause)
     child.start()
     lock.release()
