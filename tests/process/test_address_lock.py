@@ -45,6 +45,7 @@ def test_address_lock(address, lock_folder):
 
 ADDRESSES = [
     '127.0.0.1:1',
+    '127.0.0.1:0',
     '127.0.0.2:1',
     '127.0.0.1:2',
     '*:1',

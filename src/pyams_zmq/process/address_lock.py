@@ -173,11 +173,14 @@ class AddressLock:
 def _names_of(endpoint: Endpoint) -> dict[str, bool]:
     """Return the names that an address needs, each with True if others may have it, too.
 
-    An address of all interfaces needs the port alone; other hosts share the port.
+    An address of all interfaces needs the port alone; other hosts share the port. A port that the
+    system chooses needs none.
     """
     bound = endpoint.bound
     if bound.protocol != 'tcp':
         return {f'address {bound}': False}
+    if not bound.port:
+        return {}
     ports = [f'{version} port {bound.port}' for version in ('IPv4', 'IPv6')]
     if bound.host == '[::]':
         return dict.fromkeys(ports, False)
