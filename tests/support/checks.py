@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Waiting for a condition, and checks that several tests share."""
 
+import asyncio
 import json
 import os
 import resource
@@ -27,6 +28,14 @@ def wait_until(condition, timeout=TIMEOUT):
         assert time.monotonic() < deadline, f'not within {timeout} s'
         time.sleep(0.005)
     return result
+
+
+async def until(condition, timeout=TIMEOUT):
+    """Wait for a condition that no event announces; fail after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, 'it did not happen in time'
+        await asyncio.sleep(0.001)  # a poll with a deadline, there is nothing to wait for
 
 
 def suspend(pids, seconds):
