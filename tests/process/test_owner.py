@@ -20,7 +20,7 @@ import pytest
 from pyramid.registry import Registry
 
 from app.handler import Process, in_hand
-from app.program import is_running, reserved_port, wait_for_end
+from app.program import NO_PIDFD, is_running, reserved_port, wait_for_end
 from checks import TIMEOUT, wait_until
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessStartedEvent
@@ -47,11 +47,6 @@ def trace(frame, *args):
         return trace
 
 threading.settrace(trace)
-"""
-
-NO_PIDFD = """
-import os
-del os.pidfd_open
 """
 
 FORK = """
