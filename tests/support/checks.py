@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Waiting for a condition, and checks that several tests share."""
+"""Waiting for a condition, processes that are not waited for, and checks that tests share."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ import resource
 import signal
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 
 TIMEOUT = 30
@@ -36,6 +36,16 @@ async def until(condition, timeout=TIMEOUT):
     while not condition():
         assert time.monotonic() < deadline, 'it did not happen in time'
         await asyncio.sleep(0.001)  # a poll with a deadline, there is nothing to wait for
+
+
+@contextmanager
+def started(process):
+    """Start a process, and stop it at the end; `pyams_zmq.testing.running` waits for it, too."""
+    process.start()
+    try:
+        yield process
+    finally:
+        process.stop()
 
 
 def suspend(pids, seconds):
