@@ -317,7 +317,7 @@ time.sleep(60)  # until the test kills this program
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason='only root may become another user')
+@needs_root
 @pytest.mark.parametrize('mode', ['listens', 'does not listen'])
 def test_name_that_another_user_has(lock, run_program, mode):
     """It cannot keep a service from starting."""
