@@ -13,8 +13,8 @@ import pytest
 import uvloop
 import zmq
 
-from aio_loops import LOOPS, Runner, until
-from checks import AT_ONCE, check_attempts, open_fds, wait_until
+from aio_loops import LOOPS, Runner
+from checks import AT_ONCE, check_attempts, open_fds, until, wait_until
 from handlers import Process, RecordingMessageHandler
 from pyams_zmq.aio import AsyncZMQClient, SocketEvent, ZmqEventLoop
 from pyams_zmq.aio.client import Connection

@@ -15,19 +15,8 @@ import zmq.asyncio
 import zmq.eventloop.future
 
 import pyams_zmq.aio
-from aio_loops import (
-    DEAD,
-    LOOPS,
-    ONE_LOOP,
-    Recorder,
-    Runner,
-    address_of,
-    end,
-    make,
-    os_error,
-    until,
-)
-from checks import open_fds, wait_until
+from aio_loops import DEAD, LOOPS, ONE_LOOP, Recorder, Runner, address_of, end, make, os_error
+from checks import open_fds, until, wait_until
 from pyams_zmq.aio import ZmqEventLoop, ZmqEventLoopPolicy, ZmqTransport, create_zmq_connection
 
 ADDRESS = 'tcp://127.0.0.1:*'

@@ -10,7 +10,8 @@ import zmq.asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aio_loops import DEAD, ONE_LOOP, address_of, end, make, os_error, plain, until
+from aio_loops import DEAD, ONE_LOOP, address_of, end, make, os_error, plain
+from checks import until
 from pyams_zmq.aio.address import check_numeric
 
 

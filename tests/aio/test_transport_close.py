@@ -20,9 +20,8 @@ from aio_loops import (
     make_unconnected,
     os_error,
     plain,
-    until,
 )
-from checks import open_fds, wait_until
+from checks import open_fds, until, wait_until
 from pyams_zmq.aio.pump import GUARD
 
 

@@ -10,7 +10,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from aio_loops import Recorder, address_of, end, make, os_error, plain, until
+from aio_loops import Recorder, address_of, end, make, os_error, plain
+from checks import until
 
 
 @pytest.mark.parametrize('exception', [ValueError, asyncio.CancelledError])

@@ -8,7 +8,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from aio_loops import ONE_LOOP, address_of, end, make, make_unconnected, plain, until
+from aio_loops import ONE_LOOP, address_of, end, make, make_unconnected, plain
+from checks import until
 
 
 async def test_limits(run, context):

@@ -12,18 +12,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from aio_loops import (
-    ONE_LOOP,
-    Recorder,
-    address_of,
-    end,
-    make,
-    make_unconnected,
-    os_error,
-    plain,
-    until,
-)
-from checks import TIMEOUT
+from aio_loops import ONE_LOOP, Recorder, address_of, end, make, make_unconnected, os_error, plain
+from checks import TIMEOUT, until
 from pyams_zmq.aio.pump import GUARD, MOST
 
 

@@ -7,7 +7,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from aio_loops import address_of, end, make, os_error, plain, until
+from aio_loops import address_of, end, make, os_error, plain
+from checks import until
 from pyams_zmq.aio import SocketEvent
 
 

@@ -9,7 +9,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from aio_loops import ONE_LOOP, Recorder, address_of, end, make, os_error, plain, until
+from aio_loops import ONE_LOOP, Recorder, address_of, end, make, os_error, plain
+from checks import until
 from raw_peer import RawPeer, frame
 
 

@@ -8,7 +8,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from aio_loops import INPROC, end, make, os_error, plain, until
+from aio_loops import INPROC, end, make, os_error, plain
+from checks import until
 from pyams_zmq.aio.pump import GUARD
 
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Ports that accept connections before the service behind them is there, and other servers."""
 
-import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from calls import CLIENTS, ask, call, call_async, prepare
 from checks import AT_ONCE, wait_until
 from peers import Forwarder, ask_raw, raw_server, timed
 from pyams_zmq.aio import AsyncZMQClient
@@ -15,42 +15,8 @@ from pyams_zmq.client import ZMQClient
 from pyams_zmq.client import connection as connection_module
 from pyams_zmq.client import socket as socket_module
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQUnreachableError
-from pyams_zmq.socket import zmq_response, zmq_socket
 
 HTTP = b'HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n'
-
-
-def call(address, timeout, **options):
-    with ZMQClient(address, timeout=timeout, **options) as client:
-        return client.call('echo', 1)
-
-
-def call_async(address, timeout, **options):
-    async def main():
-        async with AsyncZMQClient(address, timeout=timeout, **options) as client:
-            return await client.call('echo', 1)
-
-    return asyncio.run(main())
-
-
-def prepare(address, timeout, **options):
-    with ZMQClient(address, **options) as client:
-        client.prepare(timeout=timeout)
-    return 1
-
-
-def ask(address, timeout, **options):
-    with zmq_socket(address, **options) as socket:
-        socket.send_json(['echo', 1])
-        status, payload = zmq_response(socket, timeout=timeout)
-    if status == 503:
-        raise ZMQUnreachableError(payload)
-    if status == 401:
-        raise ZMQRefusedError(payload)
-    return payload
-
-
-CLIENTS = pytest.mark.parametrize('client', [call, call_async, prepare, ask])
 
 
 @CLIENTS

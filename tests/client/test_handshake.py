@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import zmq
-from test_forwarded_port import CLIENTS
 
 from access_cases import client_options, make_keys, server_options
+from calls import CLIENTS
 from checks import AT_ONCE, wait_until
 from peers import Forwarder
 from pyams_zmq.client.connection import ConnectionState

@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 import zmq
 
-from checks import AT_ONCE, TIMEOUT, wait_until
+from checks import AT_ONCE, TIMEOUT, until, wait_until
 from handlers import MessageHandler, Process
 from namespaces import name_hosts, run_unshared
 from pool_handlers import Pool
@@ -157,8 +157,7 @@ def check_late_name(folder):
                 await client.call('echo', 1, timeout=0.2)
             under_way = asyncio.ensure_future(client.call('echo', 1, timeout=1))
             [connection] = client._connections.get()
-            while not connection._calls:
-                await asyncio.sleep(0.001)  # a poll, which the time limit of the test ends
+            await until(lambda: connection._calls)
             name_hosts(folder, six=SIX)
             deadline = time.monotonic() + TIMEOUT
             answer = None

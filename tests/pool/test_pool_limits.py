@@ -18,7 +18,6 @@ from pool_checks import (
     client_of,
     in_threads,
     ports_of,
-    ready,
     wait_for_file,
     wait_for_workers,
     workers_of,
@@ -32,6 +31,7 @@ from pyams_zmq.pool.protocol import KEY_SIZE
 from pyams_zmq.pool.worker import PoolWorker, WorkerStream, read_memory
 from pyams_zmq.process.connections import Envelope
 from pyams_zmq.socket import zmq_response, zmq_socket
+from pyams_zmq.testing import running
 from raw_peer import RawPeer, request
 
 
@@ -240,7 +240,7 @@ def test_max_reply_size(pool, is_remote):
         worker_auth='worker:secret',
     )
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
-    with client_of(process) as client, ready(worker) if is_remote else nullcontext():
+    with client_of(process) as client, running(worker) if is_remote else nullcontext():
         pids = wait_for_workers(process, count=1 + is_remote)
         for _ in pids:
             with pytest.raises(ZMQRemoteError, match=r'500 The reply is 40000008 bytes; the limit'):

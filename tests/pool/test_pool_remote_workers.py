@@ -25,7 +25,6 @@ from pool_checks import (
     client_of,
     held_calls,
     in_threads,
-    ready,
     wait_for_files,
     wait_for_workers,
     workers_of,
@@ -39,6 +38,7 @@ from pyams_zmq.pool.protocol import MISSED_HEARTBEATS, ROUTE_SIZE
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process.watchdog import RECYCLED
 from pyams_zmq.supervisor import Supervisor
+from pyams_zmq.testing import running
 from raw_peer import RawPeer, message
 
 CALLS = """
@@ -133,7 +133,7 @@ def test_stopped_worker_of_another_machine(pool, tmp_path):
     """The broker removes it; when it continues, it sends READY again."""
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
-    with ready(worker):
+    with running(worker):
         wait_for_workers(process)
         os.kill(worker.pid, signal.SIGSTOP)
         wait_for_workers(process, count=1)
@@ -153,7 +153,7 @@ def test_large_message_for_a_worker_of_another_machine(pool):
     )
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
     worker.beat_interval = 5.0  # decoding the message may delay a heartbeat on a loaded machine
-    with ready(worker):
+    with running(worker):
         with zmq.Context() as context, context.socket(zmq.REQ) as socket:
             socket.linger = 0
             socket.connect(process.bound_address)
@@ -180,7 +180,7 @@ def test_worker_out_of_descriptors(pool, monkeypatch):
     monkeypatch.setattr(worker_module, 'read_memory', fail)
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
-    with ready(worker):
+    with running(worker):
         wait_until(has_beaten)
 
 
@@ -211,7 +211,7 @@ def test_worker_out_of_descriptors_at_its_start(pool, tmp_path):
     worker = StarvedPoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
     logger.addHandler(log)
     try:
-        with ready(worker):
+        with running(worker):
             wait_until(
                 lambda: any(
                     each['pid'] == worker.pid and each['memory'] > 0
@@ -280,7 +280,7 @@ def test_sighup_before_the_worker_connects(pool):
 def test_worker_stays_when_its_broker_is_killed(pool, tmp_path):
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
-    with ready(worker):
+    with running(worker):
         paths = [tmp_path / 'hold 1', tmp_path / 'hold 2']
         with client_of(process) as client:
             with in_threads(partial(client.call, 'wait_for'), *map(str, paths)) as results:
@@ -339,7 +339,7 @@ def test_curve(pool, keys):
         PoolMessageHandler,
         curve=CurveClient(keys / 'broker.key', keys / 'workers' / 'worker.key_secret'),
     )
-    with ready(worker):
+    with running(worker):
         assert worker.pid in wait_for_workers(process)
     client = CurveClient(keys / 'broker.key', keys / 'stranger.key_secret')
     with client_of(process, curve=client) as client:
@@ -351,7 +351,7 @@ def test_worker_whose_access_was_withdrawn(pool, tmp_path):
     users.write_text('one:1')
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth=users)
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'one:1')
-    with ready(worker):
+    with running(worker):
         local = wait_for_workers(process) - {worker.pid}
         users.write_text('nonsense')  # the former users stay valid
         process.reload()

@@ -16,7 +16,6 @@ from pool_checks import (
     TIMEOUT,
     client_of,
     in_threads,
-    ready,
     wait_for_file,
     wait_for_workers,
     workers_of,
@@ -25,6 +24,7 @@ from pool_handlers import PoolMessageHandler
 from pyams_zmq.auth import Access
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process.connections import Connection, Listener
+from pyams_zmq.testing import running
 from slow_link import slow_link
 
 MIB = 1024 * 1024
@@ -39,7 +39,7 @@ def test_large_message(pool, tmp_path, name):
     hold = tmp_path / 'hold'
     with slow_link(process.bound_worker_address, 2 * MIB, 4.0) as (address, up, down):
         worker = PoolWorker(address, PoolMessageHandler, 'worker:secret')
-        with ready(worker), client_of(process) as client:
+        with running(worker), client_of(process) as client:
             pids = wait_for_workers(process)
             # The local worker, which has been free for longer, holds the first call.
             with in_threads(partial(client.call, 'wait_for'), str(hold)):

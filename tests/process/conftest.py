@@ -4,6 +4,7 @@
 import pytest
 
 from pyams_zmq.process.channel import open_channel
+from streams import Net
 
 
 @pytest.fixture
@@ -13,3 +14,11 @@ def channel():
     yield owner, control
     owner.close()
     control.close()
+
+
+@pytest.fixture
+def net():
+    """Sockets of a test."""
+    net = Net()
+    yield net
+    net.context.destroy(0)  # monitors too

@@ -8,15 +8,10 @@ from itertools import product
 
 import pytest
 
+from locks import locks_of
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.wire.endpoint import Endpoint
-
-
-def locks_of(address, *keys):
-    """Return locks of an address; a key is that of an application."""
-    endpoints = [Endpoint.parse(address, bind=True)]
-    return [AddressLock(endpoints, key, f'application {key}') for key in keys]
 
 
 def test_address_lock(address, lock_folder):

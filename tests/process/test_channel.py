@@ -8,7 +8,6 @@ import pickle
 import signal
 import threading
 import time
-from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
 
@@ -16,7 +15,7 @@ import pytest
 from pyramid.registry import Registry
 
 from app.handler import Process
-from checks import TIMEOUT
+from checks import TIMEOUT, started
 from pyams_zmq.exceptions import ZMQMessageError, ZMQStartError, ZMQTimeoutError
 from pyams_zmq.process.base import OwnedProcess
 from pyams_zmq.process.channel import STOP, Command, make_portable
@@ -71,18 +70,9 @@ class Worker(OwnedProcess):
         return 'x' * size
 
 
-@contextmanager
-def running(process):
-    process.start()
-    try:
-        yield process
-    finally:
-        process.stop()
-
-
 @pytest.fixture
 def worker():
-    with running(Worker()) as process:
+    with started(Worker()) as process:
         assert process._wait_report(TIMEOUT) == ADDRESSES
         yield process
 
@@ -187,7 +177,7 @@ def test_child_is_stopped(worker):
 def test_unknown_command(factory):
     """A process that takes no commands answers with an error at once."""
     unknown = pytest.raises(ZMQStartError, match="Unknown command 'dance'")
-    with running(factory()) as process, unknown:
+    with started(factory()) as process, unknown:
         process._call('dance', timeout=TIMEOUT)
 
 
@@ -220,7 +210,7 @@ class Loop(OwnedProcess):
 
 
 def test_commands_in_a_loop():
-    with running(Loop()) as process:
+    with started(Loop()) as process:
         process._wait_report(TIMEOUT)
         assert process._call('is_in_loop', timeout=TIMEOUT)
 
@@ -238,7 +228,7 @@ class Closed(OwnedProcess):
 
 
 def test_command_that_cannot_be_passed_on():
-    with running(Closed(Registry())) as process:
+    with started(Closed(Registry())) as process:
         process._wait_report(TIMEOUT)
         for _time in range(2):  # the watchdog survives it
             with pytest.raises(RuntimeError, match='Event loop is closed'):
@@ -284,7 +274,7 @@ def test_not_the_owner():
     worker = Worker()
     with pytest.raises(ZMQStartError, match='was not started by this process'):
         worker._call('add', 1, 2, timeout=1)
-    with running(Worker()) as process:
+    with started(Worker()) as process:
         reader, writer = multiprocessing.Pipe(duplex=False)
         pid = os.fork()
         if not pid:

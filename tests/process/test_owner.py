@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,13 +20,14 @@ import pytest
 from pyramid.registry import Registry
 
 from app.handler import Process, in_hand
-from app.program import is_running, reserved_port, wait_for_end
+from app.program import NO_PIDFD, is_running, reserved_port, wait_for_end
 from checks import TIMEOUT, wait_until
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessStartedEvent
 from pyams_zmq.process import process_exit_func
 from pyams_zmq.process.watchdog import has_ended
 from pyams_zmq.socket import zmq_response, zmq_socket
+from pyams_zmq.testing import running
 from pyams_zmq.wire.message import DRAINING
 
 OWNER = """
@@ -47,11 +48,6 @@ def trace(frame, *args):
         return trace
 
 threading.settrace(trace)
-"""
-
-NO_PIDFD = """
-import os
-del os.pidfd_open
 """
 
 FORK = """
@@ -169,16 +165,6 @@ def timed(function, *args):
     start = time.monotonic()
     function(*args)
     return time.monotonic() - start
-
-
-@contextmanager
-def running(process):
-    """Start a process, wait until it is ready, stop it at the end."""
-    process.start()
-    try:
-        yield process.wait_ready()
-    finally:
-        process.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -329,8 +315,8 @@ def test_stop_ends_grandchildren(ask, monkeypatch):
     monkeypatch.setattr('pyams_zmq.process.service.TERM_GRACE', 14.0)  # for a loaded machine
     process = Process()
     process.drain_timeout = 15.0
-    with running(process) as address:
-        grandchild = spawn(ask, address)
+    with running(process):
+        grandchild = spawn(ask, process.bound_address)
         process.stop()
         assert process.exitcode == 0
         assert not is_running(grandchild)
@@ -376,9 +362,9 @@ def test_started_among_threads(ask):
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
-            with running(Process()) as address:
-                grandchild = ask(address, ['spawn', 0])
-                assert ask(address, ['echo', 1]) == [200, 1]
+            with running(Process()) as process:
+                grandchild = ask(process, ['spawn', 0])
+                assert ask(process, ['echo', 1]) == [200, 1]
         assert grandchild[0] == 200
         assert [str(warning.message) for warning in caught] == []
     finally:
@@ -473,10 +459,10 @@ def test_start_method_of_the_program(ask, method):
     try:
         process = Process()
         assert isinstance(process, multiprocessing.Process)
-        with running(process) as address:
+        with running(process):
             assert not process.daemon
             assert psutil.Process(process.pid).ppid() == os.getpid()
-            assert ask(address, ['start_method', None]) == [200, 'fork']
+            assert ask(process, ['start_method', None]) == [200, 'fork']
         assert multiprocessing.get_start_method() == method
     finally:
         multiprocessing.set_start_method(None, force=True)
@@ -634,7 +620,7 @@ def test_stop_by_several_threads(start):
 def test_stop_of_a_child_that_works_too_long(work):
     process = Process()
     process.drain_timeout = 0.3
-    with running(process) as address, in_hand(address, work):
+    with running(process), in_hand(process.bound_address, work):
         assert timed(process.stop) < process.drain_timeout + TIMEOUT
         assert process.exitcode == 1  # its watchdog ended it
 

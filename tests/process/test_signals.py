@@ -15,7 +15,7 @@ import zmq
 
 import handlers
 from app.program import is_running
-from checks import AT_ONCE, TIMEOUT, wait_until
+from checks import AT_ONCE, TIMEOUT, started, wait_until
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.device import ProcessDevice
 from pyams_zmq.exceptions import ZMQStartError
@@ -26,6 +26,7 @@ from pyams_zmq.process.base import describe_exit_code
 from pyams_zmq.process.channel import RELOAD, Command
 from pyams_zmq.process.signals import SERVER_SIGNALS, drop_inherited_handlers
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess
+from pyams_zmq.testing import running
 
 SERVER_HANDLES = (
     *SERVER_SIGNALS,
@@ -153,16 +154,6 @@ def handled(*numbers):
             signal.signal(num, handler)
 
 
-@contextmanager
-def running(process):
-    """Start a process, and stop it at the end."""
-    process.start()
-    try:
-        yield process
-    finally:
-        process.stop()
-
-
 def pids_of(process, address):
     """Return the pids of a process that has answered, and of its parents below this one."""
     with ZMQClient(address, timeout=TIMEOUT) as client:
@@ -182,7 +173,7 @@ def test_signal_to_all(address, kind, is_inherited):
         'pool': partial(ZMQPool, address, MessageHandler, workers=1),
     }
     numbers = SERVER_HANDLES if is_inherited else SERVER_SIGNALS
-    with handled(*numbers if is_inherited else ()), running(processes[kind]()) as process:
+    with handled(*numbers if is_inherited else ()), started(processes[kind]()) as process:
         pids = pids_of(process, address)
         for pid in pids:
             for num in numbers:
@@ -273,7 +264,7 @@ def test_nobody_has_asked(address, num):
     """A supervised service that was terminated comes back, as after any other end."""
     process = SupervisorProcess({'echo': partial(ZMQProcess, address, MessageHandler)})
     process.drain_timeout = 5
-    with running(process), ZMQClient(address, timeout=TIMEOUT) as client:
+    with started(process), ZMQClient(address, timeout=TIMEOUT) as client:
         for _ in range(Supervisor.max_starts + 1):  # which does not count as a failure of its start
             pid = client.call('pid')
             os.kill(pid, num)
@@ -295,7 +286,7 @@ def test_exit_code_names_the_signal():
 @pytest.mark.parametrize('factory', [ZMQProcess, ZMQPool])
 def test_stop_without_a_signal(factory, handler):
     process = factory('127.0.0.1', handler)
-    with running(process), ZMQClient(process.wait_ready(), timeout=TIMEOUT) as client:
+    with running(process), ZMQClient(process.bound_address, timeout=TIMEOUT) as client:
         assert client.call('echo', 1) == 1
         process.stop()
         assert process.exitcode == 0
@@ -303,7 +294,7 @@ def test_stop_without_a_signal(factory, handler):
 
 def test_stop_before_the_loop():
     process = EarlyTaking()
-    with running(process):
+    with started(process):
         process.join(AT_ONCE)
         assert process.exitcode == 0
 
@@ -311,7 +302,7 @@ def test_stop_before_the_loop():
 def test_reload_without_a_signal():
     """The workers of a pool are replaced."""
     process = ZMQPool('127.0.0.1', TakingMessageHandler, workers=1)
-    with running(process), ZMQClient(process.wait_ready(), timeout=TIMEOUT) as client:
+    with running(process), ZMQClient(process.bound_address, timeout=TIMEOUT) as client:
         pid = client.call('pid')
         process.reload()
         wait_until(lambda: client.call('pid') != pid)

@@ -3,7 +3,6 @@
 
 import asyncio
 import gc
-import time
 
 import pytest
 import uvloop
@@ -150,14 +149,6 @@ class Recorder(ZmqProtocol):
 def os_error(number):
     """Expect an OSError with this errno."""
     return pytest.raises(OSError, match=rf'^\[Errno {int(number)}\]')
-
-
-async def until(condition, timeout=TIMEOUT):
-    """Wait for a condition that no event announces; fail after *timeout* seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, 'it did not happen in time'
-        await asyncio.sleep(0.001)  # a poll with a deadline, there is nothing to wait for
 
 
 async def end(*transports):

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Waiting for a condition, and checks that several tests share."""
+"""Waiting for a condition, processes that are not waited for, and checks that tests share."""
 
+import asyncio
 import json
 import os
 import resource
 import signal
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 
 TIMEOUT = 30
@@ -27,6 +28,24 @@ def wait_until(condition, timeout=TIMEOUT):
         assert time.monotonic() < deadline, f'not within {timeout} s'
         time.sleep(0.005)
     return result
+
+
+async def until(condition, timeout=TIMEOUT):
+    """Wait for a condition that no event announces; fail after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, 'it did not happen in time'
+        await asyncio.sleep(0.001)  # a poll with a deadline, there is nothing to wait for
+
+
+@contextmanager
+def started(process):
+    """Start a process, and stop it at the end; `pyams_zmq.testing.running` waits for it, too."""
+    process.start()
+    try:
+        yield process
+    finally:
+        process.stop()
 
 
 def suspend(pids, seconds):

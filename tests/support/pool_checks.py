@@ -143,17 +143,6 @@ def kill_workers(process, kills, calls):
     return replies, times
 
 
-@contextmanager
-def ready(worker):
-    """Start a worker, wait until it is ready, and stop it at the end of the block."""
-    worker.start()
-    try:
-        worker.wait_ready()
-        yield
-    finally:
-        worker.stop()
-
-
 OWNER = """
 import json, os, sys
 from pool_handlers import Pool

@@ -5,9 +5,7 @@ import os
 from multiprocessing.context import ForkProcess
 
 import pytest
-
-# Now: the other user may not be able to read the environment.
-import tornado.platform.asyncio  # noqa: F401
+import tornado.platform.asyncio  # noqa: F401 - now: another user may not be able to read it
 
 from checks import TIMEOUT
 

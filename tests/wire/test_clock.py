@@ -99,7 +99,7 @@ def test_posts(dead):
 def test_async_client(silent, dead):
     async def call():
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # what is tested: it ends
         for address, error in ((silent, ZMQTimeoutError), (dead, ZMQUnreachableError)):
             async with AsyncZMQClient(address) as client:
                 with Timer(), pytest.raises(error):
@@ -121,7 +121,7 @@ class SlowHandler(Handler):
 
     @zmq_method(timeout=WAIT)
     async def slow(self, seconds):
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds)  # longer than the time limit, which is tested
         return [200, seconds]
 
     @zmq_method(timeout=WAIT)
@@ -134,6 +134,7 @@ class SlowHandler(Handler):
 
     async def wait(self, seconds):
         loop = asyncio.get_running_loop()
+        # What is tested: timers of the loop end.
         await asyncio.wait_for(asyncio.sleep(seconds), 2 * seconds)
         ended = asyncio.Event()
         self.process.loop.call_later(seconds, ended.set)

@@ -20,6 +20,12 @@ from checks import wait_until
 
 HERE = Path(__file__).parent
 
+NO_PIDFD = """
+import os
+del os.pidfd_open
+"""
+"""First lines of a program that runs as on a system without pidfd"""
+
 
 def is_running(pid):
     """Return True if a process runs; a zombie does not."""
