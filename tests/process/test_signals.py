@@ -97,6 +97,12 @@ class Handler(handlers.Handler):
         self.process.loop.asyncio_loop.call_later(0.05, end)  # after the reply
         return [200, None]
 
+    def break_loop(self, args):
+        """Close the descriptor of the loop, as a library that closes all of them does."""
+        loop = self.process.loop.asyncio_loop
+        loop.call_later(0.05, os.close, loop._selector.fileno())  # after the reply
+        return [200, None]
+
 
 class MessageHandler(handlers.MessageHandler):
     """Serves Handler."""
@@ -334,6 +340,14 @@ def test_exception_at_the_end(start, ask):
     assert ask(process, ['end_twice', None]) == [200, None]
     process.join(AT_ONCE)
     assert process.exitcode == 0
+
+
+def test_loop_that_fails_at_once_each_time(start, ask):
+    """Its process ends, so that a supervisor replaces it."""
+    process = start(handler=MessageHandler)
+    assert ask(process, ['break_loop', None]) == [200, None]
+    process.join(TIMEOUT)
+    assert process.exitcode == 1
 
 
 def test_exception_when_a_socket_has_ended():
