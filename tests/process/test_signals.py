@@ -9,6 +9,8 @@ import sys
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.context import ForkProcess
+from time import monotonic
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -26,6 +28,7 @@ from pyams_zmq.process.base import describe_exit_code
 from pyams_zmq.process.channel import RELOAD, Command
 from pyams_zmq.process.signals import SERVER_SIGNALS, drop_inherited_handlers
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess
+from pyams_zmq.wire.poll import wait_readable
 
 SERVER_HANDLES = (
     *SERVER_SIGNALS,
@@ -286,6 +289,29 @@ def test_nobody_has_asked(address, num):
             wait_until(lambda pid=pid: not is_running(pid))
             assert client.call('pid') != pid
     assert process.exitcode == 0
+
+
+class TerminatedEarly(ZMQProcess):
+    """Gets a SIGTERM before it is ready, as from a guard of the memory of a machine."""
+
+    def setup(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().setup()
+
+
+def test_signal_to_each_start():
+    """It counts as a failure of the start: after a few of them there are pauses."""
+    given_up = []
+    registry = SimpleNamespace(notify=given_up.append)
+    supervisor = Supervisor(
+        {'early': partial(TerminatedEarly, '127.0.0.1', MessageHandler)}, registry=registry
+    )
+    supervisor.min_delay, supervisor.max_starts = 0.0, 2
+    deadline = monotonic() + TIMEOUT
+    while not given_up:
+        wait_readable(supervisor._descriptors(), supervisor.step(monotonic()))
+        assert monotonic() < deadline
+    assert given_up[0].exit_code == 143
 
 
 def test_exit_code_names_the_signal():
