@@ -63,8 +63,8 @@ class HeartbeatThread(Thread):
                 self._is_known = True
                 worker.loop.add_callback(worker._on_heartbeats)
             elif not socket.ipv6 and needs_ipv6(worker._broker.endpoint):
-                worker.loop.add_callback(worker.leave, 'has a broker with IPv6 addresses only')
-                self._end.wait()
+                worker.loop.add_callback(worker.connect_by_ipv6)
+                return  # `run` makes another socket, with this option
         while not self._end.wait(worker.beat_interval):
             with suppress(OSError):  # without a free descriptor the worker is still alive
                 memory = read_memory()

@@ -198,6 +198,14 @@ class PoolWorker(ZMQProcess):
             keep_alive(socket, self.heartbeat_interval, self.heartbeat_timeout, limit_sending=True)
         return socket
 
+    def connect_by_ipv6(self) -> None:
+        """Connect again: its name has got IPv6 addresses only, or was looked up late."""
+        socket, uri = self.rep_stream.socket, self._broker.endpoint.encoded
+        socket.disconnect(uri)
+        socket.ipv6 = True
+        socket.connect(uri)
+        self.rep_stream._rebuild_io_state()  # any access to a socket clears its wake-up
+
     # Messages to the broker, and from it
 
     def send_command(self, *frames: bytes) -> bool:
