@@ -47,6 +47,11 @@ class IZMQProcess(Interface):
     send_size = Attribute('Bytes that wait to be sent, per peer; beyond, it is disconnected')
     max_connections = Attribute('Connections of each address; beyond, idle ones are closed')
     backlog = Attribute('Connections that wait to be accepted')
+    ipc_mode = Attribute(
+        'Mode of the socket file of an ipc address; None: 0777 without the bits of the umask, or '
+        '0660 with `ipc_group`'
+    )
+    ipc_group = Attribute('Name or id of the group of this file, or None')
     curve = Attribute('CurveServer, or None; also a keyword argument')
     loop_factory = Attribute(
         'Function that returns a new asyncio loop, for the IOLoop of the child'
@@ -58,7 +63,10 @@ class IZMQProcess(Interface):
         'Authenticator of the child, a started thread (`is_alive`, `stop`); None in the parent'
     )
     bind_addr = Attribute('Address to bind, as given')
-    rep_stream = Attribute('ZMQStream of the child that receives the messages')
+    rep_stream = Attribute(
+        'ZMQStream of the child that receives the messages; it is bound when it is first read, '
+        'unless one was assigned'
+    )
     handler = Attribute('Factory of the message handler, a class that provides IZMQMessageHandler')
     passwords = Attribute('Dictionary of user names and passwords, None without `auth`')
     clients = Attribute(
@@ -70,7 +78,10 @@ class IZMQProcess(Interface):
     is_supervised = Attribute('True if a supervisor replaces the process when it ends')
 
     def start() -> None:
-        """Fork the child and return at once."""
+        """Fork the child and return at once.
+
+        :raises ZMQStartError: in a program that cannot fork
+        """
 
     def wait_ready(timeout: float | None = 10) -> str:
         """Wait until the child has bound its socket and serves it.
@@ -89,7 +100,13 @@ class IZMQProcess(Interface):
         """Create context, loop, authenticator and streams; runs in the child."""
 
     def init_stream() -> None:
-        """Bind the stream that receives the messages; runs in the child."""
+        """Handle the messages of `rep_stream`; runs in the child."""
+
+    def kept_listeners() -> list[int]:
+        """Return the descriptors of inherited listening sockets that the child uses.
+
+        The others are closed. By default these are the sockets that are attributes of the process.
+        """
 
     def stream(
         sock_type: int,

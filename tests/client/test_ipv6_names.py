@@ -142,9 +142,31 @@ def check_worker(folder):
 
 
 def test_worker(tmp_path, monkeypatch):
-    """A worker is replaced if its broker has got another address."""
+    """A worker connects again if its broker has got another address."""
     monkeypatch.setattr(names_module, 'LIFETIME', 0.1)
     run_unshared(check_worker, tmp_path)
+
+
+def check_slow_worker(folder):
+    name_hosts(folder, six=SIX)
+    ask = socket.getaddrinfo
+
+    def ask_slowly(*args, **options):
+        time.sleep(0.1 + names_module.LOOKUP_TIMEOUT)  # as when the first name server is down
+        return ask(*args, **options)
+
+    socket.getaddrinfo = ask_slowly  # in this fork
+    with running(
+        Pool('127.0.0.1', workers=1, worker_address='[::1]', worker_auth='w:secret')
+    ) as pool:
+        broker = f'six.test:{port_of(pool.bound_worker_address)}'
+        with running(PoolWorker(broker, MessageHandler, 'w:secret')) as worker:
+            assert worker.is_alive()
+
+
+def test_worker_while_names_are_found_slowly(tmp_path):
+    """It is not replaced by one that would wait as long again."""
+    run_unshared(check_slow_worker, tmp_path)
 
 
 def check_late_name(folder):

@@ -13,7 +13,8 @@ from pool_checks import TIMEOUT, workers_of
 from pool_handlers import Pool, PoolMessageHandler
 from pyams_zmq.pool import broker as broker_module
 from pyams_zmq.pool import worker as worker_module
-from pyams_zmq.pool.worker import ForwardedFrame, PoolWorker, WorkerStream
+from pyams_zmq.pool.worker import PoolWorker
+from pyams_zmq.pool.worker_stream import ForwardedFrame, WorkerStream
 from pyams_zmq.process.connections import Envelope
 
 

@@ -33,6 +33,7 @@ from pool_handlers import Pool, PoolMessageHandler
 from pyams_zmq.cli import main
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError
+from pyams_zmq.pool import heartbeat as heartbeat_module
 from pyams_zmq.pool import worker as worker_module
 from pyams_zmq.pool.protocol import MISSED_HEARTBEATS, ROUTE_SIZE
 from pyams_zmq.pool.worker import PoolWorker
@@ -177,7 +178,7 @@ def test_worker_out_of_descriptors(pool, monkeypatch):
         assert worker.pid in workers_of(process)
         return beats.value > MISSED_HEARTBEATS + 1
 
-    monkeypatch.setattr(worker_module, 'read_memory', fail)
+    monkeypatch.setattr(heartbeat_module, 'read_memory', fail)
     process = pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
     with running(worker):
@@ -320,13 +321,30 @@ def test_worker_without_permission(monkeypatch, tmp_path):
     assert worker.exitcode
 
 
-def test_worker_whose_broker_moves_to_ipv6(monkeypatch):
-    """It is replaced by one that connects so; see also `tests/client/test_ipv6_names.py`."""
-    monkeypatch.setattr(worker_module, 'needs_ipv6', lambda endpoint: True)
-    worker = PoolWorker('127.0.0.1:9', PoolMessageHandler)
+class MovedPoolWorker(PoolWorker):
+    """Notes that it has connected again."""
+
+    def connect_by_ipv6(self):
+        super().connect_by_ipv6()
+        if self.rep_stream.socket.ipv6:
+            self.has_moved.set()
+
+
+def test_worker_whose_broker_moves_to_ipv6(pool, monkeypatch, tmp_path):
+    """It connects again; see also `tests/client/test_ipv6_names.py`."""
+    answers = iter([True])
+    monkeypatch.setattr(heartbeat_module, 'needs_ipv6', lambda endpoint: next(answers, False))
+    address = f'ipc://{tmp_path}/broker'
+    worker = MovedPoolWorker(address, PoolMessageHandler, 'worker:secret')
+    worker.has_moved = multiprocessing.get_context('fork').Event()
     worker.start()
-    worker.join(20)
-    assert worker.exitcode == RECYCLED
+    try:
+        assert worker.has_moved.wait(TIMEOUT)
+        process = pool(workers=1, worker_address=address, worker_auth='worker:secret')
+        worker.wait_ready(TIMEOUT)
+        assert worker.pid in workers_of(process)
+    finally:
+        worker.stop()
 
 
 def test_curve(pool, keys):

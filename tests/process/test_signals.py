@@ -9,6 +9,8 @@ import sys
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.context import ForkProcess
+from time import monotonic
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -27,6 +29,7 @@ from pyams_zmq.process.channel import RELOAD, Command
 from pyams_zmq.process.signals import SERVER_SIGNALS, drop_inherited_handlers
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess
 from pyams_zmq.testing import running
+from pyams_zmq.wire.poll import wait_readable
 
 SERVER_HANDLES = (
     *SERVER_SIGNALS,
@@ -96,6 +99,12 @@ class Handler(handlers.Handler):
             raise SystemExit(3)
 
         self.process.loop.asyncio_loop.call_later(0.05, end)  # after the reply
+        return [200, None]
+
+    def break_loop(self, args):
+        """Close the descriptor of the loop, as a library that closes all of them does."""
+        loop = self.process.loop.asyncio_loop
+        loop.call_later(0.05, os.close, loop._selector.fileno())  # after the reply
         return [200, None]
 
 
@@ -273,6 +282,29 @@ def test_nobody_has_asked(address, num):
     assert process.exitcode == 0
 
 
+class TerminatedEarly(ZMQProcess):
+    """Gets a SIGTERM before it is ready, as from a guard of the memory of a machine."""
+
+    def setup(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().setup()
+
+
+def test_signal_to_each_start():
+    """It counts as a failure of the start: after a few of them there are pauses."""
+    given_up = []
+    registry = SimpleNamespace(notify=given_up.append)
+    supervisor = Supervisor(
+        {'early': partial(TerminatedEarly, '127.0.0.1', MessageHandler)}, registry=registry
+    )
+    supervisor.min_delay, supervisor.max_starts = 0.0, 2
+    deadline = monotonic() + TIMEOUT
+    while not given_up:
+        wait_readable(supervisor._descriptors(), supervisor.step(monotonic()))
+        assert monotonic() < deadline
+    assert given_up[0].exit_code == 143
+
+
 def test_exit_code_names_the_signal():
     assert describe_exit_code(143) == 'exit code 143 (after SIGTERM)'
     assert describe_exit_code(250) == 'exit code 250'
@@ -325,6 +357,14 @@ def test_exception_at_the_end(start, ask):
     assert ask(process, ['end_twice', None]) == [200, None]
     process.join(AT_ONCE)
     assert process.exitcode == 0
+
+
+def test_loop_that_fails_at_once_each_time(start, ask):
+    """Its process ends, so that a supervisor replaces it."""
+    process = start(handler=MessageHandler)
+    assert ask(process, ['break_loop', None]) == [200, None]
+    process.join(TIMEOUT)
+    assert process.exitcode == 1
 
 
 def test_exception_when_a_socket_has_ended():

@@ -20,7 +20,7 @@ from namespaces import mount, run_unshared
 from pool_handlers import Pool
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.device import ProcessDevice
-from pyams_zmq.pool.worker import read_memory
+from pyams_zmq.pool.heartbeat import read_memory
 from pyams_zmq.process import descendants as descendants_module
 from pyams_zmq.process.descendants import (
     OrphanCleanup,

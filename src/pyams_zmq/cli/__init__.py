@@ -11,6 +11,7 @@ from typing import Any
 
 from pyams_zmq.cli import serve, worker
 from pyams_zmq.cli.output import accept_any_text
+from pyams_zmq.process.base import SIGNALLED
 
 PROGRAM = 'pyams_zmq'
 
@@ -38,4 +39,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _exit(num: int, _frame: Any) -> None:
-    sys.exit(128 + num)
+    sys.exit(SIGNALLED + num)

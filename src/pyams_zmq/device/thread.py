@@ -197,8 +197,8 @@ class DeviceThread(Thread):
         with suppress(_Ended), self._command():
             if not self._is_paused:
                 self.uses_python = python
-                for command in (PAUSE, STATISTICS, TERMINATE, _RESUME):
-                    self._send(command)
+                self._leave_loop()
+                self._send(_RESUME)
 
     # In these threads
 
@@ -236,10 +236,13 @@ class DeviceThread(Thread):
 
     def _pause(self, timeout: float) -> None:
         if not self._is_paused:
-            for command in (PAUSE, STATISTICS, TERMINATE):
-                self._send(command)
+            self._leave_loop()
             self._is_paused = True
         self._receive(timeout)
+
+    def _leave_loop(self) -> None:
+        for command in (PAUSE, STATISTICS, TERMINATE):
+            self._send(command)
 
     def _send(self, command: bytes) -> None:
         self._pending += command in (STATISTICS, TERMINATE)

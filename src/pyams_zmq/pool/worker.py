@@ -3,15 +3,12 @@
 
 import asyncio
 import logging
-import mmap
 import os
-import resource
 import socket as network
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
-from threading import Event, Thread
 from typing import Any
 
 import zmq
@@ -23,18 +20,17 @@ from pyams_zmq.client.connection import ServiceAddress, configure
 from pyams_zmq.client.permission import describe_missing_permission
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQStartError
 from pyams_zmq.pool import protocol
+from pyams_zmq.pool.heartbeat import OVERDUE, HeartbeatThread
 from pyams_zmq.pool.local_port import LocalPort
-from pyams_zmq.pool.protocol import KEY_SIZE, ROUTE_SIZE, SEPARATOR
+from pyams_zmq.pool.protocol import ROUTE_SIZE
+from pyams_zmq.pool.worker_stream import WorkerStream
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.process.connections import Envelope
-from pyams_zmq.process.stream import ReplyStream, ZMQStream
+from pyams_zmq.process.stream import ZMQStream
 from pyams_zmq.process.watchdog import RECYCLED
 from pyams_zmq.wire.clock import monotonic
-from pyams_zmq.wire.frames import NOBLOCK, POLLIN
 from pyams_zmq.wire.keepalive import keep_alive
 from pyams_zmq.wire.message import decode_reply, encode
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
-from pyams_zmq.wire.names import needs_ipv6
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -47,9 +43,6 @@ DISCONNECT_TIMEOUT = 5.0
 READY_TIMEOUT = 5.0
 """Seconds to wait for READY_OK before UNKNOWN makes the worker send READY again"""
 
-OVERDUE = 'has a method that passed its deadline'
-"""Reason to leave"""
-
 NO_RULES = (
     'The broker of a pool decides who may connect, not a worker: pass auth, clients and curve to '
     'the pool'
@@ -61,124 +54,6 @@ _CONNECTION_EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | _REFUSED
 )
 _CANCEL_GRACE = 0.02  # seconds for the end of a cancelled coroutine; calls are rejected meanwhile
-_POLL_TIMEOUT = 1  # milliseconds to wait for the next call before the loop may run
-_CONNECT_INTERVAL = 50  # milliseconds between two checks whether a worker without a broker ends
-_MIB = 1024 * 1024
-
-
-class ForwardedFrame:
-    """First frame of a message, with the metadata that a :class:`zmq.Frame` of the client has."""
-
-    __slots__ = ('_data', '_sender')
-
-    def __init__(self, data: bytes, sender: bytes):
-        self._data = data
-        self._sender = sender
-
-    def __bytes__(self) -> bytes:
-        return self._data
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __getitem__(self, name: str) -> str:
-        user, _separator, address = self._sender.rpartition(SEPARATOR)
-        return {'User-Id': user, 'Peer-Address': address}[name].decode()
-
-
-class WorkerStream(ReplyStream):
-    """Stream on which a worker gets requests from the broker, and sends replies to it.
-
-    It always receives: the broker limits the requests, and sends commands between them.
-
-    :ivar process: the PoolWorker, which handles the commands
-    :ivar pending: keys of the calls that have no reply yet
-    """
-
-    process: Any = None
-    max_size: int = sys.maxsize
-    """Bytes of the largest reply, which the broker states"""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        self.pending: set[bytes] = set()
-        super().__init__(*args, **kwargs)
-
-    @property
-    def has_overdue(self) -> bool:
-        """True while a method runs whose call was answered with 504 at its deadline."""
-        return self.in_hand > len(self.pending)
-
-    def refuse_waiting(self, data: bytes) -> None:
-        """Do nothing: the broker has confirmed that it sends no further calls."""
-
-    def drop_waiting(self) -> None:
-        """Drop the calls of a former connection that were not read."""
-        with suppress(zmq.Again):
-            while True:
-                self.socket.recv_multipart(zmq.NOBLOCK)
-
-    def _can_receive(self) -> bool:
-        return self.envelope is None
-
-    def _handle_events(self, fd: Any, events: int) -> None:
-        # The loop does not run between two calls, unless none arrives for `_POLL_TIMEOUT`: a turn
-        # of it takes longer than a short call.
-        if self.closed():
-            return
-        deadline = monotonic() + self.time_slice
-        polled = [(self.socket, POLLIN)]
-        timeout = 0
-        self._is_handling = True
-        try:
-            while self._can_receive() and zmq.zmq_poll(polled, timeout):
-                self._handle_recv()
-                if self.closed() or monotonic() > deadline:
-                    break
-                timeout = 0 if self.in_hand else _POLL_TIMEOUT
-        except BaseException:  # a signal handler can raise it at any place
-            self._loop.call_soon(self.process.leave_with_lost_call)
-            raise
-        finally:
-            self._is_handling = False
-            self._rebuild_io_state()
-
-    def _receive(self) -> list[Any] | None:
-        receive = self.socket.recv
-        frame = receive(NOBLOCK, False)
-        header = frame.bytes
-        body: list[Any] = []
-        while frame.more:
-            frame = receive(NOBLOCK, False)
-            body.append(frame.bytes)
-        if not header:
-            self.process.handle_command(*body)
-            return None
-        key = header[:KEY_SIZE]
-        is_full = self.in_hand >= self.concurrency  # an overdue method has the slot of this call
-        if is_full:
-            self.process.check_overdue()
-        if is_full or self.process.is_leaving or self.process.draining:
-            self.process.send_command(protocol.REJECT, key)
-            return None
-        self.pending.add(key)
-        self.envelope = Envelope((key,))
-        if not self._recv_copy and body:
-            body[0] = ForwardedFrame(body[0], header[KEY_SIZE:])
-        return body
-
-    def _route(self, frames: list[Any], *_args: Any, **_kwargs: Any) -> Any:
-        self._route_reply(frames[:-1], frames[-1])
-
-    def _route_reply(self, envelope: list[bytes], data: bytes) -> None:
-        self.pending.discard(envelope[0])
-        self.process.count_reply()
-        size = len(data) if len(envelope) == 1 else sum(map(len, envelope[1:]), len(data))
-        if size > self.max_size:  # the broker would end the connection
-            text = f'The reply is {size} bytes; the limit is {self.max_size} (max_reply_size)'
-            LOGGER.error('%s: %s', self.process.name, text)
-            envelope, data = envelope[:1], encode([500, text])
-        if self.process.is_connected:  # the next broker does not know this call
-            super()._route_reply(envelope, data)
 
 
 class PoolWorker(ZMQProcess):
@@ -216,7 +91,7 @@ class PoolWorker(ZMQProcess):
     _replies = 0
     _ready_sent = -inf  # time of a READY without READY_OK
     _refusal: ZMQRefusedError | None = None
-    _heartbeats: '_HeartbeatThread | None' = None
+    _heartbeats: HeartbeatThread | None = None
     _sends_heartbeats = False
     _overdue_check: Any = None
 
@@ -275,7 +150,7 @@ class PoolWorker(ZMQProcess):
         self.rep_stream.on_recv(self._message_handler)
         self.bound_address = self._broker.endpoint.uri
         socket.connect(self._broker.endpoint.encoded)
-        self._heartbeats = _HeartbeatThread(self)
+        self._heartbeats = HeartbeatThread(self)
         self._heartbeats.start()
         if self._leaves_at_start:
             self.loop.add_callback(self.reload)
@@ -322,6 +197,14 @@ class PoolWorker(ZMQProcess):
         if self.local_port is None:  # a host may be gone
             keep_alive(socket, self.heartbeat_interval, self.heartbeat_timeout, limit_sending=True)
         return socket
+
+    def connect_by_ipv6(self) -> None:
+        """Connect again: its name has got IPv6 addresses only, or was looked up late."""
+        socket, uri = self.rep_stream.socket, self._broker.endpoint.encoded
+        socket.disconnect(uri)
+        socket.ipv6 = True
+        socket.connect(uri)
+        self.rep_stream._rebuild_io_state()  # any access to a socket clears its wake-up
 
     # Messages to the broker, and from it
 
@@ -459,70 +342,3 @@ class PoolWorker(ZMQProcess):
             self._heartbeats.stop()
             close_monitor(self.rep_stream.socket, self._monitor)
         super()._teardown()
-
-
-class _HeartbeatThread(Thread):
-    """Sends heartbeats to the broker, also while the main thread computes, and checks the limits.
-
-    :param worker: the PoolWorker
-    """
-
-    def __init__(self, worker: PoolWorker):
-        super().__init__(name='pyams_zmq heartbeat', daemon=True)
-        self._worker = worker
-        self._end = Event()
-        self._is_known = False  # true if the worker knows that there was a connection
-
-    def run(self) -> None:
-        worker = self._worker
-        worker.enter_thread()
-        has_failed = False
-        while not self._end.is_set():
-            try:
-                with worker.make_socket(worker._route + b'\1') as socket:
-                    socket.linger = 0
-                    socket.immediate = 1  # keeps no heartbeats; libzmq may abort if it receives
-                    socket.connect(worker._broker.endpoint.encoded)
-                    self._send_heartbeats(socket)
-            except zmq.ZMQError as error:  # no descriptor is free, for instance
-                if not has_failed:
-                    LOGGER.error(
-                        '%s cannot send heartbeats, and tries again: %s', worker.name, error
-                    )
-                has_failed = True
-                self._end.wait(worker.beat_interval)
-
-    def _send_heartbeats(self, socket: Any) -> None:
-        worker = self._worker
-        has_overdue = False
-        memory = 0.0
-        while not (self._is_known or self._end.is_set()):
-            if socket.poll(_CONNECT_INTERVAL, zmq.POLLOUT):
-                self._is_known = True
-                worker.loop.add_callback(worker._on_heartbeats)
-            elif not socket.ipv6 and needs_ipv6(worker._broker.endpoint):
-                worker.loop.add_callback(worker.leave, 'has a broker with IPv6 addresses only')
-                self._end.wait()
-        while not self._end.wait(worker.beat_interval):
-            with suppress(OSError):  # without a free descriptor the worker is still alive
-                memory = read_memory()
-            had_overdue, has_overdue = has_overdue, worker.rep_stream.has_overdue
-            if had_overdue and has_overdue:
-                worker.loop.add_callback(worker.leave, OVERDUE)
-            with suppress(zmq.Again):
-                socket.send_multipart([b'', protocol.HEARTBEAT, b'%d' % memory], zmq.NOBLOCK)
-            if 0 < worker.max_memory < memory:
-                worker.loop.add_callback(worker.leave, f'uses {memory:.1f} MiB')
-
-    def stop(self) -> None:
-        self._end.set()
-        self.join()
-
-
-def read_memory() -> float:
-    """Return the resident memory of this process in MiB, see proc_pid_statm(5)."""
-    try:
-        with open('/proc/self/statm', 'rb', buffering=0) as file:
-            return int(file.read(256).split()[1]) * mmap.PAGESIZE / _MIB
-    except (FileNotFoundError, PermissionError):  # no /proc for us: the peak is a substitute
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

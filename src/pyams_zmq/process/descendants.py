@@ -181,9 +181,9 @@ class ProcessInfo:
 
 def _children_by_parent() -> dict[int, list[ProcessInfo]]:
     """Return the children of all processes, by the pid of the parent."""
-    by_parent: dict[int, list[ProcessInfo]] = {}
     if not has_proc():
         return {os.getpid(): _find_children()}
+    by_parent: dict[int, list[ProcessInfo]] = {}
     for process in map(ProcessInfo.read, filter(str.isdecimal, os.listdir('/proc'))):
         if process is not None:
             by_parent.setdefault(process.parent, []).append(process)
@@ -197,8 +197,7 @@ def _find_children() -> list[ProcessInfo]:
     except ChildProcessError:
         return []
     own = os.getpid()
-    known = {child.pid for child in multiprocessing.process._children}  # type: ignore[attr-defined] # private
-    likely = {*known, *range(own + 1, own + SCAN)} - {None}
+    likely = {*_known(), *range(own + 1, own + SCAN)} - {None}
     return ProcessInfo.find_children(likely) or ProcessInfo.find_children(_awaited() - likely)
 
 
@@ -243,12 +242,17 @@ def _adopted(processes: set[ProcessInfo]) -> set[ProcessInfo]:
 
     The objects of these two need the exit codes of the others.
     """
-    known = {child.pid for child in multiprocessing.process._children}  # type: ignore[attr-defined] # private
-    adopted = {each for each in processes if each.pid not in known | _helpers()}
+    known = _known() | _helpers()
+    adopted = {each for each in processes if each.pid not in known}
     if not adopted:
         return adopted
     awaited = _awaited()  # there may be many objects, so this runs only if needed
     return {each for each in adopted if each.pid not in awaited}
+
+
+def _known() -> set[Any]:
+    """Return the pids of the children that multiprocessing has started for its users."""
+    return {child.pid for child in multiprocessing.process._children}  # type: ignore[attr-defined] # private
 
 
 def _awaited() -> set[Any]:

@@ -177,7 +177,7 @@ class ServerSockets:
 
     def _bind(self, socket: Any, uri: str, access: Access, path: str | None) -> str:
         deadline = monotonic() + self._limits.bind_timeout
-        is_closed = not self._limits.ipc_mode is self._limits.ipc_group is None
+        is_closed = self._limits.ipc_mode is not None or self._limits.ipc_group is not None
         if is_closed and uri.startswith('ipc://@'):
             raise ValueError(
                 f'{uri} has no file for ipc_mode and ipc_group: every user of the machine can '

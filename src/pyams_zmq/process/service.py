@@ -53,6 +53,9 @@ LIMITS = ('drain_timeout', 'orphan_timeout', 'overdue_grace', *SOCKET_LIMITS)
 TERM_GRACE = 0.5  # seconds before `drain_timeout` ends when descendants that run are terminated
 KILL_GRACE = 1.0  # seconds for descendants after a SIGTERM, unless the process must end earlier
 
+MAX_FAILURES = 100
+"""Errors that leave the loop, without a turn of it between them, until the process ends"""
+
 
 class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     """Child process that runs an IOLoop until it is stopped.
@@ -81,6 +84,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     _pid = 0  # of the child
     _started = False
     _stopping = False
+    _failures = 0  # errors that have left the loop since its last turn
 
     def __init__(self, registry: Any):
         super().__init__(registry)
@@ -266,13 +270,17 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         while True:
             try:
                 if error is not None:
+                    self.loop.asyncio_loop.call_soon(setattr, self, '_failures', 0)
                     self._recover(error)
                     error = None
                     if self._stopping:
                         return
                 self.loop.start()
                 return
-            except BaseException as raised:  # noqa: BLE001 - asyncio lets a SystemExit through
+            except BaseException as raised:
+                self._failures += 1
+                if self._failures > MAX_FAILURES:  # the loop is closed, or its descriptor
+                    raise
                 error = raised  # handled in the block above: a signal handler may raise once more
 
     def _recover(self, error: BaseException) -> None:

@@ -17,21 +17,19 @@ SERVER_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 BLOCKED_SIGNALS = (*SIGNALS, *SERVER_SIGNALS)
 """Signals that are blocked during a fork: the child has the handlers of its parent at first"""
 
+_CRASH_SIGNALS = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
 
-def _do_nothing(num: int, frame: Any) -> None:
+
+def do_nothing(num: int, frame: Any) -> None:
     """Handle a signal; programs that this process starts have its default action."""
 
 
 # Of signals that the parent handles. Those that are not here are ignored, also in programs that
-# this process starts; not by `_do_nothing`: many handlers at once overflow the stack for signals
+# this process starts; not by `do_nothing`: many handlers at once overflow the stack for signals
 # that `faulthandler.enable` has set.
 _ACTIONS: dict[int, Any] = {
-    **dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGQUIT), signal.SIG_DFL),
-    **dict.fromkeys(
-        (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV),
-        signal.SIG_DFL,
-    ),
-    **dict.fromkeys((signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF), _do_nothing),
+    **dict.fromkeys((*STOP_SIGNALS, signal.SIGQUIT, *_CRASH_SIGNALS), signal.SIG_DFL),
+    **dict.fromkeys((signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF), do_nothing),
 }
 
 

@@ -23,7 +23,7 @@ from pyams_zmq.process.descendants import (
     wait_for_any,
 )
 from pyams_zmq.process.heartbeat import HEARTBEAT_INTERVAL, HeartbeatCounter
-from pyams_zmq.process.signals import SIGNALS
+from pyams_zmq.process.signals import SIGNALS, do_nothing
 from pyams_zmq.process.suspension import count_switches
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.hard_end import end_hard
@@ -161,7 +161,7 @@ class Watchdog(Thread):
         """
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for num in SIGNALS:
-            signal.signal(num, lambda *_args: None)
+            signal.signal(num, do_nothing)
 
     def run(self) -> None:
         """Wait for the owner or for the deadline."""

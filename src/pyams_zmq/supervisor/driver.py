@@ -61,6 +61,8 @@ class Supervisor(RestartLimits):
       up to `max_delay`. When `max_starts` starts in a row ended within `min_life` seconds, there is
       a :class:`~pyams_zmq.interfaces.ZMQProcessGivenUpEvent`, and from then on one start each
       `give_up_delay` seconds, with a CRITICAL log, until a process lives longer.
+    - A process that was ready and obeys a SIGTERM or SIGINT which its supervisor did not send is
+      started again after `min_delay` seconds, however often that happens.
 
     As the first process of a container (PID 1) it collects the orphans of all programs there, and
     leaves those alone that run.
@@ -295,7 +297,8 @@ class Supervisor(RestartLimits):
         elif code in (0, RECYCLED) or child.was_overdue:
             LOGGER.info('%s is replaced', child.name)
             child.due = now
-        elif code in _TERMINATED:  # an orderly end, which nobody here has asked for
+        # An orderly end that nobody here has asked for; a process that was not ready has failed.
+        elif code in _TERMINATED and child.process._was_ready():
             LOGGER.error(
                 '%s ended with %s; it is started again', child.name, describe_exit_code(code)
             )

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The thread of a worker that sends heartbeats to the broker."""
+
+import logging
+import mmap
+import resource
+from contextlib import suppress
+from threading import Event, Thread
+from typing import Any
+
+import zmq
+
+from pyams_zmq.pool import protocol
+from pyams_zmq.wire.names import needs_ipv6
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+OVERDUE = 'has a method that passed its deadline'
+"""Reason of a worker to leave"""
+
+_CONNECT_INTERVAL = 50  # milliseconds between two checks whether a worker without a broker ends
+_MIB = 1024 * 1024
+
+
+class HeartbeatThread(Thread):
+    """Sends heartbeats to the broker, also while the main thread computes, and checks the limits.
+
+    :param worker: :class:`~pyams_zmq.pool.worker.PoolWorker`
+    """
+
+    def __init__(self, worker: Any):
+        super().__init__(name='pyams_zmq heartbeat', daemon=True)
+        self._worker = worker
+        self._end = Event()
+        self._is_known = False  # true if the worker knows that there was a connection
+
+    def run(self) -> None:
+        """Connect, register the worker, and send heartbeats until `stop`."""
+        worker = self._worker
+        worker.enter_thread()
+        has_failed = False
+        while not self._end.is_set():
+            try:
+                with worker.make_socket(worker._route + b'\1') as socket:
+                    socket.linger = 0
+                    socket.immediate = 1  # keeps no heartbeats; libzmq may abort if it receives
+                    socket.connect(worker._broker.endpoint.encoded)
+                    self._send_heartbeats(socket)
+            except zmq.ZMQError as error:  # no descriptor is free, for instance
+                if not has_failed:
+                    LOGGER.error(
+                        '%s cannot send heartbeats, and tries again: %s', worker.name, error
+                    )
+                has_failed = True
+                self._end.wait(worker.beat_interval)
+
+    def _send_heartbeats(self, socket: Any) -> None:
+        worker = self._worker
+        has_overdue = False
+        memory = 0.0
+        while not (self._is_known or self._end.is_set()):
+            if socket.poll(_CONNECT_INTERVAL, zmq.POLLOUT):
+                self._is_known = True
+                worker.loop.add_callback(worker._on_heartbeats)
+            elif not socket.ipv6 and needs_ipv6(worker._broker.endpoint):
+                worker.loop.add_callback(worker.connect_by_ipv6)
+                return  # `run` makes another socket, with this option
+        while not self._end.wait(worker.beat_interval):
+            with suppress(OSError):  # without a free descriptor the worker is still alive
+                memory = read_memory()
+            had_overdue, has_overdue = has_overdue, worker.rep_stream.has_overdue
+            if had_overdue and has_overdue:
+                worker.loop.add_callback(worker.leave, OVERDUE)
+            with suppress(zmq.Again):
+                socket.send_multipart([b'', protocol.HEARTBEAT, b'%d' % memory], zmq.NOBLOCK)
+            if 0 < worker.max_memory < memory:
+                worker.loop.add_callback(worker.leave, f'uses {memory:.1f} MiB')
+
+    def stop(self) -> None:
+        """End the thread, and wait for that."""
+        self._end.set()
+        self.join()
+
+
+def read_memory() -> float:
+    """Return the resident memory of this process in MiB, see proc_pid_statm(5)."""
+    try:
+        with open('/proc/self/statm', 'rb', buffering=0) as file:
+            return int(file.read(256).split()[1]) * mmap.PAGESIZE / _MIB
+    except (FileNotFoundError, PermissionError):  # no /proc for us: the peak is a substitute
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
