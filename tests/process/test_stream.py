@@ -15,7 +15,8 @@ from checks import wait_until
 from handlers import RawProcess
 from pyams_zmq.auth import Access
 from pyams_zmq.process.connections import Listener
-from pyams_zmq.process.stream import CHECKED_MESSAGES, ReplyStream, ZMQStream
+from pyams_zmq.process.reply_stream import ReplyStream
+from pyams_zmq.process.stream import CHECKED_MESSAGES, ZMQStream
 
 BURST = 200
 
