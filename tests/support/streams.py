@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import zmq
 
-from pyams_zmq.process.stream import ReplyStream, ZMQStream
+from pyams_zmq.process.reply_stream import ReplyStream
+from pyams_zmq.process.stream import ZMQStream
 
 BURST = 200
 

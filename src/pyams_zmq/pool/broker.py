@@ -26,9 +26,10 @@ from pyams_zmq.pool.scheduler import Scheduler, WorkerState
 from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS
 from pyams_zmq.process.connections import Envelope
 from pyams_zmq.process.descendants import open_pidfd
+from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
-from pyams_zmq.process.stream import ReplyStream, ZMQStream
+from pyams_zmq.process.stream import ZMQStream
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.endpoint import Endpoint, parse_ip
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN, SRCFD, send_frames

@@ -11,7 +11,7 @@ import zmq
 from pyams_zmq.pool import protocol
 from pyams_zmq.pool.protocol import KEY_SIZE, SEPARATOR
 from pyams_zmq.process.connections import Envelope
-from pyams_zmq.process.stream import ReplyStream
+from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN
 from pyams_zmq.wire.message import encode

@@ -14,9 +14,10 @@ from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.interfaces import IZMQProcess, ZMQProcessStartedEvent, ZMQProcessStoppedEvent
 from pyams_zmq.process.base import ReadyProcess
+from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
-from pyams_zmq.process.stream import ReplyStream, ZMQStream
+from pyams_zmq.process.stream import ZMQStream
 from pyams_zmq.wire.endpoint import Endpoint, port_of
 from pyams_zmq.wire.message import check_integer
 from pyams_zmq.wire.names import needs_ipv6

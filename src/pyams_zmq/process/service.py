@@ -30,6 +30,7 @@ from pyams_zmq.process.descendants import (
 )
 from pyams_zmq.process.executor import ServiceExecutor
 from pyams_zmq.process.guard import ConnectionGuard
+from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.process.server_socket import (
     FILE_INTERVAL,
     LINGER,
@@ -39,7 +40,7 @@ from pyams_zmq.process.server_socket import (
     close_inherited_listeners,
 )
 from pyams_zmq.process.signals import SIGNALS, STOP_SIGNALS
-from pyams_zmq.process.stream import ReplyStream, ZMQStream
+from pyams_zmq.process.stream import ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE, RECYCLED
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import check_descriptors, raise_descriptor_limit

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""A stream of a REP socket that replies to every message."""
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import zmq
+
+from pyams_zmq.process.connections import SHORT_FRAME, Envelope, Listener
+from pyams_zmq.process.stream import ZMQStream
+from pyams_zmq.wire.clock import monotonic
+from pyams_zmq.wire.frames import NOBLOCK, send_frames
+from pyams_zmq.wire.message import encode, overloaded
+
+REFUSAL_TIME = 0.2
+"""Seconds for the replies to messages that wait when their process ends"""
+
+
+class ReplyStream(ZMQStream):
+    """Stream of a REP socket that replies to every message, made of a ROUTER socket.
+
+    The REP socket of libzmq silently drops a message without delimiter, and if the peer of such a
+    message has disconnected, it loses the reply to another one. Here each message gets its reply,
+    and the next one is received after that; meanwhile messages wait in the socket. If a callback
+    fails, the peer gets `failure_reply`.
+
+    A callback that calls `detach` replies later. Until then other messages are received, if fewer
+    than `concurrency` messages are detached and have not ended. If these are all overdue, nobody
+    knows when one of them ends: then other messages get status 503.
+
+    :param concurrency: messages that are handled at a time
+    :param listener: counts what each connection receives and sends, or None
+    :ivar envelope: envelope of the message that needs a reply (RFC 28/REQREP), or None
+    """
+
+    failure_reply = b'[500,"Internal error"]'
+    in_hand = 0
+    """Number of messages that are detached and have not ended"""
+
+    overdue = 0
+    """Number of those whose deadline has passed"""
+
+    no_delimiter_reply = b'[400,"Bad message: no delimiter, an empty frame, before the request"]'
+
+    def __init__(
+        self,
+        socket: Any,
+        *args: Any,
+        concurrency: int = 1,
+        listener: Listener | None = None,
+        **kwargs: Any,
+    ):
+        if socket.type == zmq.ROUTER:
+            # A message that is sent on the socket itself, without an envelope, raises an error.
+            socket.router_mandatory = True
+        self.concurrency = concurrency
+        super().__init__(socket, *args, **kwargs)
+        if listener is not None:
+            self.listener = listener
+            listener.counts = True
+            listener.refresh = partial(self._loop.call_soon_threadsafe, self._refresh)
+
+    def _can_receive(self) -> bool:
+        return self.envelope is None and (
+            self.in_hand < self.concurrency or self.overdue >= self.concurrency
+        )
+
+    def recover(self) -> None:
+        """Also reply to a message whose callback was not called."""
+        if self.envelope is not None and self.envelope is not self._delivered:
+            self._reply_to_failure(self.envelope)
+        super().recover()
+
+    def detach(self) -> tuple[Callable[[bytes], None], Callable[[], None]]:
+        """Return functions that reply to the current message later.
+
+        :return: a function that sends the reply, to be called once, and one to be called when the
+            message no longer counts for the `concurrency`
+        :raises zmq.ZMQError: EFSM, if no message is owed a reply
+        """
+        envelope, self.envelope = self.envelope, None
+        if envelope is None:
+            raise zmq.ZMQError(zmq.EFSM, 'There is no message to reply to')
+        self.in_hand += 1
+        return partial(self._reply_to, envelope), self._end_reply
+
+    def count_overdue(self, change: int) -> None:
+        """Count a detached message whose deadline has passed, or that has ended after that.
+
+        :param change: 1 or -1
+        """
+        self.overdue += change
+        if not self.closed():
+            self._rebuild_io_state()
+
+    def refuse(self) -> None:
+        """Receive messages although late methods use up the concurrency: they will be refused."""
+        self.concurrency = sys.maxsize
+        self._rebuild_io_state()
+
+    def refuse_waiting(self, data: bytes) -> None:
+        """Reply to the messages that wait, without handling them; the loop has ended.
+
+        :param data: the reply
+        """
+        end = monotonic() + REFUSAL_TIME
+        with suppress(zmq.Again):
+            while not self.closed() and monotonic() < end:
+                if self._receive() is not None and self.envelope is not None:
+                    envelope, self.envelope = self.envelope, None
+                    self._route_reply(envelope, data)
+
+    def _reply_to(self, envelope: list[Any], data: bytes) -> None:
+        if not self.closed():
+            self._route_reply(envelope, data)
+            if self._send_callback is not None:
+                self.io_loop.add_callback(self._run_callback, self._send_callback, [data], None)
+            self._rebuild_io_state()
+
+    def _end_reply(self) -> None:
+        self.in_hand -= 1
+        if not self.closed():
+            self._rebuild_io_state()
+
+    def _receive(self) -> list[Any] | None:
+        receive, copy, listener = self.socket.recv, self._recv_copy, self.listener
+        overhead = 0 if listener is None else listener.overhead
+        envelope = Envelope((receive(NOBLOCK),))
+        body: list[Any] | None = None
+        size = 0
+        more = True
+        while more:
+            frame = receive(NOBLOCK, False)
+            more = frame.more
+            length = len(frame) + overhead  # `Listener.measure`, without its calls
+            size += length + (2 if length <= SHORT_FRAME else 9)
+            if body is not None:
+                body.append(frame.bytes if copy else frame)
+            else:
+                envelope.append(frame.bytes)
+                if not envelope[-1]:
+                    body = []
+        if listener is not None:
+            envelope.connection = listener.count_received(frame, size)
+        if body is None:
+            if envelope.connection is not None:
+                envelope.connection.count_sent(len(self.no_delimiter_reply))
+            self._route([envelope[0], self.no_delimiter_reply])
+            return None
+        if self.overdue >= self.concurrency:
+            self._route_reply(envelope, encode(overloaded(self.overdue)))
+            return None
+        self.envelope = envelope
+        if self._recv_callback is None:  # `flush` drops the message
+            self._reply_to_failure(self.envelope)
+        return body
+
+    def send(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        """Send the reply, or a part of it; see :meth:`send_multipart`."""
+        if type(msg) is bytes and not (args or kwargs):
+            self.reply(msg)
+        else:
+            super().send(msg, *args, **kwargs)
+
+    def reply(self, data: bytes) -> None:
+        """Send a reply of one frame, at the lowest cost.
+
+        :raises zmq.ZMQError: EFSM, if no message needs a reply
+        """
+        envelope = self.envelope
+        if envelope is None or self.socket is None or self._send_callback is not None:
+            self.send_multipart([data])
+            return
+        self.envelope = None
+        self._route_reply(envelope, data)
+        if not self._is_handling:
+            self._read_events()
+
+    def send_multipart(self, msg: Any, flags: int = 0, *args: Any, **kwargs: Any) -> None:
+        """Send the reply, or with `zmq.SNDMORE` a part of it.
+
+        :raises zmq.ZMQError: EFSM, if no message needs a reply
+        """
+        if self.envelope is None and not self.closed():
+            raise zmq.ZMQError(zmq.EFSM, 'There is no message to reply to')
+        if flags & zmq.SNDMORE and self.envelope is not None:
+            # A part that is not bytes raises here; later it would leave half a message.
+            self.envelope.extend([bytes(memoryview(part)) for part in msg])
+        else:
+            super().send_multipart(msg, flags, *args, **kwargs)
+
+    def _transmit(self, msg: Any, **kwargs: Any) -> Any:
+        envelope = self.envelope
+        status = self._route([*envelope, *msg], **kwargs)
+        envelope.count_reply(sum(map(len, msg)))
+        self.envelope = None
+        return status
+
+    def _route(self, frames: list[Any], flags: int = zmq.NOBLOCK, **kwargs: Any) -> Any:
+        try:
+            return self.socket.send_multipart(frames, flags, **kwargs)
+        except zmq.ZMQError as error:
+            self._check_lost(error)
+        return None
+
+    def _route_reply(self, envelope: list[bytes], data: bytes) -> None:
+        size: int | None = len(data)
+        try:
+            send_frames(self.socket, [*envelope, data])
+        except zmq.ZMQError as error:
+            self._check_lost(error)
+            size = None
+        if type(envelope) is Envelope:
+            envelope.count_reply(size)
+
+    @staticmethod
+    def _check_lost(error: zmq.ZMQError) -> None:
+        # The peer has disconnected, or does not read its replies: this one is dropped.
+        if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+            raise error
+
+    def _reply_to_failure(self, envelope: list[Any] | None) -> None:
+        # Unless the callback has replied: then `envelope` is that of another message.
+        if envelope is self.envelope and not self.closed():
+            self.send(self.failure_reply)
