@@ -247,6 +247,36 @@ def test_signals_do_not_tear_messages(link, monkeypatch, is_available):
     assert signals
 
 
+def test_each_socket_is_polled_once(link, context, monkeypatch):
+    """A second look at a socket within a poll can take the wake-up, and the poll never ends."""
+    feed, in_socket = link(zmq.DEALER, zmq.DEALER)
+    control, far_control = link(zmq.PAIR, zmq.PAIR)
+    polled, received, poll = [], [], zmq.zmq_poll
+
+    def note(items, timeout):
+        polled.append([socket for socket, _events in items])
+        return poll(items, timeout)
+
+    with context.socket(zmq.DEALER) as out_socket, context.socket(zmq.DEALER) as sink:
+        out_socket.bind('inproc://out')
+        loop = PythonLoop(in_socket, out_socket)
+
+        def exchange():
+            feed.send(b'x')
+            wait_until(lambda: loop.has_message)
+            sink.connect('inproc://out')
+            received.append(sink.recv())
+            control.send(TERMINATE)
+
+        thread = threading.Thread(target=exchange)
+        thread.start()
+        monkeypatch.setattr(zmq, 'zmq_poll', note)
+        loop.run(far_control)
+        thread.join()
+    assert received == [b'x']
+    assert all(len(set(sockets)) == len(sockets) for sockets in polled)
+
+
 def test_libzmq_that_cannot_be_called():
     """A library that is not linked with it, as a pyzmq that hides the functions."""
     assert libzmq.load(None) is None

@@ -120,19 +120,25 @@ class PythonLoop:
         """
         for direction in self._directions:
             direction.reset()
-        commands = [] if control is None else [(control, zmq.POLLIN)]
+        commands: dict[Any, int] = {} if control is None else {control: zmq.POLLIN}
         directions = self._directions
         while True:
-            items = commands + [direction.poll_item for direction in directions]
-            ready = zmq.zmq_poll(items, RETRY if any(each.is_stuck for each in directions) else -1)
-            for direction, item in zip(directions, items[len(commands) :], strict=True):
-                if direction.is_stuck or item in ready:
+            items = [direction.poll_item for direction in directions]
+            # Each socket once: libzmq reads the events of each item, and the second look at a
+            # socket could take the wake-up for what the first one has not found.
+            polled = commands.copy()
+            for socket, events in items:
+                polled[socket] = polled.get(socket, 0) | events
+            timeout = RETRY if any(each.is_stuck for each in directions) else -1
+            ready = dict(zmq.zmq_poll([*polled.items()], timeout))
+            for direction, (socket, events) in zip(directions, items, strict=True):
+                if direction.is_stuck or ready.get(socket, 0) & events:
                     messages, waits = direction.messages, direction.waiting
                     direction.forward()
                     direction.is_stuck = (
                         waits and direction.waiting and direction.messages == messages
                     )
-            if control is not None and commands[0] in ready:
+            if control in ready:
                 command = control.recv()
                 if command == STATISTICS:
                     control.send_multipart([struct.pack('Q', count) for count in self._count()])

@@ -28,7 +28,7 @@ def wait_for(sockets: Sequence[Any], timeout: float) -> list[Any]:
 def poll(items: list[tuple[Any, int]], timeout: float) -> list[tuple[Any, int]]:
     """Do what `zmq.zmq_poll` does, and let other greenlets of gevent run.
 
-    :param items: sockets, each with the events to wait for
+    :param items: sockets, each of them once, with the events to wait for
     :param timeout: seconds
     :return: the sockets that have events, with them
     """
