@@ -10,11 +10,12 @@ import pytest
 from pyams_zmq.wire.fork import ForkLocal
 
 PARENT = """
-import atexit, ctypes, json, logging, os, sys
+import atexit, ctypes, json, logging, os, sys, time
 from handlers import MessageHandler, Process
 from pyams_zmq.client import ZMQClient
-from pyams_zmq.device import ThreadDevice
+from pyams_zmq.device import ThreadDevice, spin_watch
 
+spin_watch.INTERVAL = 3600  # it does not run at the fork, see below
 logging.basicConfig()
 process = Process()
 process.start()
@@ -33,7 +34,12 @@ def check(who):
 """
 
 IN_C = """
-fork = ctypes.PyDLL(None).fork() if sys.argv[1] == 'c' else os.fork()
+fork = ctypes.PyDLL(None).fork if sys.argv[1] == 'c' else os.fork
+device.statistics()
+# Measures time: nothing tells when all threads rest. In a fork without the hooks of Python, the
+# lock of the interpreter is broken if a thread waited for it.
+time.sleep(0.25)
+fork = fork()
 if not fork:
     check('fork')
     if sys.argv[2] == 'exit':
