@@ -92,7 +92,7 @@ async def test_other_loops_of_the_client(run, process):
     async with AsyncZMQClient(process.bound_address) as client:
         assert await asyncio.gather(*[client.call('echo', n) for n in range(9)]) == [*range(9)]
         with pytest.raises(ZMQTimeoutError):
-            await client.call('sleep', 0.1, timeout=0.01)
+            await client.call('sleep', 0.5, timeout=0.01)
     await asyncio.sleep(0)  # one iteration of the loop, which calls connection_lost
 
 
@@ -433,11 +433,15 @@ async def test_closed(run, process):
 
 
 async def test_nothing_is_left(run, process):
+    errors = []
+
     async def use():
         async with AsyncZMQClient(process.bound_address) as client:
             await asyncio.gather(*[client.call('echo') for _ in range(5)])
-            with pytest.raises(ZMQTimeoutError):
+            try:
                 await client.call('sleep', 0.02, timeout=0.001)
+            except ZMQTimeoutError as error:
+                errors.append(str(error))  # without its traceback, which has the client
         await asyncio.sleep(0)  # one iteration of the loop, which calls connection_lost
 
     async with AsyncZMQClient(process.bound_address) as other:  # the context stays
@@ -448,6 +452,7 @@ async def test_nothing_is_left(run, process):
             gc.collect()
             fds = fds or open_fds()
         wait_until(lambda: open_fds() <= fds, AT_ONCE)
+    assert errors  # now and then, this thread gets its turn too late for one
 
 
 @pytest.mark.parametrize('sockets', [1, 2])

@@ -492,19 +492,22 @@ def test_closed_during_a_call(process, tmp_path):
 def test_nothing_is_left(process, close):
     with ZMQClient(process.bound_address) as other:  # the context stays
         other.call('echo')
-        fds, threads = None, running_threads()
+        fds, threads, errors = None, running_threads(), []
         for _ in range(20):
             client = ZMQClient(process.bound_address)
             with ThreadPoolExecutor(3) as pool:
                 list(pool.map(client.call, ['echo'] * 6))
-            with pytest.raises(ZMQTimeoutError):
+            try:
                 client.call('sleep', 0.02, timeout=0.001)
+            except ZMQTimeoutError as error:
+                errors.append(str(error))  # without its traceback, which has the client
             close(client)
             del client
             gc.collect()
             fds = fds or open_fds()
         wait_until(lambda: open_fds() <= fds)
         assert running_threads() <= threads
+    assert errors  # now and then, this thread gets its turn too late for one
 
 
 def test_repr(process):

@@ -22,6 +22,7 @@ from pyams_zmq.client import ZMQClient
 from pyams_zmq.device import ProcessDevice
 from pyams_zmq.pool.heartbeat import read_memory
 from pyams_zmq.process import descendants as descendants_module
+from pyams_zmq.process import service as service_module
 from pyams_zmq.process.descendants import (
     OrphanCleanup,
     ProcessInfo,
@@ -50,6 +51,8 @@ def hide_proc():
 
 def check_service(factory, path):
     hide_proc()
+    # Without /proc a search takes long, and beside other tests longer than this is by default.
+    service_module.TERM_GRACE = 2.5
     logging.getLogger().handlers[:] = [logging.FileHandler(path / 'log')]
     with running(factory()) as process:
         with ZMQClient(process.bound_address) as client:

@@ -171,8 +171,7 @@ def test_process(start, ask):
     with Timer(2 * WAIT):
         assert ask(process, ['wait', WAIT]) == [200, True]
     check_limits(process, ask)
-    with Timer(0):
-        process.stop()
+    process.stop()
     assert process.exitcode == 0
 
 
@@ -203,10 +202,9 @@ def test_supervised_process(address, ask):
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: ask(address, ['pid', None])[1] != pid)
         check_limits(address, ask)
-        with Timer(0):
-            process.stop()
     finally:
         process.stop()
+    assert process.exitcode == 0
 
 
 class SlowPoolHandler(PoolHandler, SlowHandler):
@@ -222,8 +220,7 @@ class SlowPoolMessageHandler(ZMQMessageHandler):
 def test_pool(start, ask):
     pool = start(handler=SlowPoolMessageHandler, factory=Pool)
     check_limits(pool, ask)
-    with Timer(0):
-        pool.stop()
+    pool.stop()
     assert pool.exitcode == 0
 
 
@@ -244,7 +241,7 @@ def test_device(factory):
         device.setsockopt_in(zmq.SUBSCRIBE, b'')
         device.start()
         check_forwarding(device, peer)
-        with Timer(0):
-            device.stop()
+        device.stop()
+        assert device.done
         for socket in sockets:
             socket.close()

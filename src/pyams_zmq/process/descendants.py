@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from math import inf
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
@@ -345,6 +346,7 @@ class OrphanCleanup:
     def __init__(self, keep: set[ProcessInfo], now: float, grace: float | None = None):
         self._keep = keep
         self._kill_at = now + (CLEANUP_GRACE if grace is None else grace)
+        self._give_up_at = inf
         self._signalled: set[tuple[ProcessInfo, int]] = set()
 
     def step(self, now: float) -> float | None:
@@ -356,11 +358,13 @@ class OrphanCleanup:
         running = _list_twice(self._list_orphans)
         if not running:
             return None
-        if now >= self._kill_at + CLEANUP_GRACE:
+        if now >= self._give_up_at:
             names = ', '.join(f'{each.name} (pid {each.pid})' for each in running)
             LOGGER.error('Orphans of a process cannot be ended: %s', names)
             return None
         num = signal.SIGTERM if now < self._kill_at else signal.SIGKILL
+        if num == signal.SIGKILL and self._give_up_at == inf:  # this step may be late
+            self._give_up_at = now + CLEANUP_GRACE
         for each in running:
             if (each, num) not in self._signalled:
                 self._signalled.add((each, num))
