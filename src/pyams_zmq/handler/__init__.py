@@ -162,12 +162,15 @@ class ZMQMessageHandler:
         method = self.methods.get(name)
         if method is None:
             raise ZMQMessageError(404, f'Unknown message type {name[:80]!r}')
-        if not method.min_frames <= len(frames) <= method.max_frames:
+        if method.min_frames <= len(frames) <= method.max_frames:
+            frames[self.json_load] = args
+            if not (method.wants_peer or method.wants_request or method.in_thread):
+                return method, None
+            call = partial(method.call, *frames)
+        elif len(frames) == 1 and method.arguments is not None:
+            call = method.arguments.bind(args)
+        else:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
-        frames[self.json_load] = args
-        if not (method.wants_peer or method.wants_request or method.in_thread):
-            return method, None
-        call = partial(method.call, *frames)
         if method.wants_peer:
             call = partial(call, peer=peer)
         if method.wants_request:
