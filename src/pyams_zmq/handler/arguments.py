@@ -8,12 +8,13 @@ from inspect import Parameter, Signature
 from typing import Any
 
 from pyams_zmq.exceptions import ZMQMessageError
-from pyams_zmq.handler.annotations import Converter, read_annotation
+from pyams_zmq.handler.annotations import Annotation, Converter, read_annotation
 
 INJECTED = frozenset({'peer', 'request'})
-"""Keyword-only parameters that messages cannot pass"""
+"""Keyword-only parameters of the handler, which messages cannot pass"""
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_RESERVED = INJECTED | {'self', 'cls'}
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _PATH = re.compile(r"(.*) - at '\$(.*)'", re.DOTALL).fullmatch
 _MODULES = re.compile(r'(?:[^\W\d]\w*\.|<locals>\.)+')
@@ -38,18 +39,18 @@ def arguments_of(
     ]
     if not spread and any(item.kind is Parameter.VAR_POSITIONAL for item in parameters):
         return None
-    annotations = {
-        item.name: read_annotation(item, call, owner, name)
-        for item in parameters
-        if item.kind not in _VARIADIC
-    }
-    whole = next((item.name for item in parameters if item.kind in _POSITIONAL), None)
-    if whole is None or annotations[whole].is_scalar or _count_required(parameters) > 1:
+    whole = next((item for item in parameters if item.kind in _POSITIONAL), None)
+    annotation = Annotation() if whole is None else read_annotation(whole, call, owner, name)
+    if whole is None or annotation.is_scalar or _count_required(parameters) > 1:
         spread = True
+    annotations = {} if whole is None else {whole.name: annotation}
+    for item in parameters if spread else ():
+        if item is not whole and item.kind not in _VARIADIC:
+            annotations[item.name] = read_annotation(item, call, owner, name)
     converters = {
-        name: annotation.convert
-        for name, annotation in annotations.items()
-        if annotation.convert is not None and (spread or name == whole)
+        key: annotation.convert
+        for key, annotation in annotations.items()
+        if annotation.convert is not None
     }
     if not spread and not converters:
         return None
@@ -81,7 +82,7 @@ class Arguments:
         self._converters = converters
         self._spread = spread
         self._is_optional = not _count_required(parameters)
-        self._reserved = INJECTED - self._signature.parameters.keys()
+        self._reserved = _RESERVED - self._signature.parameters.keys()
 
     def bind(self, args: Any) -> 'partial[Any]':
         """Return a call of the method.
@@ -97,8 +98,8 @@ class Arguments:
             values = args
         elif self._spread and type(args) is dict:
             values, names = (), args
-        if not self._reserved.isdisjoint(names):  # `**names` would take them
-            raise self._refusal('peer and request cannot be passed')
+        if reserved := self._reserved.intersection(names):  # `**names` would take them
+            raise self._refusal(f'{min(reserved)} cannot be passed')
         try:
             bound = self._signature.bind(*values, **names)
         except TypeError as error:
