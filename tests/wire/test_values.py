@@ -360,7 +360,7 @@ def test_error(value, text):
 
 def test_place_of_a_lone_surrogate():
     with pytest.raises(ValueError, match=r'lone surrogate has no JSON form \(at \$\.a\[1\]\)$'):
-        encode({'a': ['b', '\ud800']})
+        encode({'a': ['', '\ud800']})
     with pytest.raises(ValueError, match=r'lone surrogate has no JSON form \(a key of \$\[0\]\)$'):
         encode([{'\ud800': 1}])
 

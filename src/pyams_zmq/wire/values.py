@@ -192,9 +192,11 @@ def explain(error: Exception, value: Any) -> Exception:
 
 def _has_surrogate(value: Any) -> bool:
     try:
-        return isinstance(value, str) and not str.encode(value)
+        if isinstance(value, str):
+            str.encode(value)
     except UnicodeEncodeError:
         return True
+    return False
 
 
 def _locate(value: Any, matches: Callable[[Any], bool]) -> str:
