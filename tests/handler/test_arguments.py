@@ -3,6 +3,7 @@
 
 import enum
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -286,6 +287,9 @@ class Unusable:
     def plains(self, args: list[Plain]):
         return args
 
+    def iterable(self, args: Iterable[int]):
+        return args
+
     def unknown(self, args: 'NotImported'):  # noqa: F821 - on purpose
         return args
 
@@ -494,6 +498,7 @@ def test_nesting_that_is_too_deep():
         ('interface', [1], 'LookupError: INothing has no decoder, see `add_zmq_encoder`'),
         ('plain', {'a': 1}, 'LookupError: Plain has no decoder, see `add_zmq_encoder`'),
         ('plains', [1], 'LookupError: Plain has no decoder, see `add_zmq_encoder`'),
+        ('iterable', [1], 'LookupError: Iterable has no decoder, see `add_zmq_encoder`'),
         ('unknown', [1], "NameError: name 'NotImported' is not defined"),
         ('union', [1], 'TypeError: Type unions may not contain more than one str-like type'),
         ('number', [1], "TypeError: Type '5' is not supported"),

@@ -250,6 +250,7 @@ def test_decoder():
     assert find_decoder(Square) is None  # that of the base class would make another object
     assert find_decoder(IShelf) is None
     assert find_decoder(int) is None
+    assert find_decoder(list[int]) is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ The encoders belong to the program, not to a Pyramid registry: clients, processe
 of all its applications use them, and a process has those that were added before it was started.
 """
 
-import builtins
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -90,7 +89,7 @@ def check_encoder(type: Any, encoder: Any, decoder: Any = None) -> None:  # noqa
 
     :raises TypeError, ValueError: those of `add_encoder`
     """
-    is_class = isinstance(type, builtins.type)
+    is_class = _is_class(type)
     if not is_class and not IInterface.providedBy(type):
         raise TypeError(f'Bad type {type!r}: write a class or an interface')
     for function in (encoder, encoder if decoder is None else decoder):
@@ -109,8 +108,13 @@ def find_decoder(type: Any) -> Callable[[Any], Any] | None:  # noqa: A002 - as a
     return None if encoder is None else encoder.decode
 
 
+def _is_class(value: Any) -> bool:
+    """Return True for a class; in Python 3.10 `list[int]` is an instance of `type`, too."""
+    return isinstance(value, type) and not hasattr(value, '__origin__')
+
+
 def _key_of(type: Any) -> Any:  # noqa: A002 - as above
-    if isinstance(type, builtins.type):
+    if _is_class(type):
         return implementedBy(type)  # type: ignore[no-untyped-call] # zope.interface has no types
     return type
 
