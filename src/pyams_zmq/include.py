@@ -6,7 +6,7 @@ from typing import Any
 
 from pyramid.events import ApplicationCreated
 
-from pyams_zmq.config import LATE, add_zmq_process, declare_from_settings
+from pyams_zmq.config import LATE, add_zmq_encoder, add_zmq_process, declare_from_settings
 from pyams_zmq.config.request_client import ClientRegistry, request_zmq
 from pyams_zmq.config.startup import start_services
 
@@ -18,6 +18,7 @@ def include_package(config: Any) -> None:
     config.registry.zmq_clients = ClientRegistry(config.registry)
     config.add_translation_dirs('pyams_zmq:locales')
     config.add_directive('add_zmq_process', add_zmq_process)
+    config.add_directive('add_zmq_encoder', add_zmq_encoder)
     config.add_request_method(request_zmq, 'zmq')
     config.add_subscriber(start_services, ApplicationCreated)
     config.action('pyams_zmq declare', lambda: declare_from_settings(config), order=LATE)

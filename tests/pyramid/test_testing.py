@@ -17,7 +17,6 @@ from pyams_zmq.exceptions import (
     ZMQClosedError,
     ZMQMessageError,
     ZMQRemoteError,
-    ZMQReplyError,
     ZMQUnreachableError,
 )
 from pyams_zmq.handler import ZMQMessageHandler
@@ -196,8 +195,7 @@ def test_replies(errors):
     with pytest.raises(ZMQRemoteError) as error:
         client.call('missing')
     assert (error.value.status, error.value.text) == (404, 'No such clip')
-    with pytest.raises(ZMQReplyError):
-        client.call('raw')
+    assert client.call('raw') == 'text'
     with pytest.raises(ZMQUnreachableError, match='down'):
         client.call('down')
     assert not errors()
@@ -206,7 +204,6 @@ def test_replies(errors):
         client.send(name, [1, 2])
     assert errors() == [
         f"Message 'missing' to {client.address}: the reply has status 404",
-        f"Message 'raw' to {client.address}: the reply is not [status, payload]",
         f"Message 'down' to {client.address}: down",
     ]
     assert len(client.outbox) == 7 + len(replies)
@@ -216,7 +213,7 @@ def test_replies(errors):
     ('type_', 'args', 'error'),
     [
         ('note', object(), TypeError),
-        ('note', float('nan'), ValueError),
+        ('note', '\ud800', ValueError),
         ('note', 'x' * MAX_MESSAGE_SIZE, ZMQMessageError),
     ],
 )
@@ -286,7 +283,7 @@ def test_eager_pool():
         (['async_raises', 'ValueError'], 500),
         (['async_raises', 'CancelledError'], 500),
         (['returns', 'object'], 500),
-        (['returns', 'nan'], 500),
+        (['returns', 'surrogate'], 500),
         (['echo', 1, {'deadline': 1.0}], 504),
     ],
 )

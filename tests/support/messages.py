@@ -130,7 +130,8 @@ FAILURES = [
 """Exceptions that methods raise"""
 
 METHODS = [
-    ('takes no argument', 'no_args', None, 400),
+    ('takes no argument', 'no_args', None, Value([200, None])),
+    ('takes no argument, but gets one', 'no_args', 1, 400),
     ('takes two frames', 'first', None, 400),
     *[(f'raises {name}', 'raises', name, 500) for name in (*FAILURES, 'Unprintable')],
     ('recurses infinitely', 'recurse', None, 500),
@@ -140,10 +141,6 @@ METHODS = [
         (f'returns {name}', 'returns', name, 500)
         for name in (
             'object',
-            'set',
-            'bytes',
-            'nan',
-            'infinity',
             'surrogate',
             'generator',
             'tuple key',
@@ -152,6 +149,10 @@ METHODS = [
     ],
     ('returns 100 000 lists', 'deep_result', None, 500),
     ('returns None', 'nothing', None, Value(None)),
+    ('returns a set', 'returns', 'set', Value([1])),
+    ('returns bytes', 'returns', 'bytes', Value('Ynl0ZXM=')),
+    ('returns NaN', 'returns', 'nan', Value(None)),
+    ('returns infinity', 'returns', 'infinity', Value([1, {'x': None}])),
     ('returns a subclass of str', 'returns', 'str subclass', Value('text')),
     ('returns a large number', 'returns', 'big', Value(2**70)),
     ('returns a tuple', 'returns', 'tuple', Value([200, 'OK'])),

@@ -113,12 +113,13 @@ class ZMQClient:
         :param args: arguments, any value with a JSON form
         :param timeout: seconds for each attempt, by default those of the client
         :param retries: further attempts, by default those of the client
-        :return: the payload of a reply with status 2xx
+        :return: the payload of a reply ``[status, payload]`` with a status from 200 to 299, and
+            any reply without a status, an integer from 100 to 599, as it is
         :raises ZMQRemoteError: for another status; it has `status` and `payload`
         :raises ZMQTimeoutError: if the service is connected and has not replied in time
         :raises ZMQUnreachableError: if no service answers, or the connection was lost
         :raises ZMQRefusedError: if the service refuses the connection
-        :raises ZMQReplyError: if the reply is not JSON, or not ``[status, payload]``
+        :raises ZMQReplyError: if the reply is not JSON
         :raises ZMQMessageError: with status 413, if it is larger than `max_message_size`
         :raises ZMQClosedError: if the client was closed
         :raises OSError: EMFILE, when the process has no descriptor left

@@ -57,7 +57,7 @@ class Delay(NamedTuple):
 class CheckedReply(NamedTuple):
     """What a reply says about its message.
 
-    :ivar status: the status, 0 if the reply is not ``[status, payload]``
+    :ivar status: the status, 0 if the reply is not JSON
     :ivar problem: what is wrong, without the text of the handler; None if it is a good reply
     :ivar text: the text of the handler
     """
@@ -74,7 +74,7 @@ def check_reply(data: bytes) -> CheckedReply:
     except ZMQRemoteError as error:
         return CheckedReply(error.status, f'the reply has status {error.status}', str(error))
     except ZMQReplyError:
-        return CheckedReply(0, 'the reply is not [status, payload]')
+        return CheckedReply(0, 'the reply is not JSON')
     return CheckedReply(200)
 
 

@@ -4,7 +4,7 @@
 Settings `pyams_zmq.NAME.KEY` override the options of the directive, or declare a service alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyramid.exceptions import ConfigurationError
@@ -20,8 +20,9 @@ from pyams_zmq.config.settings import (
     read_service,
 )
 from pyams_zmq.interfaces import IZMQService
+from pyams_zmq.wire.values import add_encoder, check_encoder
 
-__all__ = ['RequestClient', 'Service', 'add_zmq_process', 'services_of']
+__all__ = ['RequestClient', 'Service', 'add_zmq_encoder', 'add_zmq_process', 'services_of']
 
 LATE = 100
 """Order of actions after those of applications; the phases of Pyramid are -30 to 0"""
@@ -54,6 +55,35 @@ def add_zmq_process(config: Any, name: str, **options: Any) -> None:
         address that another service binds, too
     """
     _declare(config, name, options)
+
+
+def add_zmq_encoder(
+    config: Any,
+    type: Any,  # noqa: A002 - the name of the argument in the documentation
+    encoder: str | Callable[[Any], Any],
+    decoder: str | Callable[[Any], Any] | None = None,
+) -> None:
+    """Add the JSON form of a type; a directive of the configurator.
+
+    See :func:`pyams_zmq.message.add_encoder`: the encoder is for all applications of the program.
+
+    :param type: class or interface, or its dotted name
+    :param encoder: function of a value, or its dotted name
+    :param decoder: function of the decoded JSON form, or its dotted name
+    :raises pyramid.exceptions.ConfigurationError: if `add_encoder` does not allow an argument, or a
+        name cannot be imported
+    """
+    try:
+        arguments = [config.maybe_dotted(each) for each in (type, encoder, decoder)]
+        check_encoder(*arguments)
+    except (TypeError, ValueError, ImportError, AttributeError) as error:
+        raise ConfigurationError(f'add_zmq_encoder: {error}') from None
+    type = arguments[0]  # noqa: A001 - as above
+    introspectable = config.introspectable(
+        'ZMQ encoders', type, f'ZMQ encoder of {type.__name__}', 'encoder'
+    )
+    introspectable.update(zip(('type', 'encoder', 'decoder'), arguments, strict=True))
+    config.action(('zmq_encoder', type), add_encoder, arguments, introspectables=(introspectable,))
 
 
 def declare_from_settings(config: Any) -> None:

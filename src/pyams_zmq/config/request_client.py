@@ -33,7 +33,7 @@ class RequestClient:
         one, which is aborted.
 
         :param type: type of the message, the name of the method
-        :param args: its arguments, any JSON value
+        :param args: its arguments, any value with a JSON form
         :raises: the errors of :meth:`pyams_zmq.client.ZMQClient.send` and
             :func:`pyams_zmq.transaction.send_on_commit`
         """

@@ -35,10 +35,13 @@ class ZMQMessageHandler:
 
     The type of the message names a public method of the `handler` class. The method is called with
     the frames of the message; the frame with index *json_load* is replaced by the arguments that
-    it contains: ``method(args)`` for the usual message of one frame. A keyword-only parameter
-    `peer` gets the :class:`~pyams_zmq.auth.Peer` that sent the message. The method may
-    raise :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its reply. Any other exception
-    is logged under an error id, and the peer gets the id only.
+    it contains: ``method(args)`` for the usual message of one frame. Such a message may also have
+    the arguments of a method by position, in an array, or by name, in an object, if the method
+    requires more than one, and none if it has no parameter. Arguments are converted to the types of
+    annotated parameters. A keyword-only parameter `peer` gets the
+    :class:`~pyams_zmq.auth.Peer` that sent the message. The method may raise
+    :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its reply. Any other exception is
+    logged under an error id, and the peer gets the id only.
 
     A keyword-only parameter `request` gets a new Pyramid request, which is made as
     :func:`pyramid.scripting.prepare` makes one, with the `root` of the application. If it has a
@@ -162,12 +165,15 @@ class ZMQMessageHandler:
         method = self.methods.get(name)
         if method is None:
             raise ZMQMessageError(404, f'Unknown message type {name[:80]!r}')
-        if not method.min_frames <= len(frames) <= method.max_frames:
+        if method.min_frames <= len(frames) <= method.max_frames:
+            frames[self.json_load] = args
+            if not (method.wants_peer or method.wants_request or method.in_thread):
+                return method, None
+            call = partial(method.call, *frames)
+        elif len(frames) == 1 and method.arguments is not None:
+            call = method.arguments.bind(args)
+        else:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
-        frames[self.json_load] = args
-        if not (method.wants_peer or method.wants_request or method.in_thread):
-            return method, None
-        call = partial(method.call, *frames)
         if method.wants_peer:
             call = partial(call, peer=peer)
         if method.wants_request:

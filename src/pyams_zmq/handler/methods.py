@@ -7,15 +7,17 @@ from inspect import Parameter, iscoroutinefunction, signature
 from math import inf
 from typing import Any, NamedTuple, TypeVar
 
+from pyams_zmq.handler.arguments import Arguments, arguments_of
 from pyams_zmq.wire.message import check_timeout
 
 _DESCRIPTORS = (staticmethod, classmethod, partialmethod, singledispatchmethod)
+_NO_OPTIONS = (None, None, False)
 _MAX_TIMEOUT = 1e8  # seconds: three years; the clock of a loop can represent it
 _T = TypeVar('_T')
 
 
 def zmq_method(
-    *, timeout: float | None = None, repeatable: bool | None = None
+    *, timeout: float | None = None, repeatable: bool | None = None, spread: bool = False
 ) -> Callable[[_T], _T]:
     """Declare properties of a method that handles messages; a decorator.
 
@@ -26,13 +28,15 @@ def zmq_method(
         cancelled then; a plain one continues, and counts for the `concurrency`, until it ends.
         `math.inf` for a method without limit in a class that has one
     :param repeatable: true if a pool may call the method again for a message whose worker has died
+    :param spread: true if a message contains the arguments of the method by position, in an array,
+        or by name, in an object; needed only for a method with one required parameter
     :raises ValueError: if *timeout* is not a number above 0
     """
     if timeout is not None:
         check_timeout(timeout)
 
     def declare(method: _T) -> _T:
-        method.zmq_options = (timeout, repeatable)  # type: ignore[attr-defined] # ours
+        method.zmq_options = (timeout, repeatable, spread)  # type: ignore[attr-defined] # ours
         return method
 
     return declare
@@ -41,7 +45,9 @@ def zmq_method(
 class Method(NamedTuple):
     """A method of a message handler.
 
-    :ivar min_frames: minimum number of frames of a message
+    :ivar arguments: makes the arguments of `call` from a message of one frame; None if the first
+        parameter gets them as they were decoded
+    :ivar min_frames: minimum number of frames of a message, at least 2 if there are *arguments*
     :ivar max_frames: maximum number of frames
     :ivar in_thread: true if it runs in a thread
     """
@@ -56,6 +62,7 @@ class Method(NamedTuple):
     timeout: float | None = None
     repeatable: bool | None = None
     in_thread: bool = False
+    arguments: Arguments | None = None
 
 
 def methods_of(handler: Any) -> dict[str, Method]:
@@ -83,18 +90,23 @@ def methods_of(handler: Any) -> dict[str, Method]:
                 continue
             # Each function of a singledispatchmethod has its own signature.
             is_single = isinstance(attribute, singledispatchmethod)
-            method = Method(call, name) if is_single else _inspect(call, name)
-            options = getattr(attribute, 'zmq_options', getattr(call, 'zmq_options', (None, None)))
-            methods[name] = method._replace(timeout=options[0], repeatable=options[1])
+            options = getattr(attribute, 'zmq_options', getattr(call, 'zmq_options', _NO_OPTIONS))
+            timeout, repeatable, spread = options
+            method = Method(call, name)
+            if not is_single:
+                method = _inspect(method, type(handler), spread)
+            methods[name] = method._replace(timeout=timeout, repeatable=repeatable)
     return _apply_defaults(type(handler), methods)
 
 
-def _inspect(call: Callable[..., Any], name: str) -> Method:
+def _inspect(method: Method, owner: type, spread: bool) -> Method:
     """Return a method with the properties of its signature."""
+    call = method.call
     try:
-        parameters = signature(call).parameters.values()
+        declared = signature(call)
     except ValueError:  # a builtin without a signature
-        return Method(call, name)
+        return method
+    parameters = declared.parameters.values()
     positional = [
         item
         for item in parameters
@@ -103,9 +115,15 @@ def _inspect(call: Callable[..., Any], name: str) -> Method:
     required = sum(item.default is Parameter.empty for item in positional)
     is_variadic = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
     keywords = {item.name for item in parameters if item.kind is Parameter.KEYWORD_ONLY}
-    most = inf if is_variadic else len(positional)
-    is_async = iscoroutinefunction(call)
-    return Method(call, name, required, most, 'peer' in keywords, 'request' in keywords, is_async)
+    arguments = arguments_of(call, method.name, declared, owner, spread)
+    return method._replace(
+        min_frames=required if arguments is None else max(required, 2),
+        max_frames=inf if is_variadic else len(positional),
+        wants_peer='peer' in keywords,
+        wants_request='request' in keywords,
+        is_async=iscoroutinefunction(call),
+        arguments=arguments,
+    )
 
 
 def _apply_defaults(cls: type, methods: dict[str, Method]) -> dict[str, Method]:
