@@ -31,6 +31,25 @@ class Application(NamedTuple):
     description: str
 
 
+class Ini(NamedTuple):
+    """The ini file of an application.
+
+    :ivar path: its absolute path; a symbolic link stays one
+    :ivar section: name of the application in it, None if it is unknown
+    """
+
+    path: str
+    section: str | None
+
+    @property
+    def folder(self) -> str:
+        """Folder of the file."""
+        return os.path.dirname(self.path)
+
+    def __str__(self) -> str:
+        return self.path if self.section is None else f'{self.path}, section {self.section}'
+
+
 def identify(registry: Any) -> Application:
     """Return the application that is being made in this thread, or was made without an ini file.
 
@@ -45,19 +64,17 @@ def identify(registry: Any) -> Application:
     if given:
         return Application(f'application {given}', str(given))
     package = registry.__name__
-    path, section = _find_ini()
-    if path is not None:
-        path = os.path.abspath(path)
-        place = path if section is None else f'{path}, section {section}'
-        return Application(f'{package} {place}', f'{package} ({place})')
+    ini = find_ini()
+    if ini is not None:
+        return Application(f'{package} {ini}', f'{package} ({ini})')
     module = sys.modules.get(package)
     place = os.path.abspath(getattr(module, '__file__', None) or '')
     digest = hashlib.sha256(_text_of(settings).encode(errors='surrogatepass')).hexdigest()
     return Application(f'{package} {place} {digest}', f'{package} ({place})')
 
 
-def _find_ini() -> tuple[str | None, str | None]:
-    """Return the ini file, and the name of the application in it, as far as they are known.
+def find_ini() -> Ini | None:
+    """Return the ini file of the application that is being made in this thread, if it is known.
 
     The application factory gets the file, PasteDeploy has the name, and Pyramid keeps neither: look
     at the callers. Only what loads an ini file, and what that calls, knows it; other programs may
@@ -71,7 +88,7 @@ def _find_ini() -> tuple[str | None, str | None]:
                 path = value['__file__']
         if frame.f_globals.get('__name__') == 'paste.deploy.loadwsgi' and 'name' in variables:
             name = name or variables['name'] or variables.get('uri', '').partition('#')[2] or 'main'
-    return path, name if path is not None else None
+    return None if path is None else Ini(os.path.abspath(path), name)
 
 
 def _frames() -> Iterator[FrameType]:
