@@ -229,7 +229,7 @@ def test_missing_options(options, text):
         (
             'pyams_zmq.indexer.Adress',
             ADDRESS,
-            r"Unknown setting 'pyams_zmq\.indexer\.Adress': did you mean pyams_zmq\.indexer\.address\?",
+            r"'pyams_zmq\.indexer\.Adress': did you mean pyams_zmq\.indexer\.address\?",
         ),
         (
             'pyams_zmq.indexer.xyz',

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The users of PLAIN (RFC 24/PLAIN) and their passwords."""
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 MAX_CREDENTIAL = 254  # bytes; RFC 24 allows 255, which pyzmq does not read back
 
@@ -45,6 +48,41 @@ def parse_users(auth: Users) -> dict[str, str]:
             'bytes, or several of them' + ('' if where else f'; {_FILE}')
         )
     return users
+
+
+class FirstUser(Mapping[str, str]):
+    """The first user of a file, read again for each connection, so that a password can change.
+
+    :param path: path of the file
+    :raises ValueError: if the file cannot be read; later that is logged, and the user stays
+    """
+
+    def __init__(self, path: os.PathLike[str]):
+        self._path = path
+        self._users = self._read()
+
+    def _read(self) -> dict[str, str]:
+        return dict(list(parse_users(self._path).items())[:1])
+
+    def items(self) -> ItemsView[str, str]:
+        """Return the user and the password that the file has now."""
+        try:
+            self._users = self._read()
+        except ValueError as error:
+            LOGGER.error('A client keeps its user: %s', error)
+        return self._users.items()
+
+    def __getitem__(self, user: str) -> str:
+        return self._users[user]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._users)
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    def __repr__(self) -> str:  # without the password
+        return f'<{type(self).__name__} {os.fspath(self._path)}>'
 
 
 def _lines(auth: Any) -> Sequence[Any]:

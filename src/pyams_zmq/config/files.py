@@ -74,7 +74,7 @@ def resolve_keys(keys: Any, config: Any) -> Any:
     if not isinstance(keys, str):
         return [resolve_key(key, config) for key in keys]
     items = keys.split()
-    if items and not is_key(items[0]):
+    if items and not (is_key(items[0]) or is_key_file(items[0])):
         text = keys.strip()
         if text.startswith(('/', './', '../')):
             return resolve_path(text, config)

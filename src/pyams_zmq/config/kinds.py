@@ -40,8 +40,8 @@ def _read_boolean(value: Any, _config: Any) -> Any:
 
 def _read_start(value: Any, _config: Any) -> str:
     """Return what starts a service; packages pass on a setting that is true, false or missing."""
-    text = str(value).strip().lower()
-    if value is None or text in _BOOLEANS:
+    text = '' if value is None else str(value).strip().lower()
+    if not text or text in _BOOLEANS:
         return 'auto' if asbool(value) else 'never'
     if text not in _STARTS:
         raise ValueError(f'{value!r} is not allowed; write {START.label}')

@@ -98,12 +98,18 @@ class Option(NamedTuple):
 
 
 _SERVICE = (
-    ('address', ADDRESS, '', 'required', 'to bind, with its port; clients connect to it, too'),
-    ('handler', CLASS, '', 'required', 'the message handler; with start = never it is not needed'),
+    (
+        'address',
+        ADDRESS,
+        '',
+        'required',
+        'where it binds, with a port; clients connect to it',
+    ),
+    ('handler', CLASS, '', 'required', 'handler of the messages; not needed with start = never'),
     ('factory', CLASS, '', 'ZMQProcess; with workers ZMQPool', 'class of the process'),
     (
         *('start', START, '', ''),
-        'auto: the application, when it serves requests; external: pyams_zmq serve; never: nothing',
+        'who starts it: the application, pyams_zmq serve, or nobody here',
     ),
 )
 _ACCESS = (
@@ -132,7 +138,7 @@ _CLIENT = (
 )
 _POOL = (
     ('workers', INTEGER, 'processes', '', 'workers on this machine; 0 for a single process'),
-    ('worker_address', ADDRESS, '', '', 'to bind for workers of other machines'),
+    ('worker_address', ADDRESS, '', '', 'where a pool binds for workers of other machines'),
     ('worker_auth', USERS, '', '', 'users that may connect as workers'),
     (
         *('worker_auth_file', FILE, '', ''),
@@ -146,9 +152,15 @@ _POOL = (
     ),
 )
 _LIMITS = (
-    ('concurrency', POSITIVE, 'messages', '', 'handled at a time, in each worker of a pool'),
-    ('drain_timeout', NUMBER, 'seconds', '', 'to finish messages when the service stops'),
-    ('orphan_timeout', NUMBER, 'seconds', '', 'the same when its owner has died'),
+    (
+        'concurrency',
+        POSITIVE,
+        'messages',
+        '',
+        'handled at a time, in each worker of a pool',
+    ),
+    ('drain_timeout', NUMBER, 'seconds', '', 'for messages in hand when the service stops'),
+    ('orphan_timeout', NUMBER, 'seconds', '', 'for messages in hand when its owner has died'),
     (
         *('overdue_grace', NUMBER, 'seconds', ''),
         'after the time limit of a method, until its process is replaced',

@@ -2,13 +2,14 @@
 """A declared service: makes its process and its clients."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zope.interface import implementer
 
-from pyams_zmq.auth import Access, Users
+from pyams_zmq.auth import FirstUser, Users, parse_users
 from pyams_zmq.auth.curve import CurveClient, CurveServer
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.config.identity import Application
@@ -68,8 +69,12 @@ class Service:
         """Return a new client of the service."""
         auth = self.client_auth
         if auth is None and self.client_curve is None:
+            auth = self.auth
+        if isinstance(auth, os.PathLike):
+            auth = FirstUser(auth)
+        elif auth is not None:
             # The application connects as the first user of the server.
-            auth = dict(list(Access(self.auth).users.items())[:1]) or None
+            auth = dict(list(parse_users(auth).items())[:1]) or None
         client = ZMQClient(
             self.client_address,
             auth=auth,

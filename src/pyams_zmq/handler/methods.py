@@ -7,7 +7,7 @@ from inspect import Parameter, iscoroutinefunction, signature
 from math import inf
 from typing import Any, NamedTuple, TypeVar
 
-from pyams_zmq.wire.message import check_timeout
+from pyams_zmq.wire.message import check_boolean, check_timeout
 
 _DESCRIPTORS = (staticmethod, classmethod, partialmethod, singledispatchmethod)
 _MAX_TIMEOUT = 1e8  # seconds: three years; the clock of a loop can represent it
@@ -27,9 +27,12 @@ def zmq_method(
         `math.inf` for a method without limit in a class that has one
     :param repeatable: true if a pool may call the method again for a message whose worker has died
     :raises ValueError: if *timeout* is not a number above 0
+    :raises TypeError: if *repeatable* is not a boolean
     """
     if timeout is not None:
         check_timeout(timeout)
+    if repeatable is not None:
+        check_boolean('repeatable', repeatable)
 
     def declare(method: _T) -> _T:
         method.zmq_options = (timeout, repeatable)  # type: ignore[attr-defined] # ours
