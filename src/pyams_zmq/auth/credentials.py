@@ -59,6 +59,7 @@ class FirstUser(Mapping[str, str]):
 
     def __init__(self, path: os.PathLike[str]):
         self._path = path
+        self._problem = ''
         self._users = self._read()
 
     def _read(self) -> dict[str, str]:
@@ -66,10 +67,13 @@ class FirstUser(Mapping[str, str]):
 
     def items(self) -> ItemsView[str, str]:
         """Return the user and the password that the file has now."""
+        former, self._problem = self._problem, ''
         try:
             self._users = self._read()
         except ValueError as error:
-            LOGGER.error('A client keeps its user: %s', error)
+            self._problem = str(error)
+            if former != self._problem:  # once, not for each attempt to connect
+                LOGGER.error('A client keeps its user: %s', error)
         return self._users.items()
 
     def __getitem__(self, user: str) -> str:

@@ -61,6 +61,7 @@ class Service:
         process = self.factory(
             self.address, self.handler, self.auth, self.clients, registry, **options
         )
+        process.name = self.name  # for the log
         for name, value in self.limits.items():
             setattr(process, name, value)
         return process
