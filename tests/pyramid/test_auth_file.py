@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import zmq.auth
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from pyramid.paster import get_app
@@ -107,6 +108,28 @@ def test_asset(tmp_path, monkeypatch):
         with pytest.raises(ConfigurationError, match='There is no such file in a package') as error:
             service_of(**BASE, auth_file=text)
         assert 'hush' not in str(error.value)
+
+
+@pytest.mark.parametrize('folder', ['{here}/my keys', 'my keys', './my keys', 'my_keys:'])
+def test_keys_beside_the_ini_file(tmp_path, monkeypatch, folder):
+    """The folder and the file of keys are found as a file of users is."""
+    keys = tmp_path / ('my_keys' if ':' in folder else 'my keys')
+    keys.mkdir()
+    (keys / '__init__.py').touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    zmq.auth.create_certificates(keys, 'one')
+    ini = tmp_path / 'app.ini'
+    settings = {**BASE, 'client_keys': folder.format(here=tmp_path)}
+    separator = '' if ':' in folder else '/'
+    settings['server_key'] = f'{settings["client_keys"]}{separator}one.key_secret'
+    lines = [f'pyams_zmq.echo.{key} = {item}' for key, item in settings.items()]
+    ini.write_text('\n'.join([APP, *lines]))
+    get_app(str(ini), 'main')
+    curve = made.pop().curve
+    assert curve.clients == {curve.public.decode()}
+    zmq.auth.create_certificates(keys, 'two')
+    curve.reload()
+    assert len(curve.clients) == 2
 
 
 def test_folder_of_the_ini_file_in_a_setting(tmp_path):

@@ -33,7 +33,7 @@ def add_zmq_process(config: Any, name: str, **options: Any) -> None:
     """Declare a service; a directive of the configurator.
 
     :param name: name of the service: letters, digits, `_` and `-`
-    :param options: see :doc:`settings`; the settings `pyams_zmq.NAME.OPTION` override them
+    :param options: see :doc:`/settings`; the settings `pyams_zmq.NAME.OPTION` override them
     :raises pyramid.exceptions.ConfigurationError: for an unknown option or a bad value, and for an
         address that another service binds, too
     """

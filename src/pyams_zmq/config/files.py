@@ -19,9 +19,9 @@ _DOTTED_NAME = re.compile(r'[A-Za-z_][\w.]*', re.ASCII)
 def resolve_path(path: Any, config: Any) -> Path:
     """Return the absolute path of a file.
 
-    :param path: an absolute path; an asset `package:path` (see :term:`pyramid:asset specification`)
-        that exists; or a path relative to the folder of the ini file, which the setting `here`
-        names if the file is unknown
+    :param path: an absolute path; an asset `package:path`, as Pyramid names it, that exists; or a
+        path relative to the folder of the ini file, which the setting `here` names if the file is
+        unknown
     :param config: configurator of the application
     :raises ValueError: for anything else; its text does not quote what may be a password
     """

@@ -28,7 +28,10 @@ POOL_OPTIONS = ('workers', 'worker_address', 'worker_auth', 'worker_curve')
 @implementer(IZMQService)
 @dataclass(frozen=True)
 class Service:
-    """A declared service; :func:`~pyams_zmq.config.add_zmq_process` documents the fields."""
+    """A declared service; its fields are options, see :doc:`/settings`.
+
+    Files of users are paths, keys are objects.
+    """
 
     name: str
     address: Any = None
