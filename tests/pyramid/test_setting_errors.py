@@ -10,6 +10,7 @@ from pyramid.paster import get_app
 
 from app.program import WebServer
 from checks import TIMEOUT
+from pyams_zmq.config.identity import Ini
 
 SERVICE = {'address': '127.0.0.1:5555', 'handler': 'handlers.MessageHandler', 'start': 'external'}
 
@@ -122,6 +123,52 @@ def test_ini_file(tmp_path, settings, text):
             get_app(*arguments)
         check(error.value, text, f' in {ini}, section shop', f'{ini}, section shop')
     get_app(str(ini), 'main')
+
+
+PIPELINE = """
+[app:other]
+use = call:test_setting_errors:make_app
+pyams_zmq.echo.workers = 1
+
+[app:shop]
+use = call:test_setting_errors:make_app
+pyams_zmq.echo.workers = 1
+# pyams_zmq.echo.retries = 1
+pyams_zmq.echo.retries.x : 1
+
+[filter:pass]
+paste.filter_app_factory = test_identity:make_filter
+
+[pipeline:filtered]
+pipeline = pass shop
+"""
+
+
+def test_section_of_the_setting(tmp_path):
+    """It is not that of the pipeline, which the server loads."""
+    ini = tmp_path / 'shop.ini'
+    ini.write_text(PIPELINE)
+    with pytest.raises(ConfigurationError) as error:
+        get_app(str(ini), 'filtered')
+    assert f"Unknown setting 'pyams_zmq.echo.retries.x' in {ini}, section shop: " in str(
+        error.value
+    )
+    for key, section, expected in (
+        ('workers', 'filtered', 'other'),  # the first one
+        ('workers', 'shop', 'shop'),
+        ('retries', 'filtered', 'filtered'),  # only a comment
+    ):
+        assert Ini(str(ini), section).locate(f'pyams_zmq.echo.{key}').section == expected
+
+
+def test_file_that_cannot_be_read(tmp_path):
+    """It has been replaced, or another loader has read something that is not an ini file."""
+    for path in (tmp_path / 'nothing', tmp_path):
+        ini = Ini(str(path), 'main')
+        assert ini.locate('pyams_zmq.echo.timeout') == ini
+    (tmp_path / 'latin').write_bytes('[app:main]\nsite = Ø\n'.encode('latin-1'))
+    ini = Ini(str(tmp_path / 'latin'), 'main')
+    assert ini.locate('site') == ini
 
 
 @MISTAKES

@@ -34,9 +34,12 @@ def as_settings(config: Any) -> Iterator[None]:
 
 
 def locate(setting: str) -> str:
-    """Return the name of a setting, and its ini file if that is known."""
+    """Return the name of a setting, and its ini file and section if they are known."""
     ini = find_ini()
-    return setting if ini is None else f'{setting} in {ini}'
+    if ini is None:
+        return setting
+    name = setting.strip("'")  # it may be quoted
+    return f'{setting} in {ini.locate(name)}'
 
 
 def is_set(settings: Mapping[str, Any], setting: str) -> bool:

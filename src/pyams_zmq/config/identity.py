@@ -6,9 +6,10 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date, timedelta
 from decimal import Decimal
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ APPLICATION = 'pyams_zmq.application'
 """Setting with the name of the application"""
 
 _VALUES = (str, bytes, int, float, type(None), PurePath, Decimal, date, timedelta)
+
+_SECTION = re.compile(r'\[(.+)\]')
 
 _LOADER = re.compile(r'(paste|plaster\w*|pyramid)(\.|$)', re.ASCII)
 
@@ -45,6 +48,18 @@ class Ini(NamedTuple):
     def folder(self) -> str:
         """Folder of the file."""
         return os.path.dirname(self.path)
+
+    def locate(self, key: str) -> 'Ini':
+        """Return the place of a setting: it may be in the section of a pipeline's application."""
+        sections, section = [], self.section
+        with suppress(OSError, ValueError):  # another loader has read something else
+            for line in Path(self.path).read_text(encoding='utf-8').splitlines():
+                if header := _SECTION.match(line):
+                    section = header[1].rpartition(':')[2].strip()
+                elif line.startswith(key) and line[len(key) :].lstrip()[:1] in ('=', ':'):
+                    sections.append(section)
+        is_elsewhere = sections and self.section not in sections
+        return self._replace(section=sections[0]) if is_elsewhere else self
 
     def __str__(self) -> str:
         return self.path if self.section is None else f'{self.path}, section {self.section}'
