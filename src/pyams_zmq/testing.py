@@ -20,6 +20,7 @@ from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.wire.message import (
+    check_boolean,
     check_integer,
     check_timeout,
     decode_reply,
@@ -241,7 +242,7 @@ class Testing:
     def eager(self, eager: bool) -> None:
         if self._is_used:
             raise RuntimeError('A client is in use: set eager before the first message')
-        self._eager = eager
+        self._eager = check_boolean('eager', eager)
 
     def __call__(self, service: Any) -> RecordingClient:
         """Make a client of a declared service."""

@@ -7,7 +7,7 @@
 
 from pyams_zmq.auth.access import Access, AccessAttributes
 from pyams_zmq.auth.authenticator import Authenticator
-from pyams_zmq.auth.credentials import Users, parse_users
+from pyams_zmq.auth.credentials import FirstUser, Users, parse_users
 from pyams_zmq.auth.policy import ANONYMOUS, AccessPolicy, Peer, Verdict, parse_clients
 from pyams_zmq.auth.rules import ZAP_DOMAIN
 
@@ -18,6 +18,7 @@ __all__ = [
     'AccessAttributes',
     'AccessPolicy',
     'Authenticator',
+    'FirstUser',
     'Peer',
     'Users',
     'Verdict',

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The users of PLAIN (RFC 24/PLAIN) and their passwords."""
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
 MAX_CREDENTIAL = 254  # bytes; RFC 24 allows 255, which pyzmq does not read back
+
+_FILE = 'name a file by a path object, in a declared service by auth_file'
+_URI = 'file:/'
 
 Users = str | Sequence[str] | Mapping[str, str] | os.PathLike[str] | None
 
@@ -17,7 +23,7 @@ def parse_users(auth: Users) -> dict[str, str]:
     :param auth: `'user:password'`, where the password may contain colons; for several users: a
         string with one user per line, a sequence, a mapping of user names to passwords, or a file
         (a path object) with one user per line, where empty lines and lines that start with `#` are
-        skipped; None for no users
+        skipped; None for no users. The URI of a file, `'file:/run/users'`, is an error
     :return: passwords by user name
     :raises ValueError: for anything else; its text does not contain a secret
     """
@@ -27,9 +33,10 @@ def parse_users(auth: Users) -> dict[str, str]:
     if isinstance(auth, Mapping):
         users = dict(auth)
     else:
-        pairs = [
-            line.partition(':') if isinstance(line, str) else ('', '', '') for line in _lines(auth)
-        ]
+        lines = _lines(auth)
+        if not where and any(_is_uri(line) for line in lines):
+            raise ValueError(f'Bad credentials: the URI of a file; {_FILE}')
+        pairs = [line.partition(':') if isinstance(line, str) else ('', '', '') for line in lines]
         users = {user: password for user, _colon, password in pairs}
         if len(users) < len(pairs):
             raise ValueError(f'Bad credentials{where}: a user is listed twice')
@@ -38,9 +45,48 @@ def parse_users(auth: Users) -> dict[str, str]:
     ):
         raise ValueError(
             f"Bad credentials{where}: write auth='user:password', each of 1 to {MAX_CREDENTIAL} "
-            'bytes, or several of them'
+            'bytes, or several of them' + ('' if where else f'; {_FILE}')
         )
     return users
+
+
+class FirstUser(Mapping[str, str]):
+    """The first user of a file, read again for each connection, so that a password can change.
+
+    :param path: path of the file
+    :raises ValueError: if the file cannot be read; later that is logged, and the user stays
+    """
+
+    def __init__(self, path: os.PathLike[str]):
+        self._path = path
+        self._problem = ''
+        self._users = self._read()
+
+    def _read(self) -> dict[str, str]:
+        return dict(list(parse_users(self._path).items())[:1])
+
+    def items(self) -> ItemsView[str, str]:
+        """Return the user and the password that the file has now."""
+        former, self._problem = self._problem, ''
+        try:
+            self._users = self._read()
+        except ValueError as error:
+            self._problem = str(error)
+            if former != self._problem:  # once, not for each attempt to connect
+                LOGGER.error('A client keeps its user: %s', error)
+        return self._users.items()
+
+    def __getitem__(self, user: str) -> str:
+        return self._users[user]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._users)
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    def __repr__(self) -> str:  # without the password
+        return f'<{type(self).__name__} {os.fspath(self._path)}>'
 
 
 def _lines(auth: Any) -> Sequence[Any]:
@@ -50,6 +96,8 @@ def _lines(auth: Any) -> Sequence[Any]:
             auth = Path(path).read_text('utf-8-sig')
         except (OSError, ValueError) as error:
             reason = getattr(error, 'strerror', None) or 'not UTF-8, or not a valid path'
+            if _is_uri(path):
+                reason += "; write its path without 'file:'"
             raise ValueError(f'Credentials file {path!r}: {reason}') from None
         lines = [line.removesuffix('\r') for line in auth.split('\n')]
         return [line for line in lines if line.strip() and not line.lstrip().startswith('#')]
@@ -61,6 +109,11 @@ def _lines(auth: Any) -> Sequence[Any]:
             else [auth]
         )
     return auth if isinstance(auth, Sequence) and not isinstance(auth, bytes) else ()
+
+
+def _is_uri(line: Any) -> bool:
+    """Return True for the URI of a file: its path would be the password of a user `file`."""
+    return isinstance(line, str) and line.lstrip().lower().startswith(_URI)
 
 
 def _is_credential(text: Any) -> bool:

@@ -101,11 +101,11 @@ def _quote(path: Any) -> str:
 
 
 def _load_public(key: Key) -> bytes:
-    return _load_file(key)[0] if _is_path(key) else _check_text(key)
+    return _load_file(key)[0] if is_key_file(key) else _check_text(key)
 
 
 def _load_pair(key: Key) -> tuple[bytes, bytes]:
-    if not _is_path(key):
+    if not is_key_file(key):
         secret = _check_text(key)
         return zmq.curve_public(secret), secret
     public, loaded = _load_file(key)
@@ -114,13 +114,15 @@ def _load_pair(key: Key) -> tuple[bytes, bytes]:
     return public, loaded
 
 
-def _is_path(key: Key) -> bool:
+def is_key_file(key: Any) -> bool:
+    """Return True if a key is given as the path of its file."""
     return isinstance(key, os.PathLike) or (
-        isinstance(key, str) and key.endswith(_SUFFIXES) and not _is_key(key)
+        isinstance(key, str) and key.endswith(_SUFFIXES) and not is_key(key)
     )
 
 
-def _is_key(text: Any) -> bool:
+def is_key(text: Any) -> bool:
+    """Return True for the text of a key."""
     try:
         return bool(_check_text(text))
     except ValueError:

@@ -16,6 +16,7 @@ from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.message import (
     MAX_MESSAGE_SIZE,
+    check_boolean,
     check_integer,
     check_timeout,
     decode_reply,
@@ -83,7 +84,7 @@ class ZMQClient:
         self._service = ServiceAddress.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
         self.retries = check_integer('retries', retries, 0)
-        self.send_deadline = send_deadline
+        self.send_deadline = check_boolean('send_deadline', send_deadline)
         self._is_closed = False
         self._idle: ForkLocal[list[CallConnection]] = ForkLocal(list)
         self._queue = ForkLocal(

@@ -8,7 +8,7 @@ from math import inf
 from typing import Any, NamedTuple, TypeVar
 
 from pyams_zmq.handler.arguments import Arguments, arguments_of
-from pyams_zmq.wire.message import check_timeout
+from pyams_zmq.wire.message import check_boolean, check_timeout
 
 _DESCRIPTORS = (staticmethod, classmethod, partialmethod, singledispatchmethod)
 _NO_OPTIONS = (None, None, False)
@@ -31,9 +31,13 @@ def zmq_method(
     :param spread: true if a message contains the arguments of the method by position, in an array,
         or by name, in an object; needed only for a method with one required parameter
     :raises ValueError: if *timeout* is not a number above 0
+    :raises TypeError: if *repeatable* or *spread* is not a boolean
     """
     if timeout is not None:
         check_timeout(timeout)
+    if repeatable is not None:
+        check_boolean('repeatable', repeatable)
+    check_boolean('spread', spread)
 
     def declare(method: _T) -> _T:
         method.zmq_options = (timeout, repeatable, spread)  # type: ignore[attr-defined] # ours

@@ -134,12 +134,15 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         """Fork the pool and return at once.
 
         :raises ValueError: for an invalid `concurrency` or `beat_interval`
+        :raises TypeError: for `stats_users` that are a string
         :raises ZMQStartError: in a program that cannot fork, and if `curve` was assigned
             after the construction
         """
         self.check_curve()
         check_integer('concurrency', self.concurrency, 1)
         check_interval(self.beat_interval)
+        if isinstance(self.stats_users, str):  # it contains each part of a name
+            raise TypeError(f'Bad stats_users {self.stats_users!r}: write a collection of names')
         super().start()
 
     @property

@@ -178,6 +178,17 @@ def check_integer(name: str, value: Any, least: int) -> int:
     return value
 
 
+def check_boolean(name: str, value: Any) -> bool:
+    """Check a boolean, and return it: the string 'false' would be true.
+
+    :param name: what it is, for the error
+    :raises TypeError: if it is something else
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f'Bad {name} {value!r}: write True or False')
+    return value
+
+
 def status_of(reply: Any) -> int | None:
     """Return the status of a reply ``[status, payload]``, or None if it has another form.
 
