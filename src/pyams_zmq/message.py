@@ -8,5 +8,14 @@ from pyams_zmq.wire.message import (
     encode,
     payload_of,
 )
+from pyams_zmq.wire.multipart import MAX_FRAMES, Multipart
 
-__all__ = ['MAX_MESSAGE_SIZE', 'decode_reply', 'decode_request', 'encode', 'payload_of']
+__all__ = [
+    'MAX_FRAMES',
+    'MAX_MESSAGE_SIZE',
+    'Multipart',
+    'decode_reply',
+    'decode_request',
+    'encode',
+    'payload_of',
+]

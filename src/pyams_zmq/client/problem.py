@@ -3,7 +3,7 @@
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,11 +13,16 @@ from pyams_zmq.wire.message import decode_reply, payload_of
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
+EncodedMessage = tuple[str, bytes] | tuple[str, bytes, Sequence[bytes]]
+"""Type, JSON frame, and binary frames of a message"""
+
 
 @dataclass(slots=True, eq=False)
 class QueuedMessage:
     """A message that is not sent, or has no reply yet.
 
+    :ivar frames: its binary frames
+    :ivar size: bytes of all frames
     :ivar number: number of the message in this process, in the order in which they were added
     :ivar serial: number of the attempt to send it, among all of its client
     :ivar sent_at: time of that attempt, in the seconds of `time.monotonic`
@@ -26,10 +31,20 @@ class QueuedMessage:
 
     type: str
     data: bytes = field(repr=False)
+    frames: Sequence[bytes] = field(default=(), repr=False)
+    size: int = field(default=0, init=False)
     number: int = field(default=0, init=False)
     serial: int = field(default=0, init=False)
     sent_at: float = field(default=0.0, init=False)
     is_dropped: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.size = sum(map(len, self.frames), len(self.data))
+
+    def drop_data(self) -> None:
+        """Drop the frames, so that the message cannot be sent again."""
+        self.data, self.frames, self.size = b'', (), 0
+        self.is_dropped = True
 
 
 class Problem(NamedTuple):

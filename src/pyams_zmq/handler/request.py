@@ -9,7 +9,8 @@ from pyramid.request import Request, apply_request_extensions
 from pyramid.threadlocal import RequestContext
 from pyramid.traversal import DefaultRootFactory
 
-from pyams_zmq.wire.message import encode
+from pyams_zmq.wire.body import encode_reply
+from pyams_zmq.wire.multipart import Multipart
 
 
 def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
@@ -91,8 +92,8 @@ class _RequestScope:
         """Commit or abort the transaction, depending on the result; return the result."""
         commit = False
         try:
-            encode(result)  # abort if the result is not JSON
-            match result:
+            encode_reply(result)  # abort if the result is not JSON
+            match result.value if isinstance(result, Multipart) else result:
                 case [int(status), _] if status >= 400:  # noqa: PLR2004 - as in HTTP
                     pass
                 case _:

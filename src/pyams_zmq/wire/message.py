@@ -12,6 +12,7 @@ out of range, lone surrogates) are errors in both directions.
 import json
 import re
 import sys
+from collections.abc import Sequence
 from math import inf, isfinite
 from typing import Any
 
@@ -19,6 +20,7 @@ import msgspec
 
 from pyams_zmq.exceptions import ZMQMessageError, ZMQRemoteError, ZMQReplyError
 from pyams_zmq.wire.clock import time
+from pyams_zmq.wire.multipart import Multipart
 
 _decode_request = msgspec.json.Decoder(tuple[str, Any]).decode
 _decode_long_request = msgspec.json.Decoder(tuple[str, Any, msgspec.Raw]).decode
@@ -103,23 +105,28 @@ def encode_message(
     type: str,  # noqa: A002 - the name of the field
     args: Any,
     max_size: int = MAX_MESSAGE_SIZE,
+    frames: Sequence[bytes] = (),
 ) -> bytes:
     """Encode a request, for `ZMQClient.post`.
 
     :param type: type of the message
     :param args: arguments, any value with a JSON form
     :param max_size: bytes of the largest one
+    :param frames: its binary frames, which count for its size
     :raises TypeError, ValueError: if the type is not a string, or the arguments have no JSON form
     :raises ZMQMessageError: with status 413, if it is larger than *max_size*
     """
     if not isinstance(type, str):
         kind = type.__class__.__name__  # without its value: it may be the arguments
         raise TypeError(f'Bad message type ({kind}): write a string, the name of the method')
-    return encode_request([type, args], max_size=max_size)
+    return encode_request([type, args], max_size=max_size, frames=frames)
 
 
 def encode_request(
-    message: Any, timeout: float | None = None, max_size: int = MAX_MESSAGE_SIZE
+    message: Any,
+    timeout: float | None = None,
+    max_size: int = MAX_MESSAGE_SIZE,
+    frames: Sequence[bytes] = (),
 ) -> bytes:
     """Encode a request of any form.
 
@@ -127,6 +134,7 @@ def encode_request(
     :param timeout: seconds from now until the deadline that is added to a message
         ``[type, args]``; None or infinity adds no deadline
     :param max_size: bytes of the largest one
+    :param frames: its binary frames, which count for its size
     :raises TypeError, ValueError, RecursionError: if the message has no JSON form
     :raises ZMQMessageError: with status 413, if it is larger than *max_size*
     """
@@ -135,19 +143,21 @@ def encode_request(
             case [str(name), args]:
                 message = [name, args, {'deadline': time() + timeout}]
     data = encode(message)
-    check_size(data, max_size)
+    check_size(data, max_size, frames)
     return data
 
 
-def check_size(data: Any, max_size: int) -> None:
-    """Check the size of a frame.
+def check_size(data: Any, max_size: int, frames: Sequence[Any] = ()) -> None:
+    """Check the size of a message.
 
     :param data: bytes, or another buffer
     :param max_size: bytes of the largest one
+    :param frames: further frames of it
     :raises ZMQMessageError: with status 413, if it is larger
     """
-    if len(data) > max_size:
-        raise ZMQMessageError(413, f'Message is {len(data)} bytes; the limit is {max_size}')
+    size = sum(map(len, frames), len(data)) if frames else len(data)
+    if size > max_size:
+        raise ZMQMessageError(413, f'Message is {size} bytes; the limit is {max_size}')
 
 
 def check_timeout(timeout: Any) -> float:
@@ -180,7 +190,8 @@ def payload_of(reply: Any) -> Any:
     """Return the payload of a reply ``[status, payload]``.
 
     :param reply: the decoded reply
-    :return: its second element
+    :return: its second element; of a :class:`Multipart`, another one with the payload and the
+        frames
     :raises ZMQRemoteError: if the status is not 2xx
     :raises ZMQReplyError: if the reply has another form
     """
@@ -189,6 +200,8 @@ def payload_of(reply: Any) -> Any:
             if status // 100 == 2:  # noqa: PLR2004 - as in HTTP
                 return payload
             raise ZMQRemoteError(status, payload)
+        case Multipart(value, frames):
+            return Multipart(payload_of(value), frames)
     raise ZMQReplyError(
         f'The reply is not [status, payload], but {str(reply)[:80]!r}: use `request` for it'
     )
