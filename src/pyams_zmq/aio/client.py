@@ -36,6 +36,7 @@ from pyams_zmq.wire.message import (
     MAX_MESSAGE_SIZE,
     check_integer,
     check_timeout,
+    decode_reply,
     encode_request,
     payload_of,
 )
@@ -51,6 +52,9 @@ often, and each time it has room again it wakes the loop.
 
 FRESH = 0.001
 """Seconds for which the state of a connection is not checked again"""
+
+ENVELOPE = 2
+"""Frames in front of a request, and of its reply: number and delimiter"""
 
 
 class Connection(ZmqProtocol):
@@ -106,14 +110,14 @@ class Connection(ZmqProtocol):
                 raise
 
     async def exchange(
-        self, body: tuple[bytes, ...], timeout: float, spent: float = 0.0
+        self, data: bytes, timeout: float, spent: float = 0.0, frames: Sequence[bytes] = ()
     ) -> Sequence[bytes]:
         """Send a request and wait for the reply; cancelling it does not affect other calls.
 
-        :param body: frames of the request
         :param timeout: seconds for connecting, sending and waiting together
         :param spent: seconds of these that have passed
-        :return: frames of the reply
+        :param frames: binary frames in front of the request
+        :return: the frames of the reply, behind an envelope of `ENVELOPE` frames
         :raises ZMQTimeoutError: if the service is connected and has not replied in time
         :raises ZMQUnreachableError: if no service is connected, or the connection was lost
         :raises ZMQRefusedError: if the service refuses the connection
@@ -122,7 +126,7 @@ class Connection(ZmqProtocol):
         number = b'%d' % self._number
         reply: asyncio.Future[Sequence[bytes]] = self.loop.create_future()
         self._calls[number] = reply
-        self._unsent[number] = (number, b'', *body)
+        self._unsent[number] = (number, b'', *frames, data)
         self._deadlines.add(number, timeout, spent)
         if not self._state.is_connected and self._down < timeout:
             self._down_deadlines.add(number, self._down)
@@ -202,7 +206,7 @@ class Connection(ZmqProtocol):
         """Pass a reply to its call, unless that has ended."""
         reply = self._calls.get(data[0])
         if reply is not None and not reply.done():
-            reply.set_result(data[2:] or data[-1:])  # a server may leave out the delimiter
+            reply.set_result(data)
 
     def event_received(self, event: SocketEvent) -> None:
         """Update the state of the connection; fail the calls when it is refused or lost."""
@@ -328,16 +332,19 @@ class AsyncZMQClient:
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None
-        binary = to_frames(frames)
+        binary = () if frames is None else to_frames(frames)
         data = encode_request(message, deadline, self.max_message_size, binary)
         name = self._service.endpoint.name
         while True:
             spent = 0.0 if name is None else await _wait_for_lookup(name, timeout)
             try:
-                return decode_body(await self._connect().exchange((*binary, data), timeout, spent))
+                reply = await self._connect().exchange(data, timeout, spent, binary)
             except RETRIED:
                 if not retries:
                     raise
+            else:
+                is_single = len(reply) <= ENVELOPE + 1
+                return decode_reply(reply[-1]) if is_single else decode_body(reply[ENVELOPE:])
             retries -= 1
             if deadline is not None:
                 data = encode_request(message, deadline, self.max_message_size, binary)

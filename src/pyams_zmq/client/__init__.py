@@ -19,6 +19,7 @@ from pyams_zmq.wire.message import (
     MAX_MESSAGE_SIZE,
     check_integer,
     check_timeout,
+    decode_reply,
     encode_message,
     encode_request,
     payload_of,
@@ -154,7 +155,7 @@ class ZMQClient:
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None
-        binary = to_frames(frames)
+        binary = () if frames is None else to_frames(frames)
         data = encode_request(message, deadline, self.max_message_size, binary)
         idle = self._idle.get()
         while True:
@@ -167,7 +168,7 @@ class ZMQClient:
                     raise
             else:
                 self._release(connection, idle)
-                return decode_body(reply)
+                return decode_reply(reply[0]) if len(reply) == 1 else decode_body(reply)
             retries -= 1
             if deadline is not None:
                 data = encode_request(message, deadline, self.max_message_size, binary)
@@ -188,10 +189,11 @@ class ZMQClient:
 
         :raises: the errors of `prepare`, and those of `call` for arguments and frames
         """
-        binary = to_frames(frames)
+        binary = () if frames is None else to_frames(frames)
         data = encode_message(type, args, self.max_message_size, binary)
         timeout = min(self.timeout, PREPARE_TIMEOUT)
-        self.reserve(type, data, timeout=timeout, frames=binary).post()
+        [reservation] = self.reserve_all([(type, data, binary)], timeout=timeout)
+        reservation.post()
 
     def prepare(self, *, timeout: float = PREPARE_TIMEOUT) -> None:
         """Wait until a message can be posted.

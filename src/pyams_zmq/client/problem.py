@@ -17,7 +17,7 @@ EncodedMessage = tuple[str, bytes] | tuple[str, bytes, Sequence[bytes]]
 """Type, JSON frame, and binary frames of a message"""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, init=False)
 class QueuedMessage:
     """A message that is not sent, or has no reply yet.
 
@@ -31,15 +31,27 @@ class QueuedMessage:
 
     type: str
     data: bytes = field(repr=False)
-    frames: Sequence[bytes] = field(default=(), repr=False)
-    size: int = field(default=0, init=False)
-    number: int = field(default=0, init=False)
-    serial: int = field(default=0, init=False)
-    sent_at: float = field(default=0.0, init=False)
-    is_dropped: bool = field(default=False, init=False)
+    frames: Sequence[bytes] = field(repr=False)
+    size: int
+    number: int
+    serial: int
+    sent_at: float
+    is_dropped: bool
 
-    def __post_init__(self) -> None:
-        self.size = sum(map(len, self.frames), len(self.data))
+    # Not generated: a `__post_init__` for the size takes as long as all the rest.
+    def __init__(
+        self,
+        type: str,  # noqa: A002 - the name of the field
+        data: bytes,
+        frames: Sequence[bytes] = (),
+    ):
+        self.type = type
+        self.data = data
+        self.frames = frames
+        self.size = sum(map(len, frames), len(data)) if frames else len(data)
+        self.number = self.serial = 0
+        self.sent_at = 0.0
+        self.is_dropped = False
 
     def drop_data(self) -> None:
         """Drop the frames, so that the message cannot be sent again."""

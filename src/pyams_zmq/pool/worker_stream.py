@@ -128,7 +128,7 @@ class WorkerStream(ReplyStream):
     def _route_reply(self, envelope: list[bytes], data: Reply) -> None:
         self.pending.discard(envelope[0])
         self.process.count_reply()
-        size = size_of(data)
+        size = size_of(data) if isinstance(data, list) else len(data)
         if len(envelope) > 1:
             size += sum(map(len, envelope[1:]))
         if size > self.max_size:  # the broker would end the connection

@@ -209,11 +209,13 @@ class ReplyStream(ZMQStream):
         return None
 
     def _route_reply(self, envelope: list[bytes], data: Reply) -> None:
-        size: int | None = size_of(data)
+        size: int | None
+        if isinstance(data, list):
+            frames, size = [*envelope, *data], size_of(data)
+        else:
+            frames, size = [*envelope, data], len(data)
         try:
-            send_frames(
-                self.socket, [*envelope, *data] if isinstance(data, list) else [*envelope, data]
-            )
+            send_frames(self.socket, frames)
         except zmq.ZMQError as error:
             self._check_lost(error)
             size = None

@@ -63,10 +63,11 @@ def to_frames(frames: Iterable[Any] | None) -> list[bytes]:
     """
     if frames is None:
         return []
-    if isinstance(frames, str) or _is_buffer(frames):
-        raise TypeError(f'Bad frames ({_kind_of(frames)}): write a list of them, [frame]')
-    if not isinstance(frames, Iterable):
-        raise TypeError(f'Bad frames ({_kind_of(frames)}): write a list of bytes')
+    if type(frames) is not list:
+        if isinstance(frames, str) or _is_buffer(frames):
+            raise TypeError(f'Bad frames ({_kind_of(frames)}): write a list of them, [frame]')
+        if not isinstance(frames, Iterable):
+            raise TypeError(f'Bad frames ({_kind_of(frames)}): write a list of bytes')
     result: list[bytes] = []
     for frame in islice(frames, MAX_FRAMES + 1):
         if type(frame) is not bytes:
