@@ -224,7 +224,7 @@ class ZMQClient:
         :return: its `post` sends the message; its `cancel` gives up the room
         :raises: the errors of `prepare`
         """
-        [reservation] = self.reserve_all([(type, data, to_frames(frames))], timeout=timeout)
+        [reservation] = self.reserve_all([(type, data, frames)], timeout=timeout)
         return reservation
 
     def reserve_all(
@@ -238,8 +238,8 @@ class ZMQClient:
 
         More than the backlog takes can be posted if nothing else waits in it.
 
-        :param messages: for each message its type, its JSON frame, and a list of its binary frames
-            if it has some
+        :param messages: for each message its type, its JSON frame, and its binary frames, which may
+            be left out
         :param timeout: seconds
         :param held: number of messages of the same transaction that have room already
         :return: one for each message, see `reserve`
@@ -276,7 +276,7 @@ class ZMQClient:
         :raises OSError: EMFILE, when the process has no descriptor left
         """
         self._check_open()
-        message = QueuedMessage(type, data, to_frames(frames))
+        message = QueuedMessage(type, data, frames)
         with as_os_error():
             sender_thread.get().post(self._queue.get(), message)
 

@@ -6,14 +6,15 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyams_zmq.exceptions import ZMQRemoteError, ZMQReplyError
 from pyams_zmq.wire.message import decode_reply, payload_of
+from pyams_zmq.wire.multipart import to_frames
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-EncodedMessage = tuple[str, bytes] | tuple[str, bytes, Sequence[bytes]]
+EncodedMessage = tuple[str, bytes] | tuple[str, bytes, Iterable[Any] | None]
 """Type, JSON frame, and binary frames of a message"""
 
 
@@ -43,12 +44,15 @@ class QueuedMessage:
         self,
         type: str,  # noqa: A002 - the name of the field
         data: bytes,
-        frames: Sequence[bytes] = (),
+        frames: Iterable[Any] | None = None,
     ):
         self.type = type
         self.data = data
-        self.frames = frames
-        self.size = sum(map(len, frames), len(data)) if frames else len(data)
+        self.size = len(data)
+        self.frames = ()
+        if frames:  # checked: one that is not bytes would raise when half of the message is sent
+            self.frames = to_frames(frames)
+            self.size += sum(map(len, self.frames))
         self.number = self.serial = 0
         self.sent_at = 0.0
         self.is_dropped = False

@@ -315,8 +315,9 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
         return [503, TIMEOUT]
     if service is not None:
         _remember_reply(service)
-    # Before the last frame, other sockets have an envelope, or a topic.
-    return decode_body(frames if socket.type == zmq.REQ else frames[-1:])
+    if len(frames) > 1 and socket.type != zmq.REQ:
+        frames = frames[-1:]  # behind an envelope, or a topic
+    return decode_body(frames)
 
 
 def _remember_reply(service: int) -> None:

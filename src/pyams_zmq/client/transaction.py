@@ -52,11 +52,10 @@ def send_on_commit(
     """Send a message when the current transaction is committed, and only then.
 
     The arguments are encoded now, and frames that are not bytes are copied; later changes to them
-    have no effect. The service must be
-    connected when the transaction votes; otherwise the transaction is aborted with a
-    ZMQUnreachableError or ZMQRefusedError. So it is when the backlog of the client has no room for
-    all messages of the transaction, see `ZMQClient.max_backlog`, with a ZMQBacklogError. The commit
-    does not wait for the reply, see `ZMQClient.send`.
+    have no effect. The service must be connected when the transaction votes; otherwise the
+    transaction is aborted with a ZMQUnreachableError or ZMQRefusedError. So it is when the backlog
+    of the client has no room for all messages of the transaction, see `ZMQClient.max_backlog`, with
+    a ZMQBacklogError. The commit does not wait for the reply, see `ZMQClient.send`.
 
     :param client: client of the service
     :param type: type of the message
