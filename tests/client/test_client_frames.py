@@ -316,6 +316,7 @@ def test_bad_frames_of_a_message(client, frames):
         partial(send_on_commit, client),
         lambda name, frames: client.post(name, b'', frames),
         lambda name, frames: client.reserve(name, b'', frames=frames),
+        lambda name, frames: client.reserve_all([(name, b'', frames)]),
     ):
         with pytest.raises(TypeError, match='Bad frame'):
             method('note', frames=frames)
