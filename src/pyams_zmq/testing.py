@@ -49,7 +49,7 @@ class Sent(_Sent):
     :ivar frames: list of its binary frames; a message with frames is not equal to one without
     """
 
-    frames: list[bytes]
+    frames: Sequence[bytes] = ()
 
     def __new__(  # noqa: D102, PYI034 - documented above; Python 3.10 has no Self
         cls,
@@ -59,13 +59,15 @@ class Sent(_Sent):
         frames: Iterable[Any] | None = None,
     ) -> 'Sent':
         self = super().__new__(cls, name, type, args)
-        self.frames = to_frames(frames)
+        if frames is not None:
+            self.frames = to_frames(frames)
         return self
 
     __hash__ = tuple.__hash__
 
     def __eq__(self, other: object) -> bool:
-        return tuple.__eq__(self, other) and self.frames == getattr(other, 'frames', [])
+        frames = getattr(other, 'frames', ())
+        return tuple.__eq__(self, other) and list(self.frames) == list(frames)
 
     def __ne__(self, other: object) -> bool:
         return not self == other

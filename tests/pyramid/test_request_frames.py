@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Binary frames of `request.zmq(name)`, and of the doubles for tests."""
 
+import copy
+import pickle
+
 import pytest
 import transaction
 from pyramid.config import Configurator
@@ -55,6 +58,9 @@ def test_sent():
     assert framed != ('a', 'b', 1)
     assert [framed] != [('a', 'b', 1)]
     assert len({plain, Sent('a', 'b', 1)}) == 1
+    for sent in (plain, framed):
+        for duplicate in (copy.copy(sent), pickle.loads(pickle.dumps(sent))):
+            assert duplicate == sent
     assert repr(plain) == "Sent(name='a', type='b', args=1)"
     assert repr(framed) == "Sent(name='a', type='b', args=1, frames=[<6 bytes>])"
     name, kind, args = framed

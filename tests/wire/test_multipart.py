@@ -2,6 +2,8 @@
 """Binary frames: what is accepted, what is refused, and replies that contain them."""
 
 import array
+import copy
+import pickle
 from itertools import repeat
 
 import pytest
@@ -87,6 +89,8 @@ def test_multipart():
     assert reply == Multipart([200, 'x'], [b'secret', bytes(3)])
     assert reply != Multipart([200, 'x'])
     assert reply != ([200, 'x'], [b'secret', bytes(3)])
+    for duplicate in (copy.copy(reply), copy.deepcopy(reply), pickle.loads(pickle.dumps(reply))):
+        assert duplicate == reply
     with pytest.raises(AttributeError, match='make another one'):
         reply.value = 1
     with pytest.raises(TypeError, match='unhashable'):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Binary frames of messages and replies, which are sent before their JSON frame."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -36,6 +36,9 @@ class Multipart:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f'A Multipart cannot be changed: make another one ({name})')
 
+    def __reduce__(self) -> tuple[type['Multipart'], tuple[Any, list[bytes]]]:
+        return Multipart, (self.value, self.frames)  # a program of the handler may return it
+
     def __iter__(self) -> Iterator[Any]:
         return iter((self.value, self.frames))
 
@@ -48,7 +51,7 @@ class Multipart:
         return f'Multipart({self.value!r}, {describe(self.frames)})'
 
 
-def describe(frames: list[bytes]) -> str:
+def describe(frames: Sequence[bytes]) -> str:
     """Return the sizes of some frames as text, without their content."""
     return f'[{", ".join(f"<{len(frame)} bytes>" for frame in frames)}]'
 
