@@ -70,7 +70,7 @@ class ZMQRemoteError(ZMQBaseError, RuntimeError):
 
 
 class ZMQReplyError(ZMQBaseError, ValueError):
-    """A reply that is not valid JSON."""
+    """A reply that is not valid JSON, or has too many frames."""
 
 
 class ZMQClosedError(ZMQBaseError, ConnectionError):

@@ -8,10 +8,13 @@ from pyams_zmq.wire.message import (
     encode,
     payload_of,
 )
+from pyams_zmq.wire.multipart import MAX_FRAMES, Multipart
 from pyams_zmq.wire.values import add_encoder
 
 __all__ = [
+    'MAX_FRAMES',
     'MAX_MESSAGE_SIZE',
+    'Multipart',
     'add_encoder',
     'decode_reply',
     'decode_request',

@@ -50,6 +50,7 @@ FRAMES = [
     ('1 000', [b'', *[b'x'] * 999, ECHO], 400),
     ('1 000 empty frames', [b''] * 1001, 400),
     ('1 000, for a method that takes them', [*[b''] * 1000, call('many')[1]], Value([200, 1000])),
+    ('1 001 and the JSON text', [b'', *[b'x'] * 1001, call('many')[1]], 400),
     ('1 000 in the envelope', [*[b'x'] * 1000, b'', ECHO], Value([200, 1])),
     ('larger than the limit', [b'', b'x' * (LIMIT + 1)], 413),
     ('larger than the limit in total', [b'', *[b'x' * (LIMIT // 10)] * 11], 413),

@@ -2,6 +2,7 @@
 """The clients of an application: ``request.zmq(name)``."""
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from pyams_zmq.client.transaction import is_under_way, send_on_commit
@@ -25,7 +26,13 @@ class RequestClient:
         self.call = client.call
         self.request = client.request
 
-    def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - the name of the field
+    def send(
+        self,
+        type: str,  # noqa: A002 - the name of the field
+        args: Any = None,
+        *,
+        frames: Iterable[Any] | None = None,
+    ) -> None:
         """Send a message when the transaction of the request is committed.
 
         Without a transaction it is sent now: if the request has no `tm`, or its transaction has
@@ -34,14 +41,15 @@ class RequestClient:
 
         :param type: type of the message, the name of the method
         :param args: its arguments, any value with a JSON form
+        :param frames: binary frames, see :meth:`.ZMQClient.call`
         :raises: the errors of :meth:`pyams_zmq.client.ZMQClient.send` and
             :func:`pyams_zmq.transaction.send_on_commit`
         """
         manager = getattr(self._request, 'tm', None)
         if manager is not None and is_under_way(manager):
-            send_on_commit(self._client, type, args, manager=manager)
+            send_on_commit(self._client, type, args, manager=manager, frames=frames)
         else:
-            self._client.send(type, args)
+            self._client.send(type, args, frames=frames)
 
 
 class ClientRegistry:

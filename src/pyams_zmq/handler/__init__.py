@@ -13,12 +13,13 @@ from zope.interface import implementer
 
 from pyams_zmq.auth import ANONYMOUS, Peer
 from pyams_zmq.exceptions import ZMQMessageError
-from pyams_zmq.handler.deferred import DeferredReply
+from pyams_zmq.handler.deferred import DeferredReply, make_send
 from pyams_zmq.handler.errors import error_reply
 from pyams_zmq.handler.methods import Method, methods_of, zmq_method
 from pyams_zmq.handler.request import call_plain, call_with_request
 from pyams_zmq.handler.threads import MethodThreads
 from pyams_zmq.interfaces import IZMQMessageHandler
+from pyams_zmq.wire.body import Reply, encode_reply, measure_body
 from pyams_zmq.wire.message import DRAINING, decode_request, encode
 
 __all__ = ['ZMQMessageHandler', 'zmq_method']
@@ -41,7 +42,8 @@ class ZMQMessageHandler:
     annotated parameters. A keyword-only parameter `peer` gets the
     :class:`~pyams_zmq.auth.Peer` that sent the message. The method may raise
     :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its reply. Any other exception is
-    logged under an error id, and the peer gets the id only.
+    logged under an error id, and the peer gets the id only. To send binary frames with its result,
+    a method returns a :class:`~pyams_zmq.message.Multipart`.
 
     A keyword-only parameter `request` gets a new Pyramid request, which is made as
     :func:`pyramid.scripting.prepare` makes one, with the `root` of the application. If it has a
@@ -79,7 +81,7 @@ class ZMQMessageHandler:
             )
         self.process = process
         self.rep_stream = stream
-        self._send: Any = getattr(stream, 'reply', getattr(stream, 'send', None))
+        self._send: Any = getattr(stream, 'reply', None) or make_send(stream)
         self.json_load = json_load
         self.rep_handler = factory() if isinstance(factory, type) else factory
         self.rep_handler.process = process
@@ -111,6 +113,7 @@ class ZMQMessageHandler:
     def __call__(self, frames: list[Any]) -> None:
         """Handle a message."""
         try:
+            reply: Reply
             method, call = self._prepare(frames)
             if call is None:
                 result = method.call(*frames)
@@ -119,10 +122,13 @@ class ZMQMessageHandler:
                 return
             else:
                 result = call()
-            if type(result) not in _RESULTS and isinstance(result, Awaitable):
+            if type(result) in _RESULTS:
+                reply = encode(result)
+            elif isinstance(result, Awaitable):
                 self._defer(method).wait_for_result(result)
                 return
-            reply = encode(result)
+            else:
+                reply = encode_reply(result)
         except BaseException as error:  # noqa: BLE001 - the peer waits for a reply
             reply = error_reply(error)
         try:
@@ -152,7 +158,7 @@ class ZMQMessageHandler:
         if frames and (self.wants_frames or self._checks_users):
             peer = self._identify(frames[0])
             frames[:] = map(bytes, frames)
-        size = len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
+        size = len(frames[0]) if len(frames) == 1 else measure_body(frames)
         if size > self._max_size:
             raise ZMQMessageError(413, f'Message is {size} bytes; the limit is {self._max_size}')
         if getattr(self.process, 'draining', False):

@@ -11,6 +11,7 @@ from pyramid.threadlocal import RequestContext
 from pyramid.traversal import DefaultRootFactory
 
 from pyams_zmq.wire.message import encode, status_of
+from pyams_zmq.wire.multipart import Multipart
 
 
 def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
@@ -88,12 +89,16 @@ class _RequestScope:
             raise
         return self.finish(value)
 
-    def finish(self, result: Any) -> Raw:
+    def finish(self, result: Any) -> Raw | Multipart:
         """Commit or abort the transaction, depending on the result; return its JSON."""
         commit = False
         try:
             # Abort if the result is not JSON. Its objects may need the transaction to be encoded.
-            data = Raw(encode(result))
+            if isinstance(result, Multipart):
+                data: Raw | Multipart = Multipart(Raw(encode(result.value)), result.frames)
+                result = result.value
+            else:
+                data = Raw(encode(result))
             commit = (status_of(result) or 0) < 400  # noqa: PLR2004 - as in HTTP
         finally:
             self.leave(commit)

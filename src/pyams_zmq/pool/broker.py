@@ -30,6 +30,7 @@ from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ZMQStream
+from pyams_zmq.wire.body import measure_body
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.endpoint import Endpoint, parse_ip
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN, SRCFD, send_frames
@@ -216,7 +217,7 @@ class PoolBroker(ServiceProcess):
             self._send_reply(envelope, [encode([error.status, error.text])])
 
     def _handle_body(self, first: Any, envelope: Envelope, body: list[Any]) -> None:
-        size = sum(map(len, body))
+        size = measure_body(body)
         if size > self.max_message_size:
             raise ZMQMessageError(
                 413, f'Message is {size} bytes; the limit is {self.max_message_size}'

@@ -12,6 +12,7 @@ encoded as null, and lone surrogates are an error.
 
 import re
 import sys
+from collections.abc import Sequence
 from math import inf, isfinite
 from typing import Any
 
@@ -19,6 +20,7 @@ import msgspec
 
 from pyams_zmq.exceptions import ZMQMessageError, ZMQRemoteError, ZMQReplyError
 from pyams_zmq.wire.clock import time
+from pyams_zmq.wire.multipart import Multipart
 from pyams_zmq.wire.values import explain, to_json
 
 _decode_request = msgspec.json.Decoder(tuple[str, Any]).decode
@@ -105,23 +107,28 @@ def encode_message(
     type: str,  # noqa: A002 - the name of the field
     args: Any,
     max_size: int = MAX_MESSAGE_SIZE,
+    frames: Sequence[bytes] = (),
 ) -> bytes:
     """Encode a request, for `ZMQClient.post`.
 
     :param type: type of the message
     :param args: arguments, any value with a JSON form
     :param max_size: bytes of the largest one
+    :param frames: its binary frames, which count for its size
     :raises TypeError, ValueError: if the type is not a string, or the arguments have no JSON form
     :raises ZMQMessageError: with status 413, if it is larger than *max_size*
     """
     if not isinstance(type, str):
         kind = type.__class__.__name__  # without its value: it may be the arguments
         raise TypeError(f'Bad message type ({kind}): write a string, the name of the method')
-    return encode_request([type, args], max_size=max_size)
+    return encode_request([type, args], max_size=max_size, frames=frames)
 
 
 def encode_request(
-    message: Any, timeout: float | None = None, max_size: int = MAX_MESSAGE_SIZE
+    message: Any,
+    timeout: float | None = None,
+    max_size: int = MAX_MESSAGE_SIZE,
+    frames: Sequence[bytes] = (),
 ) -> bytes:
     """Encode a request of any form.
 
@@ -129,6 +136,7 @@ def encode_request(
     :param timeout: seconds from now until the deadline that is added to a message
         ``[type, args]``; None or infinity adds no deadline
     :param max_size: bytes of the largest one
+    :param frames: its binary frames, which count for its size
     :raises TypeError, ValueError, RecursionError: if the message has no JSON form
     :raises ZMQMessageError: with status 413, if it is larger than *max_size*
     """
@@ -137,19 +145,21 @@ def encode_request(
             case [str(name), args]:
                 message = [name, args, {'deadline': time() + timeout}]
     data = encode(message)
-    check_size(data, max_size)
+    check_size(data, max_size, frames)
     return data
 
 
-def check_size(data: Any, max_size: int) -> None:
-    """Check the size of a frame.
+def check_size(data: Any, max_size: int, frames: Sequence[Any] = ()) -> None:
+    """Check the size of a message.
 
     :param data: bytes, or another buffer
     :param max_size: bytes of the largest one
+    :param frames: further frames of it
     :raises ZMQMessageError: with status 413, if it is larger
     """
-    if len(data) > max_size:
-        raise ZMQMessageError(413, f'Message is {len(data)} bytes; the limit is {max_size}')
+    size = sum(map(len, frames), len(data)) if frames else len(data)
+    if size > max_size:
+        raise ZMQMessageError(413, f'Message is {size} bytes; the limit is {max_size}')
 
 
 def check_timeout(timeout: Any) -> float:
@@ -204,9 +214,12 @@ def payload_of(reply: Any) -> Any:
     """Return the payload of a reply ``[status, payload]``, and any other reply as it is.
 
     :param reply: the decoded reply; a status is an integer from 100 to 599
-    :return: the second element if the status is 2xx
+    :return: the second element if the status is 2xx; of a :class:`Multipart`, another one with the
+        payload and the frames
     :raises ZMQRemoteError: if the status is not 2xx
     """
+    if isinstance(reply, Multipart):
+        return Multipart(payload_of(reply.value), reply.frames)
     status = status_of(reply)
     if status is None:
         return reply
