@@ -68,7 +68,7 @@ class FrameHandler(RecordingHandler):
         return [200, Multipart(args, [b'x'])]
 
     def not_json(self, args):
-        return Multipart([200, {1, 2}], [b'x'])
+        return Multipart([200, object()], [b'x'])
 
     def large(self, sizes):
         return Multipart([200, None], map(bytes, sizes))
