@@ -10,11 +10,14 @@ from functools import partial
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
+from pyramid.testing import DummyRequest
 from pyramid.threadlocal import manager
 from zope.interface import implementer
 
 from pyams_zmq.client import PREPARE_TIMEOUT, ZMQClient
 from pyams_zmq.client.problem import check_reply
+from pyams_zmq.config.request_client import request_zmq
+from pyams_zmq.handler.plain import make_handler
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
@@ -76,8 +79,8 @@ class RecordingClient(ZMQClient):
     :param address: value of the attribute `address`
     :param replies: replies by type of message: a reply such as ``[200, payload]``, an exception to
         raise, or a function of the arguments that returns the reply; the default is ``[200, None]``
-    :param handler: message handler that replies in this process, as it does in its own; a
-        class, or a ZMQProcess or ZMQPool that is not started
+    :param handler: handler that replies in this process, as it does in its own: anything that a
+        ZMQProcess takes, or a ZMQProcess or ZMQPool that is not started
     :param outbox: list that gets the messages, by default a new one
     :raises ValueError, TypeError: for a bad address, and those of *handler*
     """
@@ -134,14 +137,19 @@ class RecordingClient(ZMQClient):
             case _:
                 sent = Sent(self.name, None, message)
         self.outbox.append(sent)
-        if self._answer is not None and sent.type not in self.replies:
-            return self._answer(data)
+        answer = self._find_answer()
+        if answer is not None and sent.type not in self.replies:
+            return answer(data)
         reply: Any = [200, None]
         if sent.type is not None:
             reply = self.replies.get(sent.type, reply)
         if isinstance(reply, BaseException):
             raise reply
         return encode(reply(sent.args) if callable(reply) else reply)
+
+    def _find_answer(self) -> Callable[[bytes], bytes] | None:
+        """Return the function that replies to messages without an entry in `replies`, if any."""
+        return self._answer
 
     def close(self) -> None:
         """Refuse further messages, as a closed client does."""
@@ -181,7 +189,7 @@ def _serve(handler: Any) -> Callable[[bytes], bytes]:
         handler = handler.make_worker(f'{LOCAL}:1')
     process = handler if isinstance(handler, ZMQProcess) else ZMQProcess(LOCAL, handler)
     stream = _ReplyRecorder(process.concurrency)
-    answer = process.handler(process, stream, process.stop)
+    answer = make_handler(process.handler, process, stream)
 
     async def reply_to(data: bytes) -> bytes:
         answer([data])
@@ -220,47 +228,78 @@ class Testing:
 
     :ivar outbox: recorded messages of all services, in order
     :ivar replies: for each name of a service, replies by type; see :class:`RecordingClient`
+    :ivar eager: if true, the handlers of the services reply to messages without an entry in
+        `replies`; it can be set at any time
     """
 
     def __init__(self, registry: Any):
         self.outbox: list[Sent] = []
         self.replies = _Replies()
-        self._eager = False
-        self._is_used = False
+        self.eager = False
         self._registry = registry
-
-    @property
-    def eager(self) -> bool:
-        """True if the handlers of the services reply to messages without an entry in `replies`.
-
-        Setting it after the first message raises a RuntimeError.
-        """
-        return self._eager
-
-    @eager.setter
-    def eager(self, eager: bool) -> None:
-        if self._is_used:
-            raise RuntimeError('A client is in use: set eager before the first message')
-        self._eager = eager
+        self._answers: dict[str, Callable[[bytes], bytes]] = {}
 
     def __call__(self, service: Any) -> RecordingClient:
         """Make a client of a declared service."""
-        self._is_used = True
-        return RecordingClient(
+        return _DeclaredClient(self, service)
+
+    def reset(self) -> None:
+        """Start again for the next test: no messages, no replies, no handlers, and not eager."""
+        self.outbox.clear()
+        for replies in self.replies.values():
+            replies.clear()
+        self._answers.clear()
+        self.eager = False
+
+    def find_answer(self, service: Any) -> Callable[[bytes], bytes] | None:
+        """Return the function by which the handler of a service replies; None if it does not.
+
+        :param service: a declared service; one that runs elsewhere may have no handler
+        """
+        if not self.eager or service.handler is None:
+            return None
+        if service.name not in self._answers:
+            self._answers[service.name] = _serve(service.make_process(self._registry))
+        return self._answers[service.name]
+
+
+class _DeclaredClient(RecordingClient):
+    """Client of a declared service, whose handler replies while the tests are eager."""
+
+    def __init__(self, testing: Testing, service: Any):
+        super().__init__(
             service.name,
             address=service.client_address,
-            replies=self.replies[service.name],
-            handler=service.make_process(self._registry) if self.eager else None,
-            outbox=self.outbox,
+            replies=testing.replies[service.name],
+            outbox=testing.outbox,
         )
+        self._find = partial(testing.find_answer, service)
+
+    def _find_answer(self) -> Callable[[bytes], bytes] | None:
+        return self._find()
+
+
+class _DummyZMQ:
+    """The method `zmq` of a DummyRequest, which has no extensions; its registry must have clients.
+
+    A test may still assign another one to a request.
+    """
+
+    def __get__(self, request: Any, owner: type) -> Any:
+        if request is None:
+            return self
+        if getattr(request.registry, 'zmq_clients', None) is None:
+            raise AttributeError('zmq: call config.include("pyams_zmq.testing") in the test')
+        return partial(request_zmq, request)
 
 
 def includeme(config: Any) -> None:
     """Record the messages of an application: ``config.include('pyams_zmq.testing')``.
 
-    Services are not started.
+    Services are not started. A :class:`pyramid.testing.DummyRequest` has `zmq`, as requests have.
     """
     config.include('pyams_zmq')
+    DummyRequest.zmq = _DummyZMQ()
     if config.registry.queryUtility(IZMQClientFactory) is None:
         config.registry.zmq_testing = Testing(config.registry)
         config.registry.registerUtility(config.registry.zmq_testing, IZMQClientFactory)

@@ -5,11 +5,18 @@
 `Authenticator` runs the decision in a thread.
 """
 
+from typing import Any
+
 from pyams_zmq.auth.access import Access, AccessAttributes
-from pyams_zmq.auth.authenticator import Authenticator
 from pyams_zmq.auth.credentials import Users, parse_users
-from pyams_zmq.auth.policy import ANONYMOUS, AccessPolicy, Peer, Verdict, parse_clients
-from pyams_zmq.auth.rules import ZAP_DOMAIN
+from pyams_zmq.auth.policy import (
+    ANONYMOUS,
+    ZAP_DOMAIN,
+    AccessPolicy,
+    Peer,
+    Verdict,
+    parse_clients,
+)
 
 __all__ = [
     'ANONYMOUS',
@@ -24,3 +31,12 @@ __all__ = [
     'parse_clients',
     'parse_users',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Authenticator` when it is used: clients need no authenticator, and no asyncio."""
+    if name == 'Authenticator':
+        from pyams_zmq.auth.authenticator import Authenticator  # noqa: PLC0415 - see above
+
+        return Authenticator
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

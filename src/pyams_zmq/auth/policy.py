@@ -18,6 +18,9 @@ _LOCALHOST = ('127.0.0.0/8', '::1')
 # A name, an address with a port, or the colons of IPv6: not `user:password`.
 _NO_CREDENTIALS = re.compile(r'[^:]*|[\d.]*:\d*|\[?[\da-f]*:[\da-f]*:.*', re.IGNORECASE | re.DOTALL)
 
+ZAP_DOMAIN = b'pyams_zmq'
+"""ZAP domain of the sockets of a process"""
+
 ANONYMOUS = 'anonymous'
 """User name of a peer that connects without credentials"""
 

@@ -32,7 +32,8 @@ def add_zmq_process(config: Any, name: str, **options: Any) -> None:
 
     :param name: name of the service: letters, digits, `_` and `-`
     :param address: address to bind, with its port
-    :param handler: class of the message handler, or its dotted name
+    :param handler: class with the methods, an instance of one, or a subclass of
+        :class:`~pyams_zmq.handler.ZMQMessageHandler`; or the dotted name of one of these
     :param factory: class of the process, or its dotted name; by default ZMQProcess, or ZMQPool if
         there are *workers*
     :param auth: users that may connect, see :func:`pyams_zmq.auth.parse_users`

@@ -25,10 +25,12 @@ class Application(NamedTuple):
 
     :ivar name: text that no other application has; without a secret
     :ivar description: what a user knows it by
+    :ivar ini: its ini file, with the section if that is not `main`; empty if it is not known
     """
 
     name: str
     description: str
+    ini: str = ''
 
 
 def identify(registry: Any) -> Application:
@@ -42,14 +44,17 @@ def identify(registry: Any) -> Application:
     """
     settings = registry.settings or {}
     given = settings.get(APPLICATION)
-    if given:
-        return Application(f'application {given}', str(given))
-    package = registry.__name__
     path, section = _find_ini()
+    ini = ''
     if path is not None:
         path = os.path.abspath(path)
+        ini = path if section in (None, 'main') else f'{path}#{section}'
+    if given:
+        return Application(f'application {given}', str(given), ini)
+    package = registry.__name__
+    if path is not None:
         place = path if section is None else f'{path}, section {section}'
-        return Application(f'{package} {place}', f'{package} ({place})')
+        return Application(f'{package} {place}', f'{package} ({place})', ini)
     module = sys.modules.get(package)
     place = os.path.abspath(getattr(module, '__file__', None) or '')
     digest = hashlib.sha256(_text_of(settings).encode(errors='surrogatepass')).hexdigest()

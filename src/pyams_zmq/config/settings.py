@@ -20,6 +20,7 @@ from pyams_zmq.auth.curve import CurveClient, CurveServer
 from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.config.identity import APPLICATION
 from pyams_zmq.config.service import POOL_OPTIONS, Service, services_of
+from pyams_zmq.handler.plain import check_handler
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.pool.broker import make_worker_access
 from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL
@@ -137,6 +138,10 @@ def read_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:
     for key, value in values.items():
         with _named(name, key):
             values[key] = _read(config, key, value)
+    if 'handler' in values:
+        with _named(name, 'handler'):
+            usual = getattr(values.get('factory'), 'concurrency', 1)
+            check_handler(values['handler'], values.get('concurrency', usual))
     _read_keys(name, values)
     _check_access(name, values)
     for key in ('address', 'handler'):
@@ -195,7 +200,7 @@ def _read(config: Any, key: str, value: Any) -> Any:
         return convert(key, value)
     if key in ('handler', 'factory'):
         value = config.maybe_dotted(value)
-        if not callable(value):
+        if key == 'factory' and not callable(value):
             raise TypeError(f'{value!r} is not a class')
     elif key == 'client_keys' and not os.path.isdir(value):
         return aslist(value)
