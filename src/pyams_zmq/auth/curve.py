@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from zmq.auth import load_certificate
 from zmq.utils import z85
 
 Key = str | bytes | os.PathLike[str]
@@ -130,6 +129,8 @@ def _is_key(text: Any) -> bool:
 def _load_file(key: Any) -> tuple[bytes, bytes | None]:
     path = os.fspath(key)
     try:
+        from zmq.auth import load_certificate  # noqa: PLC0415 - few clients read a file of keys
+
         public, secret = load_certificate(path)
         return _check_text(public), None if secret is None else _check_text(secret)
     except OSError as error:
