@@ -160,7 +160,7 @@ class DeferredReply:
         try:
             self._send(data)
         except Exception:
-            LOGGER.exception('A reply could not be sent')
+            LOGGER.exception('A reply of %s could not be sent', self)
 
     async def _await_reply(self, result: Awaitable[Any]) -> bytes:
         if self._method.timeout is not None:

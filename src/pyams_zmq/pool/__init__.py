@@ -165,7 +165,9 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
             socket.connect(self.bound_addresses[1])
             socket.send_multipart([b'', protocol.STATS])
             if not socket.poll(int(timeout * 1000)):
-                raise ZMQTimeoutError(f'The broker of {self.name} did not reply in {timeout} s')
+                raise ZMQTimeoutError(
+                    f'The broker of {self.name} did not reply in {timeout} s: see its log'
+                )
             stats: dict[str, Any] = decode_reply(socket.recv())
         return stats
 

@@ -419,7 +419,10 @@ class Supervisor(RestartLimits):
         elif now < child.stop_deadline:
             return
         else:
-            LOGGER.warning('%s did not stop in time', child.name)
+            LOGGER.warning(
+                '%s did not stop in time, it is ended harder: see its log, or raise drain_timeout',
+                child.name,
+            )
         order, timeout = next(child.stop_orders, (None, 0.0))
         if order is None:  # SIGKILL did not end it: the system waits for a device
             child.release()
