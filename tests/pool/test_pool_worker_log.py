@@ -29,8 +29,7 @@ def join(run_program, tmp_path):
     """Start a program with a worker."""
     (tmp_path / 'auth').write_text(ACCESS)
 
-    def start(address, *args):
-        handler = 'pool_handlers.PoolMessageHandler'
+    def start(address, *args, handler='pool_handlers.PoolMessageHandler'):
         options = ('-W', 'ignore:pkg_resources is deprecated', '-c', WORKER, address, handler)
         return run_program(*options, '--auth-file', str(tmp_path / 'auth'), *args)
 
@@ -61,16 +60,17 @@ def test_no_broker(join):
     """The worker says so once, and that it serves only when it does, each time."""
     with reserved_port() as port:
         address = f'tcp://127.0.0.1:{port}'
-        program = join(address)
+        program = join(address, handler='plain_handlers.Plain')
         wait_until(lambda: warnings_of(program), TIMEOUT)
         text = program.log.read_text()
         assert f'gets no calls from {address}, and tries again: it cannot connect: check' in text
         assert 'WARNING' in text
         assert 'serves' not in text
         for count in (1, 2):
-            with running(Pool, worker_address=address, worker_auth=ACCESS, workers=1):
+            with running(Pool, worker_address=address, worker_auth=ACCESS, workers=1) as pool:
                 wait_until(lambda: program.log.read_text().count('serves') == count, TIMEOUT)  # noqa: B023
                 assert warnings_of(program) == count
+                wait_for_workers(pool, count=2)
             wait_until(lambda: warnings_of(program) == count + 1, TIMEOUT)  # noqa: B023
         program.send_signal(signal.SIGTERM)
         assert program.wait(TIMEOUT) == 0

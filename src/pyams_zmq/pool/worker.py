@@ -91,6 +91,7 @@ class PoolWorker(ZMQProcess):
 
     _has_been_ready = False
     _is_registered = False  # since the last connection
+    _has_warned = False  # since it was registered
     _broker_timer: Any = None
     _leaves_at_start = False
     _route: bytes
@@ -189,13 +190,14 @@ class PoolWorker(ZMQProcess):
     def _expect_broker(self) -> None:
         """Log a warning if no broker registers this worker soon."""
         self._is_registered = False
-        if self._broker_timer is None:
+        if self._broker_timer is None and not self._has_warned:
             self._broker_timer = self.loop.call_later(BROKER_TIMEOUT, self._warn_without_broker)
 
     def _warn_without_broker(self) -> None:
         self._broker_timer = None
         if self._is_registered or self.is_leaving or self.draining:
             return
+        self._has_warned = True
         if self.is_connected:
             text = (
                 'is connected, but not registered: the program there is not the broker of a pool, '
@@ -271,6 +273,7 @@ class PoolWorker(ZMQProcess):
                 self._ready_sent = -inf
                 if not self._is_registered:
                     self._is_registered = True
+                    self._has_warned = False
                     super()._log_start()
                 self.rep_stream.max_size = decode_reply(*rest)['max_reply_size']
                 if not self._has_been_ready:
