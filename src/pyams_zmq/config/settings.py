@@ -199,7 +199,10 @@ def _read(config: Any, key: str, value: Any) -> Any:
     if key in TYPES or key in _FILE_OPTIONS:
         return convert(key, value)
     if key in ('handler', 'factory'):
-        value = config.maybe_dotted(value)
+        try:
+            value = config.maybe_dotted(value)
+        except (ImportError, AttributeError) as error:
+            raise ImportError(f'{value!r} cannot be imported: {error}') from None
         if key == 'factory' and not callable(value):
             raise TypeError(f'{value!r} is not a class')
     elif key == 'client_keys' and not os.path.isdir(value):
