@@ -241,7 +241,14 @@ class Testing:
 
     def __call__(self, service: Any) -> RecordingClient:
         """Make a client of a declared service."""
-        return _DeclaredClient(self, service)
+        client = RecordingClient(
+            service.name,
+            address=service.client_address,
+            replies=self.replies[service.name],
+            outbox=self.outbox,
+        )
+        client._find_answer = partial(self.find_answer, service)  # type: ignore[method-assign]
+        return client
 
     def reset(self) -> None:
         """Start again for the next test: no messages, no replies, no handlers, and not eager."""
@@ -261,22 +268,6 @@ class Testing:
         if service.name not in self._answers:
             self._answers[service.name] = _serve(service.make_process(self._registry))
         return self._answers[service.name]
-
-
-class _DeclaredClient(RecordingClient):
-    """Client of a declared service, whose handler replies while the tests are eager."""
-
-    def __init__(self, testing: Testing, service: Any):
-        super().__init__(
-            service.name,
-            address=service.client_address,
-            replies=testing.replies[service.name],
-            outbox=testing.outbox,
-        )
-        self._find = partial(testing.find_answer, service)
-
-    def _find_answer(self) -> Callable[[bytes], bytes] | None:
-        return self._find()
 
 
 class _DummyZMQ:

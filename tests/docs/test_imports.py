@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from pyams_zmq import auth
+from pyams_zmq.auth import authenticator
+
 HEAVY = {
     *('pyramid', 'webob', 'zope.interface', 'zope.component', 'transaction', 'pkg_resources'),
     *('asyncio', 'tornado', 'zmq.asyncio', 'zmq.eventloop', 'pyams_utils'),
@@ -66,6 +69,12 @@ def test_client_is_light(module):
     code = LIST_MODULES.format(module=module)
     output = subprocess.check_output([sys.executable, '-c', code], text=True)
     assert HEAVY.isdisjoint(json.loads(output))
+
+
+def test_name_that_is_imported_later():
+    assert auth.Authenticator is authenticator.Authenticator
+    with pytest.raises(AttributeError, match=r"module 'pyams_zmq\.auth' has no attribute 'nobody'"):
+        _ = auth.nobody
 
 
 def test_without_pyams_utils(tmp_path):

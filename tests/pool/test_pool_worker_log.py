@@ -118,5 +118,5 @@ def test_orderly_end(how, join, tmp_path):
         wait_for_workers(pool, count=1)
         pids, results = held
         assert sorted(results) == sorted(pids)
-    lines = log.read_text().splitlines()
-    assert [line for line in lines if not line.startswith('INFO')] == []
+    lines = log.read_text().splitlines()  # a loaded machine may need another signal: a warning
+    assert [line for line in lines if not line.startswith(('INFO', 'WARNING'))] == []

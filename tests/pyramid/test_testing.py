@@ -330,6 +330,8 @@ def test_dummy_request(config):
     assert config.registry.zmq_testing.outbox == [('svc', 'visit', 1), ('svc', 'visit', None)]
     with pytest.raises(LookupError, match='Unknown ØMQ service'):
         request.zmq('other')
+    with pytest.raises(ZMQMessageError, match=r'^413 Message is \d+ bytes; the limit is \d+$'):
+        request.zmq('svc').send('visit', 'x' * MAX_MESSAGE_SIZE)
     assert DummyRequest(zmq='mine').zmq == 'mine'
     assert 'zmq' in dir(DummyRequest)
     assert DummyRequest.zmq is vars(DummyRequest)['zmq']
