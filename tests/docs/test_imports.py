@@ -73,6 +73,7 @@ def test_client_is_light(module):
 
 def test_name_that_is_imported_later():
     assert auth.Authenticator is authenticator.Authenticator
+    assert {*auth.__all__} <= {*dir(auth)}
     with pytest.raises(AttributeError, match=r"module 'pyams_zmq\.auth' has no attribute 'nobody'"):
         _ = auth.nobody
 

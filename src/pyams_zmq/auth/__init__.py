@@ -5,18 +5,22 @@
 `Authenticator` runs the decision in a thread.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from pyams_zmq.auth.access import Access, AccessAttributes
 from pyams_zmq.auth.credentials import Users, parse_users
-from pyams_zmq.auth.policy import (
-    ANONYMOUS,
-    ZAP_DOMAIN,
-    AccessPolicy,
-    Peer,
-    Verdict,
-    parse_clients,
-)
+
+if TYPE_CHECKING:
+    from pyams_zmq.auth.access import Access, AccessAttributes
+    from pyams_zmq.auth.authenticator import Authenticator
+    from pyams_zmq.auth.policy import (
+        ANONYMOUS,
+        ZAP_DOMAIN,
+        AccessPolicy,
+        Peer,
+        Verdict,
+        parse_clients,
+    )
 
 __all__ = [
     'ANONYMOUS',
@@ -32,11 +36,21 @@ __all__ = [
     'parse_users',
 ]
 
+_MODULES = {
+    **dict.fromkeys(('Access', 'AccessAttributes'), 'access'),
+    'Authenticator': 'authenticator',
+    **dict.fromkeys(
+        ('ANONYMOUS', 'ZAP_DOMAIN', 'AccessPolicy', 'Peer', 'Verdict', 'parse_clients'), 'policy'
+    ),
+}
+"""What servers need, and clients do not: imported at its first use"""
+
 
 def __getattr__(name: str) -> Any:
-    """Import `Authenticator` when it is used: clients need no authenticator, and no asyncio."""
-    if name == 'Authenticator':
-        from pyams_zmq.auth.authenticator import Authenticator  # noqa: PLC0415 - see above
-
-        return Authenticator
+    if name in _MODULES:
+        return getattr(import_module(f'{__name__}.{_MODULES[name]}'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

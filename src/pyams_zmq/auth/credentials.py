@@ -3,7 +3,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 MAX_CREDENTIAL = 254  # bytes; RFC 24 allows 255, which pyzmq does not read back
@@ -47,7 +46,8 @@ def _lines(auth: Any) -> Sequence[Any]:
     if isinstance(auth, os.PathLike):
         path = os.fspath(auth)
         try:
-            auth = Path(path).read_text('utf-8-sig')
+            with open(path, encoding='utf-8-sig') as file:
+                auth = file.read()
         except (OSError, ValueError) as error:
             reason = getattr(error, 'strerror', None) or 'not UTF-8, or not a valid path'
             raise ValueError(f'Credentials file {path!r}: {reason}') from None

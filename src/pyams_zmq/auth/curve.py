@@ -10,7 +10,6 @@ import os
 import re
 import struct
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import zmq
@@ -67,6 +66,8 @@ def read_keys(source: Any) -> frozenset[str]:
         except (OSError, ValueError) as error:
             reason = getattr(error, 'strerror', None) or 'not a valid path'
             raise ValueError(f'Folder of CURVE keys{name}: {reason}') from None
+        from pathlib import Path  # noqa: PLC0415 - of servers only, which read a folder
+
         keys = [Path(source, name) for name in sorted(names) if name.endswith('.key')]
     found = frozenset(_load_public(key).decode() for key in keys)
     if not found:
