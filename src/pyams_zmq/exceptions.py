@@ -3,7 +3,20 @@
 
 
 class ZMQBaseError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    :ivar advice: what the client of a declared service adds to the text: the service, how it is
+        started, and the next step
+    """
+
+    advice: str = ''
+
+    def __str__(self) -> str:
+        return f'{self._describe()}. {self.advice}' if self.advice else self._describe()
+
+    def _describe(self) -> str:
+        """Return the text without the advice."""
+        return super().__str__()
 
 
 class ZMQMessageError(ZMQBaseError, ValueError):
@@ -20,12 +33,16 @@ class ZMQMessageError(ZMQBaseError, ValueError):
         self.status = int(status)
         self.text = str(text)
 
-    def __str__(self) -> str:
+    def _describe(self) -> str:
         return f'{self.status} {self.text}'
 
 
 class ZMQStartError(ZMQBaseError, RuntimeError):
     """A process that could not start; the text is the reason."""
+
+
+class ZMQHandlerError(ZMQStartError, TypeError, ValueError):
+    """A message handler that cannot be made, however often that is tried: mend its declaration."""
 
 
 class ZMQBindError(OSError, ZMQStartError):
@@ -65,7 +82,7 @@ class ZMQRemoteError(ZMQBaseError, RuntimeError):
         """The payload as text."""
         return str(self.payload)
 
-    def __str__(self) -> str:
+    def _describe(self) -> str:
         return f'{self.status} {self.text}'
 
 

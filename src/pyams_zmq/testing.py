@@ -10,11 +10,14 @@ from functools import partial
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
+from pyramid.testing import DummyRequest
 from pyramid.threadlocal import manager
 from zope.interface import implementer
 
 from pyams_zmq.client import PREPARE_TIMEOUT, ZMQClient
 from pyams_zmq.client.problem import EncodedMessage, check_reply
+from pyams_zmq.config.request_client import request_zmq
+from pyams_zmq.handler.plain import make_handler
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
@@ -30,6 +33,9 @@ from pyams_zmq.wire.message import (
 from pyams_zmq.wire.multipart import describe, to_frames
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+Answer = Callable[[list[bytes]], Reply]
+"""Function that replies to the frames of a message"""
 
 LOCAL = '127.0.0.1'
 """Default address of a process; the system chooses the port"""
@@ -109,8 +115,8 @@ class RecordingClient(ZMQClient):
     :param replies: replies by type of message: a reply such as ``[200, payload]``, or a
         :class:`~pyams_zmq.message.Multipart`; an exception to raise; or a function of the arguments
         that returns the reply; the default is ``[200, None]``
-    :param handler: message handler that replies in this process, as it does in its own; a
-        class, or a ZMQProcess or ZMQPool that is not started
+    :param handler: handler that replies in this process, as it does in its own: anything that a
+        ZMQProcess takes, or a ZMQProcess or ZMQPool that is not started
     :param outbox: list that gets the messages, by default a new one
     :raises ValueError, TypeError: for a bad address, and those of *handler*
     """
@@ -179,14 +185,19 @@ class RecordingClient(ZMQClient):
             case _:
                 sent = Sent(self.name, None, message, frames)
         self.outbox.append(sent)
-        if self._answer is not None and sent.type not in self.replies:
-            return _frames_of(self._answer([*frames, data]))
+        answer = self._find_answer()
+        if answer is not None and sent.type not in self.replies:
+            return _frames_of(answer([*frames, data]))
         reply: Any = [200, None]
         if sent.type is not None:
             reply = self.replies.get(sent.type, reply)
         if isinstance(reply, BaseException):
             raise reply
         return _frames_of(encode_reply(reply(sent.args) if callable(reply) else reply))
+
+    def _find_answer(self) -> Answer | None:
+        """Return the function that replies to messages without an entry in `replies`, if any."""
+        return self._answer
 
     def close(self) -> None:
         """Refuse further messages, as a closed client does."""
@@ -224,13 +235,13 @@ class _ReplyRecorder:
         self.replies.append(reply)
 
 
-def _serve(handler: Any) -> Callable[[list[bytes]], Reply]:
+def _serve(handler: Any) -> Answer:
     """Return a function that replies to an encoded message as a process with this handler does."""
     if isinstance(handler, ZMQPool):
         handler = handler.make_worker(f'{LOCAL}:1')
     process = handler if isinstance(handler, ZMQProcess) else ZMQProcess(LOCAL, handler)
     stream = _ReplyRecorder(process.concurrency)
-    answer = process.handler(process, stream, process.stop)
+    answer = make_handler(process.handler, process, stream)
 
     async def reply_to(frames: list[bytes]) -> Reply:
         answer(frames)
@@ -274,42 +285,74 @@ class Testing:
     def __init__(self, registry: Any):
         self.outbox: list[Sent] = []
         self.replies = _Replies()
-        self._eager = False
-        self._is_used = False
+        self.eager = False
         self._registry = registry
+        self._answers: dict[str, Answer] = {}
 
     @property
     def eager(self) -> bool:
         """True if the handlers of the services reply to messages without an entry in `replies`.
 
-        Setting it after the first message raises a RuntimeError.
+        It can be set at any time.
         """
         return self._eager
 
     @eager.setter
     def eager(self, eager: bool) -> None:
-        if self._is_used:
-            raise RuntimeError('A client is in use: set eager before the first message')
         self._eager = check_boolean('eager', eager)
 
     def __call__(self, service: Any) -> RecordingClient:
         """Make a client of a declared service."""
-        self._is_used = True
-        return RecordingClient(
+        client = RecordingClient(
             service.name,
             address=service.client_address,
             replies=self.replies[service.name],
-            handler=service.make_process(self._registry) if self.eager else None,
             outbox=self.outbox,
         )
+        client._find_answer = partial(self.find_answer, service)  # type: ignore[method-assign]
+        return client
+
+    def reset(self) -> None:
+        """Start again for the next test: no messages, no replies, no handlers, and not eager."""
+        self.outbox.clear()
+        for replies in self.replies.values():
+            replies.clear()
+        self._answers.clear()
+        self.eager = False
+
+    def find_answer(self, service: Any) -> Answer | None:
+        """Return the function by which the handler of a service replies; None if it does not.
+
+        :param service: a declared service; one that runs elsewhere may have no handler
+        """
+        if not self.eager or service.handler is None:
+            return None
+        if service.name not in self._answers:
+            self._answers[service.name] = _serve(service.make_process(self._registry))
+        return self._answers[service.name]
+
+
+class _DummyZMQ:
+    """The method `zmq` of a DummyRequest, which has no extensions; its registry must have clients.
+
+    A test may still assign another one to a request.
+    """
+
+    def __get__(self, request: Any, owner: type) -> Any:
+        if request is None:
+            return self
+        if getattr(request.registry, 'zmq_clients', None) is None:
+            raise AttributeError('zmq: call config.include("pyams_zmq.testing") in the test')
+        return partial(request_zmq, request)
 
 
 def includeme(config: Any) -> None:
     """Record the messages of an application: ``config.include('pyams_zmq.testing')``.
 
-    Services are not started.
+    Services are not started. A :class:`pyramid.testing.DummyRequest` has `zmq`, as requests have.
     """
     config.include('pyams_zmq')
+    DummyRequest.zmq = _DummyZMQ()
     if config.registry.queryUtility(IZMQClientFactory) is None:
         config.registry.zmq_testing = Testing(config.registry)
         config.registry.registerUtility(config.registry.zmq_testing, IZMQClientFactory)

@@ -16,6 +16,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.scripting import prepare
 
+import plain_handlers
 from checks import TIMEOUT
 from handlers import Handler, Journal, MessageHandler, Process
 from pyams_zmq.config import services_of, startup
@@ -150,7 +151,14 @@ def test_several():
     [
         ({'handler': 42}, 'bad handler .*42 is not a class'),
         ({'handler': None, 'start': 'never'}, 'bad handler .*None is not a class'),
-        ({'handler': 'no.such'}, 'bad handler .*no'),
+        ({'handler': 'no.such'}, "bad handler .*'no.such' cannot be imported: No module"),
+        ({'handler': 'plain_handlers'}, 'bad handler .*is not a class of the application'),
+        ({'handler': 'plain_handlers.Polite'}, 'bad handler .*needs arguments .*pass an instance'),
+        ({'handler': 'plain_handlers.BadTimeout', 'start': 'never'}, 'bad handler .*timeout -1'),
+        (
+            {'handler': 'plain_handlers.AsyncRequest', 'concurrency': 2},
+            'bad handler .*leave concurrency at 1',
+        ),
         ({'factory': None}, 'bad factory .*None is not a class'),
         ({'address': 'a b'}, "bad address .*'a b'"),
         ({'address': 'ipc://*'}, "bad address .*'ipc://.' has no path"),
@@ -209,6 +217,37 @@ def test_bad_options(options, text):
         service_of(('indexer', {'handler': HANDLER, 'address': ADDRESS, **options}))
     assert 'secret' not in str(error.value)
     assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('handler', 'found'),
+    [
+        ('plain_handlers.Plain', plain_handlers.Plain),
+        ('plain_handlers.POLITE', plain_handlers.POLITE),
+        ('plain_handlers.wrong_factory', plain_handlers.wrong_factory),
+    ],
+)
+@pytest.mark.parametrize('workers', ['0', '2'])
+def test_plain_handler_in_settings(handler, found, workers):
+    service = service_of(
+        pyams_zmq__indexer__address=ADDRESS,
+        pyams_zmq__indexer__handler=handler,
+        pyams_zmq__indexer__workers=workers,
+    )
+    assert service.handler is found
+    assert service.make_process(Registry('one')).handler is found
+
+
+def test_concurrency_of_the_factory():
+    """It counts where the options do not give one."""
+
+    class Eager(ZMQProcess):
+        concurrency = 2
+
+    options = {'handler': 'plain_handlers.AsyncRequest', 'address': ADDRESS, 'factory': Eager}
+    with pytest.raises(ConfigurationError, match='leave concurrency at 1'):
+        service_of(('indexer', options))
+    service_of(('indexer', {**options, 'concurrency': 1}))
 
 
 @pytest.mark.parametrize(
@@ -560,9 +599,8 @@ def test_include_testing_eager():
     assert client.call('echo', 'here') == 'here'
     with pytest.raises(ZMQRemoteError, match='404'):
         client.call('unknown')
-    with pytest.raises(RuntimeError, match='before the first message'):
-        config.registry.zmq_testing.eager = False
-    assert config.registry.zmq_testing.eager
+    config.registry.zmq_testing.eager = False
+    assert client.call('echo', 'here') is None
 
 
 def test_include_testing_by_setting():

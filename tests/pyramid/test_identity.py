@@ -332,7 +332,7 @@ def test_address_of_a_program_that_is_not_known(serve, start_other, start, tmp_p
         return answer and answer['reply'][0] == 503 and answer['reply'][1]
 
     text = wait_until(refusal, TIMEOUT)
-    assert text.endswith('(an unknown program)')
+    assert text.partition(': stop that')[0].endswith('(an unknown program)')
     process.stop()
     staging.wait_for_service(TIMEOUT)
 

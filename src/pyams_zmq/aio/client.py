@@ -352,7 +352,7 @@ class AsyncZMQClient:
 
     def _connect(self) -> Connection:
         if self._is_closed:
-            raise ZMQClosedError(f'The client of {self.address} was closed')
+            raise ZMQClosedError(f'The client of {self.address} was closed: make another one')
         loop = asyncio.get_running_loop()
         connections = self._connections.get()
         for connection in connections:

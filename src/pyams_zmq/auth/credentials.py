@@ -4,7 +4,6 @@
 import logging
 import os
 from collections.abc import ItemsView, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -93,7 +92,8 @@ def _lines(auth: Any) -> Sequence[Any]:
     if isinstance(auth, os.PathLike):
         path = os.fspath(auth)
         try:
-            auth = Path(path).read_text('utf-8-sig')
+            with open(path, encoding='utf-8-sig') as file:
+                auth = file.read()
         except (OSError, ValueError) as error:
             reason = getattr(error, 'strerror', None) or 'not UTF-8, or not a valid path'
             if _is_uri(path):

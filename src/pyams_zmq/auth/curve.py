@@ -10,11 +10,9 @@ import os
 import re
 import struct
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import zmq
-from zmq.auth import load_certificate
 from zmq.utils import z85
 
 Key = str | bytes | os.PathLike[str]
@@ -68,6 +66,8 @@ def read_keys(source: Any) -> frozenset[str]:
         except (OSError, ValueError) as error:
             reason = getattr(error, 'strerror', None) or 'not a valid path'
             raise ValueError(f'Folder of CURVE keys{name}: {reason}') from None
+        from pathlib import Path  # noqa: PLC0415 - of servers only, which read a folder
+
         keys = [Path(source, name) for name in sorted(names) if name.endswith('.key')]
     found = frozenset(_load_public(key).decode() for key in keys)
     if not found:
@@ -132,6 +132,8 @@ def is_key(text: Any) -> bool:
 def _load_file(key: Any) -> tuple[bytes, bytes | None]:
     path = os.fspath(key)
     try:
+        from zmq.auth import load_certificate  # noqa: PLC0415 - few clients read a file of keys
+
         public, secret = load_certificate(path)
         return _check_text(public), None if secret is None else _check_text(secret)
     except OSError as error:

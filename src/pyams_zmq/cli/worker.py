@@ -13,6 +13,7 @@ from pyramid.registry import Registry
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.cli.application import load_application
 from pyams_zmq.config.options import OPTIONS
+from pyams_zmq.handler.plain import check_handler
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.supervisor import Supervisor
 
@@ -29,7 +30,7 @@ def add_command(commands: Any) -> None:
         'They authenticate with --auth-file (PLAIN), or with --server-key and --key (CURVE).',
     )
     parser.add_argument('address', metavar='ADDRESS', help='worker_address of the pool')
-    parser.add_argument('handler', metavar='HANDLER', help='dotted name of the message handler')
+    parser.add_argument('handler', metavar='HANDLER', help='dotted name of the handler, a class')
     parser.add_argument('config_uri', metavar='INI', nargs='?', help='configuration to load first')
     parser.add_argument('--workers', type=int, default=1, metavar='N', help='their number (1)')
     parser.add_argument('--auth-file', type=Path, metavar='FILE', help='file with user:password')
@@ -56,7 +57,7 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
         parser.error(f'handler {args.handler!r} cannot be imported: {error}')
     make = partial(_make_worker, args, handler, registry)
     try:
-        make()  # for its errors
+        check_handler(handler, make().concurrency)
     except ValueError as error:
         parser.error(str(error))
     return Supervisor(

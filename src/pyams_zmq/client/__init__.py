@@ -284,7 +284,7 @@ class ZMQClient:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise ZMQClosedError(f'The client of {self.address} was closed')
+            raise ZMQClosedError(f'The client of {self.address} was closed: make another one')
 
     def _acquire(self, idle: list[CallConnection], timeout: float) -> CallConnection:
         self._check_open()

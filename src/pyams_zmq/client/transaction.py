@@ -185,7 +185,11 @@ class MessageDataManager:
             else:
                 reservation.post()
         except Exception:
-            LOGGER.exception('Message %r of a committed transaction is lost', self.type)
+            LOGGER.exception(
+                'Message %r to %s of a committed transaction is lost',
+                self.type,
+                getattr(self._client, 'address', self._client),
+            )
 
 
 class MessageGroup:

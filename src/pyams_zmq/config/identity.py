@@ -28,10 +28,12 @@ class Application(NamedTuple):
 
     :ivar name: text that no other application has; without a secret
     :ivar description: what a user knows it by
+    :ivar ini: its ini file, with the section if that is not `main`; empty if it is not known
     """
 
     name: str
     description: str
+    ini: str = ''
 
 
 class Ini(NamedTuple):
@@ -76,16 +78,19 @@ def identify(registry: Any) -> Application:
     """
     settings = registry.settings or {}
     given = settings.get(APPLICATION)
+    place = find_ini()
+    ini = ''
+    if place is not None:
+        ini = place.path if place.section in (None, 'main') else f'{place.path}#{place.section}'
     if given:
-        return Application(f'application {given}', str(given))
+        return Application(f'application {given}', str(given), ini)
     package = registry.__name__
-    ini = find_ini()
-    if ini is not None:
-        return Application(f'{package} {ini}', f'{package} ({ini})')
+    if place is not None:
+        return Application(f'{package} {place}', f'{package} ({place})', ini)
     module = sys.modules.get(package)
-    place = os.path.abspath(getattr(module, '__file__', None) or '')
+    folder = os.path.abspath(getattr(module, '__file__', None) or '')
     digest = hashlib.sha256(_text_of(settings).encode(errors='surrogatepass')).hexdigest()
-    return Application(f'{package} {place} {digest}', f'{package} ({place})')
+    return Application(f'{package} {folder} {digest}', f'{package} ({folder})')
 
 
 def find_ini() -> Ini | None:

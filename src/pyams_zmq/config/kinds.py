@@ -52,11 +52,15 @@ def _read_names(value: Any, _config: Any) -> Any:
     return msgspec.convert(aslist(value), tuple[str, ...])
 
 
-def _read_class(value: Any, config: Any) -> Any:
+def _import(value: Any, config: Any, label: str) -> Any:
     try:
-        found = config.maybe_dotted(value)
+        return config.maybe_dotted(value)
     except (ValueError, ImportError, AttributeError) as error:
-        raise ValueError(f'{value!r} cannot be imported ({error}); write {CLASS.label}') from None
+        raise ValueError(f'{value!r} cannot be imported ({error}); write {label}') from None
+
+
+def _read_class(value: Any, config: Any) -> Any:
+    found = _import(value, config, CLASS.label)
     if not callable(found):
         raise TypeError(f'{found!r} is not a class; write {CLASS.label}')
     return found
@@ -87,6 +91,10 @@ CLASS = Kind('a class, or its dotted name', _read_class)
 DURATION = _number('a number above 0', Annotated[float, Meta(gt=0)])
 FILE = Kind('a file', resolve_path)
 GROUP = Kind('a group, by its name or id', _read_group)
+HANDLER = Kind(
+    'a class with the methods, an instance of one, or a ZMQMessageHandler; or a dotted name',
+    lambda value, config: _import(value, config, HANDLER.label),
+)
 INTEGER = _number('an integer, 0 or more', Annotated[int, Meta(ge=0)])
 INTERVAL = _number(
     f'a number from {MIN_INTERVAL} to {MAX_INTERVAL:g}',

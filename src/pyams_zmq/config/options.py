@@ -15,6 +15,7 @@ from pyams_zmq.config.kinds import (
     DURATION,
     FILE,
     GROUP,
+    HANDLER,
     INTEGER,
     INTERVAL,
     KEYS,
@@ -105,7 +106,7 @@ _SERVICE = (
         'required',
         'where it binds, with a port; clients connect to it',
     ),
-    ('handler', CLASS, '', 'required', 'handler of the messages; not needed with start = never'),
+    ('handler', HANDLER, '', 'required', 'handler of the messages; not needed with start = never'),
     ('factory', CLASS, '', 'ZMQProcess; with workers ZMQPool', 'class of the process'),
     (
         *('start', START, '', ''),

@@ -3,12 +3,15 @@
 
 import threading
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from pyams_zmq.client.transaction import is_under_way, send_on_commit
+from pyams_zmq.config.advice import advise
 from pyams_zmq.config.identity import Application
 from pyams_zmq.config.service import Service, services_of
-from pyams_zmq.exceptions import ZMQUnreachableError
+from pyams_zmq.config.service_client import ServiceClient, explained
+from pyams_zmq.exceptions import ZMQBaseError, ZMQUnreachableError
 from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
 from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.wire.fork import ForkLocal
@@ -26,6 +29,12 @@ class RequestClient:
         self.call = client.call
         self.request = client.request
 
+    def explain(self, error: ZMQBaseError) -> None:
+        """Add the service, how it is started and the next step to the text of an error."""
+        if isinstance(self._client, ServiceClient):
+            self._client.explain(error)
+
+    @explained
     def send(
         self,
         type: str,  # noqa: A002 - the name of the field
@@ -76,7 +85,8 @@ class ClientRegistry:
         lock = self.address_locks.get(name)
         if lock is not None and (owner := lock.find_other_owner()) is not None:
             raise ZMQUnreachableError(
-                f'{name!r} is not running: another application serves {lock.address} ({owner})'
+                f'{name!r} is not running: another application serves {lock.address} ({owner}): '
+                f'stop that one, or choose another address, pyams_zmq.{name}.address'
             )
         with self._lock.get():
             client = self._clients.get(name)
@@ -84,10 +94,24 @@ class ClientRegistry:
                 service = self._registry.queryUtility(IZMQService, name)
                 if service is None:
                     names = ', '.join(sorted(services_of(self._registry))) or 'none'
-                    raise LookupError(f'Unknown ØMQ service {name!r}; declared: {names}')
+                    raise LookupError(
+                        f'Unknown ØMQ service {name!r}; declared: {names}. Correct the name, or '
+                        f'declare it: config.add_zmq_process({name!r}, ...)'
+                    )
                 make = self._registry.queryUtility(IZMQClientFactory) or Service.make_client
                 client = self._clients[name] = make(service)
+                if isinstance(client, ServiceClient):
+                    client.get_advice = partial(self._advise, service)
         return client
+
+    def _advise(self, service: Service, error: ZMQBaseError) -> str:
+        lock = self.address_locks.get(service.name)
+        return advise(
+            service,
+            error,
+            ini='' if self.application is None else self.application.ini,
+            problem='' if lock is None else lock.find_problem(),
+        )
 
     def close(self) -> None:
         """Close all clients; the next use makes new ones."""

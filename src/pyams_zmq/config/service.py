@@ -5,14 +5,16 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from zope.interface import implementer
 
 from pyams_zmq.auth import FirstUser, Users, parse_users
 from pyams_zmq.auth.curve import CurveClient, CurveServer
-from pyams_zmq.client import ZMQClient
+from pyams_zmq.config.advice import advise
 from pyams_zmq.config.identity import Application
+from pyams_zmq.config.service_client import ServiceClient
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.address_lock import UNLOCKED, AddressLock
@@ -69,8 +71,8 @@ class Service:
             setattr(process, name, value)
         return process
 
-    def make_client(self) -> ZMQClient:
-        """Return a new client of the service."""
+    def make_client(self) -> ServiceClient:
+        """Return a new client of the service, whose errors name the service and the next step."""
         auth = self.client_auth
         if auth is None and self.client_curve is None:
             auth = self.auth
@@ -79,7 +81,7 @@ class Service:
         elif auth is not None:
             # The application connects as the first user of the server.
             auth = dict(list(parse_users(auth).items())[:1]) or None
-        client = ZMQClient(
+        client = ServiceClient(
             self.client_address,
             auth=auth,
             curve=self.client_curve,
@@ -87,6 +89,7 @@ class Service:
             retries=self.retries,
             send_deadline=self.send_deadline,
         )
+        client.get_advice = partial(advise, self)
         limit = self.limits.get('max_message_size', 0)
         client.max_message_size = max(client.max_message_size, limit)
         return client

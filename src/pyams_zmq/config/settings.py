@@ -17,6 +17,7 @@ from pyams_zmq.config.errors import describe_source, is_set, locate, named, sugg
 from pyams_zmq.config.identity import APPLICATION
 from pyams_zmq.config.options import FORMS, OPTIONS, PREFIX
 from pyams_zmq.config.service import POOL_OPTIONS, Service, services_of
+from pyams_zmq.handler.plain import check_handler
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.pool.broker import make_worker_access
 from pyams_zmq.wire.endpoint import Endpoint
@@ -150,6 +151,10 @@ class _Reader:
         for key, value in self.values.items():
             with self._named(key):
                 self.values[key] = OPTIONS[key].read(value, self.config)
+        if 'handler' in self.values:
+            with self._named('handler'):
+                usual = getattr(self.values.get('factory'), 'concurrency', 1)
+                check_handler(self.values['handler'], self.values.get('concurrency', usual))
         self._read_forms()
         self._check_access()
         self._check_presence()

@@ -134,7 +134,7 @@ class ZMQMessageHandler:
         try:
             self._send(reply)
         except Exception:
-            LOGGER.exception('A reply could not be sent')
+            LOGGER.exception('A reply of %s could not be sent', type(self.rep_handler).__name__)
 
     @property
     def _checks_users(self) -> bool:

@@ -6,13 +6,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from pyams_zmq.handler.errors import error_reply
+from pyams_zmq.handler.executor import Work, call_when_done, present_work
 from pyams_zmq.handler.methods import Method
 from pyams_zmq.handler.threads import MethodThreads
-from pyams_zmq.process.deadlines import CallDeadlines
-from pyams_zmq.process.executor import Work, call_when_done, present_work
 from pyams_zmq.wire.body import Reply, encode_reply
 from pyams_zmq.wire.message import DRAINING_REPLY, encode
 
@@ -20,6 +19,22 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 
 _MEASURE_TIME = 0.2  # seconds in which the watchdog finds out whether the process was suspended
 _LATE = 1.0  # seconds after its deadline in which a method may end before others are refused
+
+
+class Deadlines(Protocol):
+    """The deadlines of a process, see :class:`pyams_zmq.process.deadlines.CallDeadlines`."""
+
+    def add(self, call: object, timeout: float) -> None:
+        """Add a call that begins now, with the time limit of its method in seconds."""
+
+    def remove(self, call: object) -> None:
+        """Remove a call that has ended."""
+
+    def is_current(self) -> bool:
+        """Return False if the process may have been suspended a moment ago."""
+
+    def take_postponed(self, call: object) -> float:
+        """Return by how many seconds a call was postponed since this was asked last."""
 
 
 def make_send(stream: Any) -> Callable[[Reply], None]:
@@ -53,7 +68,7 @@ class DeferredReply:
         stream: Any,
         method: Method,
         owed: 'set[asyncio.Future[None]]',
-        deadlines: CallDeadlines | None = None,
+        deadlines: Deadlines | None = None,
     ):
         loop = asyncio.get_running_loop()
         self._method = method
@@ -101,7 +116,7 @@ class DeferredReply:
         self._timer = asyncio.get_running_loop().call_later(_LATE, self._mark_overdue)
         LOGGER.warning('%s', text)
 
-    def _postpone(self, deadlines: CallDeadlines, is_measured: bool) -> bool:
+    def _postpone(self, deadlines: Deadlines, is_measured: bool) -> bool:
         """Set the timer again if this process was suspended, and return True."""
         loop = asyncio.get_running_loop()
         if not is_measured and not deadlines.is_current():
@@ -158,7 +173,7 @@ class DeferredReply:
         try:
             self._send(data)
         except Exception:
-            LOGGER.exception('A reply could not be sent')
+            LOGGER.exception('A reply of %s could not be sent', self)
 
     async def _await_reply(self, result: Awaitable[Any]) -> Reply:
         if self._method.timeout is not None:
