@@ -25,7 +25,8 @@ UNLISTED = {
     'Bad message: its options are not an object',
     'Bad message: it has … options; the limit is …',
     'Bad message: its option deadline is not a number, the seconds since the epoch',
-    'The reply is not [status, payload], but …: use `request` for it',
+    'ØMQ process … …',  # its parts are listed
+    '… (setting …)',  # the same
 }
 """Messages of which the text is enough"""
 
@@ -74,6 +75,8 @@ def message_of(call):
             number = 0
         case ast.Name(id=name) if ERRORS.fullmatch(name):
             number = len(call.args) - 1
+        case ast.Attribute(value=ast.Name(id='self'), attr='_error'):  # of the settings
+            number = 0
         case _:
             return
     text = simplify(text_of(call.args[number]))

@@ -151,7 +151,7 @@ def test_several():
     [
         ({'handler': 42}, 'bad handler .*42 is not a class'),
         ({'handler': None, 'start': 'never'}, 'bad handler .*None is not a class'),
-        ({'handler': 'no.such'}, "bad handler .*'no.such' cannot be imported: No module"),
+        ({'handler': 'no.such'}, "bad handler .*'no.such' cannot be imported .No module"),
         ({'handler': 'plain_handlers'}, 'bad handler .*is not a class of the application'),
         ({'handler': 'plain_handlers.Polite'}, 'bad handler .*needs arguments .*pass an instance'),
         ({'handler': 'plain_handlers.BadTimeout', 'start': 'never'}, 'bad handler .*timeout -1'),

@@ -91,7 +91,7 @@ CLASS = Kind('a class, or its dotted name', _read_class)
 DURATION = _number('a number above 0', Annotated[float, Meta(gt=0)])
 FILE = Kind('a file', resolve_path)
 GROUP = Kind('a group, by its name or id', _read_group)
-HANDLER = Kind(
+HANDLER: Kind = Kind(
     'a class with the methods, an instance of one, or a ZMQMessageHandler; or a dotted name',
     lambda value, config: _import(value, config, HANDLER.label),
 )

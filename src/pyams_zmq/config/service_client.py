@@ -6,6 +6,7 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pyams_zmq.client import Reservation, ZMQClient
+from pyams_zmq.client.problem import EncodedMessage
 from pyams_zmq.exceptions import ZMQBaseError
 
 _P = ParamSpec('_P')
@@ -49,7 +50,7 @@ class ServiceClient(ZMQClient):
 
     @explained
     def reserve_all(
-        self, messages: Sequence[tuple[str, bytes]], *, timeout: float = 0, held: int = 0
+        self, messages: Sequence[EncodedMessage], *, timeout: float = 0, held: int = 0
     ) -> list[Reservation]:
         """Wait until messages can be posted, see :meth:`.ZMQClient.reserve_all`."""
         found = super().reserve_all(messages, timeout=timeout, held=held)

@@ -15,21 +15,37 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
-from zope.interface import Interface, implementedBy, providedBy
-from zope.interface.adapter import AdapterRegistry
-from zope.interface.interfaces import IInterface
-
-
-class IEncoder(Interface):
-    """Key of the encoders in their registry."""
-
 
 class _Encoder(NamedTuple):
     encode: Callable[[Any], Any]
     decode: Callable[[Any], Any] | None
 
 
-_encoders: Any = AdapterRegistry()
+class _Encoders:
+    """The encoders by type. It imports zope.interface, which most clients do not need, if used."""
+
+    def __init__(self) -> None:
+        from zope.interface import Interface, providedBy  # noqa: PLC0415 - as above
+        from zope.interface.adapter import AdapterRegistry  # noqa: PLC0415
+
+        self._provided, self._specify = Interface, providedBy
+        self._registry: Any = AdapterRegistry()
+
+    def add(self, type: Any, encoder: _Encoder) -> None:  # noqa: A002 - as in `add_encoder`
+        self._registry.register([_key_of(type)], self._provided, '', encoder)
+
+    def get(self, type: Any) -> _Encoder | None:  # noqa: A002 - as above
+        """Return the encoder of exactly this type."""
+        found: _Encoder | None = self._registry.registered([_key_of(type)], self._provided)
+        return found
+
+    def find(self, value: Any) -> _Encoder | None:
+        """Return the encoder of the class of a value, of a base, or of an interface of it."""
+        found: _Encoder | None = self._registry.lookup([self._specify(value)], self._provided)
+        return found
+
+
+_encoders: _Encoders | None = None  # until the first one is added
 
 
 # The constructors are defaults because freezegun replaces the classes in this module, too.
@@ -81,7 +97,10 @@ def add_encoder(
     :raises ValueError: if msgspec encodes instances of *type* itself
     """
     check_encoder(type, encoder, decoder)
-    _encoders.register([_key_of(type)], IEncoder, '', _Encoder(encoder, decoder))
+    global _encoders  # noqa: PLW0603 - see there
+    if _encoders is None:
+        _encoders = _Encoders()
+    _encoders.add(type, _Encoder(encoder, decoder))
 
 
 def check_encoder(type: Any, encoder: Any, decoder: Any = None) -> None:  # noqa: A002 - as above
@@ -90,7 +109,7 @@ def check_encoder(type: Any, encoder: Any, decoder: Any = None) -> None:  # noqa
     :raises TypeError, ValueError: those of `add_encoder`
     """
     is_class = _is_class(type)
-    if not is_class and not IInterface.providedBy(type):
+    if not is_class and not _is_interface(type):
         raise TypeError(f'Bad type {type!r}: write a class or an interface')
     for function in (encoder, encoder if decoder is None else decoder):
         if not callable(function):
@@ -104,7 +123,7 @@ def check_encoder(type: Any, encoder: Any, decoder: Any = None) -> None:  # noqa
 
 def find_decoder(type: Any) -> Callable[[Any], Any] | None:  # noqa: A002 - as above
     """Return the decoder of exactly this class or interface, or None."""
-    encoder = _encoders.registered([_key_of(type)], IEncoder)
+    encoder = None if _encoders is None else _encoders.get(type)
     return None if encoder is None else encoder.decode
 
 
@@ -113,8 +132,16 @@ def _is_class(value: Any) -> bool:
     return isinstance(value, type) and not hasattr(value, '__origin__')
 
 
+def _is_interface(value: Any) -> bool:
+    from zope.interface.interfaces import IInterface  # noqa: PLC0415 - see `_Encoders`
+
+    return bool(IInterface.providedBy(value))
+
+
 def _key_of(type: Any) -> Any:  # noqa: A002 - as above
     if _is_class(type):
+        from zope.interface import implementedBy  # noqa: PLC0415 - see `_Encoders`
+
         return implementedBy(type)  # type: ignore[no-untyped-call] # zope.interface has no types
     return type
 
@@ -152,7 +179,7 @@ def to_json(value: Any) -> Any:
         if not isinstance(value, (str, int, float, type)) and hasattr(value, '__json__'):
             what = f'method __json__ of {kind.__qualname__}'
             return value.__json__(_current_request())
-        encoder = _encoders.lookup([providedBy(value)], IEncoder)
+        encoder = None if _encoders is None else _encoders.find(value)
         if encoder is not None:
             return encoder.encode(value)
         for base in kind.__mro__:
