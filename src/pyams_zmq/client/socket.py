@@ -329,6 +329,7 @@ def _remember_reply(service: int) -> None:
 def _wait_for_refusal(socket: Any, flags: int, deadline: float) -> bool:
     """Wait until a socket is refused, a reply comes in, or the deadline; return True if refused."""
     monitor = socket._monitor
+    checks_pipe = monitor is None
     if monitor is None:
         try:
             uri = os.fsdecode(socket.last_endpoint)
@@ -339,8 +340,13 @@ def _wait_for_refusal(socket: Any, flags: int, deadline: float) -> bool:
             raise
         socket.is_refused = _has_no_pipe(socket)  # the event was before the monitor
     while not socket.is_refused:
-        ready = poll([(socket, flags), (monitor.socket, POLLIN)], deadline - monotonic())
-        if not ready or ready[0][0] is socket:
+        left = deadline - monotonic()
+        timeout = min(left, SILENCE) if checks_pipe else left
+        ready = poll([(socket, flags), (monitor.socket, POLLIN)], timeout)
+        if not ready and timeout < left:
+            checks_pipe = False  # once: libzmq may have been between the event and the pipe
+            socket.is_refused = _has_no_pipe(socket)
+        elif not ready or ready[0][0] is socket:
             return False
         try:
             monitor.read_events()
