@@ -245,7 +245,8 @@ class JobTable:
     def expire(self) -> bool:
         """End some of the jobs that may not begin any more; return True if there may be more."""
         found = self._db.execute(
-            "select number, id from job where state = 'waiting' and expires <= ? limit ?",
+            'select number, id from job indexed by job_expires '
+            "where state = 'waiting' and expires <= ? limit ?",
             (self.now, EXPIRED_STEP),
         ).fetchall()
         for number, job_id in found:

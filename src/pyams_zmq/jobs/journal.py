@@ -150,7 +150,8 @@ class Journal:
         """
         before = now - self.keep
         due = self._db.execute(
-            "select exists (select 1 from job where state = 'waiting' and expires <= ?) "
+            'select exists (select 1 from job indexed by job_expires '
+            "where state = 'waiting' and expires <= ?) "
             'or exists (select 1 from job where ended < ?)',
             (now, before),
         ).fetchone()

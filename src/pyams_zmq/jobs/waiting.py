@@ -2,7 +2,8 @@
 """Which of the jobs that wait begin next.
 
 A job is ready as soon as it is due, whatever the clock says later. Delayed jobs are in an index of
-their own, so that a claim does not read them.
+their own, so that a claim does not read them. sqlite would choose other indexes, which lead to all
+jobs that wait.
 """
 
 import sqlite3
@@ -25,8 +26,8 @@ class WaitingJobs:
         """Make delayed jobs ready that are due."""
         self._db.execute(
             'update job set ready = 1 where number in ('
-            "select number from job where state = 'waiting' and ready = 0 and due <= ? "
-            'order by due limit ?)',
+            'select number from job indexed by job_delayed '
+            "where state = 'waiting' and ready = 0 and due <= ? order by due limit ?)",
             (now, PROMOTED_STEP),
         )
 
@@ -40,7 +41,7 @@ class WaitingJobs:
         found: list[tuple[int, int, str, float | None]] = []
         for name in types:
             found += self._db.execute(
-                'select -priority, number, id, expires from job '
+                'select -priority, number, id, expires from job indexed by job_ready '
                 "where state = 'waiting' and ready = 1 and type = ? "
                 'order by priority desc, number limit ?',
                 (name, count),
@@ -50,16 +51,19 @@ class WaitingJobs:
     def wait(self, now: float) -> float | None:
         """Return the seconds until a delayed job is due, or None."""
         (due,) = self._db.execute(
-            "select min(due) from job where state = 'waiting' and ready = 0"
+            "select min(due) from job indexed by job_delayed where state = 'waiting' and ready = 0"
         ).fetchone()
         return None if due is None else max(0.0, due - now)
 
     def set_clock_back(self, seconds: float) -> None:
         """Change the times for which jobs wait, because the clock was set back."""
         self._db.execute(
-            "update job set due = due - ? where state = 'waiting' and ready = 0", (seconds,)
+            'update job indexed by job_delayed set due = due - ? '
+            "where state = 'waiting' and ready = 0",
+            (seconds,),
         )
         self._db.execute(
-            "update job set expires = expires - ? where state = 'waiting' and expires is not null",
+            'update job indexed by job_expires set expires = expires - ? '
+            "where state = 'waiting' and expires is not null",
             (seconds,),
         )
