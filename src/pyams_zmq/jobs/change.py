@@ -29,10 +29,11 @@ class Change:
     :ivar call: the method of JobTable, with its arguments
     :ivar is_kept: True if it is written later when the journal cannot be written, False if it fails
     :ivar is_durable: True if it has to be on disk before the outcome is known
+    :ivar is_new: True if it adds a job
     :ivar size: bytes
     """
 
-    __slots__ = ('call', 'callback', 'is_claim', 'is_durable', 'is_kept', 'size')
+    __slots__ = ('call', 'callback', 'is_claim', 'is_durable', 'is_kept', 'is_new', 'size')
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class Change:
         is_kept: bool = False,
         is_durable: bool = True,
         is_claim: bool = False,
+        is_new: bool = False,
         size: int = 0,
     ):
         self.call = call
@@ -49,6 +51,7 @@ class Change:
         self.is_kept = is_kept
         self.is_durable = is_durable
         self.is_claim = is_claim
+        self.is_new = is_new
         self.size = size + _OVERHEAD
 
     def run(self, jobs: JobTable) -> Any:

@@ -72,7 +72,8 @@ class Journal:
 
     def _open(self, now: float) -> None:
         db = self._db
-        schema.check(db, self.path)
+        if schema.check(db, self.path):
+            db.execute('pragma auto_vacuum = incremental')  # writes, which a full disk refuses
         self._check_content()
         for pragma in PRAGMAS:
             db.execute(pragma)
@@ -87,7 +88,8 @@ class Journal:
         self.counts |= dict(db.execute('select state, count(*) from job group by state'))
         self.reader = JournalReader(self._connect('ro'))
         last = self.reader.last_time()
-        with self.transaction(now, is_durable=False) as jobs:
+        # On a full disk, the service has to start: it answers calls, and the writer tries again.
+        with suppress(sqlite3.OperationalError), self.transaction(now, is_durable=False) as jobs:
             if last > now + CLOCK_SLACK:
                 jobs.set_clock_back(last - now)
             jobs.mark_orphans()
@@ -141,6 +143,13 @@ class Journal:
             raise
         self.counts = {state: self.counts[state] + jobs.delta[state] for state in STATES}
 
+    def check_room(self) -> None:
+        """Check that the disk has room for new jobs, and for what becomes of all jobs after that.
+
+        :raises OSError: ENOSPC, if it has not
+        """
+        self._file.check_room()
+
     def tidy(self, now: float) -> tuple[list[str], bool]:
         """Let jobs expire and remove old ones, some at a time.
 
@@ -172,9 +181,9 @@ class Journal:
             self._jobs.size = 0
 
     def make_room(self) -> None:
-        """Free the space of the write-ahead log on a full disk, as far as that is possible."""
+        """Free some space on a full disk, as far as that is possible."""
         with suppress(sqlite3.Error):
-            self._upkeep.checkpoint(0, 'truncate')
+            self._upkeep.make_room()
 
 
 def _explain(error: Exception) -> str:

@@ -17,6 +17,7 @@ from pyams_zmq.wire.clock import monotonic
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for another program, `sqlite3` for instance, that has locked the database"""
 
+_RESERVE = 16 * 1024 * 1024  # bytes of the disk, or an eighth of it, for the ends of jobs
 _LOCK_INTERVAL = 0.05  # seconds between two attempts to lock the file
 _MODE = 0o600  # it contains arguments and results
 _FLAGS = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
@@ -153,6 +154,18 @@ class JournalFile:
         if (found.st_dev, found.st_ino) != self._identity:
             raise FileNotFoundError(errno.ENOENT, 'it was replaced', self.path)
         self._lock.restore()
+
+    def check_room(self) -> None:
+        """Check that the disk has room for new jobs, and for what becomes of all jobs after that.
+
+        :raises OSError: ENOSPC, if it has not
+        """
+        disk = os.statvfs(self.path)
+        needed = min(_RESERVE, disk.f_blocks * disk.f_frsize // 8)
+        with suppress(FileNotFoundError):  # the file grows by that, at most
+            needed += os.stat(f'{self.path}-wal').st_size
+        if disk.f_bavail * disk.f_frsize < needed and disk.f_blocks:
+            raise OSError(errno.ENOSPC, f'less than {needed >> 10} KiB of its disk are free')
 
     def close(self) -> None:
         """Give the lock back. Calling it again has no effect."""

@@ -74,9 +74,10 @@ MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [_create]
 each runs in a transaction, and must not end it"""
 
 
-def check(db: sqlite3.Connection, path: str) -> None:
+def check(db: sqlite3.Connection, path: str) -> bool:
     """Check that a file is a journal of a known version, or empty.
 
+    :return: True if it is empty
     :raises ZMQJournalError: if it is not
     :raises sqlite3.Error: if it cannot be read
     """
@@ -87,12 +88,14 @@ def check(db: sqlite3.Connection, path: str) -> None:
             raise ZMQJournalError(
                 path, 'it is a file of another application: name a file that does not exist yet'
             )
-    elif version > len(MIGRATIONS):
+        return True
+    if version > len(MIGRATIONS):
         raise ZMQJournalError(
             path,
             f'its version {version} is newer than {len(MIGRATIONS)}, the last one that this '
             'pyams_zmq knows: upgrade pyams_zmq, or name another file',
         )
+    return False
 
 
 def migrate(db: sqlite3.Connection) -> None:

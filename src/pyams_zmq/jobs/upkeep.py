@@ -14,13 +14,14 @@ WAL_SIZE = 4 * 1024 * 1024
 
 _FREE_PAGES = 1000  # the file keeps these, or a quarter of its pages, to use them again
 _VACUUMED = 200  # pages given back to the file system at a time
+_VACUUMED_WHEN_FULL = 20  # each of them may need room in the log before
 _CHANGES = 500  # rows after which the log is copied; each of them writes some pages of 4 KiB
-_WAL_PAGES = 10_000  # with which the checkpoint waits for a reader that stays in its way
+_WAL_PAGES = 10_000  # of a long log
 
 PRAGMAS = (
-    'pragma auto_vacuum = incremental',  # before the first table is made
     'pragma wal_autocheckpoint = 0',  # a client would wait for it
     f'pragma journal_size_limit = {WAL_SIZE}',
+    'pragma secure_delete = fast',  # some builds write all pages that become free
     'pragma temp_store = memory',
     'pragma trusted_schema = off',
 )
@@ -73,19 +74,23 @@ class Upkeep:
         self._db.executescript(f'pragma incremental_vacuum({_VACUUMED})')
         return True
 
-    def checkpoint(self, size: int, mode: str = 'passive') -> bool:
+    def make_room(self) -> None:
+        """Make the write-ahead log empty, and give some free pages back; outside transactions."""
+        self._db.execute('pragma wal_checkpoint(truncate)')
+        self._db.executescript(f'pragma incremental_vacuum({_VACUUMED_WHEN_FULL})')
+        self._db.execute('pragma wal_checkpoint(truncate)')
+
+    def checkpoint(self, size: int) -> bool:
         """Copy the write-ahead log to the file, if it may be long; outside transactions.
 
         :param size: bytes of messages and results since the last time
-        :param mode: `truncate` to do it in any case, and to make the log empty
         :return: True if it has
         """
         changes = self._db.total_changes
-        if mode == 'passive':
-            if changes - self._changes < _CHANGES and size < WAL_SIZE:
-                return False
-            if self._pages > _WAL_PAGES:
-                mode = 'restart'
+        if changes - self._changes < _CHANGES and size < WAL_SIZE:
+            return False
         self._changes = changes
+        # A reader in its way is waited for only if the log has become long.
+        mode = 'restart' if self._pages > _WAL_PAGES else 'passive'
         _busy, self._pages, _copied = self._db.execute(f'pragma wal_checkpoint({mode})').fetchone()
         return True

@@ -86,7 +86,7 @@ class JournalWriter:
         size = sum(map(len, job.frames))
         if self._backlog and self._backlog + size > MAX_BACKLOG:
             raise ZMQMessageError(503, 'The disk of the journal is too slow, try again later')
-        self._put(partial(JobTable.accept, job=job), callback, size=size)
+        self._put(partial(JobTable.accept, job=job), callback, is_new=True, size=size)
 
     def cancel(
         self, job_id: str, callback: Callable[[Cancelled | ZMQMessageError], object]
@@ -262,6 +262,8 @@ class JournalWriter:
         is_durable = any(change.is_durable for change in changes)
         self._reach('before begin')
         try:
+            if any(change.is_new for change in changes):
+                self._journal.check_room()
             with self._journal.transaction(now, is_durable) as jobs:
                 self._reach('begun')
                 if shift > CLOCK_SLACK:
