@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from threading import Timer
@@ -275,6 +276,22 @@ def test_check_of_a_large_file_takes_a_limited_time(path, monkeypatch):
     Bench(path).close()
 
 
+class BadDisk(sqlite3.Connection):
+    """A database of which a page cannot be read."""
+
+    def execute(self, text, *args):
+        if 'quick_check' in text:
+            raise sqlite3.OperationalError('disk I/O error')
+        return super().execute(text, *args)
+
+
+def test_page_that_cannot_be_read(path, monkeypatch):
+    fill(path)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, 'connect', partial(connect, factory=BadDisk))
+    assert 'disk I/O error' in refuse(path)
+
+
 LOCKER = """
 import sqlite3, sys
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -285,7 +302,7 @@ sys.stdin.read()
 """
 
 
-def test_error_of_the_check(path, monkeypatch):
+def test_file_that_another_program_has_locked(path, monkeypatch):
     fill(path)
     monkeypatch.setattr(journal_file, 'BUSY_TIMEOUT', 0.01)
     command = [sys.executable, '-c', LOCKER, path]

@@ -11,8 +11,9 @@ import pytest
 
 from journals import NOW, Bench, make_job
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs import upkeep
 from pyams_zmq.jobs.reader import MAX_PAGE
-from pyams_zmq.jobs.upkeep import PRUNED_STEP, WAL_SIZE
+from pyams_zmq.jobs.upkeep import PRUNED_STEP
 
 COUNT = 4000
 _STEPS = 100  # instructions of sqlite between two calls of the handler
@@ -203,39 +204,49 @@ def test_space_is_used_again(path):
     bench.close()
 
 
-def test_write_ahead_log_is_bounded(path):
+@pytest.fixture
+def small_log(monkeypatch):
+    """Return the size of a log after which it is copied, smaller than usual."""
+    monkeypatch.setattr(upkeep, 'WAL_SIZE', 1 << 18)
+    monkeypatch.setattr(upkeep, '_CHANGES', 50)
+    monkeypatch.setattr(upkeep, '_WAL_PAGES', 300)
+    return 1 << 18
+
+
+def test_write_ahead_log_is_bounded(path, small_log):
     bench = Bench(path)
     log = path.with_name('converter.jobs-wal')
     sizes = []
-    for number in range(3000):
+    for number in range(200):
         bench.accept(str(number))
         bench.journal.checkpoint()
         sizes.append(log.stat().st_size)
-    assert max(sizes) < 4 * WAL_SIZE
-    for number in range(20):
-        bench.accept(f'large {number}', frames=[bytes(1 << 20)])
+    assert max(sizes) < 50 * 10 * 4096  # pages of a change
+    for number in range(50):
+        bench.accept(f'large {number}', frames=[bytes(1 << 16)])
         bench.journal.checkpoint()
-    assert log.stat().st_size < 4 * WAL_SIZE
+    assert log.stat().st_size < 8 * small_log
     bench.close()
 
 
-def test_log_shrinks_after_a_reader_has_left(path):
-    """A reader that stays keeps the log growing; the next checkpoint after it makes it short."""
+def test_log_shrinks_after_a_reader_has_left(path, small_log):
+    """A reader that stays keeps the log growing; the next checkpoints after it make it short."""
     bench = Bench(path)
+    bench.journal._db.execute(f'pragma journal_size_limit = {small_log}')
     bench.accept('first')
     other = bench.journal._connect('ro')
     rows = other.execute('select id from job union all select type from job')
     rows.fetchone()
     for number in range(50):
-        bench.accept(f'large {number}', frames=[bytes(1 << 20)])
-        bench.journal.checkpoint()
+        bench.accept(f'large {number}', frames=[bytes(1 << 16)])
+    bench.journal.checkpoint()
     log = path.with_name('converter.jobs-wal')
-    assert log.stat().st_size > 8 * WAL_SIZE
+    assert log.stat().st_size > 8 * small_log
     rows.close()
-    for number in range(10):
-        bench.accept(f'last {number}', frames=[bytes(1 << 20)])
+    for number in range(20):
+        bench.accept(f'last {number}', frames=[bytes(1 << 16)])
         bench.journal.checkpoint()
-    assert log.stat().st_size <= 2 * WAL_SIZE
+    assert log.stat().st_size <= 2 * small_log
     bench.close()
 
 
