@@ -178,6 +178,21 @@ def test_damaged_file(path, at):
     assert path.read_bytes() == data
 
 
+def test_damage_that_the_check_does_not_reach(path, monkeypatch):
+    fill(path)
+    monkeypatch.setattr('pyams_zmq.jobs.journal._CHECK_STEPS', 1)
+    monkeypatch.setattr('pyams_zmq.jobs.journal._CHECK_TIME', -1)
+    good = path.read_bytes()
+    refused = 0
+    for at in range(0, len(good), 4096):
+        path.write_bytes(good[:at] + b'\x55' * 4096 + good[at + 4096 :])
+        try:
+            Journal(str(path)).close()
+        except ZMQJournalError:
+            refused += 1
+    assert refused > 3
+
+
 def test_truncated_file(path):
     fill(path)
     os.truncate(path, path.stat().st_size // 2)

@@ -281,3 +281,11 @@ def test_memory_does_not_grow_with_jobs_that_wait(path):
         capture_output=True,
     )
     assert int(result.stdout) < 6 * 1024  # KiB
+
+
+def test_benchmark(tmp_path):
+    program = os.path.join(os.path.dirname(__file__), '..', '..', 'benchmarks', 'journal.py')
+    counts = ('--jobs', '64', '--ended', '1000', '--folder', tmp_path)
+    command = [sys.executable, '-W', 'ignore', program, *counts]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert 'left: 0 jobs' in result.stdout

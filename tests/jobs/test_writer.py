@@ -210,6 +210,13 @@ def test_expired_jobs_are_reported(path):
             loop.turn()
 
 
+def test_nobody_asks_for_expired_jobs(path):
+    with writing(path) as (journal, writer, loop):
+        loop.wait(writer.accept, make_job('a', expires=0))
+        assert loop.wait(writer.claim, 1, ['convert']).jobs == []
+        assert journal.counts['expired'] == 1
+
+
 def test_old_jobs_are_removed(path, monkeypatch):
     monkeypatch.setattr(writer_module, '_TIDY_INTERVAL', 0.02)
     monkeypatch.setattr(writer_module, '_TIDY_PAUSE', 0.0)

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from pyams_zmq.exceptions import ZMQJournalError
+from pyams_zmq.exceptions import ZMQJournalError, ZMQMessageError
 from pyams_zmq.jobs import schema
 from pyams_zmq.jobs.job_table import JobTable
 from pyams_zmq.jobs.journal_file import JournalFile
@@ -58,7 +58,7 @@ class Journal:
         try:
             self._db = self._connect('rw')
             self._open(time() if now is None else now)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ZMQMessageError) as error:
             self.close()
             raise ZMQJournalError(self.path, _explain(error)) from error
         except BaseException:

@@ -48,7 +48,7 @@ class JournalWriter:
 
     :param journal: the journal, which only this object writes until it is closed
     :param post: calls a function in the thread of the loop, as `loop.call_soon_threadsafe` does
-    :param on_expired: called in the loop with the ids of jobs that have expired
+    :param on_expired: called in the loop with the ids of jobs that have expired, or None
     :param clock: returns the seconds since the epoch
     """
 
@@ -56,7 +56,7 @@ class JournalWriter:
         self,
         journal: Journal,
         post: Callable[[Callable[[], None]], object],
-        on_expired: Callable[[list[str]], object] = len,
+        on_expired: Callable[[list[str]], object] | None = None,
         clock: Callable[[], float] = time,
     ):
         self._journal = journal
@@ -155,7 +155,7 @@ class JournalWriter:
         owner: str | None = None,
     ) -> None:
         """Let jobs begin. The callback is called when the journal can be written."""
-        call = partial(JobTable.claim, count=count, types=types, owner=owner)
+        call = partial(JobTable.claim, count=count, types=tuple(types), owner=owner)
         self._put(call, callback, is_kept=True, is_durable=False, is_claim=True)
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> bool:
@@ -190,7 +190,7 @@ class JournalWriter:
             self._backlog -= change.size
             if change.callback is not None:
                 _call_back(change.callback, outcome)
-        if expired:
+        if expired and self._on_expired is not None:
             _call_back(self._on_expired, expired)
 
     # In the thread that writes
