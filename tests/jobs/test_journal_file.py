@@ -133,7 +133,7 @@ def test_symbolic_link(tmp_path, is_there):
 
 @pytest.mark.parametrize('keep', [0, -1, True, 'week', float('nan')])
 def test_bad_keep(path, keep):
-    with pytest.raises(ValueError, match='Bad timeout'):
+    with pytest.raises(ValueError, match='Bad keep'):
         Journal(str(path), keep)
     assert not path.exists()
 

@@ -404,8 +404,10 @@ def test_file_that_was_removed(path):
     with writing(path) as (_journal, writer, loop):
         loop.wait(writer.accept, make_job('a'))
         path.rename(path.with_name('moved'))
-        assert loop.wait(writer.accept, make_job('b')).status == 507
-        assert 'No such file' in writer.problem
+        refused = loop.wait(writer.accept, make_job('b'))
+        assert (refused.status, 'No such file' in refused.text) == (507, True)
+        assert str(path) not in refused.text  # clients read it
+        assert str(path) in writer.problem
         path.with_name('moved').rename(path)
         assert loop.wait(writer.accept, make_job('b')).is_new
         wait_until(lambda: not writer.problem)

@@ -11,10 +11,8 @@ from pyams_zmq.jobs.job_table import JobTable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-FILE_ERRORS = (sqlite3.Error, OSError, MemoryError)
-"""Errors of a journal that cannot be written"""
-
 _OVERHEAD = 1000  # bytes of memory for a change, approximately
+_FILE_ERRORS = (sqlite3.Error, OSError, MemoryError)  # of a journal that cannot be written
 _ROW_ERRORS = (
     *(sqlite3.IntegrityError, sqlite3.DataError),
     *(sqlite3.ProgrammingError, sqlite3.InterfaceError),
@@ -65,7 +63,7 @@ class Change:
         except ZMQMessageError as error:
             return error
         except Exception as error:
-            if isinstance(error, FILE_ERRORS) and not isinstance(error, _ROW_ERRORS):
+            if isinstance(error, _FILE_ERRORS) and not isinstance(error, _ROW_ERRORS):
                 raise
             LOGGER.warning('A job cannot be written: %s', error)
             return ZMQMessageError(400, f'The job cannot be written: {error}')

@@ -50,7 +50,10 @@ class Journal:
         lock_timeout: float = 0.0,
         now: float | None = None,
     ):
-        self.keep = check_timeout(keep)
+        try:
+            self.keep = check_timeout(keep)
+        except ValueError:
+            raise ValueError(f'Bad keep {keep!r}: write a number of seconds above 0') from None
         self._connections: list[sqlite3.Connection] = []
         self._is_full: bool | None = None
         self._file = JournalFile(path, lock_timeout)

@@ -12,7 +12,7 @@ from threading import Thread
 from typing import Any
 
 from pyams_zmq.exceptions import ZMQMessageError
-from pyams_zmq.jobs.change import FILE_ERRORS, Change
+from pyams_zmq.jobs.change import Change
 from pyams_zmq.jobs.job_table import JobTable
 from pyams_zmq.jobs.journal import CLOCK_SLACK, Journal
 from pyams_zmq.jobs.records import Accepted, Cancelled, Claim, Submission
@@ -230,11 +230,11 @@ class JournalWriter:
         """Write changes; those that cannot be written fail, or are kept."""
         self._kept = []
         changes.sort(key=attrgetter('is_claim'))
-        problem = self._write(changes)
-        if problem:
+        error = self._write(changes)
+        if error is not None:
             self._journal.make_room()
-            problem = self._write(changes)
-        if not problem:
+            error = self._write(changes)
+        if error is None:
             if self._problem:
                 LOGGER.warning('The journal %s can be written again', self._journal.path)
             self._problem = ''
@@ -243,19 +243,22 @@ class JournalWriter:
             LOGGER.error(
                 'The journal %s cannot be written: %s; no job is accepted until it can',
                 self._journal.path,
-                problem,
+                error,
             )
-        self._problem = problem
+        self._problem = str(error) or type(error).__name__
         refused = [change for change in changes if not change.is_kept]
-        text = f'The journal cannot be written: {problem}; try again later'
+        # Without the path, which is of no concern to clients.
+        reason = getattr(error, 'strerror', None) or self._problem
+        text = f'The journal cannot be written: {reason}; try again later'
         self._report([(change, ZMQMessageError(507, text)) for change in refused])
         kept = [change for change in changes if change.is_kept]
-        if kept and self._write(kept):  # what has happened needs less room than new jobs
+        # What has happened needs less room than new jobs.
+        if kept and self._write(kept) is not None:
             self._kept = kept
             self._retry_at = monotonic() + _RETRY_PAUSE
 
-    def _write(self, changes: list[Change]) -> str:
-        """Write changes in a transaction; return why it cannot be written, or an empty text."""
+    def _write(self, changes: list[Change]) -> Exception | None:
+        """Write changes in a transaction; return the error if that is not possible."""
         now = self._clock()
         offset = now - monotonic()
         shift = self._offset - offset  # also of a clock that goes back slowly
@@ -270,14 +273,14 @@ class JournalWriter:
                     jobs.set_clock_back(shift)
                 outcomes = [(change, change.run(jobs)) for change in changes]
                 self._reach('before commit')
-        except FILE_ERRORS as error:
-            return str(error) or type(error).__name__
+        except Exception as error:  # noqa: BLE001 - the thread has to go on; the caller logs it
+            return error
         self._reach('committed')
         if not 0 <= shift <= CLOCK_SLACK:
             self._offset = offset
         self._report(outcomes, jobs.expired)
         self._reach('reported')
-        return ''
+        return None
 
     def _report(
         self, outcomes: Iterable[tuple[Change, Any]], expired: Collection[str] = ()
@@ -294,7 +297,7 @@ class JournalWriter:
                 return
             self._tidy_at = monotonic() + _TIDY_INTERVAL
             expired, has_more = self._journal.tidy(self._clock())
-        except FILE_ERRORS as error:
+        except Exception as error:  # noqa: BLE001 - the thread has to go on
             LOGGER.debug('The journal %s cannot be tidied: %s', self._journal.path, error)
         else:
             self._report([], expired)
