@@ -384,27 +384,32 @@ def test_forks_keep_neither_the_lock_nor_damage_the_file(path):
     """A child may outlive the broker, and collect its garbage."""
     bench = Bench(path)
     bench.accept('a')
-    inside, outside = os.pipe(), os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    receiver, sender = os.pipe()
+
+    def collect():
         bench.journal = None
         gc.collect()
-        os.write(inside[1], b'x')
-        os.read(outside[0], 1)
-        os._exit(0)
-    os.read(inside[0], 1)
-    bench.accept('b')
-    with closing(sqlite3.connect(path)) as other:  # would corrupt it if the locks were gone
-        assert other.execute('select count(*) from job').fetchone() == (2,)
-    assert path.with_name('converter.jobs-wal').exists()
-    bench.accept('c')
-    bench.reopen()
-    assert list(bench.states()) == ['a', 'b', 'c']
-    bench.close()
-    os.write(outside[1], b'x')
-    assert os.waitpid(pid, 0) == (pid, 0)
-    for fd in inside + outside:
-        os.close(fd)
+        files = {file for _fd, file in open_fds()}
+        os.write(sender, b'kept' if str(path) in files else b'closed')
+        signal.pause()
+
+    child = ForkProcess(target=collect)
+    child.start()
+    try:
+        assert os.read(receiver, 9) == b'kept'  # sqlite does not allow to close it there
+        bench.accept('b')
+        with closing(sqlite3.connect(path)) as other:  # would corrupt it if the locks were gone
+            assert other.execute('select count(*) from job').fetchone() == (2,)
+        assert path.with_name('converter.jobs-wal').exists()
+        bench.accept('c')
+        bench.reopen()
+        assert list(bench.states()) == ['a', 'b', 'c']
+        bench.close()
+    finally:
+        child.kill()
+        child.join()
+        os.close(receiver)
+        os.close(sender)
 
 
 def test_sqlite_program_beside_a_broker(path):

@@ -157,7 +157,7 @@ def test_old_jobs_are_removed(path):
             break
     counts = bench.journal.counts
     assert (counts['done'], counts['failed'], counts['waiting']) == (0, 0, 1000)
-    assert steps > 1000 / PRUNED_STEP
+    assert 1000 / PRUNED_STEP < steps < 100  # some of them give pages back
     bench.reopen()
     assert bench.journal.counts == counts
     assert path.stat().st_size < 0.7 * size
