@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Journals of jobs, and their writers without a loop."""
 
-import os
 from contextlib import contextmanager
 from queue import SimpleQueue
 
@@ -112,8 +111,3 @@ def writing(path, factory=JournalWriter, **options):
     finally:
         assert writer.close()
         journal.close()
-
-
-def leave(code=0):
-    """End a forked child without closing what it has open."""
-    os._exit(code)
