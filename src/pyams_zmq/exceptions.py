@@ -49,6 +49,22 @@ class ZMQBindError(OSError, ZMQStartError):
     """An address that cannot be bound; `errno` is that of libzmq, `filename` the address."""
 
 
+class ZMQJournalError(ZMQStartError):
+    """A journal of jobs that cannot be used; the text names the file, the reason and the way out.
+
+    :param path: path of the file
+    :param reason: the reason, and the way out
+    """
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f'The journal {self.path} cannot be used: {self.reason}'
+
+
 class ZMQTimeoutError(ZMQBaseError, TimeoutError):
     """Something did not happen in time."""
 

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""Each change of the state of a job, in a transaction of its journal."""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Collection
+
+from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs.records import (
+    CANCELLED,
+    COLUMNS,
+    DONE,
+    ENDED,
+    EXPIRED,
+    FAILED,
+    RUNNING,
+    WAITING,
+    Accepted,
+    Cancelled,
+    Claim,
+    JobRecord,
+    Submission,
+    pack_frames,
+    unpack_frames,
+)
+from pyams_zmq.jobs.waiting import WaitingJobs
+from pyams_zmq.wire.message import encode
+
+MAX_REPLY_SIZE = 1024 * 1024
+"""Bytes of the largest result of a job"""
+
+EXPIRED_STEP = 200
+"""Jobs that expire in one transaction, at most"""
+
+_CLAIMED = (
+    f'select {", ".join(COLUMNS)}, null, frames '  # noqa: S608 - constants
+    'from job join request using (number) where number = ?'
+)
+
+
+class JobTable:
+    """The jobs, for those changes of one transaction at a time.
+
+    Each change that raises leaves the transaction as it was before.
+
+    :param db: connection with the tables of :mod:`pyams_zmq.jobs.schema`
+    :ivar now: time of the transaction, in seconds since the epoch
+    :ivar delta: by how much it changes the number of jobs in each state
+    :ivar expired: ids of the jobs that it lets expire
+    :ivar size: bytes of messages and results that were written
+    """
+
+    now = 0.0
+
+    def __init__(self, db: sqlite3.Connection):
+        self._db = db
+        self._waiting = WaitingJobs(db)
+        self.delta: Counter[str] = Counter()
+        self.expired: list[str] = []
+        self.size = 0
+
+    def begin(self, now: float) -> None:
+        """Begin a transaction; the caller does it in the database."""
+        self.now = now
+        self.delta.clear()
+        self.expired = []
+
+    @property
+    def _revision(self) -> int:
+        return int(self.now * 1000)
+
+    # What clients ask for
+
+    def accept(self, job: Submission) -> Accepted:
+        """Add a job, unless its id is known, or its key is that of an unfinished job of the type.
+
+        :raises TypeError, ValueError, OverflowError, sqlite3.Error: if it cannot be written
+        """
+        frames = pack_frames(job.frames)
+        wait = max(0.0, job.delay)
+        cursor = self._db.execute(
+            'insert into job(id, type, user, address, key, priority, ready, due, expires, retries, '
+            'timeout, created, revision) values(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) '
+            'on conflict do nothing',
+            (
+                *(job.id, job.type, job.user, job.address, job.key, job.priority),
+                not wait,
+                self.now + wait if wait else None,
+                None if job.expires is None else self.now + job.expires,
+                *(job.retries, job.timeout, self.now, self._revision),
+            ),
+        )
+        if cursor.rowcount:
+            # Bytes always fit: a statement that fails here would leave the row of the job.
+            self._db.execute('insert into request values(?, ?)', (cursor.lastrowid, frames))
+            self.size += len(frames)
+            self.delta[WAITING] += 1
+            return Accepted(job.id, True, wait)
+        (known,) = self._db.execute(
+            'select id from job where id = ? union all '
+            'select id from job where type = ? and key = ? and ended is null',
+            (job.id, job.type, job.key),
+        ).fetchone()
+        return Accepted(known, False, wait)
+
+    def cancel(self, job_id: str) -> Cancelled:
+        """Cancel a job that waits; note the time of the request for one that runs.
+
+        :raises ZMQMessageError: with status 404 if it is unknown, 409 if it has ended
+        """
+        number, state, attempt = self._find(job_id)
+        if state in ENDED:
+            raise ZMQMessageError(409, f'The job has ended, it is {state}')
+        if state == WAITING:
+            self._end(number, state, CANCELLED)
+            return Cancelled(CANCELLED, number, attempt)
+        self._db.execute(
+            'update job set cancel = coalesce(cancel, ?) where number = ?', (self.now, number)
+        )
+        return Cancelled(RUNNING, number, attempt)
+
+    def retry(self, job_id: str) -> str:
+        """Let a job that has ended without success begin again, at once.
+
+        :return: its state, `waiting`
+        :raises ZMQMessageError: with status 404 if it is unknown, 409 if it is done, if it has not
+            ended, and if another one with its key has not ended
+        """
+        number, state, _attempt = self._find(job_id)
+        if state not in ENDED or state == DONE:
+            raise ZMQMessageError(409, f'The job is {state}: only a job without success is retried')
+        try:
+            self._db.execute(
+                "update job set state = 'waiting', ready = 1, due = null, expires = null, "
+                'failures = 0, deaths = 0, ended = null, reply = null, '
+                'revision = max(revision + 1, ?) where number = ?',
+                (self._revision, number),
+            )
+        except sqlite3.IntegrityError:
+            raise ZMQMessageError(409, 'Another job with its key has not ended') from None
+        self._count(state, WAITING)
+        return WAITING
+
+    # What becomes of a job
+
+    def claim(self, count: int, types: Collection[str], owner: str | None = None) -> Claim:
+        """Let jobs begin: those with the highest priority, and of these the oldest ones.
+
+        :param count: number of jobs, at most
+        :param types: types of the jobs; others wait
+        :param owner: text that describes what runs them
+        """
+        jobs: list[JobRecord] = []
+        limit = len(self.expired) + EXPIRED_STEP
+        self._waiting.promote(self.now)
+        while len(jobs) < count and len(self.expired) < limit:
+            found = self._waiting.find_ready(count - len(jobs), types)
+            if not found:
+                return Claim(jobs, self._waiting.wait(self.now))
+            for _priority, number, job_id, expires in found:
+                if expires is not None and expires <= self.now:
+                    self._expire(number, job_id)
+                else:
+                    jobs.append(self._begin(number, owner))
+        return Claim(jobs, 0.0)
+
+    def assign(self, number: int, attempt: int, owner: str) -> bool:
+        """Note what runs an attempt, for the next broker; return False if it does not run.
+
+        :param owner: any text
+        """
+        if self._state_of(number, attempt) != RUNNING:
+            return False
+        self._db.execute(
+            'update job set owner = ?, orphaned = null where number = ?', (owner, number)
+        )
+        return True
+
+    def end(
+        self,
+        number: int,
+        attempt: int,
+        state: str,
+        reply: bytes | None,
+        failures: int | None = None,
+        deaths: int | None = None,
+    ) -> bool:
+        """Record the end of a job.
+
+        A success also counts if its attempt was given up, and the next one has not begun yet.
+
+        :param state: `done`, `failed` or `cancelled`
+        :param reply: JSON text of the reply, or None; if it is larger than MAX_REPLY_SIZE, the job
+            has failed
+        :param failures: new number of failed attempts, or None
+        :param deaths: new number of attempts whose worker has died, or None
+        :return: False if the attempt is not the last one, or the job has ended
+        """
+        former = self._state_of(number, attempt)
+        if former is None or not (former == RUNNING or (former, state) == (WAITING, DONE)):
+            return False
+        if reply is not None and len(reply) > MAX_REPLY_SIZE:
+            text = f'The result of the job has {len(reply)} bytes; the limit is {MAX_REPLY_SIZE}: '
+            state = FAILED
+            reply = encode([413, text + 'store it in a file, and return its path'])
+        self._end(number, former, state, reply, failures, deaths)
+        self.size += len(reply or b'')
+        return True
+
+    def change(
+        self,
+        number: int,
+        attempt: int,
+        delay: float = 0.0,
+        failures: int | None = None,
+        deaths: int | None = None,
+    ) -> str | None:
+        """Let a running job wait for another attempt.
+
+        :param delay: seconds until it may begin
+        :param failures: new number of failed attempts, or None
+        :param deaths: new number of attempts whose worker has died, or None
+        :return: its state: `waiting`; `cancelled`, if that was asked for; None if the attempt is
+            not the last one, or does not run
+        """
+        if self._state_of(number, attempt) != RUNNING:
+            return None
+        query = 'select cancel from job where number = ?'
+        if self._db.execute(query, (number,)).fetchone() != (None,):
+            self._end(number, RUNNING, CANCELLED, None, failures, deaths)
+            return CANCELLED
+        self._db.execute(
+            "update job set state = 'waiting', ready = ?, due = ?, owner = null, orphaned = null, "
+            'failures = coalesce(?, failures), deaths = coalesce(?, deaths), '
+            'revision = max(revision + 1, ?) where number = ?',
+            (
+                delay <= 0,
+                self.now + delay if delay > 0 else None,
+                *(failures, deaths, self._revision, number),
+            ),
+        )
+        self._count(RUNNING, WAITING)
+        return WAITING
+
+    def expire(self) -> bool:
+        """End some of the jobs that may not begin any more; return True if there may be more."""
+        found = self._db.execute(
+            'select number, id from job indexed by job_expires '
+            "where state = 'waiting' and expires <= ? limit ?",
+            (self.now, EXPIRED_STEP),
+        ).fetchall()
+        for number, job_id in found:
+            self._expire(number, job_id)
+        return len(found) == EXPIRED_STEP
+
+    # What happens to the whole journal
+
+    def mark_orphans(self) -> None:
+        """Note for the running jobs of a former broker since when they have none."""
+        self._db.execute(
+            "update job set orphaned = ? where state = 'running' and orphaned is null", (self.now,)
+        )
+
+    def set_clock_back(self, seconds: float) -> None:
+        """Change the times for which jobs wait, because the clock was set back."""
+        self._waiting.set_clock_back(seconds)
+
+    def _begin(self, number: int, owner: str | None) -> JobRecord:
+        self._db.execute(
+            "update job set state = 'running', attempt = attempt + 1, started = ?, owner = ?, "
+            'orphaned = null, cancel = null, revision = max(revision + 1, ?) where number = ?',
+            (self.now, owner, self._revision, number),
+        )
+        self._count(WAITING, RUNNING)
+        row = list(self._db.execute(_CLAIMED, (number,)).fetchone())
+        row[-1] = unpack_frames(row[-1])
+        return JobRecord(*row)
+
+    def _expire(self, number: int, job_id: str) -> None:
+        self._end(number, WAITING, EXPIRED)
+        self.expired.append(job_id)
+
+    def _end(
+        self,
+        number: int,
+        former: str,
+        state: str,
+        reply: bytes | None = None,
+        failures: int | None = None,
+        deaths: int | None = None,
+    ) -> None:
+        self._db.execute(
+            'update job set state = ?, reply = ?, ended = ?, owner = null, orphaned = null, '
+            'failures = coalesce(?, failures), deaths = coalesce(?, deaths), '
+            'revision = max(revision + 1, ?) where number = ?',
+            (state, reply, self.now, failures, deaths, self._revision, number),
+        )
+        self._count(former, state)
+
+    def _find(self, job_id: str) -> tuple[int, str, int]:
+        found: tuple[int, str, int] | None = self._db.execute(
+            'select number, state, attempt from job where id = ?', (job_id,)
+        ).fetchone()
+        if found is None:
+            raise ZMQMessageError(404, 'There is no job with this id')
+        return found
+
+    def _state_of(self, number: int, attempt: int) -> str | None:
+        """Return the state of a job; None if the attempt is not its last one, or not begun."""
+        found = self._db.execute(
+            'select state from job where number = ? and attempt = ?', (number, attempt)
+        ).fetchone()
+        return None if found is None else found[0]
+
+    def _count(self, former: str, state: str) -> None:
+        self.delta[former] -= 1
+        self.delta[state] += 1

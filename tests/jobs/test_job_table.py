@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The rules of the jobs: what is accepted, what begins, what ends."""
+
+import json
+
+import pytest
+
+from journals import BODY, NOW, make_job
+from pyams_zmq.jobs.job_table import EXPIRED_STEP, MAX_REPLY_SIZE
+from pyams_zmq.jobs.records import JobRecord
+from pyams_zmq.jobs.waiting import PROMOTED_STEP
+
+REPLY = b'[200, "a.webm"]'
+
+
+def test_life_of_a_job(bench):
+    accepted = bench.accept('a', user='alice', address='10.0.0.1', priority=2, retries=3, timeout=9)
+    assert (accepted.id, accepted.is_new, accepted.wait) == ('a', True, 0)
+    job = bench.get('a')
+    assert (job.state, job.attempt, job.created, job.due) == ('waiting', 0, NOW, None)
+    assert (job.user, job.address, job.priority) == ('alice', '10.0.0.1', 2)
+    bench.now += 5
+    [claimed] = bench.claim(owner='broker 1')
+    assert (claimed.state, claimed.attempt, claimed.started) == ('running', 1, NOW + 5)
+    assert (claimed.retries, claimed.timeout, claimed.owner) == (3, 9, 'broker 1')
+    assert claimed.frames == [b'', BODY]
+    assert bench.claim() == []
+    bench.now += 5
+    assert bench.change('end', claimed.number, 1, 'done', REPLY)
+    job = bench.get('a')
+    assert (job.state, job.reply, job.ended, job.owner) == ('done', REPLY, NOW + 10, None)
+    assert job.revision > claimed.revision > NOW * 1000
+    assert bench.states() == {'a': 'done'}
+
+
+@pytest.mark.parametrize(
+    'frames',
+    [[], [b''], [b'', b''], [b'x', b'', b'y' * 70_000], [memoryview(b'abc'), bytearray(2)]],
+)
+def test_frames(bench, frames):
+    bench.accept('a', frames=frames)
+    assert bench.claim()[0].frames == list(map(bytes, frames))
+
+
+def test_known_id(bench):
+    assert bench.accept('a').is_new
+    with bench.journal.transaction(bench.now) as jobs:
+        outcomes = [jobs.accept(make_job(job_id)) for job_id in 'abb']
+    assert [(each.id, each.is_new) for each in outcomes] == [
+        ('a', False),
+        ('b', True),
+        ('b', False),
+    ]
+    bench.claim(2)
+    bench.change('end', 1, 1, 'done', REPLY)
+    assert not bench.accept('a').is_new
+    assert bench.states() == {'a': 'done', 'b': 'running'}
+
+
+def test_key_of_an_unfinished_job(bench):
+    assert bench.accept('a', key='clip').is_new
+    assert bench.accept('b', key='clip').id == 'a'
+    assert bench.accept('c', key='clip', type='thumbnail').is_new  # other work on the same thing
+    number, attempt = bench.claim()[0].number, 1
+    assert bench.accept('d', key='clip').id == 'a'
+    bench.change('end', number, attempt, 'failed', REPLY)
+    assert bench.accept('e', key='clip').is_new
+    assert bench.refuse('retry', 'a') == 409  # two unfinished ones would have the key
+    bench.change('cancel', 'e')
+    assert bench.change('retry', 'a') == 'waiting'
+    assert bench.states() == {'a': 'waiting', 'c': 'waiting', 'e': 'cancelled'}
+
+
+def test_id_counts_before_the_key(bench):
+    bench.accept('a', key='one')
+    bench.accept('b', key='two')
+    assert bench.accept('b', key='one').id == 'b'
+
+
+def test_order(bench):
+    for job_id, priority in zip('abcde', (0, 5, -1, 5, 0), strict=True):
+        bench.accept(job_id, priority=priority)
+    assert bench.claim_ids(3) == ['b', 'd', 'a']
+    assert bench.claim_ids() == ['e', 'c']
+
+
+def test_order_of_several_types(bench):
+    for number, job_id in enumerate('abcdef'):
+        bench.accept(job_id, type=f'type{number % 3}', priority=number // 4)
+    claim = bench.change('claim', 4, ['type1', 'type0', 'other'])
+    assert ([job.id for job in claim.jobs], claim.wait) == (['e', 'a', 'b', 'd'], 0)
+    assert bench.states() == dict.fromkeys('abde', 'running') | dict.fromkeys('cf', 'waiting')
+    assert bench.journal.reader.waiting_types() == ['type2']
+
+
+def test_jobs_of_other_types_are_not_read(bench):
+    with bench.journal.transaction(bench.now) as jobs:
+        for number in range(2000):
+            jobs.accept(make_job(f'old{number}', type='removed'))
+    bench.accept('new')
+    steps = []
+    bench.journal._db.set_progress_handler(lambda: steps.append(1), 100)
+    assert bench.claim_ids() == ['new']
+    assert len(steps) < 10
+
+
+def test_delay(bench):
+    assert bench.accept('a', delay=60).wait == 60
+    bench.accept('b', delay=90, priority=9)
+    assert bench.get('a').due == NOW + 60
+    claim = bench.change('claim', 5, ['convert'])
+    assert (claim.jobs, claim.wait) == ([], 60)
+    bench.now += 60
+    claim = bench.change('claim', 5, ['convert'])
+    assert ([job.id for job in claim.jobs], claim.wait) == (['a'], 30)
+    bench.now += 60
+    assert bench.claim_ids() == ['b']
+    assert bench.change('claim', 5, ['convert']).wait is None
+
+
+def test_many_jobs_become_due(bench):
+    with bench.journal.transaction(bench.now) as jobs:
+        for number in range(PROMOTED_STEP + 1):
+            jobs.accept(make_job(str(number), delay=1))
+    bench.now += 5
+    claim = bench.change('claim', PROMOTED_STEP + 5, ['convert'])
+    assert (len(claim.jobs), claim.wait) == (PROMOTED_STEP, 0)
+    assert len(bench.claim()) == 1
+
+
+def test_expired_jobs_do_not_begin(bench):
+    bench.accept('a', expires=10)
+    bench.accept('b', expires=20)
+    bench.accept('c', expires=10, delay=30)
+    bench.now += 10
+    assert bench.claim_ids(1) == ['b']
+    assert bench.expired == ['a']
+    bench.now += 10  # it does not end a job that runs
+    assert bench.change('expire') is False
+    assert bench.expired == ['c']
+    assert bench.states() == {'a': 'expired', 'b': 'running', 'c': 'expired'}
+    assert bench.get('c').ended == bench.now
+    assert bench.change('retry', 'a') == 'waiting'
+    assert bench.claim_ids() == ['a']
+
+
+def test_many_jobs_expire(bench):
+    with bench.journal.transaction(bench.now) as jobs:
+        for number in range(2 * EXPIRED_STEP + 1):
+            jobs.accept(make_job(str(number), expires=1))
+        jobs.accept(make_job('good'))
+    bench.now += 5
+    claim = bench.change('claim', EXPIRED_STEP, ['convert'])
+    assert (claim.jobs, claim.wait) == ([], 0)
+    assert len(bench.expired) == EXPIRED_STEP
+    assert bench.change('expire') is True
+    claim = bench.change('claim', 5, ['convert'])
+    assert ([job.id for job in claim.jobs], len(bench.expired)) == (['good'], 1)
+
+
+def test_another_attempt(bench):
+    number, attempt = bench.begin('a')
+    assert bench.change('change', number, attempt, delay=30, failures=1) == 'waiting'
+    job = bench.get('a')
+    assert (job.state, job.attempt, job.failures, job.due) == ('waiting', 1, 1, bench.now + 30)
+    assert bench.claim() == []
+    assert bench.change('change', number, attempt) is None  # it does not run
+    bench.now += 30
+    [job] = bench.claim()
+    assert (job.number, job.attempt, job.failures) == (number, 2, 1)
+    assert bench.change('change', number, 1, failures=9) is None
+    assert bench.change('change', number, 2, deaths=1) == 'waiting'
+    [job] = bench.claim()
+    assert (job.attempt, job.failures, job.deaths) == (3, 1, 1)
+
+
+def test_end_of_an_old_attempt(bench):
+    number, first = bench.begin('a')
+    bench.change('change', number, first)
+    assert not bench.change('end', number, first, 'failed', REPLY)  # it was counted already
+    bench.claim()
+    assert not bench.change('end', number, first, 'done', REPLY)
+    assert not bench.change('end', number, 9, 'done', REPLY)
+    assert not bench.change('end', 9, first, 'done', REPLY)
+    assert bench.states() == {'a': 'running'}
+    assert bench.change('end', number, 2, 'failed', REPLY, failures=2, deaths=1)
+    assert not bench.change('end', number, 2, 'done', b'[200, 2]')
+    job = bench.get('a')
+    assert (job.state, job.reply, job.failures, job.deaths) == ('failed', REPLY, 2, 1)
+
+
+def test_late_success_of_an_attempt_that_was_given_up(bench):
+    number, attempt = bench.begin('a')
+    bench.change('change', number, attempt, delay=60)
+    assert bench.change('end', number, attempt, 'done', REPLY)
+    bench.now += 60
+    assert bench.claim() == []
+    assert bench.states() == {'a': 'done'}
+
+
+def test_large_result(bench):
+    number, attempt = bench.begin('a')
+    assert bench.change('end', number, attempt, 'done', bytes(MAX_REPLY_SIZE + 1))
+    job = bench.get('a')
+    [status, text] = json.loads(job.reply)
+    assert (job.state, status) == ('failed', 413)
+    assert 'store it in a file' in text
+    number, attempt = bench.begin('b')
+    bench.change('end', number, attempt, 'done', bytes(MAX_REPLY_SIZE))
+    assert bench.get('b').state == 'done'
+
+
+def test_cancel(bench):
+    bench.accept('a')
+    cancelled = bench.change('cancel', 'a')
+    assert (cancelled.state, cancelled.attempt) == ('cancelled', 0)
+    assert bench.claim() == []
+    assert bench.refuse('cancel', 'a') == 409
+    assert bench.refuse('cancel', 'none') == 404
+    number, attempt = bench.begin('b')
+    cancelled = bench.change('cancel', 'b')
+    assert (cancelled.state, cancelled.number, cancelled.attempt) == ('running', number, attempt)
+    at = bench.now
+    bench.now += 5
+    bench.change('cancel', 'b')
+    assert bench.get('b').cancel == at  # the first request counts
+    assert bench.change('end', number, attempt, 'cancelled', None)
+    assert bench.states() == {'a': 'cancelled', 'b': 'cancelled'}
+
+
+def test_cancelled_job_gets_no_other_attempt(bench):
+    number, attempt = bench.begin('a')
+    bench.change('cancel', 'a')
+    assert bench.change('change', number, attempt, deaths=1) == 'cancelled'
+    job = bench.get('a')
+    assert (job.state, job.deaths, job.ended) == ('cancelled', 1, bench.now)
+    assert bench.change('retry', 'a') == 'waiting'
+    [job] = bench.claim()
+    assert job.cancel is None
+
+
+def test_retry(bench):
+    number, attempt = bench.begin('a')
+    assert bench.refuse('retry', 'a') == 409
+    assert bench.refuse('retry', 'none') == 404
+    bench.change('end', number, attempt, 'failed', REPLY, failures=4, deaths=3)
+    revision = bench.get('a').revision
+    assert bench.change('retry', 'a') == 'waiting'
+    job = bench.get('a')
+    assert (job.attempt, job.failures, job.deaths, job.reply, job.ended) == (1, 0, 0, None, None)
+    assert job.revision > revision
+    assert bench.refuse('retry', 'a') == 409
+    [job] = bench.claim()
+    assert job.attempt == 2
+    bench.change('end', number, 2, 'done', REPLY)
+    assert bench.refuse('retry', 'a') == 409
+
+
+def test_revision_grows_even_if_the_clock_does_not(bench):
+    number, attempt = bench.begin('a')
+    revisions = [bench.get('a').revision]
+    for _ in range(5):
+        bench.now -= 1
+        bench.change('change', number, attempt)
+        revisions.append(bench.get('a').revision)
+        [job] = bench.claim()
+        attempt = job.attempt
+        revisions.append(job.revision)
+    assert revisions == sorted(set(revisions))
+
+
+def test_owner(bench):
+    number, attempt = bench.begin('a')
+    assert bench.change('assign', number, attempt, 'worker 7')
+    assert not bench.change('assign', number, attempt + 1, 'worker 8')
+    assert bench.get('a').owner == 'worker 7'
+    bench.now += 5
+    bench.reopen()
+    [job] = bench.journal.reader.running()
+    assert (job.id, job.owner, job.orphaned) == ('a', 'worker 7', bench.now)
+    since = bench.now
+    bench.now += 5
+    bench.reopen()  # the time for which nobody has it counts from the first broker on
+    assert bench.get('a').orphaned == since
+    assert bench.change('assign', number, attempt, 'worker 9')
+    assert bench.get('a').orphaned is None
+
+
+def test_numbers_are_not_used_again(bench):
+    number, attempt = bench.begin('a')
+    bench.change('end', number, attempt, 'done', REPLY)
+    bench.journal.tidy(bench.now + 1e9)
+    assert bench.states() == {}
+    assert bench.begin('b') == (number + 1, 1)
+
+
+@pytest.mark.parametrize('job', [make_job('a', key='secret'), JobRecord(*['secret'] * 24)])
+def test_no_arguments_in_texts(job):
+    text = repr(job)
+    assert type(job).__name__ in text
+    assert 'a.mov' not in text
+    assert 'frames' not in text
+    assert 'key' not in text
+
+
+# The clock
+
+
+def test_clock_set_back(bench):
+    bench.accept('now')
+    bench.accept('later', delay=60)
+    bench.accept('short', expires=60)
+    number, attempt = bench.begin('again', priority=1)
+    bench.change('change', number, attempt, delay=60)
+    bench.now -= 3600
+    bench.change('set_clock_back', 3600)
+    assert bench.claim_ids(1) == ['now']
+    assert bench.change('claim', 0, ()).wait == 0.0
+    assert bench.change('claim', 9, ['other']).wait == 60
+    bench.now += 60
+    assert sorted(bench.claim_ids()) == ['again', 'later']
+    assert bench.expired == ['short']
+
+
+@pytest.mark.parametrize('event', ['accepted', 'running', 'ended'])
+def test_clock_set_back_while_nothing_runs(bench, event):
+    """The journal knows the time of its last event."""
+    bench.now -= 60
+    bench.accept('later', delay=120)
+    bench.now += 60
+    if event != 'accepted':
+        bench.now -= 60
+        number, attempt = bench.begin('a')
+        bench.now += 60
+        bench.change('change', number, attempt)
+        bench.claim()
+        if event == 'ended':
+            bench.change('end', number, 2, 'done', REPLY)
+    else:
+        bench.accept('a')
+    bench.now -= 3600
+    bench.reopen()
+    assert bench.change('claim', 9, ['other']).wait == 60
