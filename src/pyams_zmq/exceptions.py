@@ -102,6 +102,14 @@ class ZMQRemoteError(ZMQBaseError, RuntimeError):
         return f'{self.status} {self.text}'
 
 
+class ZMQJobError(ZMQRemoteError):
+    """A reply about a job whose status is not 2xx; the job itself has not failed.
+
+    404: the job is not known; 409: it has ended, or has not ended yet; 501: the service keeps no
+    jobs; 507: the disk of its journal is full.
+    """
+
+
 class ZMQReplyError(ZMQBaseError, ValueError):
     """A reply that is not valid JSON, or has too many frames."""
 

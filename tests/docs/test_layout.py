@@ -26,8 +26,11 @@ LEVELS = (
     ('socket', 'endpoint', 'message', 'curve', 'transaction', 'stream'),
 )
 INDEPENDENT = ('client', 'process', 'aio')
-# Data that both clients share; the function that Pyramid calls by its name.
-ALLOWED = {('aio', 'client.connection'), ('pyams_zmq', 'include')}
+# Data and policy that both clients share; the function that Pyramid calls by its name.
+ALLOWED = {
+    *(('aio', f'client.{name}') for name in 'connection job_info job_request job_watch'.split()),
+    ('pyams_zmq', 'include'),
+}
 
 
 def name_of(path):

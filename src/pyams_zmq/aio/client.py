@@ -10,6 +10,7 @@ from typing import Any
 import zmq
 
 from pyams_zmq.aio.deadlines import Deadlines
+from pyams_zmq.aio.jobs import AsyncJobMethods
 from pyams_zmq.aio.loop import get_context
 from pyams_zmq.aio.protocol import SocketEvent, ZmqProtocol
 from pyams_zmq.aio.pump import ABORT_LINGER
@@ -255,7 +256,7 @@ async def _wait_for_lookup(name: str, timeout: float) -> float:
     return monotonic() - start
 
 
-class AsyncZMQClient:
+class AsyncZMQClient(AsyncJobMethods):
     """Client of a service for coroutines: many calls at once, in one event loop at a time.
 
     It keeps one connection, and opens a new one after a loss, after a fork, and in another loop.

@@ -9,6 +9,7 @@ from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.call import CallConnection
 from pyams_zmq.client.connection import DOWN, HEARTBEATS, RETRIED, ServiceAddress, as_os_error
+from pyams_zmq.client.jobs import JobMethods
 from pyams_zmq.client.problem import EncodedMessage, QueuedMessage
 from pyams_zmq.client.send_queue import MAX_FLUSH, SendQueue
 from pyams_zmq.client.sender import MAX_BACKLOG, MAX_BACKLOG_SIZE, sender_thread
@@ -34,7 +35,7 @@ PREPARE_TIMEOUT = 2.0
 """Seconds until a service counts as unreachable, for messages without waiting for the reply"""
 
 
-class ZMQClient:
+class ZMQClient(JobMethods):
     """Client of a service, for many calls from many threads.
 
     It keeps its connections; a fork of this process opens its own. Use it as a context manager,
