@@ -103,10 +103,10 @@ class ZMQRemoteError(ZMQBaseError, RuntimeError):
 
 
 class ZMQJobError(ZMQRemoteError):
-    """A reply about a job whose status is not 2xx; the job itself has not failed.
+    """A reply to a question about a job whose status is not 2xx; the job itself has not failed.
 
-    404: the job is not known; 409: it has ended, or has not ended yet; 501: the service keeps no
-    jobs; 507: the disk of its journal is full.
+    403: only others may do that; 404: the job is not known; 409: it has ended, or has not ended
+    yet; 501: the service keeps no jobs.
     """
 
 

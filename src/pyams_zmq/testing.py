@@ -168,11 +168,13 @@ class RecordingClient(ZMQClient):
         type: str,  # noqa: A002 - the name of the field
         data: bytes,
         frames: Iterable[Any] | None = None,
+        is_repeatable: bool = False,
     ) -> None:
         """Record an encoded message; see `ZMQClient.post`."""
         self._check_open()
         try:
-            problem = check_reply(self._exchange(data, to_frames(frames))[-1]).problem
+            reply = self._exchange(data, to_frames(frames))[-1]
+            problem = check_reply(reply, is_repeatable).problem
         except Exception as error:  # noqa: BLE001 - one of `replies`, which `post` does not raise
             problem = str(error)
         if problem is not None:

@@ -20,6 +20,7 @@ from pyams_zmq.config.advice import advise
 from pyams_zmq.exceptions import (
     ZMQBacklogError,
     ZMQClosedError,
+    ZMQJobError,
     ZMQMessageError,
     ZMQRefusedError,
     ZMQRemoteError,
@@ -38,7 +39,11 @@ ERRORS = [
     ZMQClosedError('x'),
     ZMQMessageError(413, 'x'),
     ZMQRefusedError('x'),
-    *[ZMQRemoteError(status, 'x') for status in (400, 401, 403, 404, 413, 500, 502, 503, 504, 418)],
+    *[
+        ZMQRemoteError(status, 'x')
+        for status in (400, 401, 403, 404, 413, 500, 502, 503, 504, 507, 418)
+    ],
+    *[ZMQJobError(status, 'x') for status in (400, 403, 404, 409, 501)],
     ZMQReplyError('x'),
     ZMQStartError('x'),
     ZMQTimeoutError('x'),

@@ -14,6 +14,7 @@ from pyramid.threadlocal import get_current_registry
 
 from handlers import FailingSetup, Handler, MessageHandler, Process
 from pyams_zmq.client import ZMQClient
+from pyams_zmq.client.jobs import JobMethods
 from pyams_zmq.exceptions import (
     ZMQClosedError,
     ZMQMessageError,
@@ -136,6 +137,7 @@ def test_inherited_methods():
         'call',
         'reserve',
         'send',
+        *(name for name in vars(JobMethods) if not name.startswith('_')),
     }
 
 

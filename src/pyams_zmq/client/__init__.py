@@ -241,8 +241,8 @@ class ZMQClient(JobMethods):
 
         More than the backlog takes can be posted if nothing else waits in it.
 
-        :param messages: for each message its type, its JSON frame, and its binary frames, which may
-            be left out
+        :param messages: for each message its type, its JSON frame, its binary frames, and true if
+            it may be sent twice; the last two may be left out
         :param timeout: seconds
         :param held: number of messages of the same transaction that have room already
         :return: one for each message, see `reserve`
@@ -267,6 +267,7 @@ class ZMQClient(JobMethods):
         type: str,  # noqa: A002 - the name of the field
         data: bytes,
         frames: Iterable[Any] | None = None,
+        is_repeatable: bool = False,
     ) -> None:
         """Add a message to the queue of the thread that sends it, and return.
 
@@ -275,11 +276,12 @@ class ZMQClient(JobMethods):
         :param type: type of the message, for the log
         :param data: the encoded message
         :param frames: its binary frames, see `call`
+        :param is_repeatable: true if it may be sent again after a lost connection: a job
         :raises ZMQClosedError: if the client was closed
         :raises OSError: EMFILE, when the process has no descriptor left
         """
         self._check_open()
-        message = QueuedMessage(type, data, frames)
+        message = QueuedMessage(type, data, frames, is_repeatable)
         with as_os_error():
             sender_thread.get().post(self._queue.get(), message)
 

@@ -6,16 +6,22 @@ This module does no I/O; the client for threads and the client for asyncio use i
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timezone
 from math import isfinite
 from typing import Any, NamedTuple
 
 from msgspec import Struct, ValidationError, convert
 
-from pyams_zmq.client.job_info import read_payload
 from pyams_zmq.exceptions import ZMQReplyError
 from pyams_zmq.wire.clock import time
-from pyams_zmq.wire.message import check_boolean, check_integer, check_timeout, status_of
+from pyams_zmq.wire.message import (
+    check_boolean,
+    check_integer,
+    check_timeout,
+    payload_of,
+    status_of,
+)
 from pyams_zmq.wire.uuid7 import make_uuid7
 
 SUBMIT_RETRIES = 1
@@ -68,13 +74,14 @@ class Submission(NamedTuple):
     def read(self, reply: Any) -> SubmittedJob:
         """Return the job that the service has accepted.
 
-        :raises ZMQJobError: if it has not accepted it
+        :raises ZMQRemoteError: if it has not accepted it
         :raises ZMQReplyError: if it does not know jobs
         """
-        try:
-            found = convert(read_payload(reply), SubmittedJob)
-        except (ValidationError, ZMQReplyError):
-            found = None
+        found = None
+        if status_of(reply) is not None:
+            payload = payload_of(reply)
+            with suppress(ValidationError):
+                found = convert(payload, SubmittedJob)
         if found is None or (found.id != self.id and 'key' not in self.message[2]):
             raise ZMQReplyError(
                 f'{self.message[0]!r} was not accepted as a job, and may have run as a call: the '

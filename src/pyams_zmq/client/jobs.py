@@ -75,7 +75,8 @@ class JobMethods:
         :param timeout: seconds of an attempt, by default those of the method
         :param retries: attempts after the first one, by default those of the method
         :param frames: binary frames, see :meth:`.ZMQClient.call`; they are kept with the job
-        :raises ZMQJobError: if the service does not accept it; with status 507, if its disk is full
+        :raises ZMQRemoteError: if the service does not accept it; with status 507, if its disk is
+            full
         :raises ZMQReplyError: if the method is not a job, or the service has no journal: then it
             may have run as a call
         :raises: the errors of :meth:`.ZMQClient.call`
@@ -199,6 +200,6 @@ class JobMethods:
     def _result_of(self, job: JobInfo) -> Any:
         return job.result()
 
-    def _ask(self, message: list[Any], read: Callable[[Any], _T], **options: Any) -> _T:
+    def _ask(self, /, message: list[Any], read: Callable[[Any], _T], **options: Any) -> _T:
         """Send a message, and return what a function reads in the reply."""
         return read(self.request(message, **options))

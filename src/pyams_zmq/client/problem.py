@@ -14,8 +14,12 @@ from pyams_zmq.wire.multipart import to_frames
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-EncodedMessage = tuple[str, bytes] | tuple[str, bytes, Iterable[Any] | None]
-"""Type, JSON frame, and binary frames of a message"""
+EncodedMessage = (
+    tuple[str, bytes]
+    | tuple[str, bytes, Iterable[Any] | None]
+    | tuple[str, bytes, Iterable[Any] | None, bool]
+)
+"""Type, JSON frame, and binary frames of a message; true if it may be sent twice"""
 
 
 @dataclass(slots=True, eq=False, init=False)
@@ -28,6 +32,7 @@ class QueuedMessage:
     :ivar serial: number of the attempt to send it, among all of its client
     :ivar sent_at: time of that attempt, in the seconds of `time.monotonic`
     :ivar is_dropped: true if the data was dropped, so that it cannot be sent again
+    :ivar is_repeatable: true if the service does the same with two of it as with one: a job
     """
 
     type: str
@@ -38,6 +43,7 @@ class QueuedMessage:
     serial: int
     sent_at: float
     is_dropped: bool
+    is_repeatable: bool
 
     # Not generated: a `__post_init__` for the size takes as long as all the rest.
     def __init__(
@@ -45,9 +51,11 @@ class QueuedMessage:
         type: str,  # noqa: A002 - the name of the field
         data: bytes,
         frames: Iterable[Any] | None = None,
+        is_repeatable: bool = False,
     ):
         self.type = type
         self.data = data
+        self.is_repeatable = is_repeatable
         self.size = len(data)
         self.frames = ()
         if frames:  # checked: one that is not bytes would raise when half of the message is sent
@@ -98,14 +106,19 @@ class CheckedReply(NamedTuple):
     text: str | None = None
 
 
-def check_reply(data: bytes) -> CheckedReply:
-    """Return what a reply says about its message."""
+def check_reply(data: bytes, is_job: bool = False) -> CheckedReply:
+    """Return what a reply says about its message.
+
+    :param is_job: true if the message submits a job
+    """
     try:
-        payload_of(decode_reply(data))
+        payload = payload_of(decode_reply(data))
     except ZMQRemoteError as error:
         return CheckedReply(error.status, f'the reply has status {error.status}', str(error))
     except ZMQReplyError:
         return CheckedReply(0, 'the reply is not JSON')
+    if is_job and not (isinstance(payload, dict) and isinstance(payload.get('id'), str)):
+        return CheckedReply(200, 'the service keeps no jobs, or the method is not one: it has run')
     return CheckedReply(200)
 
 

@@ -71,7 +71,8 @@ class SendQueue:
 
     A message runs at most once: it is sent again only if its own reply has said that it was not run
     (503). When a service stops, it answers all that it has read; what else has no reply when the
-    connection is lost counts as lost.
+    connection is lost counts as lost. Jobs are sent again in both cases, and if the disk of the
+    service is full (507): it knows them by their ids.
 
     The messages are sent in their order. After a 503 for the overload of a pool, or behind a
     device, those that were already on their way may run before the refused one.
@@ -221,7 +222,7 @@ class SendQueue:
         if is_lost:
             if len(self._sent) and wait_for([self._socket], SETTLE):
                 self._receive(None, now, records)
-            records += self._drop(self._sent, LOST)
+            records += self._lose()
             self._lost_at = now
             self._close_for_a_while(now, GROWTH)
         elif self.state.has_failed:
@@ -255,9 +256,14 @@ class SendQueue:
             self._has_warned = True
             records.append(Delay(len(self), self.address, str(error)))
         self.error = error
-        records += self._drop(self._sent, LOST)
+        records += self._lose()
         self.close()
         self._opens_at = now + SUSPENDED
+
+    def _lose(self) -> list[Problem | Delay]:
+        """Drop the messages without a reply, but those that can be sent again."""
+        self._refused += [message for message in self._sent if message.is_repeatable]
+        return self._drop((each for each in self._sent if not each.is_repeatable), LOST)
 
     def _receive(self, most: int | None, now: float, records: list[Problem | Delay]) -> None:
         for _number in count() if most is None else range(most):
@@ -270,12 +276,14 @@ class SendQueue:
             self._delay = RECONNECT_IVL / 1000
             if is_late:
                 self.size += message.size
-            reply = check_reply(frames[-1])
+            reply = check_reply(frames[-1], message.is_repeatable)
             problem = reply.problem
-            if reply.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            if reply.status == HTTPStatus.SERVICE_UNAVAILABLE or (
+                message.is_repeatable and reply.status == HTTPStatus.INSUFFICIENT_STORAGE
+            ):
                 if not message.is_dropped:
                     is_draining = frames[-1] == DRAINING_REPLY
-                    records += self._refuse(message, now, is_draining=is_draining)
+                    records += self._refuse(message, now, reply.status, is_draining=is_draining)
                     continue
                 problem = 'lost: it was refused so late that its data was dropped'
             self._pace.accept(message.serial)
@@ -283,10 +291,12 @@ class SendQueue:
             if problem is not None:
                 records.append(Problem(self.address, message, problem, reply=reply.text))
 
-    def _refuse(self, message: QueuedMessage, now: float, *, is_draining: bool) -> list[Delay]:
+    def _refuse(
+        self, message: QueuedMessage, now: float, status: int, *, is_draining: bool
+    ) -> list[Delay]:
         self._refused.append(message)
         if self._pace.refuse(message.serial, self._sent.last, now, is_draining=is_draining):
-            return [Delay(len(self), self.address, 'the replies have status 503')]
+            return [Delay(len(self), self.address, f'the replies have status {status}')]
         return []
 
     def _first(self) -> QueuedMessage:

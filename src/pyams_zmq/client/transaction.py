@@ -11,9 +11,10 @@ from transaction.interfaces import IDataManagerSavepoint, ISavepointDataManager
 from zope.interface import implementer
 
 from pyams_zmq.client import PREPARE_TIMEOUT
+from pyams_zmq.client.job_request import SubmittedJob, make_submission
 from pyams_zmq.client.problem import EncodedMessage
 from pyams_zmq.wire.clock import monotonic
-from pyams_zmq.wire.message import MAX_MESSAGE_SIZE, encode_message
+from pyams_zmq.wire.message import MAX_MESSAGE_SIZE, encode_message, encode_request
 from pyams_zmq.wire.multipart import to_frames
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -30,7 +31,8 @@ class Sender(Protocol):
     """Sends messages on commit: a :class:`~pyams_zmq.client.ZMQClient`, or a test double.
 
     If it has a method `reserve_all`, as ZMQClient has, that is called instead of `prepare`. A
-    message with binary frames is posted with a third argument, the list of these.
+    message with binary frames is posted with a third argument, the list of these; a job with a
+    fourth one, True: it may be sent twice.
     """
 
     def prepare(self, *, timeout: float) -> None:
@@ -68,12 +70,53 @@ def send_on_commit(
         a frame is not bytes
     :raises ZMQMessageError: with status 413, if it is larger than `client.max_message_size`
     """
-    max_size = getattr(client, 'max_message_size', MAX_MESSAGE_SIZE)
     binary = to_frames(frames)
-    data = encode_message(type, args, max_size, binary)
+    data = encode_message(type, args, _max_size_of(client), binary)
+    _join(manager, client, type, data, timeout, binary)
+
+
+def submit_on_commit(
+    client: Sender,
+    type: str,  # noqa: A002 - the name of the field
+    args: Any = None,
+    *,
+    manager: Any = None,
+    commit_timeout: float = PREPARE_TIMEOUT,
+    frames: Iterable[Any] | None = None,
+    **options: Any,
+) -> SubmittedJob:
+    """Submit a job when the current transaction is committed, and only then.
+
+    Its id is known now. The service gets the job a moment after the commit: until then, and after
+    an abort, it does not know the id. The rules are those of `send_on_commit`, but the job is sent
+    again if the connection is lost before the reply, or the disk of the service is full. Times
+    such as a *delay* begin when the service gets it.
+
+    :param commit_timeout: the *timeout* of `send_on_commit`
+    :param options: those of :meth:`.ZMQClient.submit`: `id`, `key`, `delay`, `due`, `expires`,
+        `priority`, `timeout` and `retries`. If another job has the *key*, no job with this id is
+        made
+    :return: the job, with its id
+    :raises: the errors of `send_on_commit`
+    :raises ValueError: for a bad option
+    """
+    submission = make_submission(type, args, **options)
+    binary = to_frames(frames)
+    data = encode_request(submission.message, max_size=_max_size_of(client), frames=binary)
+    _join(manager, client, type, data, commit_timeout, binary, is_repeatable=True)
+    return SubmittedJob(submission.id)
+
+
+def _max_size_of(client: Sender) -> int:
+    size: int = getattr(client, 'max_message_size', MAX_MESSAGE_SIZE)
+    return size
+
+
+def _join(manager: Any, client: Sender, *args: Any, **kwargs: Any) -> None:
+    """Add a message to the current transaction; the arguments are those of its data manager."""
     manager = transaction.manager if manager is None else manager
     current = manager.get()
-    message = MessageDataManager(manager, client, type, data, timeout, binary)
+    message = MessageDataManager(manager, client, *args, **kwargs)
     current.join(message)
     try:
         groups = current.data(_GROUPS)
@@ -120,12 +163,15 @@ class MessageDataManager:
         data: bytes,
         timeout: float,
         frames: Sequence[bytes] = (),
+        is_repeatable: bool = False,
     ):
         self.transaction_manager = manager
         self._client = client
         self.type = type
-        # Without the empty list, for clients of others that know no frames.
+        # Without what it has not, for clients of others that know no frames.
         self.encoded: EncodedMessage = (type, data, frames) if frames else (type, data)
+        if is_repeatable:
+            self.encoded = (type, data, frames, True)
         self.timeout = timeout
         self.is_dropped = False
         self.reservation: Any = None

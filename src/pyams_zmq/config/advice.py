@@ -8,6 +8,7 @@ from pyams_zmq.exceptions import (
     ZMQBacklogError,
     ZMQBaseError,
     ZMQClosedError,
+    ZMQJobError,
     ZMQMessageError,
     ZMQRefusedError,
     ZMQRemoteError,
@@ -24,7 +25,7 @@ _STEPS: dict[type[ZMQBaseError], str] = {
     ZMQRefusedError: 'compare {prefix}client_auth (by default the first user of auth) or the keys '
     'with auth, curve and clients of the service',
     ZMQReplyError: 'check that a service of pyams_zmq listens at this address, and not another '
-    'program',
+    'program; jobs need {prefix}journal',
     ZMQClosedError: 'get a new client, by request.zmq({name!r})',
     ZMQMessageError: 'send less, or raise {prefix}max_message_size',
 }
@@ -34,12 +35,23 @@ _REMOTE_STEPS = {
     401: 'auth of the service has lost the user of this client: compare {prefix}client_auth',
     403: 'let the service allow it to the user of this client',
     404: 'compare the message with the public methods of the handler',
+    410: 'somebody has cancelled the job: retry it, or submit another one',
     413: 'send less, or raise {prefix}max_message_size',
     500: 'see the log of the service under this id',
     502: 'see the log of the service: its worker has ended; a method that may run twice can be '
     'declared repeatable',
     503: 'try again later; if that happens often, raise {prefix}concurrency or {prefix}workers',
-    504: 'raise the timeout of the method, or {prefix}timeout for the deadline of the call',
+    504: 'raise the timeout of the method, {prefix}timeout for the deadline of a call, or expires '
+    'of a job',
+    507: 'make room on the disk of {prefix}journal: then the service goes on by itself',
+}
+
+_JOB_STEPS = {
+    403: 'ask on the machine of the service, or as a user of {prefix}stats_users',
+    404: 'compare the id; jobs that have ended are kept for {prefix}keep days, and one that is '
+    'submitted on commit is known after that',
+    409: 'ask for its state: request.zmq({name!r}).job(id).state',
+    501: 'set {prefix}journal and {prefix}workers, and start the service again',
 }
 
 
@@ -71,7 +83,8 @@ def _next_step(service: Any, error: ZMQBaseError, problem: str) -> str:
     if isinstance(error, ZMQUnreachableError) and not isinstance(error, ZMQBacklogError):
         return _next_step_of_start(service, problem)
     if isinstance(error, ZMQRemoteError):
-        step = _REMOTE_STEPS.get(error.status, 'its method has chosen this status')
+        steps = _REMOTE_STEPS | _JOB_STEPS if isinstance(error, ZMQJobError) else _REMOTE_STEPS
+        step = steps.get(error.status, 'its method has chosen this status')
     else:
         step = next(
             (_STEPS[cls] for cls in type(error).__mro__ if cls in _STEPS),

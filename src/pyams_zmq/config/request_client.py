@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from pyams_zmq.client.transaction import is_under_way, send_on_commit
+from pyams_zmq.client.jobs import JobMethods, SubmittedJob
+from pyams_zmq.client.transaction import is_under_way, send_on_commit, submit_on_commit
 from pyams_zmq.config.advice import advise
 from pyams_zmq.config.identity import Application
 from pyams_zmq.config.service import Service, services_of
@@ -17,10 +18,11 @@ from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.wire.fork import ForkLocal
 
 
-class RequestClient:
+class RequestClient(JobMethods):
     """Client of a service for one request, the object of ``request.zmq(name)``.
 
-    Its methods `call` and `request` are those of :class:`~pyams_zmq.client.ZMQClient`.
+    Its methods `call`, `request`, `job`, `jobs`, `cancel`, `retry`, `watch` and `result` are those
+    of :class:`~pyams_zmq.client.ZMQClient`.
     """
 
     def __init__(self, request: Any, client: Any):
@@ -33,6 +35,9 @@ class RequestClient:
         """Add the service, how it is started and the next step to the text of an error."""
         if isinstance(self._client, ServiceClient):
             self._client.explain(error)
+
+    _ask = explained(JobMethods._ask)
+    _result_of = explained(JobMethods._result_of)
 
     @explained
     def send(
@@ -54,11 +59,45 @@ class RequestClient:
         :raises: the errors of :meth:`pyams_zmq.client.ZMQClient.send` and
             :func:`pyams_zmq.transaction.send_on_commit`
         """
-        manager = getattr(self._request, 'tm', None)
-        if manager is not None and is_under_way(manager):
-            send_on_commit(self._client, type, args, manager=manager, frames=frames)
-        else:
+        manager = self._find_transaction()
+        if manager is None:
             self._client.send(type, args, frames=frames)
+        else:
+            send_on_commit(self._client, type, args, manager=manager, frames=frames)
+
+    @explained
+    def submit(
+        self,
+        /,
+        type: str,  # noqa: A002 - the name of the field
+        args: Any = None,
+        *,
+        frames: Iterable[Any] | None = None,
+        **options: Any,
+    ) -> SubmittedJob:
+        """Submit a job when the transaction of the request is committed; its id is known at once.
+
+        Without a transaction, see `send`, it is submitted now, and is on disk when this returns.
+
+        :param type: type of the message, the name of the method
+        :param args: its arguments, any value with a JSON form
+        :param frames: binary frames, see :meth:`.ZMQClient.call`
+        :param options: those of :meth:`.ZMQClient.submit`: `id`, `key`, `delay`, `due`, `expires`,
+            `priority`, `timeout` and `retries`
+        :return: the job, with its id
+        :raises: the errors of :meth:`pyams_zmq.client.ZMQClient.submit` and
+            :func:`pyams_zmq.transaction.submit_on_commit`
+        """
+        manager = self._find_transaction()
+        if manager is None:
+            job: SubmittedJob = self._client.submit(type, args, frames=frames, **options)
+            return job
+        return submit_on_commit(self._client, type, args, manager=manager, frames=frames, **options)
+
+    def _find_transaction(self) -> Any:
+        """Return the transaction manager of the request, or None if no transaction has begun."""
+        manager = getattr(self._request, 'tm', None)
+        return manager if manager is not None and is_under_way(manager) else None
 
 
 class ClientRegistry:

@@ -47,6 +47,8 @@ class ServiceClient(ZMQClient):
     send = explained(ZMQClient.send)
     prepare = explained(ZMQClient.prepare)
     post = explained(ZMQClient.post)
+    _ask = explained(ZMQClient._ask)  # of all questions about jobs
+    _result_of = explained(ZMQClient._result_of)
 
     @explained
     def reserve_all(
