@@ -15,6 +15,7 @@ from pyams_zmq.auth import ANONYMOUS, Peer
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler.deferred import DeferredReply, make_send
 from pyams_zmq.handler.errors import error_reply
+from pyams_zmq.handler.job import call_job
 from pyams_zmq.handler.methods import Method, methods_of, zmq_method
 from pyams_zmq.handler.request import call_plain, call_with_request
 from pyams_zmq.handler.threads import MethodThreads
@@ -97,7 +98,13 @@ class ZMQMessageHandler:
                 )
             # A stream without replies has no deadlines either.
             has_deadline = method.timeout is not None and hasattr(stream, 'detach')
-            if not method.is_async and (is_concurrent or has_deadline):
+            if method.job is not None and not getattr(stream, 'takes_jobs', True):
+                raise ValueError(
+                    f'{type(self.rep_handler).__name__}.{name} is a job (zmq_job), which only a '
+                    'pool with a journal runs: set workers and journal'
+                )
+            # A job also takes commands of the broker while it runs.
+            if not method.is_async and (is_concurrent or has_deadline or method.job is not None):
                 self.methods[name] = method._replace(in_thread=True)
         # The process waits for these replies before it stops.
         self._owed: set[asyncio.Future[None]] = getattr(process, 'owed_replies', set())
@@ -171,9 +178,16 @@ class ZMQMessageHandler:
         method = self.methods.get(name)
         if method is None:
             raise ZMQMessageError(404, f'Unknown message type {name[:80]!r}')
+        job = None
+        if method.job is not None:
+            job = getattr(self.rep_stream, 'job', None)
+            if job is None:
+                raise ZMQMessageError(500, f'{name!r} is a job, and was sent as a call')
+            if job.timeout is not None:
+                method = method._replace(timeout=job.timeout)
         if method.min_frames <= len(frames) <= method.max_frames:
             frames[self.json_load] = args
-            if not (method.wants_peer or method.wants_request or method.in_thread):
+            if job is None and not (method.wants_peer or method.wants_request or method.in_thread):
                 return method, None
             call = partial(method.call, *frames)
         elif len(frames) == 1 and method.arguments is not None:
@@ -182,10 +196,14 @@ class ZMQMessageHandler:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
         if method.wants_peer:
             call = partial(call, peer=peer)
+        if method.wants_job:
+            call = partial(call, job=job)
         if method.wants_request:
             if method.in_thread:
                 call = partial(call_plain, call)
             call = partial(call_with_request, self.process.registry, call)
+        if job is not None:
+            call = partial(call_job, job, call)
         return method, call
 
     def _identify(self, frame: Any) -> Peer:

@@ -14,7 +14,7 @@ INJECTED = frozenset({'peer', 'request'})
 """Keyword-only parameters of the handler, which messages cannot pass"""
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-_RESERVED = INJECTED | {'self', 'cls'}
+_SELF = frozenset({'self', 'cls'})
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _PATH = re.compile(r"(.*) - at '\$(.*)'", re.DOTALL).fullmatch
 _MODULES = re.compile(r'(?:[^\W\d]\w*\.|<locals>\.)+')
@@ -22,7 +22,12 @@ _MAX_TEXT = 200  # characters of a problem, which may quote the message
 
 
 def arguments_of(
-    call: Callable[..., Any], name: str, signature: Signature, owner: type, spread: bool
+    call: Callable[..., Any],
+    name: str,
+    signature: Signature,
+    owner: type,
+    spread: bool,
+    injected: frozenset[str] = INJECTED,
 ) -> 'Arguments | None':
     """Return how a method gets the arguments of a message of one frame.
 
@@ -30,12 +35,13 @@ def arguments_of(
     :param name: name of the method
     :param owner: class of the handler
     :param spread: true if the method declares that it takes arguments by position or name
+    :param injected: names of keyword-only parameters that the handler passes
     :return: None, if its first parameter gets them as they were decoded
     """
     parameters = [
         item
         for item in signature.parameters.values()
-        if item.kind is not Parameter.KEYWORD_ONLY or item.name not in INJECTED
+        if item.kind is not Parameter.KEYWORD_ONLY or item.name not in injected
     ]
     if not spread and any(item.kind is Parameter.VAR_POSITIONAL for item in parameters):
         return None
@@ -54,7 +60,7 @@ def arguments_of(
     }
     if not spread and not converters:
         return None
-    return Arguments(call, name, parameters, converters, spread)
+    return Arguments(call, name, parameters, converters, spread, injected)
 
 
 class Arguments:
@@ -62,10 +68,11 @@ class Arguments:
 
     :param call: the method
     :param name: name of the method
-    :param parameters: its parameters, without those of `INJECTED`
+    :param parameters: its parameters, without those that are injected
     :param converters: functions that convert arguments, by name of their parameter
     :param spread: true if an array contains the arguments by position, and an object by name;
         otherwise the first parameter gets it
+    :param injected: names that a message cannot pass
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class Arguments:
         parameters: list[Parameter],
         converters: Mapping[str, Converter],
         spread: bool,
+        injected: frozenset[str] = INJECTED,
     ):
         self._call = call
         self._name = name
@@ -82,7 +90,7 @@ class Arguments:
         self._converters = converters
         self._spread = spread
         self._is_optional = not _count_required(parameters)
-        self._reserved = _RESERVED - self._signature.parameters.keys()
+        self._reserved = (injected | _SELF) - self._signature.parameters.keys()
 
     def bind(self, args: Any) -> 'partial[Any]':
         """Return a call of the method.

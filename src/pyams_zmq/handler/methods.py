@@ -7,7 +7,8 @@ from inspect import Parameter, iscoroutinefunction, signature
 from math import inf
 from typing import Any, NamedTuple, TypeVar
 
-from pyams_zmq.handler.arguments import Arguments, arguments_of
+from pyams_zmq.handler.arguments import INJECTED, Arguments, arguments_of
+from pyams_zmq.handler.job import JobPolicy
 from pyams_zmq.wire.message import check_boolean, check_timeout
 
 _DESCRIPTORS = (staticmethod, classmethod, partialmethod, singledispatchmethod)
@@ -54,6 +55,7 @@ class Method(NamedTuple):
     :ivar min_frames: minimum number of frames of a message, at least 2 if there are *arguments*
     :ivar max_frames: maximum number of frames
     :ivar in_thread: true if it runs in a thread
+    :ivar job: how often it is tried if it is a job, or None
     """
 
     call: Callable[..., Any]
@@ -62,10 +64,12 @@ class Method(NamedTuple):
     max_frames: float = inf
     wants_peer: bool = False
     wants_request: bool = False
+    wants_job: bool = False
     is_async: bool = False
     timeout: float | None = None
     repeatable: bool | None = None
     in_thread: bool = False
+    job: JobPolicy | None = None
     arguments: Arguments | None = None
 
 
@@ -96,10 +100,14 @@ def methods_of(handler: Any) -> dict[str, Method]:
             is_single = isinstance(attribute, singledispatchmethod)
             options = getattr(attribute, 'zmq_options', getattr(call, 'zmq_options', _NO_OPTIONS))
             timeout, repeatable, spread = options
-            method = Method(call, name)
+            job = getattr(attribute, 'zmq_job', getattr(call, 'zmq_job', None))
+            method = Method(call, name, job=None if job is None else job[0])
             if not is_single:
                 method = _inspect(method, type(handler), spread)
             methods[name] = method._replace(timeout=timeout, repeatable=repeatable)
+            if job is not None:  # the time limit of the class is one for calls
+                limit = inf if job[1] is None else job[1]
+                methods[name] = methods[name]._replace(timeout=limit, repeatable=False)
     return _apply_defaults(type(handler), methods)
 
 
@@ -119,12 +127,14 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
     required = sum(item.default is Parameter.empty for item in positional)
     is_variadic = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
     keywords = {item.name for item in parameters if item.kind is Parameter.KEYWORD_ONLY}
-    arguments = arguments_of(call, method.name, declared, owner, spread)
+    injected = INJECTED if method.job is None else INJECTED | {'job'}
+    arguments = arguments_of(call, method.name, declared, owner, spread, injected)
     return method._replace(
         min_frames=required if arguments is None else max(required, 2),
         max_frames=inf if is_variadic else len(positional),
         wants_peer='peer' in keywords,
         wants_request='request' in keywords,
+        wants_job=method.job is not None and 'job' in keywords,
         is_async=iscoroutinefunction(call),
         arguments=arguments,
     )

@@ -11,3 +11,7 @@
 :mod:`.writer`            writing, in a thread that waits for the disk
 ========================  ==========================================================
 """
+
+from pyams_zmq.handler.job import Job, JobCancelled, zmq_job
+
+__all__ = ['Job', 'JobCancelled', 'zmq_job']

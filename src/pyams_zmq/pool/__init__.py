@@ -2,6 +2,7 @@
 """A pool: several worker processes behind one address."""
 
 import asyncio
+import os
 from collections.abc import Callable, Collection, Iterable
 from contextlib import closing
 from typing import Any
@@ -90,6 +91,14 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     max_memory: float = 0.0
     #: Seconds after the time limit of a method until its worker is replaced, or earlier
     overdue_grace: float = PoolWorker.overdue_grace
+    #: File with the jobs, see :func:`pyams_zmq.jobs.zmq_job`; it is made if it is missing
+    journal: str | os.PathLike[str] | None = None
+    #: Jobs at a time, so that other workers can answer calls; 0 for one less than there are workers
+    jobs: int = 0
+    #: Days that ended jobs are kept
+    keep: float = 7.0
+    #: Seconds from a cancel until the worker of a job that does not end is killed
+    cancel_grace: float = 10.0
     #: Class of the workers
     worker_factory: Callable[..., PoolWorker] = PoolWorker
 
@@ -202,6 +211,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         worker = self.worker_factory(address, self.handler, auth, registry=self.registry)
         for name in _LIMITS + _WORKER_LIMITS:
             setattr(worker, name, getattr(self, name))
+        worker.takes_jobs = self.journal is not None
         return worker
 
     def _supervise(self) -> int:

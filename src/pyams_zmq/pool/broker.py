@@ -19,6 +19,7 @@ from pyams_zmq.auth import ZAP_DOMAIN, Access, Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.pool import protocol
+from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.local_port import LocalPort
 from pyams_zmq.pool.protocol import ROUTE_SIZE, SEPARATOR
 from pyams_zmq.pool.queue import Call, FairQueue
@@ -118,9 +119,11 @@ class PoolBroker(ServiceProcess):
     _forwards_peers = True  # until the first worker states whether it needs them
     _has_seen_workers = False
     _pump_is_scheduled = False
+    _jobs: Any = None  # a JobService, if the pool has a journal
 
     def __init__(self, pool: Any, local_port: LocalPort):
         super().__init__(pool.registry)
+        self._pool = pool
         self.bind_addr, self.access = pool.bind_addr, pool.access
         self.local_port = local_port
         self.worker_address, self.worker_access = pool.worker_address, pool.worker_access
@@ -142,13 +145,26 @@ class PoolBroker(ServiceProcess):
     def init_stream(self) -> None:
         """Bind the sockets for clients and workers."""
         queue = FairQueue(self.queue_limit, self.queue_size, self.client_queue_size)
-        self._scheduler = Scheduler(
+        make_scheduler = Scheduler if self._pool.journal is None else JobScheduler
+        self._scheduler = make_scheduler(
             self._send_request,
             self._send_reply,
             self._send_refusal,
             queue=queue,
             is_ordered=self.is_ordered,
         )
+        if isinstance(self._scheduler, JobScheduler):
+            from pyams_zmq.pool.job_service import JobService  # noqa: PLC0415 - it needs sqlite3
+
+            self._jobs = JobService(
+                self._pool,
+                self._scheduler,
+                post=self._post,
+                reply=self._send_reply,
+                is_local=lambda worker: worker.stream is self._local_stream,
+                check_access=self._check_stats_access,
+                json_load=self.json_load,
+            )
         self._client_stream = self._open(self.bind_addr, self.access, ZAP_DOMAIN)
         self._local_stream = self._open(
             self.local_port.uri, self.local_port.secret.make_access(), LOCAL_DOMAIN
@@ -233,6 +249,8 @@ class PoolBroker(ServiceProcess):
         if name == STATS_TYPE:
             self._check_stats_access(first['User-Id'], first['Peer-Address'])
             self._send_reply(envelope, [encode([200, self._stats()])])
+        elif self._jobs is not None and self._jobs.handles(name):
+            self._jobs.handle(envelope, name, body, first['User-Id'], first['Peer-Address'])
         else:
             size += sum(map(len, envelope)) + _FRAME_OVERHEAD * (len(envelope) + len(body))
             self._scheduler.handle_request(envelope, sender, body, size, name, monotonic())
@@ -256,6 +274,7 @@ class PoolBroker(ServiceProcess):
             'pid': os.getpid(),
             'addresses': self._sockets.uris,
             **self._scheduler.stats(monotonic()),
+            **({} if self._jobs is None else {'jobs': self._jobs.stats()}),
         }
 
     def _send_reply(self, envelope: Envelope, reply: list[Any]) -> None:
@@ -314,8 +333,10 @@ class PoolBroker(ServiceProcess):
                     worker.measure_silence = partial(
                         stream.listener.measure_silence, first.get(SRCFD), connection
                     )
+            case protocol.PROGRESS, [key, data] if self._jobs is not None:
+                self._jobs.handle_progress(key, data)
             case protocol.DISCONNECT, []:
-                self._scheduler.handle_disconnect(route)
+                self._scheduler.handle_disconnect(route, is_leaving=True)
                 stream.send_frames([route, b'', protocol.DISCONNECT_OK])
             case protocol.REJECT, [key]:
                 self._scheduler.handle_reject(route, key)
@@ -341,6 +362,8 @@ class PoolBroker(ServiceProcess):
         settings = encode({'max_reply_size': self.max_reply_size})
         stream.send_frames([route, b'', protocol.READY_OK, settings])
         self._scheduler.assign_queued()
+        if self._jobs is not None:
+            self._jobs.warn_of_unknown_types()
         if stream is self._local_stream and not worker.is_watched:
             self._watch(worker)
         LOGGER.info('Worker %s of %s is ready', worker.pid, worker.host)
@@ -367,6 +390,14 @@ class PoolBroker(ServiceProcess):
         self._pump()
 
     # The loop
+
+    def _post(self, function: Callable[[], None]) -> None:
+        """Call a function that uses the sockets in the thread of the loop; any thread calls this."""
+        self.loop.asyncio_loop.call_soon_threadsafe(self._call_and_pump, function)
+
+    def _call_and_pump(self, function: Callable[[], None]) -> None:
+        function()
+        self._pump()
 
     def _pump(self) -> None:
         """Handle messages of all sockets until none has arrived for `_POLL_TIMEOUT`.
@@ -406,6 +437,8 @@ class PoolBroker(ServiceProcess):
                 worker.pid,
                 worker.host,
             )
+        if self._jobs is not None:
+            self._jobs.check(now)
         self.loop.call_later(_CHECK_INTERVAL, self._check_workers)
         self._pump()
 
@@ -413,15 +446,22 @@ class PoolBroker(ServiceProcess):
         # The rest of `drain_timeout` is for the 502 replies to unfinished calls.
         deadline = monotonic() + self.drain_timeout - min(TERM_GRACE, self.drain_timeout / 2)
         self._scheduler.drain()
+        if self._jobs is not None:
+            self._jobs.drain()
         turns = 0
         while turns < REFUSAL_TURNS and monotonic() < deadline:
             received = self._count_received()
             await asyncio.sleep(REFUSAL_TURN)
             self._pump()
-            if not self._scheduler.in_flight:
+            if not (self._scheduler.in_flight or (self._jobs and self._jobs.is_writing)):
                 turns = turns + 1 if received != self._count_received() else REFUSAL_TURNS
         self._scheduler.abort(monotonic())
         self._send_refusals()
+
+    def _teardown(self) -> None:
+        if self._jobs is not None:
+            self._jobs.close()
+        super()._teardown()
 
 
 def make_worker_access(address: Any, auth: Users, curve: CurveServer | None) -> Access:

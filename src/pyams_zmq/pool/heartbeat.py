@@ -5,6 +5,7 @@ import logging
 import mmap
 import resource
 from contextlib import suppress
+from math import ceil
 from threading import Event, Thread
 from typing import Any
 
@@ -65,7 +66,15 @@ class HeartbeatThread(Thread):
             elif not socket.ipv6 and needs_ipv6(worker._broker.endpoint):
                 worker.loop.add_callback(worker.connect_by_ipv6)
                 return  # `run` makes another socket, with this option
-        while not self._end.wait(worker.beat_interval):
+        turns = ceil(worker.beat_interval / protocol.PROGRESS_INTERVAL)  # for each heartbeat
+        turn = 0
+        while not self._end.wait(worker.beat_interval / turns):
+            for key, progress in worker.jobs.take_progress():
+                with suppress(zmq.Again):
+                    socket.send_multipart([b'', protocol.PROGRESS, key, progress], zmq.NOBLOCK)
+            turn += 1
+            if turn % turns:
+                continue
             with suppress(OSError):  # without a free descriptor the worker is still alive
                 memory = read_memory()
             had_overdue, has_overdue = has_overdue, worker.rep_stream.has_overdue

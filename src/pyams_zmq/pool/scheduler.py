@@ -69,6 +69,10 @@ class WorkerState:
     :ivar measure_silence: returns the seconds since data came in on its connection
     :ivar calls: its calls, by key
     :ivar unknown_calls: keys of its calls of an earlier broker, or of an earlier registration
+    :ivar jobs: keys of the jobs that its methods run
+    :ivar job_types: the message types that are jobs
+    :ivar owner: what the journal calls it
+    :ivar is_leaving: true if it has said that it leaves
     """
 
     def __init__(
@@ -85,6 +89,10 @@ class WorkerState:
         self.measure_silence: Callable[[], float] = lambda: inf
         self.calls: dict[bytes, Call] = {}
         self.unknown_calls: set[bytes] = set()
+        self.jobs: set[bytes] = set()
+        self.job_types: frozenset[str] = frozenset()
+        self.owner: Any = None
+        self.is_leaving = False
         self.update(info)
 
     def update(self, info: Mapping[str, Any]) -> None:
@@ -102,7 +110,7 @@ class WorkerState:
     @property
     def in_flight(self) -> int:
         """Number of calls that the worker has."""
-        return len(self.calls) + len(self.unknown_calls)
+        return len(self.calls) + len(self.unknown_calls) + len(self.jobs)
 
     def stats(self, now: float) -> dict[str, Any]:
         """Return the statistics; the age is in seconds since READY, the memory in MiB."""
@@ -275,11 +283,17 @@ class Scheduler:
         for call in lost:
             del worker.calls[call.key]
         self._free = deque(each for each in self._free if each is not worker)
-        worker.unknown_calls = keys - worker.calls.keys()
+        self._register_jobs(worker, info, keys)
+        worker.unknown_calls = keys - worker.calls.keys() - worker.jobs
         if worker.is_open:
             self._free.extend([worker] * (worker.slots - worker.in_flight))
         self._repeat(lost, 'lost its connection', now)
         return worker
+
+    def _register_jobs(
+        self, worker: WorkerState, info: Mapping[str, Any], keys: set[bytes]
+    ) -> None:
+        """Do nothing: without a journal there are no jobs."""
 
     def _add_methods(self, names: Iterable[str], repeatable: Collection[str]) -> None:
         for name in names:
@@ -308,11 +322,15 @@ class Scheduler:
             if now - worker.last_seen > worker.interval and not worker.is_watched
         ]
 
-    def handle_disconnect(self, route: bytes) -> None:
-        """Assign no more calls to a worker, which finishes those that it has."""
+    def handle_disconnect(self, route: bytes, is_leaving: bool = False) -> None:
+        """Assign no more calls to a worker, which finishes those that it has.
+
+        :param is_leaving: true if it has said that it leaves
+        """
         worker = self.workers.get(route)
         if worker is not None:
             worker.is_open = False
+            worker.is_leaving = worker.is_leaving or is_leaving
 
     def handle_reject(self, route: bytes, key: bytes) -> None:
         """Put a call that a worker has not started in front of the queue."""

@@ -23,6 +23,7 @@ from pyams_zmq.pool import protocol
 from pyams_zmq.pool.heartbeat import OVERDUE, HeartbeatThread
 from pyams_zmq.pool.local_port import LocalPort
 from pyams_zmq.pool.protocol import ROUTE_SIZE
+from pyams_zmq.pool.worker_jobs import WorkerJobs
 from pyams_zmq.pool.worker_stream import WorkerStream
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.stream import ZMQStream
@@ -84,6 +85,9 @@ class PoolWorker(ZMQProcess):
     max_calls: int = 0  #: Calls after which it is replaced; 0 for no limit
     max_memory: float = 0.0  #: Resident MiB above which it is replaced; 0 for no limit
 
+    takes_jobs: bool = True
+    """False if the pool has no journal"""
+
     local_port: LocalPort | None = None  #: Inherited listener of the broker, None on other machines
 
     is_leaving = False
@@ -113,6 +117,7 @@ class PoolWorker(ZMQProcess):
     ):
         super().__init__(address, handler, registry=registry)
         self._broker = ServiceAddress.parse(address, auth, curve)
+        self.jobs = WorkerJobs()
 
     def start(self) -> None:
         """Fork the worker and return at once.
@@ -150,6 +155,7 @@ class PoolWorker(ZMQProcess):
         monitor = open_monitor(socket, _CONNECTION_EVENTS)
         self.rep_stream = WorkerStream(socket, self.loop, concurrency=self.concurrency)
         self.rep_stream.process = self
+        self.rep_stream.takes_jobs = self.takes_jobs
         self._monitor = ZMQStream(monitor, self.loop)
         self._monitor.on_recv(self._on_connection)
         self._streams.update([self.rep_stream, self._monitor])
@@ -262,6 +268,8 @@ class PoolWorker(ZMQProcess):
             'repeatable': [name for name, method in methods.items() if method.repeatable],
             'peers': getattr(handler, 'wants_frames', False),
             'calls': [key.hex() for key in self.rep_stream.pending],
+            'replies': [key.hex() for key in self.jobs.replies],
+            'jobs': {name: method.job for name, method in methods.items() if method.job},
         }
         if self.send_command(protocol.READY, encode(info)):
             self._ready_sent = monotonic()
@@ -276,11 +284,18 @@ class PoolWorker(ZMQProcess):
                     self._has_warned = False
                     super()._log_start()
                 self.rep_stream.max_size = decode_reply(*rest)['max_reply_size']
+                self.jobs.repeat_progress()
+                self.rep_stream.repeat_replies()
                 if not self._has_been_ready:
                     self._has_been_ready = True
                     super()._report_ready()
             case protocol.DISCONNECT_OK:
                 self._is_disconnected.set()
+            case protocol.ACK:
+                self.jobs.acknowledge(*rest)
+            case protocol.CANCEL:
+                key, force = rest
+                self.jobs.cancel(key, force == b'1')
             case _:  # UNKNOWN
                 self._monitor.flush()  # handle a new connection before what arrives through it
                 # The broker sends UNKNOWN for each heartbeat until it reads READY. A second READY
@@ -357,6 +372,9 @@ class PoolWorker(ZMQProcess):
         # Calls that are on their way until DISCONNECT_OK are rejected.
         await self._wait_for_disconnect()
         await self._wait_for_replies()
+        if self.jobs.replies and self.is_connected:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.jobs.wait_for_acks(), DISCONNECT_TIMEOUT)
         # The broker may notice our exit before it reads our last replies: wait until it has.
         self._send_disconnect()
         await self._wait_for_disconnect()

@@ -9,12 +9,12 @@ from typing import Any
 import zmq
 
 from pyams_zmq.pool import protocol
-from pyams_zmq.pool.protocol import KEY_SIZE, SEPARATOR
+from pyams_zmq.pool.protocol import JOB_MARK, KEY_SIZE, SEPARATOR, parse_job_header
 from pyams_zmq.process.connections import Envelope
 from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.wire.body import Reply, size_of
 from pyams_zmq.wire.clock import monotonic
-from pyams_zmq.wire.frames import NOBLOCK, POLLIN
+from pyams_zmq.wire.frames import NOBLOCK, POLLIN, send_frames
 from pyams_zmq.wire.message import encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -49,9 +49,11 @@ class WorkerStream(ReplyStream):
 
     :ivar process: the PoolWorker, which handles the commands
     :ivar pending: keys of the calls that have no reply yet
+    :ivar job: the job that a message is, a :class:`~pyams_zmq.handler.job.RunningJob`; or None
     """
 
     process: Any = None
+    job: Any = None
     max_size: int = sys.maxsize
     """Bytes of the largest reply, which the broker states"""
 
@@ -66,6 +68,12 @@ class WorkerStream(ReplyStream):
 
     def refuse_waiting(self, data: bytes) -> None:
         """Do nothing: the broker has confirmed that it sends no further calls."""
+
+    def repeat_replies(self) -> None:
+        """Send the replies to jobs that the broker has not acknowledged."""
+        for key, reply in self.process.jobs.replies.items():
+            send_frames(self.socket, [key, *reply])
+        self._rebuild_io_state()
 
     def drop_waiting(self) -> None:
         """Drop the calls of a former connection that were not read."""
@@ -118,8 +126,13 @@ class WorkerStream(ReplyStream):
             return None
         self.pending.add(key)
         self.envelope = Envelope((key,))
+        sender = header[KEY_SIZE:]
+        self.job = None
+        if key[0] == JOB_MARK:
+            info, sender = parse_job_header(header)
+            self.job = self.process.jobs.begin(key, info)
         if not self._recv_copy and body:
-            body[0] = ForwardedFrame(body[0], header[KEY_SIZE:])
+            body[0] = ForwardedFrame(body[0], sender)
         return body
 
     def _route(self, frames: list[Any], *_args: Any, **_kwargs: Any) -> Any:
@@ -135,5 +148,8 @@ class WorkerStream(ReplyStream):
             text = f'The reply is {size} bytes; the limit is {self.max_size} (max_reply_size)'
             LOGGER.error('%s: %s', self.process.name, text)
             envelope, data = envelope[:1], encode([500, text])
+        if envelope[0][0] == JOB_MARK:  # it is kept until it is on disk
+            reply = [*envelope[1:], *(data if isinstance(data, list) else [data])]
+            self.process.jobs.end(envelope[0], reply)
         if self.process.is_connected:  # the next broker does not know this call
             super()._route_reply(envelope, data)

@@ -53,6 +53,9 @@ class ZMQStream(BaseZMQStream):
 
     listener: Listener | None = None  # what is known about the connections of the socket
 
+    takes_jobs = False
+    """True if its messages may be jobs, see :func:`pyams_zmq.jobs.zmq_job`"""
+
     _is_handling = False
     _is_scheduled = False
 

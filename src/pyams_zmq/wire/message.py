@@ -25,6 +25,8 @@ from pyams_zmq.wire.values import explain, to_json
 
 _decode_request = msgspec.json.Decoder(tuple[str, Any]).decode
 _decode_long_request = msgspec.json.Decoder(tuple[str, Any, msgspec.Raw]).decode
+_decode_raw_request = msgspec.json.Decoder(tuple[str, msgspec.Raw]).decode
+_decode_long_raw_request = msgspec.json.Decoder(tuple[str, msgspec.Raw, msgspec.Raw]).decode
 _decode_any = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder(enc_hook=to_json).encode
 
@@ -75,16 +77,41 @@ def decode_request(data: bytes) -> tuple[str, Any]:
     except _BAD_JSON as error:
         try:
             name, args, text = _decode_long_request(data)
-            options = _decode_any(text) if len(text) <= MAX_OPTIONS_SIZE else text
         except _BAD_JSON:
             raise ZMQMessageError(400, f'Bad message, expected [type, args]: {error}') from None
-    if options is text:
+    _decode_options(text)
+    return name, args
+
+
+def split_request(data: bytes) -> tuple[str, msgspec.Raw, dict[str, Any]]:
+    """Return type, JSON text of the arguments, and options of a request.
+
+    :raises ZMQMessageError: as `decode_request` does
+    """
+    try:
+        name, args = _decode_raw_request(data)
+    except _BAD_JSON as error:
+        try:
+            name, args, text = _decode_long_raw_request(data)
+        except _BAD_JSON:
+            raise ZMQMessageError(400, f'Bad message, expected [type, args]: {error}') from None
+        return name, args, _decode_options(text)
+    return name, args, {}
+
+
+def _decode_options(text: msgspec.Raw) -> dict[str, Any]:
+    if len(text) > MAX_OPTIONS_SIZE:
         raise ZMQMessageError(
             400, f'Bad message: its options have more than {MAX_OPTIONS_SIZE} bytes'
         )
-    if options is not None:
-        _check_options(options)
-    return name, args
+    try:
+        options = _decode_any(text)
+    except _BAD_JSON as error:
+        raise ZMQMessageError(400, f'Bad message, expected [type, args]: {error}') from None
+    if options is None:
+        return {}
+    _check_options(options)
+    return dict(options)
 
 
 def _check_options(options: Any) -> None:

@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The jobs that a broker has in hand, and what becomes of them.
+
+It does no I/O: changes go to a :class:`~pyams_zmq.jobs.writer.JournalWriter`, and functions send
+messages to workers.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from math import inf
+from random import uniform
+from typing import Any, Protocol
+
+from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.handler.job import JobPolicy
+from pyams_zmq.jobs.records import CANCELLED, DONE, FAILED, Cancelled, Claim, JobRecord
+from pyams_zmq.pool.job_owners import BROKER, STOPPING, Owner
+from pyams_zmq.pool.protocol import make_job_key, parse_job_key
+from pyams_zmq.wire.clock import monotonic, time
+from pyams_zmq.wire.message import decode_reply, encode, is_error, status_of
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+MAX_DEATHS = 3
+"""Workers that may die during a job before the job fails"""
+
+MAX_BACKOFF = 3600.0
+"""Seconds between two attempts, at most"""
+
+_DEATH_DELAY = 0.1  # seconds until the attempt after the first death; it doubles
+_JITTER = (0.8, 1.2)  # so that jobs that have failed together do not begin together
+_SERVER_ERROR = 500
+
+
+class JobRun:
+    """A job in hand.
+
+    :ivar record: the job as it was when it began
+    :ivar key: key of its call
+    :ivar worker: worker that has it, a WorkerState; None while it waits for one
+    :ivar progress: what its method has published, as clients get it; or None
+    :ivar revision: revision that it has with this progress
+    :ivar is_cancelled: true if its worker knows that it is cancelled
+    :ivar kill_at: time when its worker is killed
+    """
+
+    __slots__ = ('is_cancelled', 'key', 'kill_at', 'progress', 'record', 'revision', 'worker')
+
+    def __init__(self, record: JobRecord, worker: Any = None):
+        self.record = record
+        self.key = make_job_key(record.number, record.attempt)
+        self.worker = worker
+        self.progress: dict[str, Any] | None = None
+        self.revision = record.revision
+        self.is_cancelled = False
+        self.kill_at = inf
+
+    def publish(self, done: float, total: float | None, text: str) -> None:
+        """Note how far the job is."""
+        self.progress = {'done': done, 'total': total, 'text': text}
+        self.revision = max(self.revision + 1, int(time() * 1000))
+
+
+class Workers(Protocol):
+    """What the book needs of the :class:`~pyams_zmq.pool.job_scheduler.JobScheduler`."""
+
+    @property
+    def open_slots(self) -> int:
+        """Number of requests that open workers handle at a time."""
+
+    @property
+    def free_slots(self) -> int:
+        """Number of requests that they can begin now."""
+
+    @property
+    def job_types(self) -> set[str]:
+        """Types of the jobs that they know."""
+
+    def take_free(self, job_type: str) -> Any:
+        """Return a worker that can begin a job now, or None."""
+
+
+class JobBook:
+    """Decides which jobs begin, and what becomes of those that end.
+
+    :param journal: the JournalWriter
+    :param workers: the scheduler
+    :param send: sends a job to a worker; returns False if that is unreachable
+    :param acknowledge: lets a worker forget its reply to a job
+    :param cancel: lets a worker cancel a job
+    :param kill: ends the worker of a job
+    :param on_change: called with the id of a job that has changed
+    :param limit: jobs at a time
+    :param cancel_grace: seconds from a cancel until the worker is killed
+    """
+
+    def __init__(
+        self,
+        journal: Any,
+        workers: Workers,
+        *,
+        send: Callable[[Any, JobRun], bool],
+        acknowledge: Callable[[Any, bytes], object],
+        cancel: Callable[[Any, bytes], object],
+        kill: Callable[[JobRun], object],
+        on_change: Callable[[str], object],
+        limit: int,
+        cancel_grace: float,
+    ):
+        self._journal = journal
+        self._workers = workers
+        self._send = send
+        self._acknowledge = acknowledge
+        self._cancel = cancel
+        self._kill = kill
+        self._on_change = on_change
+        self._limit = limit
+        self._cancel_grace = cancel_grace
+        self.policies: dict[str, JobPolicy] = {}
+        self.live: dict[bytes, JobRun] = {}
+        self._by_id: dict[str, JobRun] = {}
+        self._ready: deque[JobRun] = deque()
+        self._orphans: dict[bytes, JobRecord] = {}
+        self._claimed = 0  # jobs that were asked for
+        self._claim_at = 0.0  # time when there may be more of them
+        self.is_draining = False
+        self.unrecorded = 0  # ends and retries that the journal has not written yet
+
+    def find(self, job_id: str) -> JobRun | None:
+        """Return a job in hand."""
+        return self._by_id.get(job_id)
+
+    # Begin
+
+    def expect(self, wait: float | None) -> None:
+        """Look for jobs that wait again in so many seconds; None: not without another reason."""
+        if wait is not None:
+            self._claim_at = min(self._claim_at, monotonic() + wait)
+
+    def claim(self) -> None:
+        """Ask the journal for as many jobs as can begin now."""
+        if self.is_draining or monotonic() < self._claim_at:
+            return
+        workers = self._workers
+        in_hand = len(self.live) + len(self._orphans) + self._claimed
+        room = min(self._limit, workers.open_slots) - in_hand
+        # One more than can begin at once, else calls that wait for workers would starve the jobs.
+        room = min(room, max(workers.free_slots, 1) - len(self._ready) - self._claimed)
+        types = workers.job_types
+        if room > 0 and types:
+            self._claimed += room
+            self._journal.claim(room, types, partial(self._begin, room), BROKER)
+
+    def _begin(self, count: int, claim: Claim) -> None:
+        self._claimed -= count
+        if len(claim.jobs) < count:
+            self._claim_at = inf
+            self.expect(claim.wait)
+        for record in claim.jobs:
+            if self.is_draining:
+                self._journal.change(record.number, record.attempt)
+            else:
+                run = self._add(record)
+                self._ready.append(run)
+                self._on_change(record.id)
+        self.assign()
+        self.claim()
+
+    def _add(self, record: JobRecord, worker: Any = None) -> JobRun:
+        run = JobRun(record, worker)
+        self.live[run.key] = self._by_id[record.id] = run
+        return run
+
+    def _remove(self, run: JobRun) -> None:
+        self.live.pop(run.key, None)
+        if self._by_id.get(run.record.id) is run:
+            del self._by_id[run.record.id]
+        if run.worker is None and run in self._ready:
+            self._ready.remove(run)
+
+    def assign(self) -> None:
+        """Send jobs that wait for a worker to those that are free."""
+        for run in list(self._ready):
+            while (worker := self._workers.take_free(run.record.type)) is not None:
+                if self._send(worker, run):
+                    self._ready.remove(run)
+                    self._give(run, worker)
+                    break
+                worker.is_open = False  # its connection is lost
+                worker.needs_ready = True
+
+    def _give(self, run: JobRun, worker: Any) -> None:
+        run.worker = worker
+        worker.jobs.add(run.key)
+        record = run.record
+        self._journal.assign(record.number, record.attempt, str(worker.owner))
+
+    def take_back(self, key: bytes) -> None:
+        """Let a job wait for another worker: its worker has not begun it."""
+        run = self.live.get(key)
+        if run is not None:
+            run.worker = None
+            if run.is_cancelled:
+                self._end(run, CANCELLED)
+            else:
+                self._ready.appendleft(run)
+
+    # End
+
+    def handle_reply(self, worker: Any, key: bytes, frames: list[Any]) -> None:
+        """Record what has become of a job."""
+        run = self.live.get(key)
+        if run is None and key in self._orphans:
+            run = self._add(self._orphans.pop(key))
+        if run is not None:
+            run.worker = worker
+            self._finish(run, frames)
+        elif len(frames) == 1 and not is_error(frames[0]):
+            # A success also counts if the attempt was given up, unless the next one has begun.
+            number, attempt = parse_job_key(key)
+            self._record_end(
+                partial(self._acknowledge, worker, key), number, attempt, DONE, bytes(frames[0])
+            )
+        else:
+            self._acknowledge(worker, key)
+
+    def _finish(self, run: JobRun, frames: list[Any]) -> None:
+        reply, record = bytes(frames[-1]), run.record
+        if len(frames) > 1:
+            text = 'The result of a job cannot have binary frames: store them in a file'
+            self._end(run, FAILED, encode([500, text]))
+        elif not is_error(reply):
+            self._end(run, DONE, reply)
+        elif run.is_cancelled:
+            self._end(run, CANCELLED)
+        elif (status_of(decode_reply(reply)) or 0) < _SERVER_ERROR:
+            self._end(run, FAILED, reply)
+        else:
+            policy = self.policies.get(record.type, JobPolicy())
+            retries = policy.retries if record.retries is None else record.retries
+            failures = record.failures + 1
+            if failures > retries:
+                self._end(run, FAILED, reply, failures=failures)
+            else:
+                # The exponent has a limit: numbers have one, too.
+                delay = min(policy.backoff * 2.0 ** min(failures - 1, 60), MAX_BACKOFF)
+                self._try_again(run, delay * uniform(*_JITTER), failures=failures)  # noqa: S311
+
+    def handle_death(self, worker: Any, reason: str) -> None:
+        """Decide what becomes of the jobs of a worker that is gone.
+
+        :param reason: verb for their errors
+        """
+        for run in [each for each in self.live.values() if each.worker is worker]:
+            run.worker = None
+            if self.is_draining:
+                self._remove(run)  # the next broker finds it in the journal
+            elif run.is_cancelled:
+                self._end(run, CANCELLED)
+            elif worker.is_leaving:
+                self._try_again(run, 0.0)
+            else:
+                self._count_death(run, reason)
+
+    def _count_death(self, run: JobRun, reason: str) -> None:
+        deaths = run.record.deaths + 1
+        if deaths >= MAX_DEATHS:
+            text = f'The worker {reason} during this job, as {deaths - 1} others did before'
+            self._end(run, FAILED, encode([502, text]), deaths=deaths)
+        else:
+            LOGGER.warning(
+                'The worker %s during the job %s (%s), which is tried again',
+                reason,
+                run.record.id,
+                run.record.type,
+            )
+            self._try_again(run, _DEATH_DELAY * 2 ** (deaths - 1), deaths=deaths)
+
+    def _end(self, run: JobRun, state: str, reply: bytes | None = None, **counts: int) -> None:
+        self._remove(run)
+        record = run.record
+        self._record_end(
+            partial(self._on_recorded, run), record.number, record.attempt, state, reply, **counts
+        )
+
+    def _record_end(
+        self,
+        then: Callable[[], object],
+        number: int,
+        attempt: int,
+        state: str,
+        reply: bytes | None,
+        **counts: int,
+    ) -> None:
+        self.unrecorded += 1
+        callback = partial(self._on_end, then, number, attempt, state)
+        self._journal.end(number, attempt, state, reply, callback, **counts)
+
+    def _on_end(
+        self, then: Callable[[], object], number: int, attempt: int, state: str, outcome: Any
+    ) -> None:
+        self.unrecorded -= 1
+        if isinstance(outcome, ZMQMessageError):
+            text = f'The result could not be recorded: {outcome.text}'
+            LOGGER.error('Job number %s, %s: %s', number, state, text)
+            if state != FAILED:  # it would be begun again and again
+                self._record_end(then, number, attempt, FAILED, encode([500, text]))
+                return
+        then()
+
+    def _on_recorded(self, run: JobRun) -> None:
+        if run.worker is not None:
+            self._acknowledge(run.worker, run.key)
+        self._on_change(run.record.id)
+
+    def _try_again(self, run: JobRun, delay: float, **counts: int) -> None:
+        self._remove(run)
+        self.unrecorded += 1
+        record = run.record
+        callback = partial(self._on_changed, run, delay)
+        self._journal.change(record.number, record.attempt, callback, delay=delay, **counts)
+
+    def _on_changed(self, run: JobRun, delay: float, _outcome: Any) -> None:
+        self.unrecorded -= 1
+        self._on_recorded(run)
+        self.expect(delay)
+        self.claim()
+
+    # What clients ask for
+
+    def cancel(self, found: Cancelled, force: bool) -> None:
+        """Cancel a job that runs."""
+        run = self.live.get(make_job_key(found.number, found.attempt))
+        if run is None:  # has ended just now; or an orphan, whose row says that it is cancelled
+            return
+        if run.worker is None:
+            self._end(run, CANCELLED)
+            return
+        if not run.is_cancelled:
+            run.is_cancelled = True
+            run.kill_at = monotonic() + self._cancel_grace
+            self._cancel(run.worker, run.key)
+        if force:
+            run.kill_at = inf
+            self._kill(run)
+
+    def cancel_former(self, worker: Any, key: bytes) -> None:
+        """Cancel an attempt that was given up, and that a worker still runs."""
+        self._cancel(worker, key)
+
+    # What workers of a former broker have
+
+    def add_orphans(self, records: Iterable[JobRecord]) -> None:
+        """Add the jobs that run, as the journal says when a broker starts."""
+        for record in records:
+            self._orphans[make_job_key(record.number, record.attempt)] = record
+
+    def adopt(self, worker: Any, key: bytes) -> bool:
+        """Note that a worker has a job; return False if it is not wanted any more."""
+        run = self.live.get(key)
+        if run is None:
+            record = self._orphans.pop(key, None)
+            if record is None:
+                return False
+            run = self._add(record)
+            self._journal.assign(record.number, record.attempt, str(worker.owner))
+            if record.cancel is not None:
+                run.is_cancelled = True
+                run.kill_at = monotonic() + self._cancel_grace
+        if run in self._ready:
+            self._ready.remove(run)
+        run.worker = worker
+        if run.is_cancelled:
+            self._cancel(worker, key)
+        return True
+
+    def forget(self, worker: Any, listed: set[bytes]) -> None:
+        """Take back the jobs that a worker should have, and has not.
+
+        :param listed: keys of its jobs and of its replies
+        """
+        for run in list(self.live.values()):
+            if run.worker is worker and run.key not in listed:
+                self.take_back(run.key)
+        owner = str(worker.owner)
+        for key, record in list(self._orphans.items()):
+            if record.owner == owner and key not in listed:
+                self._give_up(key, 'was connected again without this job', is_death=False)
+
+    def _give_up(self, key: bytes, reason: str, *, is_death: bool) -> None:
+        run = self._add(self._orphans.pop(key))
+        if run.record.cancel is not None:
+            self._end(run, CANCELLED)
+        elif is_death:
+            self._count_death(run, reason)
+        else:
+            self._try_again(run, 0.0)
+
+    def check(self, now: float) -> None:
+        """Give up orphans, kill workers that do not end cancelled jobs, and begin others.
+
+        :param now: present time in seconds
+        """
+        for key, record in list(self._orphans.items()):
+            owner = Owner.parse(record.owner)
+            waited = inf if record.orphaned is None else time() - record.orphaned
+            if owner.is_gone(waited):
+                self._give_up(key, 'and its broker died', is_death=owner.has_died)
+        for run in list(self.live.values()):
+            if run.kill_at <= now and run.worker is not None:
+                run.kill_at = inf
+                self._kill(run)
+        self.claim()
+
+    def drain(self) -> None:
+        """Begin no more jobs; those that run may end, or be adopted by the next broker."""
+        self.is_draining = True
+        for run in list(self.live.values()):
+            record = run.record
+            if run.worker is None:
+                self._try_again(run, 0.0)
+            else:
+                self._journal.assign(
+                    record.number, record.attempt, f'{STOPPING} {run.worker.owner}'
+                )

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The jobs of a broker: its journal, and the messages of clients about them."""
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs.job_messages import (
+    Cancel,
+    Wait,
+    describe_job,
+    read_id,
+    read_page,
+    read_submission,
+)
+from pyams_zmq.jobs.journal import Journal
+from pyams_zmq.jobs.records import CANCELLED, ENDED, Accepted, Cancelled, JobRecord
+from pyams_zmq.jobs.watchers import Watcher, Watchers
+from pyams_zmq.jobs.writer import JournalWriter
+from pyams_zmq.pool import protocol
+from pyams_zmq.pool.job_book import JobBook, JobRun
+from pyams_zmq.pool.job_scheduler import JobScheduler
+from pyams_zmq.pool.protocol import SEPARATOR, JobHeader, make_job_header
+from pyams_zmq.pool.queue import Call
+from pyams_zmq.pool.scheduler import WorkerState
+from pyams_zmq.wire.clock import monotonic, time
+from pyams_zmq.wire.message import DRAINING, decode_reply, decode_request, encode
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+PREFIX = b'pyams_zmq.job'
+"""The message types about jobs begin with it; a method name cannot contain a dot"""
+
+_LOCK_TIMEOUT = 5.0  # seconds for the end of a former broker that has the journal
+_CLOSE_TIMEOUT = 2.0  # seconds to write what waits when the broker ends
+_DAY = 86400.0
+
+
+class JobService:
+    """The jobs of a broker.
+
+    :param pool: has `journal`, `keep`, `jobs`, `workers` and `cancel_grace`
+    :param scheduler: the scheduler of the broker
+    :param post: calls a function in the thread of the loop, which may use the sockets
+    :param reply: sends a reply with an envelope
+    :param is_local: returns True if a worker runs on this machine
+    :param check_access: raises ZMQMessageError 403 if a user at an address may not see the jobs of
+        others
+    :raises ZMQJournalError: if the journal cannot be used
+    """
+
+    def __init__(
+        self,
+        pool: Any,
+        scheduler: JobScheduler,
+        *,
+        post: Callable[[Callable[[], None]], object],
+        reply: Callable[[Any, list[Any]], None],
+        is_local: Callable[[WorkerState], bool],
+        check_access: Callable[[str, str], None],
+        json_load: int,
+    ):
+        self._reply_with = reply
+        self._check_access = check_access
+        self._json_load = json_load
+        self._is_local = is_local
+        self._watchers = Watchers()
+        self._warned: set[str] = set()
+        self._scheduler = scheduler
+        self._journal = Journal(
+            os.fspath(pool.journal), pool.keep * _DAY, lock_timeout=_LOCK_TIMEOUT
+        )
+        self._reader = self._journal.reader
+        self._writer = JournalWriter(self._journal, post, self._on_expired)
+        self.book = scheduler.book = JobBook(
+            self._writer,
+            scheduler,
+            send=_send_job,
+            acknowledge=partial(_send_command, protocol.ACK),
+            cancel=partial(_send_command, protocol.CANCEL, force=b'0'),
+            kill=self._kill,
+            on_change=self._notify,
+            limit=pool.jobs or max(1, pool.workers - 1),
+            cancel_grace=pool.cancel_grace,
+        )
+        scheduler.submit = self._submit_queued
+        scheduler.is_local = is_local
+        self.book.add_orphans(self._reader.running())
+
+    def handles(self, name: bytes) -> bool:
+        """Return True for the message types about jobs, and those that are jobs."""
+        return name.startswith(PREFIX) or name.decode() in self.book.policies
+
+    def handle(self, envelope: Any, name: bytes, body: list[Any], user: str, address: str) -> None:
+        """Handle a message of a client.
+
+        :raises ZMQMessageError: if it is refused
+        """
+        if self.book.is_draining:
+            raise ZMQMessageError(*DRAINING)
+        frames = [bytes(frame) for frame in body]
+        if not name.startswith(PREFIX):
+            self._submit(envelope, frames, user, address)
+            return
+        _name, args = decode_request(frames[self._json_load])
+        match name:
+            case b'pyams_zmq.job':
+                self._reply(envelope, 200, self._describe(self._find(read_id(args))))
+            case b'pyams_zmq.job.wait':
+                self._wait(envelope, Wait(args))
+            case b'pyams_zmq.job.cancel':
+                cancel = Cancel(args)
+                self._check_owner(cancel.id, user, address)
+                callback = partial(self._on_cancelled, envelope, cancel)
+                self._writer.cancel(cancel.id, callback)
+            case b'pyams_zmq.job.retry':
+                job_id = read_id(args)
+                self._check_owner(job_id, user, address)
+                self._writer.retry(job_id, partial(self._on_retried, envelope, job_id))
+            case b'pyams_zmq.jobs':
+                self._check_access(user, address)
+                page = self._reader.page(**read_page(args))
+                self._reply(envelope, 200, [self._describe(record) for record in page])
+            case _:
+                raise ZMQMessageError(404, f'Unknown message type {name.decode()!r}')
+
+    def _reply(self, envelope: Any, status: int, payload: Any) -> None:
+        self._reply_with(envelope, [encode([status, payload])])
+
+    def _reply_error(self, envelope: Any, error: ZMQMessageError) -> None:
+        self._reply(envelope, error.status, error.text)
+
+    # What clients ask for
+
+    def _submit(self, envelope: Any, frames: list[bytes], user: str, address: str) -> None:
+        job = read_submission(frames, self._json_load, user, address)
+        self._writer.accept(job, partial(self._on_accepted, envelope))
+        if not job.delay:  # the same transaction may begin it
+            self.book.expect(0.0)
+            self.book.claim()
+
+    def _submit_queued(self, call: Call) -> None:
+        user, _separator, address = call.header[protocol.KEY_SIZE :].rpartition(SEPARATOR)
+        try:
+            frames = [bytes(frame) for frame in call.body]
+            self._submit(call.envelope, frames, user.decode(), address.decode())
+        except ZMQMessageError as error:
+            self._reply_error(call.envelope, error)
+
+    def _on_accepted(self, envelope: Any, outcome: Accepted | ZMQMessageError) -> None:
+        if isinstance(outcome, ZMQMessageError):
+            self._reply_error(envelope, outcome)
+            return
+        self._reply(envelope, 202 if outcome.is_new else 200, {'id': outcome.id})
+        if outcome.is_new:
+            self.book.expect(outcome.wait)
+            self.book.claim()
+
+    def _check_owner(self, job_id: str, user: str, address: str) -> None:
+        if self._find(job_id).user != user:
+            self._check_access(user, address)
+
+    def _on_cancelled(
+        self, envelope: Any, cancel: Cancel, outcome: Cancelled | ZMQMessageError
+    ) -> None:
+        if isinstance(outcome, ZMQMessageError):
+            self._reply_error(envelope, outcome)
+            return
+        if outcome.state == CANCELLED:
+            self._notify(cancel.id)
+        else:
+            self.book.cancel(outcome, cancel.force)
+        self._reply(envelope, 200, None)
+
+    def _on_retried(self, envelope: Any, job_id: str, outcome: str | ZMQMessageError) -> None:
+        if isinstance(outcome, ZMQMessageError):
+            self._reply_error(envelope, outcome)
+            return
+        self._reply(envelope, 200, None)
+        self._notify(job_id)
+        self.book.expect(0.0)
+        self.book.claim()
+
+    def _find(self, job_id: str) -> JobRecord:
+        record = self._reader.get(job_id)
+        if record is None:
+            raise ZMQMessageError(404, 'There is no job with this id')
+        return record
+
+    def _describe(self, record: JobRecord) -> dict[str, Any]:
+        run = self.book.find(record.id)
+        return describe_job(record, time(), run if record.state not in ENDED else None)
+
+    # Those who wait for a change
+
+    def _wait(self, envelope: Any, wait: Wait) -> None:
+        jobs = [self._describe(self._find(job_id)) for job_id in wait.ids]
+        new = [
+            job for job in jobs if wait.is_new(job['id'], job['revision'], job['state'] in ENDED)
+        ]
+        if new:
+            self._reply(envelope, 200, min(new, key=lambda job: job['revision']))
+        else:
+            self._watchers.add(Watcher(wait, envelope, monotonic() + wait.timeout))
+
+    def _notify(self, job_id: str) -> None:
+        watchers = self._watchers.watchers_of(job_id)
+        if watchers and (record := self._reader.get(job_id)) is not None:
+            job = self._describe(record)
+            for watcher in watchers:
+                if watcher.wait.is_new(job_id, job['revision'], job['state'] in ENDED):
+                    self._watchers.remove(watcher)
+                    self._reply(watcher.envelope, 200, job)
+
+    def _on_expired(self, ids: list[str]) -> None:
+        for job_id in ids:
+            self._notify(job_id)
+
+    def _reply_late(self, watcher: Watcher) -> None:
+        """Send the present state of a job to a client that has waited for long enough."""
+        try:
+            self._reply(watcher.envelope, 200, self._describe(self._find(watcher.wait.ids[0])))
+        except ZMQMessageError as error:  # it was removed meanwhile
+            self._reply_error(watcher.envelope, error)
+
+    # Workers
+
+    def handle_progress(self, key: bytes, data: bytes) -> None:
+        """Publish how far a job is."""
+        run = self.book.live.get(key)
+        if run is not None:
+            run.publish(*decode_reply(data))
+            self._notify(run.record.id)
+
+    def warn_of_unknown_types(self) -> None:
+        """Log which jobs wait because no worker knows their types, once for each type."""
+        unknown = set(self._reader.waiting_types()) - self._scheduler.job_types - self._warned
+        for name in sorted(unknown):
+            LOGGER.warning(
+                'Jobs of the type %r wait in %s: no worker has a method of this name that is a '
+                'job; they begin when one has it again',
+                name,
+                self._journal.path,
+            )
+        self._warned |= unknown
+
+    def _kill(self, run: JobRun) -> None:
+        worker = run.worker
+        LOGGER.warning(
+            'The job %s (%s) was cancelled; its worker %s of %s is ended',
+            run.record.id,
+            run.record.type,
+            worker.pid,
+            worker.host,
+        )
+        if self._is_local(worker):
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+        else:
+            _send_command(protocol.CANCEL, worker, run.key, force=b'1')
+
+    # Life
+
+    def check(self, now: float) -> None:
+        """Do what is due.
+
+        :param now: present time in seconds
+        """
+        for watcher in self._watchers.take_late(now):
+            self._reply_late(watcher)
+        self.book.check(now)
+
+    def drain(self) -> None:
+        """Begin no more jobs, and let nobody wait any more."""
+        self.book.drain()
+        for watcher in self._watchers.take_all():
+            self._reply(watcher.envelope, *DRAINING)
+
+    @property
+    def is_writing(self) -> bool:
+        """True while the journal has not written what has become of some jobs."""
+        return self.book.unrecorded > 0 and not self._writer.problem
+
+    def close(self) -> None:
+        """Write what waits, and close the journal."""
+        if self._writer.close(_CLOSE_TIMEOUT):
+            self._journal.close()
+
+    def stats(self) -> dict[str, Any]:
+        """Return the statistics, as JSON types."""
+        return {
+            'states': dict(self._journal.counts),
+            'in_hand': len(self.book.live),
+            'watchers': len(self._watchers),
+            'problem': self._writer.problem,
+        }
+
+
+def _send_job(worker: WorkerState, run: JobRun) -> bool:
+    record = run.record
+    header = JobHeader(record.id, record.type, record.attempt, record.timeout)
+    sender = record.user.encode() + SEPARATOR + record.address.encode()
+    data = make_job_header(run.key, header, sender)
+    sent: bool = worker.stream.send_frames([worker.route, data, *record.frames])
+    return sent
+
+
+def _send_command(command: bytes, worker: WorkerState, key: bytes, **options: bytes) -> None:
+    worker.stream.send_frames([worker.route, b'', command, key, *options.values()])

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""What happens to jobs when workers, brokers or the whole pool are killed, stopped or replaced."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from contextlib import suppress
+
+import psutil
+import pytest
+
+from checks import TIMEOUT, wait_until
+from job_checks import Asker, lines_of
+from job_handlers import Jobs
+from pool_checks import wait_for_workers
+from pyams_zmq.exceptions import ZMQTimeoutError
+
+
+@pytest.fixture
+def held(tmp_path):
+    """Return the arguments of jobs that run until the file in them is removed."""
+    path = tmp_path / 'hold'
+    path.touch()
+    return {'path': str(path), 'log': str(tmp_path / 'log')}
+
+
+def broker_of(pool):
+    def look():
+        with suppress(ZMQTimeoutError):  # it is being replaced
+            return pool.stats()['pid']
+
+    return wait_until(look, TIMEOUT)
+
+
+def kill_broker(pool, num=signal.SIGKILL):
+    pid = broker_of(pool)
+    os.kill(pid, num)
+    wait_until(lambda: broker_of(pool) != pid, TIMEOUT)
+
+
+def test_death_of_a_worker(asker, tmp_path):
+    job = asker.run('die', {'log': str(tmp_path / 'log'), 'until': 3})
+    assert (job['state'], job['attempt'], job['failures']) == ('done', 3, 0)
+
+
+def test_third_death(asker, tmp_path):
+    job = asker.run('die', {'log': str(tmp_path / 'log'), 'until': 9})
+    assert (job['state'], job['attempt']) == ('failed', 3)
+    assert job['reply'] == [502, 'The worker died during this job, as 2 others did before']
+
+
+@pytest.mark.parametrize('num', [signal.SIGKILL, signal.SIGTERM])
+def test_broker_is_replaced(job_pool, held, tmp_path, num):
+    """The new broker adopts the job that runs, with its progress."""
+    pool = job_pool()
+    with Asker(pool) as asker:
+        job_id = asker.submit('work', held)
+        asker.wait(job_id, until=lambda job: job['progress'])
+        kill_broker(pool, num)
+        asker.wait(job_id, until=lambda job: job['progress'])
+        (tmp_path / 'hold').unlink()
+        job = asker.wait(job_id)
+    assert (job['state'], job['attempt']) == ('done', 1)
+    assert len(lines_of(tmp_path / 'log')) == 1
+
+
+def test_job_ends_while_there_is_no_broker(job_pool, held, tmp_path):
+    pool = job_pool()
+    with Asker(pool) as asker:
+        job_id = asker.submit('work', held)
+        lines_of(tmp_path / 'log')
+        pid = broker_of(pool)
+        os.kill(pid, signal.SIGSTOP)  # until the job has ended, which no event announces
+        (tmp_path / 'hold').unlink()
+        os.kill(pid, signal.SIGKILL)
+        job = asker.wait(job_id)
+    assert (job['state'], job['attempt'], job['reply'][1][0]) == ('done', 1, 1)
+    assert len(lines_of(tmp_path / 'log')) == 1
+
+
+def test_broker_and_worker_are_killed(job_pool, held, tmp_path):
+    """The job begins again at once: its owner is gone."""
+    pool = job_pool()
+    with Asker(pool) as asker:
+        job_id = asker.submit('work', held)
+        [[*_ids, worker]] = lines_of(tmp_path / 'log')
+        os.kill(broker_of(pool), signal.SIGKILL)
+        os.kill(int(worker), signal.SIGKILL)
+        lines_of(tmp_path / 'log', 2)
+        (tmp_path / 'hold').unlink()
+        job = asker.wait(job_id)
+    assert (job['state'], job['attempt'], job['failures']) == ('done', 2, 0)
+
+
+def test_cancel_while_there_is_no_broker(job_pool, held, tmp_path):
+    """A cancel is on disk before its reply; a worker that the next broker adopts learns of it."""
+    pool = job_pool(cancel_grace=0.5)
+    with Asker(pool) as asker:
+        job_id = asker.submit('stubborn', held)
+        lines_of(tmp_path / 'log')
+        assert asker.ask('pyams_zmq.job.cancel', job_id) == [200, None]
+        kill_broker(pool)
+        assert asker.wait(job_id)['state'] == 'cancelled'
+
+
+def test_stop_and_start(job_pool, held, tmp_path, address):
+    """A stop does not count as a death."""
+    for number in range(1, 5):
+        pool = job_pool(address=address, drain_timeout=1.0)
+        with Asker(pool) as asker:
+            if number == 1:
+                job_id = asker.submit('work', held)
+            attempts = [line[1] for line in lines_of(tmp_path / 'log', number)]
+            assert attempts == [str(each + 1) for each in range(number)]
+            if number < 4:
+                pool.stop()
+                pool.join(TIMEOUT)
+            else:
+                (tmp_path / 'hold').unlink()
+                job = asker.wait(job_id)
+    assert (job['state'], job['attempt'], job['failures']) == ('done', 4, 0)
+
+
+def test_reload(job_pool, held, tmp_path):
+    """Workers are replaced when their jobs have ended."""
+    pool = job_pool()
+    before = {worker['pid'] for worker in pool.stats()['workers']}
+    with Asker(pool) as asker:
+        job_id = asker.submit('work', held)
+        lines_of(tmp_path / 'log')
+        pool.reload()
+        asker.wait(job_id, until=lambda job: job['progress'])
+        (tmp_path / 'hold').unlink()
+        assert asker.wait(job_id)['attempt'] == 1
+        wait_for_workers(pool, before)
+        assert asker.run('add', [1])['state'] == 'done'
+
+
+def test_type_that_no_worker_knows(job_pool, address, capfd):
+    pool = job_pool(address=address)
+    with Asker(pool) as asker:
+        job_id = asker.submit('add', [1], delay=0.5)
+    pool.stop()
+    pool.join(TIMEOUT)
+    pool = job_pool(handler=type('Others', (Jobs,), {'add': None}), address=address)
+    with Asker(pool) as asker:
+        assert asker.run('text', 1)['state'] == 'done'
+        asker.wait(asker.submit('text', 1, delay=0.7))
+        assert asker.job(job_id)['state'] == 'waiting'
+    pool.stop()
+    pool.join(TIMEOUT)
+    pool = job_pool(address=address)
+    with Asker(pool) as asker:
+        assert asker.wait(job_id)['reply'] == [200, 1]
+
+
+def test_kills_at_random_times(job_pool, address, tmp_path):
+    """No job is lost, and none begins again after its success was recorded."""
+    log, number = tmp_path / 'log', 40
+    seed = random.randrange(10**6)
+    print('seed', seed)
+    chance = random.Random(seed)  # noqa: S311
+    pool = job_pool(address=address, workers=3)
+    with Asker(pool) as asker:
+        args = {'log': str(log), 'seconds': 0.1}
+        ids = [asker.submit('nap', args) for _number in range(number)]
+        for _kill in range(6):
+            time.sleep(chance.uniform(0.1, 0.4))  # a random time is what is tested
+            children = psutil.Process(pool.pid).children()
+            with suppress(psutil.NoSuchProcess):
+                chance.choice(children).kill()
+        jobs = {job_id: asker.wait(job_id) for job_id in ids}
+    assert {job['state'] for job in jobs.values()} == {'done'}
+    begins = Counter(line[0] for line in lines_of(log) if line[2] == 'begin')
+    assert set(begins) == set(ids)
+    assert all(begins[job_id] <= job['attempt'] for job_id, job in jobs.items())
