@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """A service with jobs, as far as a client can see it: the messages about jobs, without a disk.
 
-The jobs are those of `JobHandler`, which a pool with a journal can run instead.
+The jobs are those of :class:`client_jobs.ClientJobs`, which a pool runs.
 """
 
 import json

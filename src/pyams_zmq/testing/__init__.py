@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from inspect import Parameter, signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pyramid.testing import DummyRequest
 from pyramid.threadlocal import manager
@@ -17,25 +17,38 @@ from zope.interface import implementer
 from pyams_zmq.client import PREPARE_TIMEOUT, ZMQClient
 from pyams_zmq.client.problem import EncodedMessage, check_reply
 from pyams_zmq.config.request_client import request_zmq
+from pyams_zmq.handler.job import RunningJob
 from pyams_zmq.handler.plain import make_handler
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import ReadyProcess
+from pyams_zmq.testing.jobs import JobRecorder, RecordedJob
 from pyams_zmq.wire.body import Reply, decode_body, encode_reply
 from pyams_zmq.wire.message import (
     check_boolean,
     check_integer,
     check_timeout,
     decode_reply,
+    encode,
     encode_request,
 )
 from pyams_zmq.wire.multipart import describe, to_frames
 
+__all__ = ['JobRecorder', 'RecordedJob', 'RecordingClient', 'Sent', 'Testing', 'running']
+
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-Answer = Callable[[list[bytes]], Reply]
-"""Function that replies to the frames of a message"""
+
+class Answer(Protocol):
+    """Replies to messages as a process does."""
+
+    def __call__(self, frames: list[bytes], job: RunningJob | None = None) -> Reply:
+        """Return the reply to the frames of a message, which may be that of a job."""
+
+    def is_job(self, name: str | None) -> bool:
+        """Return True if a method of this name is a job."""
+
 
 LOCAL = '127.0.0.1'
 """Default address of a process; the system chooses the port"""
@@ -118,6 +131,8 @@ class RecordingClient(ZMQClient):
     :param handler: handler that replies in this process, as it does in its own: anything that a
         ZMQProcess takes, or a ZMQProcess or ZMQPool that is not started
     :param outbox: list that gets the messages, by default a new one
+    :param recorder: gets the jobs, by default a new one; the *handler* runs them, or their reply is
+        that in *replies*; without both they wait
     :raises ValueError, TypeError: for a bad address, and those of *handler*
     """
 
@@ -129,12 +144,14 @@ class RecordingClient(ZMQClient):
         replies: Mapping[str, Any] | None = None,
         handler: Any = None,
         outbox: list[Sent] | None = None,
+        recorder: JobRecorder | None = None,
     ):
         super().__init__(address)
         self.name = name
         self.replies = {} if replies is None else replies
         self.outbox: list[Sent] = [] if outbox is None else outbox
-        self._answer = None if handler is None else _serve(handler)
+        self.recorder = JobRecorder() if recorder is None else recorder
+        self._answer = None if handler is None else _Server(handler)
 
     def request(
         self,
@@ -182,14 +199,45 @@ class RecordingClient(ZMQClient):
 
     def _exchange(self, data: bytes, frames: list[bytes]) -> list[bytes]:
         match message := decode_reply(data):
-            case [str(name), args, *_options]:
+            case [str(name), args, *options]:
                 sent = Sent(self.name, name, args, frames)
             case _:
-                sent = Sent(self.name, None, message, frames)
+                sent, options = Sent(self.name, None, message, frames), []
         self.outbox.append(sent)
-        answer = self._find_answer()
-        if answer is not None and sent.type not in self.replies:
-            return _frames_of(answer([*frames, data]))
+        answer = None if sent.type in self.replies else self._find_answer()
+        reply = self._answer_about_jobs(sent, answer, data, *options)
+        if reply is not None:
+            return [encode(reply)]
+        return self._reply_to(sent, answer, data)
+
+    def _answer_about_jobs(
+        self, sent: Sent, answer: Answer | None, data: bytes, options: Any = None
+    ) -> Any:
+        """Return the reply to a message about jobs, or that submits one; None for others."""
+        if sent.type is None:
+            return None
+        if sent.type not in self.replies:
+            reply = self.recorder.answer(self.name, sent.type, sent.args)
+            if reply is not None:
+                return reply
+        options = options if isinstance(options, dict) else {}
+        # A service takes the call of a job as its submission, and the other way round.
+        if not ('id' in options if answer is None else answer.is_job(sent.type)):
+            return None
+        runner = None
+        if answer is not None or sent.type in self.replies:
+            runner = partial(self._run, sent, data)
+        return self.recorder.submit(sent, options, runner)
+
+    def _run(self, sent: Sent, data: bytes, job: RunningJob) -> bytes:
+        answer = None if sent.type in self.replies else self._find_answer()
+        return self._reply_to(sent, answer, data, job)[-1]
+
+    def _reply_to(
+        self, sent: Sent, answer: Answer | None, data: bytes, job: RunningJob | None = None
+    ) -> list[bytes]:
+        if answer is not None:
+            return _frames_of(answer([*sent.frames, data], job))
         reply: Any = [200, None]
         if sent.type is not None:
             reply = self.replies.get(sent.type, reply)
@@ -204,6 +252,7 @@ class RecordingClient(ZMQClient):
     def close(self) -> None:
         """Refuse further messages, as a closed client does."""
         self._is_closed = True
+        self._answer = None  # its handler may have threads
 
 
 def _frames_of(reply: Reply) -> list[bytes]:
@@ -228,6 +277,7 @@ class _ReplyRecorder:
 
     def __init__(self, concurrency: int) -> None:
         self.concurrency = concurrency
+        self.job: RunningJob | None = None
         self.replies: list[Reply] = []
 
     def detach(self) -> tuple[Callable[[Reply], None], Callable[[], None]]:
@@ -237,30 +287,35 @@ class _ReplyRecorder:
         self.replies.append(reply)
 
 
-def _serve(handler: Any) -> Answer:
-    """Return a function that replies to an encoded message as a process with this handler does."""
-    if isinstance(handler, ZMQPool):
-        handler = handler.make_worker(f'{LOCAL}:1')
-    process = handler if isinstance(handler, ZMQProcess) else ZMQProcess(LOCAL, handler)
-    stream = _ReplyRecorder(process.concurrency)
-    answer = make_handler(process.handler, process, stream)
+class _Server:
+    """Replies to encoded messages as a process with this handler does."""
 
-    async def reply_to(frames: list[bytes]) -> Reply:
-        answer(frames)
-        while not stream.replies:
-            await asyncio.wait(process.owed_replies)
-        return stream.replies.pop()
+    def __init__(self, handler: Any):
+        if isinstance(handler, ZMQPool):
+            handler = handler.make_worker(f'{LOCAL}:1')
+        self._process = handler if isinstance(handler, ZMQProcess) else ZMQProcess(LOCAL, handler)
+        self._stream = _ReplyRecorder(self._process.concurrency)
+        self._answer = make_handler(self._process.handler, self._process, self._stream)
 
-    def reply_in_loop(frames: list[bytes]) -> Reply:
-        manager.push({'registry': process.registry, 'request': None})
-        return asyncio.run(reply_to(frames))
-
-    def reply_in_thread(frames: list[bytes]) -> Reply:
+    def __call__(self, frames: list[bytes], job: RunningJob | None = None) -> Reply:
         # A new thread has its own transaction, and no running loop.
         with ThreadPoolExecutor(1) as pool:
-            return pool.submit(reply_in_loop, frames).result()
+            return pool.submit(self._reply_in_loop, frames, job).result()
 
-    return reply_in_thread
+    def is_job(self, name: str | None) -> bool:
+        method = getattr(self._answer, 'methods', {}).get(name)
+        return getattr(method, 'job', None) is not None
+
+    def _reply_in_loop(self, frames: list[bytes], job: RunningJob | None) -> Reply:
+        manager.push({'registry': self._process.registry, 'request': None})
+        return asyncio.run(self._reply_to(frames, job))
+
+    async def _reply_to(self, frames: list[bytes], job: RunningJob | None) -> Reply:
+        self._stream.job = job  # it is read before this method waits
+        self._answer(frames)
+        while not self._stream.replies:
+            await asyncio.wait(self._process.owed_replies)
+        return self._stream.replies.pop()
 
 
 class _Replies(dict[str, dict[str, Any]]):
@@ -282,14 +337,21 @@ class Testing:
 
     :ivar outbox: recorded messages of all services, in order
     :ivar replies: for each name of a service, replies by type; see :class:`RecordingClient`
+    :ivar recorder: records the jobs; its `on_progress` is called while one runs
     """
 
     def __init__(self, registry: Any):
         self.outbox: list[Sent] = []
         self.replies = _Replies()
+        self.recorder = JobRecorder()
         self.eager = False
         self._registry = registry
         self._answers: dict[str, Answer] = {}
+
+    @property
+    def jobs(self) -> list[RecordedJob]:
+        """Submitted jobs of all services, in order."""
+        return self.recorder.jobs
 
     @property
     def eager(self) -> bool:
@@ -310,6 +372,7 @@ class Testing:
             address=service.client_address,
             replies=self.replies[service.name],
             outbox=self.outbox,
+            recorder=self.recorder,
         )
         client._find_answer = partial(self.find_answer, service)  # type: ignore[method-assign]
         return client
@@ -317,6 +380,7 @@ class Testing:
     def reset(self) -> None:
         """Start again for the next test: no messages, no replies, no handlers, and not eager."""
         self.outbox.clear()
+        self.recorder.reset()
         for replies in self.replies.values():
             replies.clear()
         self._answers.clear()
@@ -330,7 +394,7 @@ class Testing:
         if not self.eager or service.handler is None:
             return None
         if service.name not in self._answers:
-            self._answers[service.name] = _serve(service.make_process(self._registry))
+            self._answers[service.name] = _Server(service.make_process(self._registry))
         return self._answers[service.name]
 
 

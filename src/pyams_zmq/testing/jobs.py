@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""Jobs that are recorded instead of sent, and run in the process of the test."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from pyams_zmq.client.job_info import JobProgress
+from pyams_zmq.handler.job import RunningJob
+from pyams_zmq.wire.clock import time
+from pyams_zmq.wire.message import decode_reply, status_of
+from pyams_zmq.wire.uuid7 import make_uuid7
+
+JobRunner = Callable[[RunningJob], bytes]
+"""Function that runs a job and returns its encoded reply"""
+
+_Status = list[Any]  # a reply, [status, payload]
+
+
+class RecordedJob:
+    """A job that was submitted to a :class:`RecordingClient`.
+
+    :ivar name: name of the client
+    :ivar id: id of the job
+    :ivar type: type of its message
+    :ivar args: its arguments, as the service would receive them
+    :ivar frames: list of its binary frames
+    :ivar options: `key`, `delay` and the others that were given
+    :ivar state: `waiting` until it has run, then `done`, `failed` or `cancelled`
+    :ivar attempt: number of times that it has run
+    :ivar progress: list of the :class:`~pyams_zmq.client.jobs.JobProgress` that it has published
+    :ivar reply: its reply, or None
+    """
+
+    def __init__(
+        self,
+        sent: Any,
+        options: Mapping[str, Any],
+        recorder: 'JobRecorder',
+        runner: JobRunner | None,
+    ):
+        self.name, self.type, self.args = sent
+        self.frames: Sequence[bytes] = sent.frames
+        self.options = dict(options)
+        self.id: str = self.options.pop('id', None) or make_uuid7()
+        self.state = 'waiting'
+        self.attempt = 0
+        self.progress: list[JobProgress] = []
+        self.reply: Any = None
+        self.revision = 0
+        self._times: dict[str, float] = {'created': time()}
+        if 'delay' in self.options:
+            self._times['due'] = self._times['created'] + self.options['delay']
+        self._recorder = recorder
+        self._runner = runner
+        self._running: RunningJob | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(name={self.name!r}, type={self.type!r}, args={self.args!r}, '
+            f'state={self.state!r})'
+        )
+
+    @property
+    def is_ended(self) -> bool:
+        """True if it has run, or was cancelled."""
+        return 'ended' in self._times
+
+    def run(self) -> None:
+        """Run the job now, whatever its delay, if it has a handler or a reply."""
+        if self._runner is None:
+            return
+        self.attempt += 1
+        self._change('running', started=time())
+        running = self._running = _EagerJob(self)
+        try:
+            self.reply = decode_reply(self._runner(running))
+        finally:
+            self._running = None
+        status = status_of(self.reply)
+        is_good = status is None or status // 100 == 2  # noqa: PLR2004 - as in HTTP
+        state = 'done' if is_good else 'cancelled' if running.is_cancelled else 'failed'
+        self._change(state, ended=time())
+
+    def cancel(self) -> None:
+        """Cancel the job; if it runs, its next progress raises JobCancelled."""
+        if self._running is not None:
+            self._running.cancel()
+        else:
+            self._change('cancelled', ended=time())
+
+    def retry(self) -> None:
+        """Let a job that has ended run again."""
+        del self._times['ended']
+        self.reply = None
+        self._change('waiting')
+        self.run()
+
+    def publish(self, progress: JobProgress) -> None:
+        """Record a progress, and call `on_progress` of the recorder."""
+        self.progress.append(progress)
+        self.revision += 1
+        if self._recorder.on_progress is not None:
+            self._recorder.on_progress(self)
+
+    def _change(self, state: str, **times: float) -> None:
+        self.state = state
+        self._times.update(times)
+        self.revision += 1
+
+    def describe(self) -> dict[str, Any]:
+        """Return the job as a service describes it."""
+        progress = self.progress[-1] if self.progress else None
+        times = {
+            name: datetime.fromtimestamp(seconds, timezone.utc)
+            for name, seconds in self._times.items()
+        }
+        return {
+            'id': self.id,
+            'type': self.type,
+            'state': self.state,
+            'attempt': self.attempt,
+            'failures': self.attempt if self.state == 'failed' else 0,
+            **times,
+            'progress': progress,
+            'revision': self.revision,
+            'reply': self.reply,
+        }
+
+
+class _EagerJob(RunningJob):
+    """The `job` of a method: it records the progress."""
+
+    def __init__(self, recorded: RecordedJob):
+        timeout = recorded.options.get('timeout')
+        super().__init__(recorded.id, recorded.type, recorded.attempt, timeout)
+        self._recorded = recorded
+
+    def progress(self, done: float, total: float | None = None, text: str = '') -> None:
+        super().progress(done, total, text)
+        self._recorded.publish(JobProgress(done, total, text))
+
+
+class JobRecorder:
+    """The jobs of one or more clients, and the replies of their service.
+
+    :ivar jobs: list of :class:`RecordedJob`, in order
+    :ivar on_progress: function that is called with the job after each progress; it may cancel it
+    """
+
+    def __init__(self) -> None:
+        self.jobs: list[RecordedJob] = []
+        self.on_progress: Callable[[RecordedJob], object] | None = None
+
+    def reset(self) -> None:
+        """Forget the jobs, and the function."""
+        self.jobs.clear()
+        self.on_progress = None
+
+    def submit(self, sent: Any, options: Mapping[str, Any], runner: JobRunner | None) -> _Status:
+        """Record a job, run it if it has no delay, and return the reply of the service.
+
+        :param sent: the :class:`Sent` message
+        :param runner: runs it, or None if nothing does
+        """
+        key = options.get('key')
+        for job in self.jobs:
+            is_same = job.id == options.get('id') or (
+                key is not None
+                and (job.type, job.options.get('key')) == (sent.type, key)
+                and not job.is_ended
+            )
+            if is_same and job.name == sent.name:
+                return [200, {'id': job.id}]
+        job = RecordedJob(sent, options, self, runner)
+        self.jobs.append(job)
+        if not options.get('delay'):
+            try:
+                job.run()
+            except BaseException:  # an exception of the replies: the service has not accepted it
+                self.jobs.remove(job)
+                raise
+        return [202, {'id': job.id}]
+
+    def answer(self, name: str, type: str, args: Any) -> _Status | None:  # noqa: A002
+        """Return the reply of a service to a message about jobs, None for other messages."""
+        jobs = [job for job in self.jobs if job.name == name]
+        if type == 'pyams_zmq.jobs':
+            return _list(jobs, **args)
+        if type != 'pyams_zmq.job.wait' and type not in _QUESTIONS:
+            return None
+        options = args if isinstance(args, dict) else {'id': args}
+        ids = options.get('ids') or [options.get('id')]
+        found = [job for job in jobs if job.id in ids]
+        if len(found) < len(ids):
+            return [404, 'There is no job with this id']
+        if type == 'pyams_zmq.job.wait':
+            return _wait(found, options)
+        return _QUESTIONS[type](found[0])
+
+
+def _wait(jobs: list[RecordedJob], options: dict[str, Any]) -> _Status:
+    after = options.get('after')
+    known = after if isinstance(after, dict) else {options.get('id'): after}
+    for job in jobs:
+        if job.revision != known.get(job.id):
+            return [200, job.describe()]
+    names = ', '.join(job.id for job in jobs)
+    return [409, f'Job {names} does not go on by itself in a test: use eager, replies or its `run`']
+
+
+def _cancel(job: RecordedJob) -> _Status:
+    if job.is_ended:
+        return [409, f'The job has ended, it is {job.state}']
+    job.cancel()
+    return [200, None]
+
+
+def _retry(job: RecordedJob) -> _Status:
+    if not job.is_ended or job.state == 'done':
+        return [409, f'The job is {job.state}: only a job without success is retried']
+    job.retry()
+    return [200, None]
+
+
+_QUESTIONS: dict[str, Callable[[RecordedJob], _Status]] = {
+    'pyams_zmq.job': lambda job: [200, job.describe()],
+    'pyams_zmq.job.cancel': _cancel,
+    'pyams_zmq.job.retry': _retry,
+}
+
+
+def _list(
+    jobs: list[RecordedJob],
+    state: str | None = None,
+    type: str | None = None,  # noqa: A002 - the name of the field
+    limit: int = 100,
+    before: str | None = None,
+) -> _Status:
+    if before is not None:
+        ids = [job.id for job in jobs]
+        if before not in ids:
+            return [404, 'There is no job with the id in "before"']
+        jobs = jobs[: ids.index(before)]
+    found = [
+        job for job in reversed(jobs) if state in (None, job.state) and type in (None, job.type)
+    ]
+    return [200, [{**job.describe(), 'reply': None} for job in found[:limit]]]
