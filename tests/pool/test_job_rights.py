@@ -178,8 +178,6 @@ def remote(job_pool, keys):
     pool = job_pool(workers=1, worker_address='127.0.0.1', worker_curve=curve, cancel_grace=0.3)
     [local] = wait_for_workers(pool, count=1)
 
-    from job_handlers import Jobs
-
     keys_of_worker = CurveClient(keys / 'broker.key', keys / 'workers' / 'worker.key_secret')
     worker = PoolWorker(pool.bound_worker_address, Jobs, curve=keys_of_worker)
     worker.beat_interval = 0.1
