@@ -161,7 +161,7 @@ def test_kills_at_random_times(job_pool, address, tmp_path):
     log, number = tmp_path / 'log', 40
     seed = random.randrange(10**6)
     print('seed', seed)
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
     pool = job_pool(address=address, workers=3)
     with Asker(pool) as asker:
         args = {'log': str(log), 'seconds': 0.1}

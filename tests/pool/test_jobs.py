@@ -112,7 +112,7 @@ def test_calls_beside_jobs(job_pool, tmp_path):
         ids = [asker.submit('work', args) for _number in range(3)]
         lines_of(tmp_path / 'log')
         assert asker.ask('ping')[0] == 200
-        assert sorted(asker.job(job_id)['state'] for job_id in ids)[0] == 'running'
+        assert min(asker.job(job_id)['state'] for job_id in ids) == 'running'
         path.unlink()
         for job_id in ids:
             asker.wait(job_id)
@@ -299,6 +299,21 @@ def test_jobs_need_a_journal(start):
         start('127.0.0.1:0', Jobs, factory=ZMQPool, workers=1)
     with pytest.raises(ZMQHandlerError, match='add is a job.*set workers and journal'):
         start('127.0.0.1:0', Jobs, factory=Process)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'error'),
+    [
+        ('jobs', -1, ValueError),
+        ('keep', 0, ValueError),
+        ('keep', 'a week', ValueError),
+        ('cancel_grace', -1, ValueError),
+        ('journal', 1, TypeError),
+    ],
+)
+def test_bad_attribute(job_pool, name, value, error):
+    with pytest.raises(error):
+        job_pool(**{name: value})
 
 
 def test_journal_that_cannot_be_used(job_pool, tmp_path):

@@ -14,7 +14,7 @@ from pyramid.exceptions import ConfigurationError
 from handlers import MessageHandler, Process
 from pool_handlers import Pool
 from pyams_zmq.config import add_zmq_process, services_of
-from pyams_zmq.config.kinds import INTEGER, INTERVAL, NUMBER, POSITIVE
+from pyams_zmq.config.kinds import DURATION, INTEGER, INTERVAL, NUMBER, POSITIVE
 from pyams_zmq.config.options import FORMS, OPTIONS
 from pyams_zmq.config.service import POOL_OPTIONS, Service
 from pyams_zmq.curve import CurveClient, CurveServer
@@ -88,6 +88,8 @@ def values(tmp_path):
         'stats_users': ('alice bob', POOL | {'worker_auth': 'a:b'}),
         'beat_interval': ('0.25', WITH_USERS),
         'max_memory': ('300.5', WITH_USERS),
+        'journal': ('/run/app/echo.jobs', WITH_USERS),
+        'keep': ('30', WITH_USERS),
     }
     for name, option in OPTIONS.items():
         if name not in given:
@@ -145,7 +147,7 @@ def test_table_has_what_a_service_has():
     assert {name for name in get_annotations(ZMQPool) if not name.startswith('_')} - others <= set(
         OPTIONS
     )
-    integers, numbers = (INTEGER, POSITIVE), (NUMBER, INTERVAL)
+    integers, numbers = (INTEGER, POSITIVE), (NUMBER, INTERVAL, DURATION)
     for name, option in OPTIONS.items():
         if option.is_limit and hints[name] in (int, float):
             assert option.kind in (integers if hints[name] is int else numbers), name

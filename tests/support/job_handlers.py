@@ -85,7 +85,7 @@ class Jobs:
     async def work_async(self, args, *, job):
         note(args['log'], job.id, job.attempt, os.getpid())
         job.progress(1, 2)
-        while os.path.exists(args['path']):  # noqa: ASYNC240, PTH110 - a short call
+        while os.path.exists(args['path']):  # noqa: ASYNC240 - a short call
             await asyncio.sleep(0.005)  # no event announces the removal
         return [200, [job.attempt, os.getpid()]]
 

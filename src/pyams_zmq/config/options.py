@@ -46,6 +46,7 @@ class Group(Enum):
     ACCESS = 'Access'
     CLIENT = 'Clients of the application'
     POOL = 'Pools'
+    JOBS = 'Jobs of pools'
     LIMITS = 'Limits'
     POOL_LIMITS = 'Limits of pools'
 
@@ -68,12 +69,12 @@ class Option(NamedTuple):
     @property
     def is_limit(self) -> bool:
         """True for an attribute of the process, False for an argument of its constructor."""
-        return self.group in (Group.LIMITS, Group.POOL_LIMITS)
+        return self.group in (Group.JOBS, Group.LIMITS, Group.POOL_LIMITS)
 
     @property
     def is_for_pools(self) -> bool:
         """True if only pools have it."""
-        return self.group in (Group.POOL, Group.POOL_LIMITS)
+        return self.group in (Group.POOL, Group.JOBS, Group.POOL_LIMITS)
 
     @property
     def defaults(self) -> list[Any]:
@@ -190,6 +191,18 @@ _LIMITS = (
     ('ipc_mode', MODE, '', 'by the umask; 0660 with ipc_group', 'mode of a socket file'),
     ('ipc_group', GROUP, '', 'that of the process', 'group of a socket file'),
 )
+_JOBS = (
+    ('journal', FILE, '', '', 'where jobs are kept; made if it is missing, on a local disk'),
+    (
+        *('jobs', POSITIVE, 'jobs', 'workers - 1, at least 1'),
+        'at a time; the other workers answer calls',
+    ),
+    ('keep', DURATION, 'days', '', 'that jobs which have ended are kept'),
+    (
+        *('cancel_grace', NUMBER, 'seconds', ''),
+        'from a cancel until the worker of a job that does not end is killed',
+    ),
+)
 _POOL_LIMITS = (
     ('queue_limit', INTEGER, 'calls', '', 'that wait for a worker; further ones get 503'),
     ('queue_size', INTEGER, 'bytes', '', 'of the calls that wait; further ones get 503'),
@@ -198,7 +211,10 @@ _POOL_LIMITS = (
     ('max_calls', INTEGER, 'calls', '', 'after which a worker is replaced; 0 for no limit'),
     ('max_memory', NUMBER, 'MiB', '', 'above which a worker is replaced; 0 for no limit'),
     ('beat_interval', INTERVAL, 'seconds', '', 'between two heartbeats of a worker'),
-    ('stats_users', NAMES, '', 'none', 'users that may read the statistics from other machines'),
+    (
+        *('stats_users', NAMES, '', 'none'),
+        'users that may read the statistics, and manage all jobs, from other machines',
+    ),
 )
 
 OPTIONS = {
@@ -208,6 +224,7 @@ OPTIONS = {
         (Group.ACCESS, _ACCESS),
         (Group.CLIENT, _CLIENT),
         (Group.POOL, _POOL),
+        (Group.JOBS, _JOBS),
         (Group.LIMITS, _LIMITS),
         (Group.POOL_LIMITS, _POOL_LIMITS),
     )

@@ -153,8 +153,14 @@ class _Reader:
                 self.values[key] = OPTIONS[key].read(value, self.config)
         if 'handler' in self.values:
             with self._named('handler'):
-                usual = getattr(self.values.get('factory'), 'concurrency', 1)
-                check_handler(self.values['handler'], self.values.get('concurrency', usual))
+                factory = self.values.get('factory')
+                usual = getattr(factory, 'concurrency', 1)
+                journal = self.values.get('journal') or getattr(factory, 'journal', None)
+                check_handler(
+                    self.values['handler'],
+                    self.values.get('concurrency', usual),
+                    takes_jobs=bool(journal) or self.values.get('start') == 'never',
+                )
         self._read_forms()
         self._check_access()
         self._check_presence()

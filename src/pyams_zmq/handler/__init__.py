@@ -15,7 +15,7 @@ from pyams_zmq.auth import ANONYMOUS, Peer
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler.deferred import DeferredReply, make_send
 from pyams_zmq.handler.errors import error_reply
-from pyams_zmq.handler.job import call_job
+from pyams_zmq.handler.job import RunningJob, call_job
 from pyams_zmq.handler.methods import Method, methods_of, zmq_method
 from pyams_zmq.handler.request import call_plain, call_with_request
 from pyams_zmq.handler.threads import MethodThreads
@@ -180,11 +180,7 @@ class ZMQMessageHandler:
             raise ZMQMessageError(404, f'Unknown message type {name[:80]!r}')
         job = None
         if method.job is not None:
-            job = getattr(self.rep_stream, 'job', None)
-            if job is None:
-                raise ZMQMessageError(500, f'{name!r} is a job, and was sent as a call')
-            if job.timeout is not None:
-                method = method._replace(timeout=job.timeout)
+            method, job = self._find_job(method)
         if method.min_frames <= len(frames) <= method.max_frames:
             frames[self.json_load] = args
             if job is None and not (method.wants_peer or method.wants_request or method.in_thread):
@@ -194,6 +190,22 @@ class ZMQMessageHandler:
             call = method.arguments.bind(args)
         else:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
+        return method, self._inject(method, call, peer, job)
+
+    def _find_job(self, method: Method) -> tuple[Method, RunningJob]:
+        """Return a method with the time limit of the job that it runs, and this job.
+
+        :raises ZMQMessageError: if the message is not one
+        """
+        job: RunningJob | None = getattr(self.rep_stream, 'job', None)
+        if job is None:
+            raise ZMQMessageError(500, f'{method.name!r} is a job, and was sent as a call')
+        return (method if job.timeout is None else method._replace(timeout=job.timeout)), job
+
+    def _inject(
+        self, method: Method, call: Callable[..., Any], peer: Peer | None, job: RunningJob | None
+    ) -> Callable[[], Any]:
+        """Return the call of a method with the keyword-only arguments that it wants."""
         if method.wants_peer:
             call = partial(call, peer=peer)
         if method.wants_job:
@@ -202,9 +214,7 @@ class ZMQMessageHandler:
             if method.in_thread:
                 call = partial(call_plain, call)
             call = partial(call_with_request, self.process.registry, call)
-        if job is not None:
-            call = partial(call_job, job, call)
-        return method, call
+        return call if job is None else partial(call_job, job, call)
 
     def _identify(self, frame: Any) -> Peer:
         """Return the peer that sent a frame, from the metadata that libzmq keeps.

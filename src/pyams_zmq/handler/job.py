@@ -55,7 +55,7 @@ def zmq_job(
     return declare
 
 
-class JobCancelled(ZMQMessageError):
+class JobCancelled(ZMQMessageError):  # noqa: N818 - as CancelledError, it is not a fault
     """Raised by `progress` of a job that somebody has cancelled."""
 
     def __init__(self, text: str = 'The job was cancelled'):

@@ -47,10 +47,11 @@ def make_handler(handler: Any, process: Any, stream: Any) -> Any:
         raise
 
 
-def check_handler(handler: Any, concurrency: int = 1) -> None:
+def check_handler(handler: Any, concurrency: int = 1, *, takes_jobs: bool = True) -> None:
     """Check as much of a handler as can be known without making it.
 
     :param concurrency: messages that its process handles at a time
+    :param takes_jobs: false if its process does not run jobs
     :raises ZMQHandlerError: if it cannot be made
     """
     is_own = is_plain(handler)
@@ -66,7 +67,7 @@ def check_handler(handler: Any, concurrency: int = 1) -> None:
         blank = _make_blank(methods if isinstance(methods, type) else type(methods))
         if blank is not None or methods is None:
             factory = ZMQMessageHandler if is_own else handler
-            made = factory(None, _Stream(concurrency), lambda: None, handler=blank)
+            made = factory(None, _Stream(concurrency, takes_jobs), lambda: None, handler=blank)
             if is_own:
                 _check_methods(made)
     except Exception as error:  # noqa: BLE001 - its code may need what its constructor makes
@@ -77,8 +78,9 @@ def check_handler(handler: Any, concurrency: int = 1) -> None:
 class _Stream:
     """A stream, as far as the declarations of methods depend on it."""
 
-    def __init__(self, concurrency: int):
+    def __init__(self, concurrency: int, takes_jobs: bool):
         self.concurrency = concurrency
+        self.takes_jobs = takes_jobs
 
     def detach(self) -> None:
         """Exist: only a stream that sends replies has this method."""

@@ -98,7 +98,7 @@ def read_id(args: Any) -> str:
 
     :raises ZMQMessageError: with status 400 for anything else
     """
-    return _read({'id': args}, 'id', check_id, is_required=True)
+    return str(_read({'id': args}, 'id', check_id, is_required=True))
 
 
 class Wait:
@@ -130,7 +130,7 @@ class Wait:
 
     def is_new(self, job_id: str, revision: int, has_ended: bool) -> bool:
         """Return True if the client does not know this revision of a job."""
-        after = self._after.get(job_id)
+        after: int | None = self._after.get(job_id)
         if after is None:
             return True
         if self._is_single:

@@ -25,7 +25,7 @@ from pyams_zmq.process.service import LIMITS
 from pyams_zmq.supervisor.process import SupervisingProcess
 from pyams_zmq.wire.context import check_descriptors
 from pyams_zmq.wire.endpoint import Endpoint
-from pyams_zmq.wire.message import check_integer, decode_reply
+from pyams_zmq.wire.message import check_integer, check_timeout, decode_reply
 
 __all__ = ['PoolWorker', 'ZMQPool']
 
@@ -143,17 +143,30 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     def start(self) -> None:
         """Fork the pool and return at once.
 
-        :raises ValueError: for an invalid `concurrency` or `beat_interval`
-        :raises TypeError: for `stats_users` that are a string
+        :raises ValueError: for an invalid `concurrency`, `beat_interval`, `jobs`, `keep` or
+            `cancel_grace`
+        :raises TypeError: for `stats_users` that are a string, and a `journal` that is not a path
         :raises ZMQStartError: in a program that cannot fork, and if `curve` was assigned
             after the construction
         """
         self.check_curve()
         check_integer('concurrency', self.concurrency, 1)
         check_interval(self.beat_interval)
+        self._check_jobs()
         if isinstance(self.stats_users, str):  # it contains each part of a name
             raise TypeError(f'Bad stats_users {self.stats_users!r}: write a collection of names')
         super().start()
+
+    def _check_jobs(self) -> None:
+        check_integer('jobs', self.jobs, 0)
+        for name, value, least in ('keep', self.keep, None), ('cancel_grace', self.cancel_grace, 0):
+            if value != least:
+                try:
+                    check_timeout(value)
+                except ValueError:
+                    raise ValueError(f'Bad {name} {value!r}: write a number above 0') from None
+        if self.journal is not None:
+            os.fspath(self.journal)
 
     @property
     def bound_worker_address(self) -> str | None:

@@ -392,7 +392,7 @@ class PoolBroker(ServiceProcess):
     # The loop
 
     def _post(self, function: Callable[[], None]) -> None:
-        """Call a function that uses the sockets in the thread of the loop; any thread calls this."""
+        """Call a function that uses the sockets in the thread of the loop, from any thread."""
         self.loop.asyncio_loop.call_soon_threadsafe(self._call_and_pump, function)
 
     def _call_and_pump(self, function: Callable[[], None]) -> None:

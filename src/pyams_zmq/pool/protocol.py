@@ -29,12 +29,12 @@ DISCONNECT     worker to broker     empty, DISCONNECT             send no more r
 DISCONNECT_OK  broker to worker     empty, DISCONNECT_OK          no more requests are on their way
 REJECT         worker to broker     empty, REJECT, key            this request was not started, send
                                                                   it to another worker
-PROGRESS       worker to broker,    empty, PROGRESS, key, JSON    how far a job is: what is done, the
-               second socket                                      total or null, and a text
-ACK            broker to worker     empty, ACK, key               the reply to a job is on disk, or not
-                                                                  needed
-CANCEL         broker to worker     empty, CANCEL, key, force     end a job; if *force* is ``1``, by the
-                                                                  end of the worker
+PROGRESS       worker to broker,    empty, PROGRESS, key, JSON    how far a job is: what is done,
+               second socket                                      the total or null, and a text
+ACK            broker to worker     empty, ACK, key               the reply to a job is on disk, or
+                                                                  not needed
+CANCEL         broker to worker     empty, CANCEL, key, force     end a job; if *force* is ``1``, by
+                                                                  the end of the worker
 STATS          owner of the pool    empty, STATS                  return the statistics
                to broker
 (statistics)   broker to owner      JSON                          the reply to STATS
