@@ -10,8 +10,8 @@ PAGE = Path(__file__).parents[2] / 'docs' / 'api.rst'
 PUBLIC_MODULES = [
     f'pyams_zmq.{name}'
     for name in (
-        'aio auth client config curve device endpoint exceptions handler include interfaces '
-        'message pool process socket stream supervisor testing transaction'
+        'aio auth client client.jobs config curve device endpoint exceptions handler include '
+        'interfaces jobs message pool process socket stream supervisor testing transaction'
     ).split()
 ]
 

@@ -27,7 +27,7 @@ from pyams_zmq.client.job_request import (
 from pyams_zmq.client.job_watch import PATIENCE, JobWatch
 from pyams_zmq.wire.clock import monotonic
 
-__all__ = ['JobInfo', 'JobMethods', 'JobProgress', 'SubmittedJob']
+__all__ = ['JobInfo', 'JobProgress', 'SubmittedJob']
 
 _T = TypeVar('_T')
 
