@@ -241,9 +241,11 @@ def test_what_is_a_job(eager):
 
 
 @pytest.mark.parametrize('has_handler', [True, False])
-def test_application(config, has_handler):
+def test_application(config, tmp_path, has_handler):
     config.include('pyams_zmq.testing')
-    options = {'handler': Converter} if has_handler else {'start': 'never'}
+    options = {'start': 'never'}
+    if has_handler:
+        options = {'handler': Converter, 'workers': 2, 'journal': tmp_path / 'x.jobs'}
     config.add_zmq_process('converter', address='127.0.0.1:25556', **options)
     config.add_zmq_process('other', start='never', address='127.0.0.1:25557')
     config.commit()

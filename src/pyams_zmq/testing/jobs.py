@@ -96,7 +96,7 @@ class RecordedJob:
         self._change('waiting')
         self.run()
 
-    def publish(self, progress: JobProgress) -> None:
+    def _publish(self, progress: JobProgress) -> None:
         """Record a progress, and call `on_progress` of the recorder."""
         self.progress.append(progress)
         self.revision += 1
@@ -108,7 +108,7 @@ class RecordedJob:
         self._times.update(times)
         self.revision += 1
 
-    def describe(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         """Return the job as a service describes it."""
         progress = self.progress[-1] if self.progress else None
         times = {
@@ -138,7 +138,7 @@ class _EagerJob(RunningJob):
 
     def progress(self, done: float, total: float | None = None, text: str = '') -> None:
         super().progress(done, total, text)
-        self._recorded.publish(JobProgress(done, total, text))
+        self._recorded._publish(JobProgress(done, total, text))
 
 
 class JobRecorder:
@@ -204,7 +204,7 @@ def _wait(jobs: list[RecordedJob], options: dict[str, Any]) -> _Status:
     known = after if isinstance(after, dict) else {options.get('id'): after}
     for job in jobs:
         if job.revision != known.get(job.id):
-            return [200, job.describe()]
+            return [200, job._describe()]
     names = ', '.join(job.id for job in jobs)
     return [409, f'Job {names} does not go on by itself in a test: use eager, replies or its `run`']
 
@@ -224,7 +224,7 @@ def _retry(job: RecordedJob) -> _Status:
 
 
 _QUESTIONS: dict[str, Callable[[RecordedJob], _Status]] = {
-    'pyams_zmq.job': lambda job: [200, job.describe()],
+    'pyams_zmq.job': lambda job: [200, job._describe()],
     'pyams_zmq.job.cancel': _cancel,
     'pyams_zmq.job.retry': _retry,
 }
@@ -245,4 +245,4 @@ def _list(
     found = [
         job for job in reversed(jobs) if state in (None, job.state) and type in (None, job.type)
     ]
-    return [200, [{**job.describe(), 'reply': None} for job in found[:limit]]]
+    return [200, [{**job._describe(), 'reply': None} for job in found[:limit]]]
