@@ -374,6 +374,22 @@ def test_restart(client, fake, path):
     assert list(watch) == []
 
 
+def test_pool_that_is_killed(client, service, start, path, address, tmp_path):
+    """The job runs again in the next pool, and the watch goes on."""
+    job = client.submit('follow', str(path))
+    add(path, 'one')
+    watch = client.watch(job.id, timeout=2 * TIMEOUT)
+    read_until(watch, lambda job: job.progress)
+    service.kill()
+    service.join()
+    start(address, tmp_path, factory=make_pool)
+    add(path, 'two')
+    info = read_until(watch, lambda job: job.progress and job.progress.done == 2)
+    assert info.state == 'running'
+    add(path, 'end')
+    assert [job.reply for job in watch][-1] == [200, 2]
+
+
 @pytest.mark.parametrize(
     ('refusal', 'error'),
     [(None, ZMQUnreachableError), ([503, 'stopping'], ZMQJobError)],
