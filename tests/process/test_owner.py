@@ -185,6 +185,16 @@ def test_owner_is_killed(run, address, path, code):
     assert left_at(path) == []
 
 
+def test_owner_of_a_suspended_child_is_killed(run, address, path):
+    """The child continues, notices the death, and ends."""
+    owner = run(OWNER + 'signal.pause()', address)
+    child, _ = owner.read()
+    os.kill(child, signal.SIGSTOP)
+    owner.send_signal(signal.SIGKILL)
+    wait_for_end(child, TIMEOUT)
+    assert left_at(path) == []
+
+
 @pytest.mark.parametrize('work', ['work', 'async_work', 'native_work', 'deaf_work'])
 def test_owner_is_killed_while_the_child_works(run, address, work):
     owner = run(OWNER + 'signal.pause()', address)

@@ -27,7 +27,7 @@ from zope.component import getSiteManager
 from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
 from pyams_zmq.process.channel import Command, Outcome, OwnerChannel, open_channel
 from pyams_zmq.process.deadlines import CallDeadlines
-from pyams_zmq.process.descendants import open_pidfd
+from pyams_zmq.process.descendants import continue_without_parent, open_pidfd
 from pyams_zmq.process.heartbeat import HeartbeatCounter
 from pyams_zmq.process.server_socket import close_inherited_listeners
 from pyams_zmq.process.signals import BLOCKED_SIGNALS, drop_inherited_handlers
@@ -247,6 +247,7 @@ class OwnedProcess(multiprocessing.Process):
     def _drop_inherited_state(self) -> None:
         """Reset what was inherited from the parent, which may be a running web server."""
         self._channel.close()
+        continue_without_parent()
         asyncio._set_running_loop(None)
         asyncio.set_event_loop(None)
         signal.set_wakeup_fd(-1)

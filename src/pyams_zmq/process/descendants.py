@@ -37,6 +37,7 @@ SCAN = 5000
 
 _CPUCLOCK_SCHED = 2  # see clock_getcpuclockid(3)
 _STARTS = {'subprocess.Popen', 'os.system', 'os.posix_spawn', 'os.fork', 'os.forkpty'}
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 
@@ -78,6 +79,15 @@ def subreaper() -> Iterator[bool]:
 def become_subreaper() -> bool:
     """Adopt the descendants whose parent ends, from now on; see :func:`subreaper`."""
     return _prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1))
+
+
+def continue_without_parent() -> None:
+    """Let this process continue when its parent dies and it is suspended, see prctl(2).
+
+    Only then it can notice that its owner has died; it would keep its addresses and files for ever.
+    The signal has no effect on a process that runs, also if only a thread of the parent has ended.
+    """
+    _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGCONT))
 
 
 _has_warned = False  # forks inherit it
