@@ -166,6 +166,9 @@ def test_replies_about_jobs():
 def test_messages_that_are_not_jobs(client):
     assert client.call('convert') is None
     assert client.request(['convert', 1, None]) == [200, None]
+    assert client.request(['convert', 1, {'id': 'x'}, 'too much'])[0] == 202
+    client.recorder.reset()
+    assert client.call('pyams_zmq.jobs') == []
     assert client.request({'raw': 1}) == [200, None]
     assert client.recorder.jobs == []
 

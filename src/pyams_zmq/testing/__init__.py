@@ -1,28 +1,23 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Tools for tests: clients that record messages, and real processes for one test."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from inspect import Parameter, signature
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from pyramid.testing import DummyRequest
-from pyramid.threadlocal import manager
 from zope.interface import implementer
 
 from pyams_zmq.client import PREPARE_TIMEOUT, ZMQClient
 from pyams_zmq.client.problem import EncodedMessage, check_reply
 from pyams_zmq.config.request_client import request_zmq
 from pyams_zmq.handler.job import RunningJob
-from pyams_zmq.handler.plain import make_handler
 from pyams_zmq.interfaces import IZMQClientFactory
-from pyams_zmq.pool import ZMQPool
-from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import ReadyProcess
+from pyams_zmq.testing.eager import LOCAL, EagerHandler
 from pyams_zmq.testing.jobs import JobRecorder, RecordedJob
 from pyams_zmq.wire.body import Reply, decode_body, encode_reply
 from pyams_zmq.wire.message import (
@@ -38,20 +33,6 @@ from pyams_zmq.wire.multipart import describe, to_frames
 __all__ = ['JobRecorder', 'RecordedJob', 'RecordingClient', 'Sent', 'Testing', 'running']
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
-
-
-class Answer(Protocol):
-    """Replies to messages as a process does."""
-
-    def __call__(self, frames: list[bytes], job: RunningJob | None = None) -> Reply:
-        """Return the reply to the frames of a message, which may be that of a job."""
-
-    def is_job(self, name: str | None) -> bool:
-        """Return True if a method of this name is a job."""
-
-
-LOCAL = '127.0.0.1'
-"""Default address of a process; the system chooses the port"""
 
 
 class _Sent(NamedTuple):
@@ -151,7 +132,7 @@ class RecordingClient(ZMQClient):
         self.replies = {} if replies is None else replies
         self.outbox: list[Sent] = [] if outbox is None else outbox
         self.recorder = JobRecorder() if recorder is None else recorder
-        self._answer = None if handler is None else _Server(handler)
+        self._answer = None if handler is None else EagerHandler(handler)
 
     def request(
         self,
@@ -205,13 +186,13 @@ class RecordingClient(ZMQClient):
                 sent, options = Sent(self.name, None, message, frames), []
         self.outbox.append(sent)
         answer = None if sent.type in self.replies else self._find_answer()
-        reply = self._answer_about_jobs(sent, answer, data, *options)
+        reply = self._answer_about_jobs(sent, answer, data, *options[:1])
         if reply is not None:
             return [encode(reply)]
         return self._reply_to(sent, answer, data)
 
     def _answer_about_jobs(
-        self, sent: Sent, answer: Answer | None, data: bytes, options: Any = None
+        self, sent: Sent, answer: EagerHandler | None, data: bytes, options: Any = None
     ) -> Any:
         """Return the reply to a message about jobs, or that submits one; None for others."""
         if sent.type is None:
@@ -234,7 +215,7 @@ class RecordingClient(ZMQClient):
         return self._reply_to(sent, answer, data, job)[-1]
 
     def _reply_to(
-        self, sent: Sent, answer: Answer | None, data: bytes, job: RunningJob | None = None
+        self, sent: Sent, answer: EagerHandler | None, data: bytes, job: RunningJob | None = None
     ) -> list[bytes]:
         if answer is not None:
             return _frames_of(answer([*sent.frames, data], job))
@@ -245,7 +226,7 @@ class RecordingClient(ZMQClient):
             raise reply
         return _frames_of(encode_reply(reply(sent.args) if callable(reply) else reply))
 
-    def _find_answer(self) -> Answer | None:
+    def _find_answer(self) -> EagerHandler | None:
         """Return the function that replies to messages without an entry in `replies`, if any."""
         return self._answer
 
@@ -270,52 +251,6 @@ class _Reservation:
 
     def cancel(self) -> None:
         """Record nothing."""
-
-
-class _ReplyRecorder:
-    """A stream that records the reply."""
-
-    def __init__(self, concurrency: int) -> None:
-        self.concurrency = concurrency
-        self.job: RunningJob | None = None
-        self.replies: list[Reply] = []
-
-    def detach(self) -> tuple[Callable[[Reply], None], Callable[[], None]]:
-        return self.reply, lambda: None
-
-    def reply(self, reply: Reply) -> None:
-        self.replies.append(reply)
-
-
-class _Server:
-    """Replies to encoded messages as a process with this handler does."""
-
-    def __init__(self, handler: Any):
-        if isinstance(handler, ZMQPool):
-            handler = handler.make_worker(f'{LOCAL}:1')
-        self._process = handler if isinstance(handler, ZMQProcess) else ZMQProcess(LOCAL, handler)
-        self._stream = _ReplyRecorder(self._process.concurrency)
-        self._answer = make_handler(self._process.handler, self._process, self._stream)
-
-    def __call__(self, frames: list[bytes], job: RunningJob | None = None) -> Reply:
-        # A new thread has its own transaction, and no running loop.
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(self._reply_in_loop, frames, job).result()
-
-    def is_job(self, name: str | None) -> bool:
-        method = getattr(self._answer, 'methods', {}).get(name)
-        return getattr(method, 'job', None) is not None
-
-    def _reply_in_loop(self, frames: list[bytes], job: RunningJob | None) -> Reply:
-        manager.push({'registry': self._process.registry, 'request': None})
-        return asyncio.run(self._reply_to(frames, job))
-
-    async def _reply_to(self, frames: list[bytes], job: RunningJob | None) -> Reply:
-        self._stream.job = job  # it is read before this method waits
-        self._answer(frames)
-        while not self._stream.replies:
-            await asyncio.wait(self._process.owed_replies)
-        return self._stream.replies.pop()
 
 
 class _Replies(dict[str, dict[str, Any]]):
@@ -346,7 +281,7 @@ class Testing:
         self.recorder = JobRecorder()
         self.eager = False
         self._registry = registry
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, EagerHandler] = {}
 
     @property
     def jobs(self) -> list[RecordedJob]:
@@ -386,7 +321,7 @@ class Testing:
         self._answers.clear()
         self.eager = False
 
-    def find_answer(self, service: Any) -> Answer | None:
+    def find_answer(self, service: Any) -> EagerHandler | None:
         """Return the function by which the handler of a service replies; None if it does not.
 
         :param service: a declared service; one that runs elsewhere may have no handler
@@ -394,7 +329,7 @@ class Testing:
         if not self.eager or service.handler is None:
             return None
         if service.name not in self._answers:
-            self._answers[service.name] = _Server(service.make_process(self._registry))
+            self._answers[service.name] = EagerHandler(service.make_process(self._registry))
         return self._answers[service.name]
 
 

@@ -186,7 +186,7 @@ class JobRecorder:
         """Return the reply of a service to a message about jobs, None for other messages."""
         jobs = [job for job in self.jobs if job.name == name]
         if type == 'pyams_zmq.jobs':
-            return _list(jobs, **args)
+            return _list(jobs, **(args or {}))
         if type != 'pyams_zmq.job.wait' and type not in _QUESTIONS:
             return None
         options = args if isinstance(args, dict) else {'id': args}
