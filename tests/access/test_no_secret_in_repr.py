@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing
 from dataclasses import is_dataclass
 from functools import partial
 
+import msgspec
 import pytest
 import zmq
 import zmq.auth
@@ -44,6 +45,7 @@ from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.socket import zmq_socket
 from pyams_zmq.supervisor import Supervisor
+from pyams_zmq.testing import JobRecorder, RecordedJob, Sent
 from pyams_zmq.wire.message import encode_message
 
 PASSWORD = 'hush-hush-hush'
@@ -183,6 +185,7 @@ def make_objects(stack):
         PoolBroker(pool, 'ipc://local'),
         pool.make_worker('127.0.0.1:1'),
         PoolWorker('127.0.0.1:1', MessageHandler, auth=USER),
+        RecordedJob(Sent('x', 'y', 1), {'key': PASSWORD}, JobRecorder(), None),
         Supervisor({'one': partial(ZMQProcess, '127.0.0.1', MessageHandler, USER)}),
         configured,
         device.ProcessDevice(zmq.QUEUE, zmq.ROUTER, zmq.DEALER, curve=server),
@@ -262,16 +265,19 @@ def test_objects_in_use():
 def test_records(cls):
     """The field of a record that may have a secret is not in its repr."""
     names = {name for base in cls.__mro__ for name in vars(base).get('__annotations__', ())}
-    record = cls.__new__(cls, *['x' for _name in getattr(cls, '_fields', ())])
     values = {
         name: PASSWORD if name in CREDENTIALS and (cls.__name__, name) not in NO_SECRETS else 'x'
         for name in names
     }
-    if issubclass(cls, tuple):
-        record = record._replace(**{name: values[name] for name in cls._fields})
+    if issubclass(cls, msgspec.Struct):
+        record = cls(**values)
     else:
-        for name, value in values.items():
-            object.__setattr__(record, name, value)
+        record = cls.__new__(cls, *['x' for _name in getattr(cls, '_fields', ())])
+        if issubclass(cls, tuple):
+            record = record._replace(**{name: values[name] for name in cls._fields})
+        else:
+            for name, value in values.items():
+                object.__setattr__(record, name, value)
     check_object(record)
 
 
