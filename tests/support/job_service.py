@@ -127,7 +127,7 @@ class JobService:
         self._thread.join()
 
     def drop_next_reply(self):
-        """Close the connections after the next message, instead of replying, and go on."""
+        """Close the connections after the next message that submits a job, and go on."""
         self._is_dropping = True
 
     def _run(self, ready):
@@ -145,7 +145,7 @@ class JobService:
             if socket.poll(POLL):
                 envelope, frames = self._receive(socket)
                 reply = self._answer(envelope, *frames)
-                if self._is_dropping:
+                if self._is_dropping and self.messages[-1][0] in self.TYPES:
                     self._is_dropping = False
                     return
                 if reply is not None:
