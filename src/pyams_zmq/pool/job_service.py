@@ -4,6 +4,7 @@
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -36,6 +37,10 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 PREFIX = b'pyams_zmq.job'
 """The message types about jobs begin with it; a method name cannot contain a dot"""
 
+SWITCH_INTERVAL = 0.001
+"""Seconds after which a busy loop releases the interpreter to the thread that writes, which needs
+it several times for each transaction; the default of Python is 0.005"""
+
 _LOCK_TIMEOUT = 5.0  # seconds for the end of a former broker that has the journal
 _CLOSE_TIMEOUT = 2.0  # seconds to write what waits when the broker ends
 _DAY = 86400.0
@@ -65,6 +70,7 @@ class JobService:
         check_access: Callable[[str, str], None],
         json_load: int,
     ):
+        sys.setswitchinterval(SWITCH_INTERVAL)
         self._reply_with = reply
         self._check_access = check_access
         self._json_load = json_load
