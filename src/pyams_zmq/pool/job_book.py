@@ -174,10 +174,8 @@ class JobBook:
         return run
 
     def _remove(self, run: JobRun) -> None:
-        self.live.pop(run.key, None)
-        if self._by_id.get(run.record.id) is run:
-            del self._by_id[run.record.id]
-        if run.worker is None and run in self._ready:
+        del self.live[run.key], self._by_id[run.record.id]
+        if run in self._ready:
             self._ready.remove(run)
 
     def assign(self) -> None:

@@ -11,7 +11,8 @@ class Mailbox:
     """Functions for the thread of the loop, and a descriptor that can be read when there are some.
 
     The broker polls the descriptor beside its sockets. The loop alone would call the functions when
-    the broker has waited for the next message in vain, milliseconds later.
+    the broker has waited for the next message in vain, milliseconds later. It is open until the
+    process ends: the thread may still use it.
     """
 
     def __init__(self) -> None:
@@ -23,12 +24,7 @@ class Mailbox:
         return self._fd
 
     def post(self, function: Callable[[], None]) -> None:
-        """Let a function be called by `read`; any thread may call this.
-
-        :raises RuntimeError: if it is closed
-        """
-        if self._fd < 0:
-            raise RuntimeError('The mailbox is closed')
+        """Let a function be called by `read`; any thread may call this."""
         self._functions.append(function)
         os.eventfd_write(self._fd, 1)
 
@@ -38,8 +34,3 @@ class Mailbox:
             os.eventfd_read(self._fd)
         while self._functions:
             self._functions.popleft()()
-
-    def close(self) -> None:
-        """Close it; the thread that calls `post` has ended."""
-        fd, self._fd = self._fd, -1
-        os.close(fd)
