@@ -11,7 +11,7 @@ PUBLIC_MODULES = [
     f'pyams_zmq.{name}'
     for name in (
         'aio auth client config curve device endpoint exceptions handler include interfaces '
-        'message pool process socket stream supervisor testing transaction'
+        'jobs message pool process socket stream supervisor testing transaction'
     ).split()
 ]
 
