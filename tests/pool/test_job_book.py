@@ -4,15 +4,19 @@
 import os
 from functools import partial
 from math import inf
+from types import SimpleNamespace
 
 import pytest
 
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs.job_messages import Wait, describe_job
 from pyams_zmq.jobs.records import Cancelled, Claim, JobRecord
+from pyams_zmq.jobs.watchers import Watcher, Watchers
 from pyams_zmq.pool import job_book as book_module
-from pyams_zmq.pool.job_book import JobBook
+from pyams_zmq.pool.job_book import JobBook, JobRun
 from pyams_zmq.pool.job_owners import Owner
 from pyams_zmq.pool.job_scheduler import JobScheduler
+from pyams_zmq.pool.job_service import JobService
 from pyams_zmq.pool.protocol import make_job_key
 from pyams_zmq.pool.queue import FairQueue
 from pyams_zmq.process.descendants import ProcessInfo
@@ -254,6 +258,7 @@ def test_death_of_a_worker(bench):
     assert (state, options) == ('failed', {'deaths': 3})
     assert b'missed its heartbeats' in reply
     assert key not in bench.book.live
+    bench.scheduler.remove(ROUTE, monotonic())  # again
 
 
 def test_worker_that_leaves_is_not_a_death(bench):
@@ -379,3 +384,49 @@ def test_two_attempts_have_keys_of_their_own():
     keys = {make_job_key(number, attempt) for number in (1, 2**39) for attempt in (1, 2, 65535)}
     assert len(keys) == 6
     assert {key[0] for key in keys} == {255}
+
+
+def test_progress_of_a_job_that_has_ended():
+    service = SimpleNamespace(book=SimpleNamespace(live={}))
+    assert JobService.handle_progress(service, make_job_key(1, 1), b'[1,2,""]') is None
+
+
+def test_disk_that_does_not_answer_at_the_end():
+    """The thread that writes still uses the journal."""
+    service = SimpleNamespace(_writer=SimpleNamespace(close=lambda timeout: False))
+    assert JobService.close(service) is None
+
+
+@pytest.mark.parametrize(
+    ('progress', 'eta'),
+    [
+        (None, None),
+        ((1, None, ''), None),
+        ((0, 10, ''), None),
+        ((11, 10, ''), None),
+        ((4, 10, ''), 3.0),
+        ((10, 10, ''), 0.0),
+    ],
+)
+def test_estimate(progress, eta):
+    run = JobRun(make_record(1, started=10.0))
+    if progress is not None:
+        run.publish(*progress)
+    job = describe_job(run.record, 12.0, run)
+    assert job['eta'] == eta
+    assert job['started'] == '1970-01-01T00:00:10.000Z'
+
+
+def test_watchers():
+    watchers = Watchers()
+    one, two = (Watcher(Wait({'id': 'x'}), None, until) for until in (1.0, 2.0))
+    both = Watcher(Wait({'ids': ['x', 'y']}), None, 3.0)
+    for watcher in (one, two, both):
+        watchers.add(watcher)
+    assert set(watchers.watchers_of('x')) == {one, two, both}
+    assert watchers.take_late(1.5) == [one]
+    watchers.remove(two)
+    assert watchers.watchers_of('x') == [both]
+    assert len(watchers) == 1
+    assert watchers.take_all() == [both]
+    assert watchers.watchers_of('y') == []

@@ -197,13 +197,12 @@ class JobBook:
 
     def take_back(self, key: bytes) -> None:
         """Let a job wait for another worker: its worker has not begun it."""
-        run = self.live.get(key)
-        if run is not None:
-            run.worker = None
-            if run.is_cancelled:
-                self._end(run, CANCELLED)
-            else:
-                self._ready.appendleft(run)
+        run = self.live[key]
+        run.worker = None
+        if run.is_cancelled:
+            self._end(run, CANCELLED)
+        else:
+            self._ready.appendleft(run)
 
     # End
 
@@ -367,8 +366,6 @@ class JobBook:
             if record.cancel is not None:
                 run.is_cancelled = True
                 run.kill_at = monotonic() + self._cancel_grace
-        if run in self._ready:
-            self._ready.remove(run)
         run.worker = worker
         if run.is_cancelled:
             self._cancel(worker, key)
