@@ -13,8 +13,9 @@ from pyams_zmq.jobs.job_messages import Wait, describe_job
 from pyams_zmq.jobs.records import Cancelled, Claim, JobRecord
 from pyams_zmq.jobs.watchers import Watcher, Watchers
 from pyams_zmq.pool import job_book as book_module
-from pyams_zmq.pool.job_book import JobBook, JobRun
+from pyams_zmq.pool.job_book import JobBook
 from pyams_zmq.pool.job_owners import Owner
+from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.job_service import JobService
 from pyams_zmq.pool.protocol import make_job_key

@@ -24,7 +24,8 @@ from pyams_zmq.jobs.records import CANCELLED, ENDED, Accepted, Cancelled, JobRec
 from pyams_zmq.jobs.watchers import Watcher, Watchers
 from pyams_zmq.jobs.writer import JournalWriter
 from pyams_zmq.pool import protocol
-from pyams_zmq.pool.job_book import JobBook, JobRun
+from pyams_zmq.pool.job_book import JobBook
+from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.protocol import SEPARATOR, JobHeader, make_job_header
 from pyams_zmq.pool.queue import Call
