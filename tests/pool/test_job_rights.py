@@ -12,7 +12,7 @@ import pytest
 
 from checks import TIMEOUT, wait_until
 from job_checks import Asker, lines_of
-from job_handlers import Jobs
+from job_handlers import Calls, Jobs
 from namespaces import mount, run_unshared
 from pool_checks import wait_for_workers
 from pyams_zmq.curve import CurveClient, CurveServer
@@ -61,6 +61,34 @@ def test_too_many_watchers(job_pool, monkeypatch):
         job_id = asker.submit('add', [1], delay=60)
         args = {'id': job_id, 'after': asker.job(job_id)['revision']}
         assert asker.ask('pyams_zmq.job.wait', args)[0] == 503
+
+
+def test_wait_for_jobs_that_are_removed(job_pool):
+    """A client that knows a later revision waits, until the time is over."""
+    with Asker(job_pool(keep=1e-6)) as asker:
+        ids = [asker.submit('add', [1], delay=0.3), asker.submit('add', [1], delay=60)]
+        args = {'ids': ids, 'after': 2**62, 'timeout': 5}
+        assert asker.ask('pyams_zmq.job.wait', args)[0] == 404
+
+
+def test_job_for_a_pool_without_journal(job_pool, tmp_path):
+    """A worker of another machine does not know that the pool has none."""
+    options = {'worker_address': '127.0.0.1', 'worker_auth': 'worker:secret'}
+    pool = job_pool(handler=Calls, journal=None, workers=1, **options)
+    worker = PoolWorker(pool.bound_worker_address, Jobs, 'worker:secret')
+    with Asker(pool) as asker, running(worker):
+        wait_for_workers(pool)
+        replies = wait_until(lambda: [r for r in [asker.ask('add', [1])] if r[0] == 500], TIMEOUT)
+        assert replies == [[500, "'add' is a job, and was sent as a call"]]
+        assert asker.ask('pyams_zmq.job', 'x')[0] == 404
+
+
+def test_workers_that_are_replaced_after_each_job(job_pool):
+    with Asker(job_pool(max_calls=1)) as asker:
+        jobs = [asker.run('add', [number]) for number in range(4)]
+    assert [(job['reply'], job['attempt']) for job in jobs] == [
+        ([200, number], 1) for number in range(4)
+    ]
 
 
 def test_watchers_at_the_end(job_pool):

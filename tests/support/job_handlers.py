@@ -123,6 +123,13 @@ class Jobs:
         return [200, job.attempt]
 
 
+class Calls:
+    """Has no jobs."""
+
+    def ping(self, args):
+        return [200, os.getpid()]
+
+
 class JobPool(ZMQPool):
     """Pool with short times."""
 

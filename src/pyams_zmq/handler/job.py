@@ -11,6 +11,12 @@ from pyams_zmq.wire.message import check_integer, check_timeout
 MAX_RETRIES = 1000
 """Further attempts of a job, at most"""
 
+MAX_PROGRESS = 2**53
+"""The largest number of a progress: in JSON, larger ones are not exact"""
+
+MAX_TEXT = 200
+"""Characters of the text of a progress; more are cut off"""
+
 _T = TypeVar('_T')
 
 
@@ -94,14 +100,18 @@ class Job:
         :param total: the same for the whole job, or None if it is not known
         :param text: what the job does now, up to 200 characters
         :raises JobCancelled: if the job is cancelled
-        :raises TypeError: if *done* or *total* is not a number
+        :raises TypeError, ValueError: if *done* or *total* is not a number, or is too large
         """
         for value in (done, 0 if total is None else total):
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f'Bad progress {value!r}: write a number')
+            if not abs(value) <= MAX_PROGRESS:  # NaN is not, either
+                raise ValueError(f'Bad progress {value!r}: write a number up to 2**53')
         if self._is_cancelled:
             raise JobCancelled
-        self._progress = done, total, str(text)[:200]
+        # Lone surrogates, of the name of a file for instance, have no JSON form.
+        text = str(text)[:MAX_TEXT].encode(errors='replace').decode()
+        self._progress = done, total, text
 
 
 class RunningJob(Job):

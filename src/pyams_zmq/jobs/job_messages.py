@@ -4,7 +4,6 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
-from math import isfinite
 from typing import Any
 from uuid import uuid4
 
@@ -240,5 +239,4 @@ def _estimate(progress: Mapping[str, Any] | None, elapsed: float) -> float | Non
     done, total = progress['done'], progress['total']
     if not 0 < done <= total or elapsed < 0:
         return None
-    seconds = elapsed * (total - done) / done
-    return round(seconds, 1) if isfinite(seconds) else None
+    return round(float(elapsed * (total - done) / done), 1)

@@ -59,11 +59,9 @@ class Watchers:
         """Remove a message that gets its reply."""
         self._all.discard(watcher)
         for job_id in watcher.wait.ids:
-            watchers = self._by_id.get(job_id)
-            if watchers is not None:
-                watchers.discard(watcher)
-                if not watchers:
-                    del self._by_id[job_id]
+            self._by_id[job_id].discard(watcher)
+            if not self._by_id[job_id]:
+                del self._by_id[job_id]
 
     def take_late(self, now: float) -> Iterable[Watcher]:
         """Remove and return the messages that have waited for as long as they want."""

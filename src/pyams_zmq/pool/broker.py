@@ -21,6 +21,7 @@ from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.pool import protocol
 from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.local_port import LocalPort
+from pyams_zmq.pool.mailbox import Mailbox
 from pyams_zmq.pool.protocol import ROUTE_SIZE, SEPARATOR
 from pyams_zmq.pool.queue import Call, FairQueue
 from pyams_zmq.pool.scheduler import Scheduler, WorkerState
@@ -134,7 +135,7 @@ class PoolBroker(ServiceProcess):
         # Workers of other machines, and several at a time, end calls in any order anyhow.
         self.is_ordered = (pool.workers, pool.concurrency, pool.worker_address) == (1, 1, None)
         self.stats_users, self.json_load = pool.stats_users, pool.json_load
-        self._by_socket: dict[Any, _RouterStream] = {}
+        self._by_socket: dict[Any, _RouterStream | Mailbox] = {}
         self._polled: list[tuple[Any, int]] = []
         self._refusals: list[tuple[Envelope, list[Any]]] = []
 
@@ -156,10 +157,15 @@ class PoolBroker(ServiceProcess):
         if isinstance(self._scheduler, JobScheduler):
             from pyams_zmq.pool.job_service import JobService  # noqa: PLC0415 - it needs sqlite3
 
+            self._mailbox = Mailbox()
+            fd = self._mailbox.fileno()
+            self._by_socket[fd] = self._mailbox
+            self._polled.append((fd, POLLIN))
+            self.loop.add_handler(fd, lambda *_args: self._pump(), IOLoop.READ)
             self._jobs = JobService(
                 self._pool,
                 self._scheduler,
-                post=self._post,
+                post=self._mailbox.post,
                 reply=self._send_reply,
                 is_local=lambda worker: worker.stream is self._local_stream,
                 check_access=self._check_stats_access,
@@ -390,14 +396,6 @@ class PoolBroker(ServiceProcess):
         self._pump()
 
     # The loop
-
-    def _post(self, function: Callable[[], None]) -> None:
-        """Call a function that uses the sockets in the thread of the loop, from any thread."""
-        self.loop.asyncio_loop.call_soon_threadsafe(self._call_and_pump, function)
-
-    def _call_and_pump(self, function: Callable[[], None]) -> None:
-        function()
-        self._pump()
 
     def _pump(self) -> None:
         """Handle messages of all sockets until none has arrived for `_POLL_TIMEOUT`.

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from math import inf
 from random import uniform
-from typing import Any, Protocol
+from typing import Any
 
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler.job import JobPolicy
 from pyams_zmq.jobs.records import CANCELLED, DONE, FAILED, Cancelled, Claim, JobRecord
 from pyams_zmq.pool.job_owners import BROKER, STOPPING, Owner
+from pyams_zmq.pool.job_run import JobRun, Workers
 from pyams_zmq.pool.protocol import make_job_key, parse_job_key
 from pyams_zmq.wire.clock import monotonic, time
 from pyams_zmq.wire.message import decode_reply, encode, is_error, status_of
@@ -32,54 +33,6 @@ MAX_BACKOFF = 3600.0
 _DEATH_DELAY = 0.1  # seconds until the attempt after the first death; it doubles
 _JITTER = (0.8, 1.2)  # so that jobs that have failed together do not begin together
 _SERVER_ERROR = 500
-
-
-class JobRun:
-    """A job in hand.
-
-    :ivar record: the job as it was when it began
-    :ivar key: key of its call
-    :ivar worker: worker that has it, a WorkerState; None while it waits for one
-    :ivar progress: what its method has published, as clients get it; or None
-    :ivar revision: revision that it has with this progress
-    :ivar is_cancelled: true if its worker knows that it is cancelled
-    :ivar kill_at: time when its worker is killed
-    """
-
-    __slots__ = ('is_cancelled', 'key', 'kill_at', 'progress', 'record', 'revision', 'worker')
-
-    def __init__(self, record: JobRecord, worker: Any = None):
-        self.record = record
-        self.key = make_job_key(record.number, record.attempt)
-        self.worker = worker
-        self.progress: dict[str, Any] | None = None
-        self.revision = record.revision
-        self.is_cancelled = False
-        self.kill_at = inf
-
-    def publish(self, done: float, total: float | None, text: str) -> None:
-        """Note how far the job is."""
-        self.progress = {'done': done, 'total': total, 'text': text}
-        self.revision = max(self.revision + 1, int(time() * 1000))
-
-
-class Workers(Protocol):
-    """What the book needs of the :class:`~pyams_zmq.pool.job_scheduler.JobScheduler`."""
-
-    @property
-    def open_slots(self) -> int:
-        """Number of requests that open workers handle at a time."""
-
-    @property
-    def free_slots(self) -> int:
-        """Number of requests that they can begin now."""
-
-    @property
-    def job_types(self) -> set[str]:
-        """Types of the jobs that they know."""
-
-    def take_free(self, job_type: str) -> Any:
-        """Return a worker that can begin a job now, or None."""
 
 
 class JobBook:
@@ -174,10 +127,8 @@ class JobBook:
         return run
 
     def _remove(self, run: JobRun) -> None:
-        self.live.pop(run.key, None)
-        if self._by_id.get(run.record.id) is run:
-            del self._by_id[run.record.id]
-        if run.worker is None and run in self._ready:
+        del self.live[run.key], self._by_id[run.record.id]
+        if run in self._ready:
             self._ready.remove(run)
 
     def assign(self) -> None:
@@ -199,13 +150,12 @@ class JobBook:
 
     def take_back(self, key: bytes) -> None:
         """Let a job wait for another worker: its worker has not begun it."""
-        run = self.live.get(key)
-        if run is not None:
-            run.worker = None
-            if run.is_cancelled:
-                self._end(run, CANCELLED)
-            else:
-                self._ready.appendleft(run)
+        run = self.live[key]
+        run.worker = None
+        if run.is_cancelled:
+            self._end(run, CANCELLED)
+        else:
+            self._ready.appendleft(run)
 
     # End
 
@@ -369,8 +319,6 @@ class JobBook:
             if record.cancel is not None:
                 run.is_cancelled = True
                 run.kill_at = monotonic() + self._cancel_grace
-        if run in self._ready:
-            self._ready.remove(run)
         run.worker = worker
         if run.is_cancelled:
             self._cancel(worker, key)

@@ -4,6 +4,7 @@
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -23,7 +24,8 @@ from pyams_zmq.jobs.records import CANCELLED, ENDED, Accepted, Cancelled, JobRec
 from pyams_zmq.jobs.watchers import Watcher, Watchers
 from pyams_zmq.jobs.writer import JournalWriter
 from pyams_zmq.pool import protocol
-from pyams_zmq.pool.job_book import JobBook, JobRun
+from pyams_zmq.pool.job_book import JobBook
+from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.protocol import SEPARATOR, JobHeader, make_job_header
 from pyams_zmq.pool.queue import Call
@@ -35,6 +37,10 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 
 PREFIX = b'pyams_zmq.job'
 """The message types about jobs begin with it; a method name cannot contain a dot"""
+
+SWITCH_INTERVAL = 0.001
+"""Seconds after which a busy loop releases the interpreter to the thread that writes, which needs
+it several times for each transaction; the default of Python is 0.005"""
 
 _LOCK_TIMEOUT = 5.0  # seconds for the end of a former broker that has the journal
 _CLOSE_TIMEOUT = 2.0  # seconds to write what waits when the broker ends
@@ -65,6 +71,7 @@ class JobService:
         check_access: Callable[[str, str], None],
         json_load: int,
     ):
+        sys.setswitchinterval(SWITCH_INTERVAL)
         self._reply_with = reply
         self._check_access = check_access
         self._json_load = json_load

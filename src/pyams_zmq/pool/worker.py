@@ -366,6 +366,8 @@ class PoolWorker(ZMQProcess):
 
     async def _drain(self) -> None:
         self._send_disconnect()
+        if not self.is_connected:  # the pool stops: nobody records what its jobs return
+            self.jobs.stop()
         await self._leave()
 
     async def _leave(self) -> None:

@@ -67,6 +67,11 @@ class WorkerJobs:
                 LOGGER.warning('This worker ends, because a job does not end after a cancel')
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    def stop(self) -> None:
+        """Cancel all jobs, which begin again when there is a broker."""
+        for job in list(self.running.values()):
+            job.cancel()
+
     def repeat_progress(self) -> None:
         """Let `take_progress` return the last progress of all jobs: there is a new broker."""
         self._sent.clear()

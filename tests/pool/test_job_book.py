@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The rules of jobs, without sockets and without a disk."""
+
+import os
+from functools import partial
+from math import inf
+from types import SimpleNamespace
+
+import pytest
+
+from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs.job_messages import Wait, describe_job
+from pyams_zmq.jobs.records import Cancelled, Claim, JobRecord
+from pyams_zmq.jobs.watchers import Watcher, Watchers
+from pyams_zmq.pool import job_book as book_module
+from pyams_zmq.pool.job_book import JobBook
+from pyams_zmq.pool.job_owners import Owner
+from pyams_zmq.pool.job_run import JobRun
+from pyams_zmq.pool.job_scheduler import JobScheduler
+from pyams_zmq.pool.job_service import JobService
+from pyams_zmq.pool.protocol import make_job_key
+from pyams_zmq.pool.queue import FairQueue
+from pyams_zmq.process.descendants import ProcessInfo
+from pyams_zmq.wire.clock import monotonic, time
+
+OK = b'[200,1]'
+ROUTE = b'r' * 16
+
+
+def make_record(number, attempt=1, **options):
+    values = {
+        'id': f'job{number}',
+        'type': 'work',
+        'user': '',
+        'address': '',
+        'key': None,
+        'state': 'running',
+        'failures': 0,
+        'deaths': 0,
+        'priority': 0,
+        'due': None,
+        'expires': None,
+        'retries': None,
+        'timeout': None,
+        'created': 1.0,
+        'started': 2.0,
+        'ended': None,
+        'revision': 1,
+        'cancel': None,
+        'owner': None,
+        'orphaned': None,
+        **options,
+    }
+    return JobRecord(number=number, attempt=attempt, **values)
+
+
+class Journal:
+    """Keeps what it is asked for; the test decides about the outcome."""
+
+    def __init__(self):
+        self.calls = []
+        self.callbacks = []
+
+    def __getattr__(self, name):
+        def call(*args, **options):
+            callback = next((arg for arg in args if callable(arg)), None)
+            self.calls.append((name, *(arg for arg in args if arg is not callback), options))
+            if callback is not None:
+                self.callbacks.append((name, callback))
+
+        return call
+
+    def take(self, *names):
+        """Return what was asked for since the last time."""
+        calls, self.calls = self.calls, []
+        return [call for call in calls if not names or call[0] in names]
+
+    def answer(self, name, outcome):
+        """Call the callbacks of all that has this name and has no outcome yet."""
+        found = [callback for each, callback in self.callbacks if each == name]
+        self.callbacks = [pair for pair in self.callbacks if pair[0] != name]
+        for callback in found:
+            callback(outcome)
+
+
+class Bench:
+    """A scheduler with jobs, and what it has sent."""
+
+    def __init__(self, limit=2):
+        self.journal = Journal()
+        self.log = []
+        self.is_reachable = True
+        self.scheduler = JobScheduler(
+            lambda worker, call: True,
+            lambda envelope, reply: None,
+            lambda envelope, reply: None,
+            queue=FairQueue(10, 10_000, 10_000),
+        )
+        self.scheduler.is_local = lambda worker: False
+        self.book = self.scheduler.book = JobBook(
+            self.journal,
+            self.scheduler,
+            send=self.send,
+            acknowledge=partial(self.note, 'ack'),
+            cancel=partial(self.note, 'cancel'),
+            kill=lambda run: self.log.append(('kill', run.key)),
+            on_change=lambda job_id: self.log.append(('changed', job_id)),
+            limit=limit,
+            cancel_grace=5,
+        )
+
+    def send(self, worker, run):
+        self.log.append(('send', run.key))
+        return self.is_reachable
+
+    def note(self, name, worker, key):
+        self.log.append((name, key))
+
+    def ready(self, route=ROUTE, calls=(), replies=(), slots=1, retries=1):
+        """Register a worker."""
+        info = {'pid': os.getpid(), 'host': 'h', 'slots': slots, 'interval': 1, 'methods': []}
+        keys = {'calls': [key.hex() for key in calls], 'replies': [key.hex() for key in replies]}
+        more = {'repeatable': [], 'jobs': {'work': [retries, 1]}}
+        worker = self.scheduler.handle_ready(route, {**info, **keys, **more}, monotonic())
+        self.scheduler.assign_queued()
+        return worker
+
+    def begin(self, *records):
+        """Let a claim return jobs; return their keys."""
+        assert self.journal.take('claim')
+        self.journal.answer('claim', Claim(list(records), None))
+        return [make_job_key(record.number, record.attempt) for record in records]
+
+    def reply(self, key, *frames, route=ROUTE):
+        self.scheduler.handle_reply(route, key, list(frames), monotonic())
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+def test_job_is_begun_and_recorded(bench):
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    assert ('send', key) in bench.log
+    bench.log.clear()
+    bench.reply(key, OK)
+    assert bench.journal.take('end') == [('end', 1, 1, 'done', OK, {})]
+    assert bench.log == []  # not before it is on disk
+    assert bench.book.unrecorded == 1
+    bench.journal.answer('end', True)
+    assert bench.log == [('ack', key), ('changed', 'job1')]
+    assert bench.book.unrecorded == 0
+
+
+def test_limit_of_jobs_at_a_time(bench):
+    bench.ready(slots=5)
+    [(_name, count, types, owner, _options)] = bench.journal.take('claim')
+    assert (count, types, owner) == (2, {'work'}, 'broker')
+    bench.journal.answer('claim', Claim([make_record(1), make_record(2)], None))
+    assert bench.journal.take('claim') == []
+    assert bench.scheduler.free_slots == 3
+
+
+def test_nothing_is_claimed_without_a_reason(bench):
+    bench.ready()
+    bench.begin()
+    bench.book.check(monotonic())
+    assert bench.journal.take('claim') == []
+    bench.book.expect(None)
+    bench.book.claim()
+    assert bench.journal.take('claim') == []
+    bench.book.expect(0)
+    bench.book.claim()
+    assert len(bench.journal.take('claim')) == 1
+
+
+def test_connection_that_is_lost(bench):
+    """The job waits for another worker, with the same attempt."""
+    bench.ready()
+    bench.is_reachable = False
+    [key] = bench.begin(make_record(1))
+    bench.is_reachable = True
+    bench.log.clear()
+    bench.ready()
+    assert ('send', key) in bench.log
+    bench.log.clear()
+    bench.ready()  # it has not got the job
+    assert ('send', key) in bench.log
+    bench.log.clear()
+    bench.ready(calls=[key])
+    assert bench.log == []
+    bench.reply(key, OK)
+    assert bench.journal.take('end')
+
+
+def test_rejected_job(bench):
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    bench.scheduler.handle_disconnect(ROUTE, is_leaving=True)
+    bench.scheduler.handle_reject(ROUTE, key)
+    bench.log.clear()
+    bench.ready(b's' * 16)
+    assert ('send', key) in bench.log
+    bench.book.cancel(Cancelled('running', 1, 1), force=False)
+    bench.scheduler.handle_reject(b's' * 16, key)
+    assert bench.journal.take('end') == [('end', 1, 1, 'cancelled', None, {})]
+    bench.scheduler.handle_reject(b's' * 16, b'\0' * 8)  # of a call
+
+
+def test_reply_of_a_former_attempt(bench):
+    old = make_job_key(7, 1)
+    bench.ready(calls=[old])
+    assert bench.log == [('cancel', old)]
+    bench.log.clear()
+    bench.reply(old, b'[500,"x"]')
+    assert bench.log == [('ack', old)]
+    bench.reply(old, OK)
+    assert bench.journal.take('end') == [('end', 7, 1, 'done', OK, {})]
+    bench.journal.answer('end', False)
+    assert bench.log == [('ack', old)] * 2
+    bench.reply(old, OK, route=b'unknown')
+
+
+def test_back_off_is_limited(bench):
+    bench.ready(retries=1000)
+    [key] = bench.begin(make_record(1, failures=900))
+    bench.reply(key, b'[500,"x"]')
+    [(_name, _number, _attempt, options)] = bench.journal.take('change')
+    assert options['failures'] == 901
+    assert options['delay'] <= book_module.MAX_BACKOFF * 1.2
+
+
+def test_end_that_cannot_be_written(bench):
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    bench.reply(key, OK)
+    bench.journal.take()
+    bench.journal.answer('end', ZMQMessageError(400, 'bad row'))
+    [(_name, _number, _attempt, state, reply, _options)] = bench.journal.take('end')
+    assert state == 'failed'
+    assert b'bad row' in reply
+    bench.journal.answer('end', ZMQMessageError(400, 'bad row'))
+    assert ('ack', key) in bench.log
+
+
+def test_death_of_a_worker(bench):
+    bench.ready()
+    [key] = bench.begin(make_record(1, deaths=1))
+    bench.scheduler.remove(ROUTE, monotonic())
+    [(_name, number, _attempt, options)] = bench.journal.take('change')
+    assert (number, options['deaths']) == (1, 2)
+    bench.journal.answer('change', 'waiting')
+    bench.ready()
+    [key] = bench.begin(make_record(1, attempt=2, deaths=2))
+    bench.scheduler.remove(ROUTE, monotonic(), 'missed its heartbeats')
+    [(_name, _number, _attempt, state, reply, options)] = bench.journal.take('end')
+    assert (state, options) == ('failed', {'deaths': 3})
+    assert b'missed its heartbeats' in reply
+    assert key not in bench.book.live
+    bench.scheduler.remove(ROUTE, monotonic())  # again
+
+
+def test_worker_that_leaves_is_not_a_death(bench):
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.scheduler.handle_disconnect(ROUTE, is_leaving=True)
+    bench.scheduler.remove(ROUTE, monotonic())
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
+
+
+def test_cancel(bench):
+    bench.ready()
+    key, waiting = bench.begin(make_record(1), make_record(2))
+    bench.log.clear()
+    bench.book.cancel(Cancelled('running', 2, 1), force=False)  # no worker has it yet
+    assert bench.journal.take('end') == [('end', 2, 1, 'cancelled', None, {})]
+    assert waiting not in bench.book.live
+    bench.book.cancel(Cancelled('running', 3, 1), force=True)  # nobody has it
+    bench.book.cancel(Cancelled('running', 1, 1), force=False)
+    bench.book.check(monotonic())
+    assert bench.log == [('cancel', key)]
+    bench.book.check(monotonic() + 6)
+    bench.book.check(monotonic() + 6)
+    bench.book.cancel(Cancelled('running', 1, 1), force=True)
+    assert bench.log == [('cancel', key), ('kill', key), ('kill', key)]
+    bench.scheduler.remove(ROUTE, monotonic())
+    assert bench.journal.take('end') == [('end', 1, 1, 'cancelled', None, {})]
+
+
+def test_adoption(bench):
+    records = [make_record(number, owner='broker', orphaned=time()) for number in (1, 2)]
+    bench.book.add_orphans(records)
+    one, two = (make_job_key(number, 1) for number in (1, 2))
+    bench.ready(calls=[one], replies=[two])
+    assert {call[1] for call in bench.journal.take('assign')} == {1, 2}
+    bench.reply(two, OK)
+    assert bench.journal.take('end') == [('end', 2, 1, 'done', OK, {})]
+    bench.reply(one, OK)
+    assert bench.journal.take('end') == [('end', 1, 1, 'done', OK, {})]
+
+
+def test_reply_of_an_orphan(bench):
+    bench.ready()
+    bench.book.add_orphans([make_record(1, orphaned=time())])
+    bench.reply(make_job_key(1, 1), OK)
+    assert bench.journal.take('end') == [('end', 1, 1, 'done', OK, {})]
+
+
+def test_cancelled_orphan(bench):
+    key = make_job_key(1, 1)
+    bench.book.add_orphans([make_record(1, cancel=1.0, owner='broker', orphaned=time())])
+    bench.ready(calls=[key])
+    assert bench.log == [('cancel', key)]
+    bench.book.check(monotonic() + 6)
+    assert bench.log[-1] == ('kill', key)
+
+
+def test_orphan_that_its_worker_does_not_have(bench):
+    owner = str(Owner('remote', route=ROUTE.hex()))
+    bench.book.add_orphans([make_record(1, owner=owner, orphaned=time())])
+    bench.ready()
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
+
+
+@pytest.mark.parametrize(
+    ('owner', 'age', 'cancel', 'expected'),
+    [
+        ('broker', 0, None, None),
+        ('broker', 4, None, ('change', {'delay': 0.0})),
+        (None, 4, None, ('change', {'delay': 0.0})),
+        ('remote 00', 4, None, None),
+        ('remote 00', 11, None, ('change', {'delay': 0.0})),
+        ('local own', 50, None, None),
+        ('local own', 61, None, ('change', {'delay': 0.0})),
+        ('local 1 0', 0, None, ('change', {'delay': 0.1, 'deaths': 1})),
+        ('local 1 0', 0, 1.0, ('end', {})),
+        ('stopping local 1 0', 0, None, ('change', {'delay': 0.0})),
+        ('something later', 4, None, ('change', {'delay': 0.0})),
+    ],
+)
+def test_when_an_orphan_is_given_up(bench, owner, age, cancel, expected):
+    if owner is not None:
+        own = f'{os.getpid()} {ProcessInfo.read(os.getpid()).started}'
+        owner = owner.replace('own', own)
+    bench.book.add_orphans([make_record(1, owner=owner, cancel=cancel, orphaned=time() - age)])
+    bench.book.check(monotonic())
+    found = bench.journal.take('change', 'end')
+    assert [(call[0], call[-1]) for call in found] == ([] if expected is None else [expected])
+    assert not bench.book.live
+
+
+def test_orphan_without_a_time(bench):
+    bench.book.add_orphans([make_record(1, owner='broker')])
+    bench.book.check(monotonic())
+    assert bench.journal.take('change')
+
+
+def test_end_of_a_broker(bench):
+    """The next one finds the jobs that run, and begins those that wait."""
+    bench.ready()
+    bench.begin(make_record(1), make_record(2))
+    bench.journal.take()
+    bench.book.claim()
+    bench.book.drain()
+    owner = f'stopping remote {ROUTE.hex()}'
+    assert bench.journal.take() == [
+        ('assign', 1, 1, owner, {}),
+        ('change', 2, 1, {'delay': 0.0}),
+    ]
+    bench.scheduler.remove(ROUTE, monotonic(), 'was stopped')
+    assert bench.journal.take() == []
+    assert not bench.book.live
+
+
+def test_claim_that_ends_after_the_broker(bench):
+    bench.ready()
+    bench.book.drain()
+    bench.journal.answer('claim', Claim([make_record(1)], inf))
+    assert bench.journal.take('change') == [('change', 1, 1, {})]
+
+
+def test_two_attempts_have_keys_of_their_own():
+    keys = {make_job_key(number, attempt) for number in (1, 2**39) for attempt in (1, 2, 65535)}
+    assert len(keys) == 6
+    assert {key[0] for key in keys} == {255}
+
+
+def test_progress_of_a_job_that_has_ended():
+    service = SimpleNamespace(book=SimpleNamespace(live={}))
+    assert JobService.handle_progress(service, make_job_key(1, 1), b'[1,2,""]') is None
+
+
+def test_disk_that_does_not_answer_at_the_end():
+    """The thread that writes still uses the journal."""
+    service = SimpleNamespace(_writer=SimpleNamespace(close=lambda timeout: False))
+    assert JobService.close(service) is None
+
+
+@pytest.mark.parametrize(
+    ('progress', 'eta'),
+    [
+        (None, None),
+        ((1, None, ''), None),
+        ((0, 10, ''), None),
+        ((11, 10, ''), None),
+        ((4, 10, ''), 3.0),
+        ((10, 10, ''), 0.0),
+    ],
+)
+def test_estimate(progress, eta):
+    run = JobRun(make_record(1, started=10.0))
+    if progress is not None:
+        run.publish(*progress)
+    job = describe_job(run.record, 12.0, run)
+    assert job['eta'] == eta
+    assert job['started'] == '1970-01-01T00:00:10.000Z'
+
+
+def test_watchers():
+    watchers = Watchers()
+    one, two = (Watcher(Wait({'id': 'x'}), None, until) for until in (1.0, 2.0))
+    both = Watcher(Wait({'ids': ['x', 'y']}), None, 3.0)
+    for watcher in (one, two, both):
+        watchers.add(watcher)
+    assert set(watchers.watchers_of('x')) == {one, two, both}
+    assert watchers.take_late(1.5) == [one]
+    watchers.remove(two)
+    assert watchers.watchers_of('x') == [both]
+    assert len(watchers) == 1
+    assert watchers.take_all() == [both]
+    assert watchers.watchers_of('y') == []

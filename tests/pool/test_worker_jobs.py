@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""What a worker knows of its jobs."""
+
+import asyncio
+import os
+import signal
+
+from pyams_zmq.pool import worker_jobs as module
+from pyams_zmq.pool.protocol import JobHeader, make_job_header, make_job_key, parse_job_header
+from pyams_zmq.pool.worker_jobs import WorkerJobs
+
+KEY = make_job_key(1, 1)
+OTHER = make_job_key(2, 1)
+
+
+def test_header():
+    header = JobHeader('mine', 'convert', 70_000, 2.5)
+    sender = b'alice\0' + b'127.0.0.1'
+    assert parse_job_header(make_job_header(KEY, header, sender)) == (header, sender)
+
+
+def test_progress_is_sent_once():
+    jobs = WorkerJobs()
+    job = jobs.begin(KEY, JobHeader('mine', 'convert', 1))
+    assert list(jobs.take_progress()) == []
+    job.progress(1, 2, 'x')
+    assert list(jobs.take_progress()) == [(KEY, b'[1,2,"x"]')]
+    assert list(jobs.take_progress()) == []
+    jobs.repeat_progress()
+    assert list(jobs.take_progress()) == [(KEY, b'[1,2,"x"]')]
+    job.progress(1, 2, 'x')
+    assert list(jobs.take_progress()) == [(KEY, b'[1,2,"x"]')]
+    jobs.end(KEY, [b'1'])
+    assert list(jobs.take_progress()) == []
+    assert job.is_cancelled  # its thread may still run
+
+
+def test_cancel(monkeypatch):
+    kills = []
+    monkeypatch.setattr(module.os, 'kill', lambda *args: kills.append(args))
+    jobs = WorkerJobs()
+    job = jobs.begin(KEY, JobHeader('mine', 'convert', 1))
+    jobs.cancel(OTHER, force=True)
+    assert not job.is_cancelled
+    jobs.cancel(KEY, force=False)
+    assert job.is_cancelled
+    assert kills == []
+    jobs.cancel(KEY, force=True)
+    assert kills == [(os.getpid(), signal.SIGKILL)]
+
+
+def test_stop():
+    jobs = WorkerJobs()
+    job = jobs.begin(KEY, JobHeader('mine', 'convert', 1))
+    jobs.stop()
+    assert job.is_cancelled
+
+
+def test_replies_are_kept_until_they_are_acknowledged():
+    async def wait():
+        jobs = WorkerJobs()
+        await jobs.wait_for_acks()
+        jobs.end(KEY, [b'1'])
+        jobs.end(OTHER, [b'2'])
+        jobs.acknowledge(OTHER)
+        task = asyncio.ensure_future(jobs.wait_for_acks())
+        await asyncio.sleep(0)
+        assert not task.done()
+        jobs.acknowledge(KEY)
+        jobs.acknowledge(KEY)
+        await task
+        assert jobs.replies == {}
+
+    asyncio.run(wait())
