@@ -9,6 +9,8 @@
 :mod:`.waiting`           which of the jobs that wait begin next
 :mod:`.reader`            reading, in the thread of the loop
 :mod:`.writer`            writing, in a thread that waits for the disk
+:mod:`.job_messages`      what clients ask for, and what they get
+:mod:`.watchers`          clients that wait for a change of a job
 ========================  ==========================================================
 """
 

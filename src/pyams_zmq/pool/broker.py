@@ -451,7 +451,7 @@ class PoolBroker(ServiceProcess):
             received = self._count_received()
             await asyncio.sleep(REFUSAL_TURN)
             self._pump()
-            if not (self._scheduler.in_flight or (self._jobs and self._jobs.is_writing)):
+            if not (self._scheduler.in_flight or (self._jobs and self._jobs.is_busy)):
                 turns = turns + 1 if received != self._count_received() else REFUSAL_TURNS
         self._scheduler.abort(monotonic())
         self._send_refusals()

@@ -13,9 +13,9 @@ from math import inf
 from random import uniform
 from typing import Any
 
-from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler.job import JobPolicy
 from pyams_zmq.jobs.records import CANCELLED, DONE, FAILED, Cancelled, Claim, JobRecord
+from pyams_zmq.pool.job_outcomes import JobOutcomes
 from pyams_zmq.pool.job_owners import BROKER, STOPPING, Owner
 from pyams_zmq.pool.job_run import JobRun, Workers
 from pyams_zmq.pool.protocol import make_job_key, parse_job_key
@@ -79,7 +79,12 @@ class JobBook:
         self._claimed = 0  # jobs that were asked for
         self._claim_at = 0.0  # time when there may be more of them
         self.is_draining = False
-        self.unrecorded = 0  # ends and retries that the journal has not written yet
+        self._outcomes = JobOutcomes(journal)
+
+    @property
+    def unrecorded(self) -> int:
+        """Number of ends and retries that the journal has not written yet."""
+        return self._outcomes.unrecorded
 
     def find(self, job_id: str) -> JobRun | None:
         """Return a job in hand."""
@@ -115,8 +120,7 @@ class JobBook:
             if self.is_draining:
                 self._journal.change(record.number, record.attempt)
             else:
-                run = self._add(record)
-                self._ready.append(run)
+                self._ready.append(self._add(record))
                 self._on_change(record.id)
         self.assign()
         self.claim()
@@ -170,9 +174,8 @@ class JobBook:
         elif len(frames) == 1 and not is_error(frames[0]):
             # A success also counts if the attempt was given up, unless the next one has begun.
             number, attempt = parse_job_key(key)
-            self._record_end(
-                partial(self._acknowledge, worker, key), number, attempt, DONE, bytes(frames[0])
-            )
+            then = partial(self._acknowledge, worker, key)
+            self._outcomes.end(number, attempt, DONE, bytes(frames[0]), then)
         else:
             self._acknowledge(worker, key)
 
@@ -230,50 +233,21 @@ class JobBook:
 
     def _end(self, run: JobRun, state: str, reply: bytes | None = None, **counts: int) -> None:
         self._remove(run)
+        number, attempt = run.record.number, run.record.attempt
+        self._outcomes.end(number, attempt, state, reply, partial(self._on_recorded, run), **counts)
+
+    def _try_again(self, run: JobRun, delay: float, **counts: int) -> None:
+        self._remove(run)
         record = run.record
-        self._record_end(
-            partial(self._on_recorded, run), record.number, record.attempt, state, reply, **counts
-        )
-
-    def _record_end(
-        self,
-        then: Callable[[], object],
-        number: int,
-        attempt: int,
-        state: str,
-        reply: bytes | None,
-        **counts: int,
-    ) -> None:
-        self.unrecorded += 1
-        callback = partial(self._on_end, then, number, attempt, state)
-        self._journal.end(number, attempt, state, reply, callback, **counts)
-
-    def _on_end(
-        self, then: Callable[[], object], number: int, attempt: int, state: str, outcome: Any
-    ) -> None:
-        self.unrecorded -= 1
-        if isinstance(outcome, ZMQMessageError):
-            text = f'The result could not be recorded: {outcome.text}'
-            LOGGER.error('Job number %s, %s: %s', number, state, text)
-            if state != FAILED:  # it would be begun again and again
-                self._record_end(then, number, attempt, FAILED, encode([500, text]))
-                return
-        then()
+        then = partial(self._on_changed, run, delay)
+        self._outcomes.try_again(record.number, record.attempt, delay, then, **counts)
 
     def _on_recorded(self, run: JobRun) -> None:
         if run.worker is not None:
             self._acknowledge(run.worker, run.key)
         self._on_change(run.record.id)
 
-    def _try_again(self, run: JobRun, delay: float, **counts: int) -> None:
-        self._remove(run)
-        self.unrecorded += 1
-        record = run.record
-        callback = partial(self._on_changed, run, delay)
-        self._journal.change(record.number, record.attempt, callback, delay=delay, **counts)
-
-    def _on_changed(self, run: JobRun, delay: float, _outcome: Any) -> None:
-        self.unrecorded -= 1
+    def _on_changed(self, run: JobRun, delay: float) -> None:
         self._on_recorded(run)
         self.expect(delay)
         self.claim()

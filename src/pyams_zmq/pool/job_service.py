@@ -42,6 +42,10 @@ SWITCH_INTERVAL = 0.001
 """Seconds after which a busy loop releases the interpreter to the thread that writes, which needs
 it several times for each transaction; the default of Python is 0.005"""
 
+DRAIN_TIME = 0.5
+"""Seconds in which jobs that run may end when the broker does; others begin again, or go on when
+only the broker is replaced"""
+
 _LOCK_TIMEOUT = 5.0  # seconds for the end of a former broker that has the journal
 _CLOSE_TIMEOUT = 2.0  # seconds to write what waits when the broker ends
 _DAY = 86400.0
@@ -78,6 +82,7 @@ class JobService:
         self._is_local = is_local
         self._watchers = Watchers()
         self._warned: set[str] = set()
+        self._drain_until = 0.0
         self._scheduler = scheduler
         self._journal = Journal(
             os.fspath(pool.journal), pool.keep * _DAY, lock_timeout=_LOCK_TIMEOUT
@@ -284,13 +289,16 @@ class JobService:
 
     def drain(self) -> None:
         """Begin no more jobs, and let nobody wait any more."""
+        self._drain_until = monotonic() + DRAIN_TIME
         self.book.drain()
         for watcher in self._watchers.take_all():
             self._reply(watcher.envelope, *DRAINING)
 
     @property
-    def is_writing(self) -> bool:
-        """True while the journal has not written what has become of some jobs."""
+    def is_busy(self) -> bool:
+        """True while short jobs may end, and what has become of jobs is not written."""
+        if self.book.live and monotonic() < self._drain_until:
+            return True
         return self.book.unrecorded > 0 and not self._writer.problem
 
     def close(self) -> None:
