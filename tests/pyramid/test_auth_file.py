@@ -132,6 +132,17 @@ def test_keys_beside_the_ini_file(tmp_path, monkeypatch, folder):
     assert len(curve.clients) == 2
 
 
+def test_folder_of_keys_that_is_not_there(tmp_path):
+    """It may be a key as well, which it is not, either."""
+    config = Configurator(settings={'here': str(tmp_path)})
+    config.include('pyams_zmq')
+    key = zmq.curve_keypair()[1].decode()
+    config.add_zmq_process('echo', **BASE, server_key=key, client_keys='no_folder')
+    with pytest.raises(ConfigurationError, match='bad client_keys') as error:
+        config.commit()
+    assert key not in str(error.value)
+
+
 def test_folder_of_the_ini_file_in_a_setting(tmp_path):
     """Some applications merge the global configuration into their settings."""
     users = one_user(tmp_path / 'users')
