@@ -3,6 +3,7 @@
 
 import enum
 import math
+import subprocess
 import sys
 import uuid
 from dataclasses import dataclass
@@ -401,3 +402,39 @@ def test_endless(value):
     with pytest.raises(RecursionError):
         encode([value])
     assert encode([1]) == b'[1]'
+
+
+CHANGED = """
+import sys
+from pyams_zmq.message import encode
+
+class Changing:
+    def __json__(self, request):
+        if kind is dict:
+            value.clear()
+        else:
+            del value[:]
+        return 0
+
+kind = {'dict': dict, 'list': list, 'inner': tuple}[sys.argv[1]]
+if kind is dict:
+    value = whole = {number: [str(number) * 9] for number in range(100_000)}
+    value[0] = Changing()
+else:
+    value = whole = [Changing(), *[[str(number) * 9] for number in range(100_000)]]
+if kind is tuple:  # a list that is the form of another value
+    class Outer:
+        def __json__(self, request):
+            return value
+    whole = (Outer(),)
+print(encode(whole).count(b'['))
+"""
+
+
+@pytest.mark.parametrize('kind', ['list', 'dict', 'inner'])
+def test_change_while_it_is_encoded(kind):
+    """As by another thread. In a program of its own: msgspec would read memory that was freed."""
+    program = [sys.executable, '-c', CHANGED, kind]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert int(done.stdout) == {'list': 100_001, 'dict': 99_999, 'inner': 100_002}[kind]
