@@ -244,7 +244,7 @@ class Typed:
     def colour(self, colour: Colour):
         return repr(colour)
 
-    def literal(self, kind: Literal['a', 'b']):
+    def literal(self, kind: Literal['a.b', "it's c.d"]):
         return repr(kind)
 
     def data(self, data: bytes):
@@ -273,6 +273,34 @@ class Typed:
 
     def holder(self, holder: Holder):
         return repr(holder)
+
+
+class Framed:
+    """Methods that get further frames; each returns the `repr` of its arguments."""
+
+    def save(self, picture: bytes, when: date):
+        return repr([picture, when])
+
+    def tag(self, name: str, tags: list[str]):
+        return repr([name, tags])
+
+    def note(self, args, when: date | None = None, *, peer):
+        return repr([args, when])
+
+    def mark(self, args, colour: Colour = Colour.RED, holder: Plain = None):
+        return repr([args, colour, holder])
+
+
+@dataclass
+class Folder:
+    plain: Plain
+    parent: 'Folder | None' = None
+
+
+class Shelf(msgspec.Struct):
+    folder: Folder
+    next: 'Shelf'
+    money: Money
 
 
 class Unusable:
@@ -430,7 +458,7 @@ def test_refusal(name, args, text):
         ('identifiers', [str(UUID(int=5))], {UUID(int=5)}),
         ('counts', {'1': 2}, {1: 2}),
         ('colour', 'red', Colour.RED),
-        ('literal', 'a', 'a'),
+        ('literal', 'a.b', 'a.b'),
         ('data', 'YQ==', b'a'),
         ('text', 1, Typed.Kind.ONE),
         ('number', 1, 1.0),
@@ -463,7 +491,8 @@ def test_types(name, args, result):
         ('counts', {'x': 1}, "counts: Expected 'int', got 'str' - at 'key' in '$'; "),
         ('items', [{'title': 'x'}, {}], "books[1]: Object missing required field 'title'; "),
         ('colour', 'x' * 5000, "colour: Invalid enum value 'xxxxx"),
-        ('literal', 'c', "kind: Invalid enum value 'c'; it takes literal(kind: Literal['a', 'b'])"),
+        ('literal', 'c', "kind: Invalid enum value 'c'; it takes literal(kind: Literal['a.b', "
+         '"it\'s c.d"])'),
         ('data', '!', 'data: Invalid base64 encoded string; '),
         ('text', 2, 'kind: Invalid enum value 2; it takes text(kind: Kind)'),
         ('flag', {'flag': 1}, "flag: Expected 'bool', got 'int'; it takes flag(*, flag: bool = …)"),
@@ -512,6 +541,59 @@ def test_unusable_annotation(name, args, reason, caplog):
         f"Unusable.{name}: values of 'args' are not converted, because its annotation cannot be "
         f'used ({reason}'
     )
+
+
+def test_fields_that_cannot_be_made(caplog):
+    class Library:
+        def add(self, shelf: Shelf):
+            return 'added'
+
+    assert ask(Library, 'add', {'folder': {'plain': 1}})[0] == 400
+    assert [record.getMessage() for record in caplog.records] == [
+        'Library.add: each message is refused, because Plain has no decoder, see '
+        '`add_zmq_encoder` (shelf.folder.plain)',
+    ]
+
+
+def ask_in_frames(name, *frames):
+    stream = Stream()
+    ZMQMessageHandler(SimpleNamespace(), stream, print, handler=Framed)(
+        [*frames[:-1], encode([name, frames[-1]])]
+    )
+    return stream.replies.pop()
+
+
+@pytest.mark.parametrize(
+    ('name', 'frames', 'result'),
+    [
+        ('save', [b'x', '2026-01-02'], [b'x', date(2026, 1, 2)]),
+        ('note', [b'x', '2026-01-02'], [b'x', date(2026, 1, 2)]),
+        ('note', [b'x', None], [b'x', None]),
+        ('mark', [b'x', 'red'], [b'x', Colour.RED, None]),
+        ('mark', [b'x', b'red', 5], 400),
+        ('mark', ['red'], ['red', Colour.RED, None]),
+    ],
+)
+def test_frames_are_converted(name, frames, result, caplog):
+    reply = ask_in_frames(name, *frames)
+    assert (reply[0] if result == 400 else reply) == (result if result == 400 else repr(result))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ('name', 'frames', 'text'),
+    [
+        ('save', [b'x', 5], "when: Expected 'date', got 'int'; it takes save(picture: bytes, "),
+        ('tag', [b'x', ['a']], "name: Expected 'str', got 'bytes'; it takes tag(name: str, "),
+        ('note', [b'x', {}], "when: Expected 'date | null', got 'object'; it takes note("),
+        ('mark', [b'x', 'blue'], "colour: Invalid enum value 'blue'; it takes mark("),
+    ],
+)
+def test_a_further_frame_does_not_avoid_the_check(name, frames, text):
+    """A peer chooses how many frames it sends; the method relies on its annotations."""
+    status, reason = ask_in_frames(name, *frames)
+    assert status == 400
+    assert reason.startswith(f'Bad arguments of {name!r}: {text}')
 
 
 def test_other_parameters_are_still_converted():

@@ -51,6 +51,7 @@ class Method(NamedTuple):
 
     :ivar arguments: makes the arguments of `call` from a message of one frame; None if the first
         parameter gets them as they were decoded
+    :ivar frame_arguments: the same for a message of several frames; None if `call` gets these
     :ivar min_frames: minimum number of frames of a message, at least 2 if there are *arguments*
     :ivar max_frames: maximum number of frames
     :ivar in_thread: true if it runs in a thread
@@ -67,6 +68,7 @@ class Method(NamedTuple):
     repeatable: bool | None = None
     in_thread: bool = False
     arguments: Arguments | None = None
+    frame_arguments: Arguments | None = None
 
 
 def methods_of(handler: Any) -> dict[str, Method]:
@@ -119,7 +121,7 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
     required = sum(item.default is Parameter.empty for item in positional)
     is_variadic = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
     keywords = {item.name for item in parameters if item.kind is Parameter.KEYWORD_ONLY}
-    arguments = arguments_of(call, method.name, declared, owner, spread)
+    arguments, frame_arguments = arguments_of(call, method.name, declared, owner, spread)
     return method._replace(
         min_frames=required if arguments is None else max(required, 2),
         max_frames=inf if is_variadic else len(positional),
@@ -127,6 +129,7 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
         wants_request='request' in keywords,
         is_async=iscoroutinefunction(call),
         arguments=arguments,
+        frame_arguments=frame_arguments,
     )
 
 
