@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from functools import partial, partialmethod, wraps
+from functools import lru_cache, partial, partialmethod, wraps
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 from uuid import UUID
@@ -102,6 +102,26 @@ def logged(method):
     return wrapper
 
 
+def with_store(method):
+    """Add an argument; the wrapper takes others than the method."""
+
+    @wraps(method)
+    def wrapper(self, args):
+        return method(self, 'store', args)
+
+    return wrapper
+
+
+def by_names(method):
+    """Pass an object by name."""
+
+    @wraps(method)
+    def wrapper(self, args, *, request):
+        return [request.method, method(self, **args)]
+
+    return wrapper
+
+
 class Handler:
     """Methods of the shapes that people write; each returns its arguments."""
 
@@ -152,6 +172,25 @@ class Handler:
     @logged
     def wrapped(self, one, two: int):
         return [one, two]
+
+    @with_store
+    def stored(self, store, args):
+        return [store, args]
+
+    @logged
+    @with_store
+    def logged_and_stored(self, store, args):
+        return [store, args]
+
+    @by_names
+    def named(self, one, two):
+        return [one, two]
+
+    @lru_cache  # noqa: B019 - a handler lives as long as its process
+    def cached(self, one, two):
+        return [one, two]
+
+    typed_wrapper = partialmethod(wrapped, two=2)
 
     async def later(self, one, two: int):
         return [one, two]
@@ -383,6 +422,11 @@ def ask(handler, name, args):
         ('spread_variadic', [1, 2, 3], [1, [2, 3], {}]),
         ('spread_variadic', {'first': 1, 'other': 2}, [1, [], {'other': 2}]),
         ('wrapped', [1, 2], [1, 2]),
+        ('stored', {'a': 1}, ['store', {'a': 1}]),
+        ('logged_and_stored', [1, 2], ['store', [1, 2]]),
+        ('named', {'one': 1, 'two': 2}, ['GET', [1, 2]]),
+        ('cached', [1, 2], [1, 2]),
+        ('typed_wrapper', 1, [1, 2]),
         ('with_request', [1, 2], [1, 2, 'GET']),
         ('with_peer', [1, 2], [1, 2, 'anonymous']),
         ('part', 2, [1, 2, 3]),
@@ -663,6 +707,7 @@ SHAPES = [
     if not name.startswith('_')
     and not isinstance(value, type)
     and name not in ('later', 'in_thread')
+    and name not in ('named', 'cached')  # their decorators fail for other arguments
 ]
 
 

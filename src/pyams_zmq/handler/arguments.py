@@ -16,7 +16,7 @@ INJECTED = frozenset({'peer', 'request'})
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _RESERVED = INJECTED | {'self', 'cls'}
-_VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _PATH = re.compile(r"(.*) - at '\$(.*)'", re.DOTALL).fullmatch
 # Names of modules, and texts such as those of `Literal`, which stay as they are.
 _MODULES = re.compile(r"""('[^']*'|"[^"]*")|(?:[^\W\d]\w*\.|<locals>\.)+""")
@@ -169,7 +169,7 @@ class _Text(str):
 
 
 def _count_required(parameters: list[Parameter]) -> int:
-    return sum(item.default is Parameter.empty and item.kind not in _VARIADIC for item in parameters)
+    return sum(item.default is Parameter.empty and item.kind not in VARIADIC for item in parameters)
 
 
 def _describe(annotation: Any) -> Any:

@@ -3,11 +3,12 @@
 
 from collections.abc import Callable
 from functools import partialmethod, singledispatchmethod
-from inspect import Parameter, iscoroutinefunction, signature
+from inspect import Parameter, Signature, iscoroutinefunction, signature, unwrap
 from math import inf
+from types import MethodType
 from typing import Any, NamedTuple, TypeVar
 
-from pyams_zmq.handler.arguments import Arguments, arguments_of
+from pyams_zmq.handler.arguments import VARIADIC, Arguments, arguments_of
 from pyams_zmq.wire.message import check_boolean, check_timeout
 
 _DESCRIPTORS = (staticmethod, classmethod, partialmethod, singledispatchmethod)
@@ -109,7 +110,7 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
     """Return a method with the properties of its signature."""
     call = method.call
     try:
-        declared = signature(call)
+        declared = _signature_of(call)
     except ValueError:  # a builtin without a signature
         return method
     parameters = declared.parameters.values()
@@ -131,6 +132,29 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
         arguments=arguments,
         frame_arguments=frame_arguments,
     )
+
+
+def _signature_of(call: Callable[..., Any]) -> Signature:
+    """Return the signature of a method, which may be decorated with :func:`functools.wraps`.
+
+    A function that passes on what it gets, ``*args, **kwargs``, has that of the one it wraps.
+
+    :raises ValueError: of a builtin without a signature
+    """
+    function = getattr(call, '__func__', call)
+    target = unwrap(function, stop=_is_explicit)
+    if function is not call:
+        target = MethodType(target, call.__self__)  # type: ignore[attr-defined] # of a method
+    return signature(target, follow_wrapped=not hasattr(target, '__wrapped__'))
+
+
+def _is_explicit(function: Callable[..., Any]) -> bool:
+    """Return True if a function names all parameters that it takes."""
+    try:
+        parameters = signature(function, follow_wrapped=False).parameters.values()
+    except ValueError:  # in C
+        return False
+    return all(item.kind not in VARIADIC for item in parameters)
 
 
 def _apply_defaults(cls: type, methods: dict[str, Method]) -> dict[str, Method]:
