@@ -22,6 +22,7 @@ from zope.interface import Interface
 
 import arguments_of_text
 from handlers import Process
+from pyams_zmq.auth import Peer
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.exceptions import ZMQMessageError, ZMQRemoteError
 from pyams_zmq.handler import ZMQMessageHandler, zmq_method
@@ -326,6 +327,12 @@ class Framed:
     def note(self, args, when: date | None = None, *, peer):
         return repr([args, when])
 
+    def drop(self, path, peer: Peer | None = None):
+        return repr([path, peer])
+
+    def old(self, picture, request):
+        return repr([picture, request])
+
     def mark(self, args, colour: Colour = Colour.RED, holder: Plain = None):
         return repr([args, colour, holder])
 
@@ -599,6 +606,47 @@ def test_fields_that_cannot_be_made(caplog):
     ]
 
 
+class Careless:
+    """The asterisk in front of `peer` was forgotten."""
+
+    def remove(self, path: str, peer: Peer | None = None):
+        return [path, peer]
+
+    def move(self, path, request):
+        return [path, request]
+
+    def first(self, request: str, path='x'):
+        return [request, path]
+
+
+PEER = ['admin', '127.0.0.1']
+
+
+@pytest.mark.parametrize(
+    ('name', 'args', 'text'),
+    [
+        ('remove', ['x', PEER], 'peer cannot be passed; it takes remove('),
+        ('remove', {'path': 'x', 'peer': PEER}, 'peer cannot be passed; it takes remove('),
+        ('move', ['x', PEER], 'request cannot be passed; it takes move('),
+    ],
+)
+def test_a_message_does_not_pass_the_peer(name, args, text):
+    status, reason = ask(Careless, name, args)
+    assert status == 400
+    assert reason.startswith(f'Bad arguments of {name!r}: {text}')
+
+
+def test_forgotten_asterisk(caplog):
+    assert ask(Careless, 'remove', ['x']) == ['x', None]
+    assert ask(Careless, 'first', {'request': 'a', 'path': 'b'}) == ['a', 'b']
+    messages = {record.getMessage() for record in caplog.records}
+    text = 'to get that of the message, write it behind `*`'
+    assert messages == {
+        f'Careless.remove: a message of one frame cannot pass peer; {text}',
+        f'Careless.move: a message of one frame cannot pass request; {text}',
+    }
+
+
 def ask_in_frames(name, *frames):
     stream = Stream()
     ZMQMessageHandler(SimpleNamespace(), stream, print, handler=Framed)(
@@ -614,14 +662,12 @@ def ask_in_frames(name, *frames):
         ('note', [b'x', '2026-01-02'], [b'x', date(2026, 1, 2)]),
         ('note', [b'x', None], [b'x', None]),
         ('mark', [b'x', 'red'], [b'x', Colour.RED, None]),
-        ('mark', [b'x', b'red', 5], 400),
         ('mark', ['red'], ['red', Colour.RED, None]),
+        ('old', [b'x', 5], [b'x', 5]),
     ],
 )
-def test_frames_are_converted(name, frames, result, caplog):
-    reply = ask_in_frames(name, *frames)
-    assert (reply[0] if result == 400 else reply) == (result if result == 400 else repr(result))
-    assert not caplog.records
+def test_frames_are_converted(name, frames, result):
+    assert ask_in_frames(name, *frames) == repr(result)
 
 
 @pytest.mark.parametrize(
@@ -630,6 +676,8 @@ def test_frames_are_converted(name, frames, result, caplog):
         ('save', [b'x', 5], "when: Expected 'date', got 'int'; it takes save(picture: bytes, "),
         ('tag', [b'x', ['a']], "name: Expected 'str', got 'bytes'; it takes tag(name: str, "),
         ('note', [b'x', {}], "when: Expected 'date | null', got 'object'; it takes note("),
+        ('mark', [b'x', b'red', 5], "colour: Expected 'str', got 'bytes'; it takes mark("),
+        ('drop', [b'x', ['admin', '']], 'peer cannot be passed; it takes drop('),
         ('mark', [b'x', 'blue'], "colour: Invalid enum value 'blue'; it takes mark("),
     ],
 )

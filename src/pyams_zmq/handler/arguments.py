@@ -3,13 +3,15 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, Signature
 from typing import Any
 
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler.annotations import Annotation, Converter, read_annotation
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 INJECTED = frozenset({'peer', 'request'})
 """Keyword-only parameters of the handler, which messages cannot pass"""
@@ -60,6 +62,14 @@ def arguments_of(
         if annotation.convert is not None
     }
     arguments = Arguments(call, name, parameters, converters, spread)
+    if arguments.confusing:
+        LOGGER.warning(
+            '%s.%s: a message of one frame cannot pass %s; to get that of the message, write it '
+            'behind `*`',
+            owner.__name__,
+            name,
+            min(arguments.confusing),
+        )
     return (
         arguments if spread or annotation.convert is not None else None,
         arguments if converters else None,
@@ -75,6 +85,9 @@ class Arguments:
     :param converters: functions that convert arguments, by name of their parameter
     :param spread: true if an array contains the arguments by position, and an object by name;
         otherwise the first parameter gets it
+    :ivar confusing: names of `INJECTED` that are not keyword-only, behind the first parameter. The
+        handler does not pass them. Neither can a message, which could name another user, except in
+        one of several frames if they have no type, as in pyams_zmq 2
     """
 
     def __init__(
@@ -91,7 +104,9 @@ class Arguments:
         self._converters = converters
         self._spread = spread
         self._is_optional = not _count_required(parameters)
-        self._reserved = _RESERVED - self._signature.parameters.keys()
+        self._names = list(self._signature.parameters)
+        self.confusing = INJECTED.intersection(self._names[1:])
+        self._reserved = _RESERVED.difference(self._names) | self.confusing
 
     def bind(self, args: Any) -> 'partial[Any]':
         """Return a call of the method for a message of one frame.
@@ -107,9 +122,7 @@ class Arguments:
             values = args
         elif self._spread and type(args) is dict:
             values, names = (), args
-        if reserved := self._reserved.intersection(names):  # `**names` would take them
-            raise self._refusal(f'{min(reserved)} cannot be passed')
-        return self._bind(values, names)
+        return self._bind(values, names, self._reserved)  # `**names` would take some of these
 
     def bind_frames(self, frames: list[Any]) -> 'partial[Any]':
         """Return a call of the method for a message of several frames.
@@ -117,9 +130,13 @@ class Arguments:
         :param frames: its frames, one of which was replaced by the decoded arguments
         :raises ZMQMessageError: with status 400, if the method does not take them
         """
-        return self._bind(frames, {})
+        return self._bind(frames, {}, self.confusing & self._converters.keys())
 
-    def _bind(self, values: Iterable[Any], names: Mapping[str, Any]) -> 'partial[Any]':
+    def _bind(
+        self, values: Sequence[Any], names: Mapping[str, Any], reserved: frozenset[str]
+    ) -> 'partial[Any]':
+        if refused := reserved.intersection((*names, *self._names[1 : len(values)])):
+            raise self._refusal(f'{min(refused)} cannot be passed')
         try:
             bound = self._signature.bind(*values, **names)
         except TypeError as error:
