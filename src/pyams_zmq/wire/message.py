@@ -20,14 +20,15 @@ import msgspec
 
 from pyams_zmq.exceptions import ZMQMessageError, ZMQRemoteError, ZMQReplyError
 from pyams_zmq.wire.clock import time
+from pyams_zmq.wire.copies import NeedsCopyError, copy_containers, need_copy
 from pyams_zmq.wire.multipart import Multipart
-from pyams_zmq.wire.values import NeedsCopyError, copy_containers, explain, need_copy, to_safe_json
+from pyams_zmq.wire.values import explain, to_json
 
 _decode_request = msgspec.json.Decoder(tuple[str, Any]).decode
 _decode_long_request = msgspec.json.Decoder(tuple[str, Any, msgspec.Raw]).decode
 _decode_any = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder(enc_hook=need_copy).encode
-_encode_copy = msgspec.json.Encoder(enc_hook=to_safe_json).encode
+_encode_copy = msgspec.json.Encoder(enc_hook=to_json).encode
 
 MAX_MESSAGE_SIZE = 32 * 1024 * 1024
 """Bytes of the largest request, by default; servers drop the connection of larger ones silently"""

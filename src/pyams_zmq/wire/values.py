@@ -16,6 +16,8 @@ from uuid import UUID
 
 import msgspec
 
+from pyams_zmq.wire.copies import copy_containers
+
 
 class _Encoder(NamedTuple):
     encode: Callable[[Any], Any]
@@ -76,7 +78,6 @@ _SCALARS: dict[type, Callable[[Any], Any]] = {
 }
 _FAMILIES = (dict, list, tuple, set, frozenset, UUID, msgspec.Struct)
 _NATIVE = {*_SCALARS, bool, type(None), memoryview, msgspec.Raw}
-_USUAL = frozenset({str, int, float, bool, type(None)})
 # msgspec encodes these itself, except as keys of a dictionary.
 _KEYS = {None: 'null', True: 'true', False: 'false'}
 
@@ -167,39 +168,15 @@ class _NoJSONError(TypeError):
         self.value = value
 
 
-class NeedsCopyError(Exception):
-    """A value cannot be encoded without its JSON form, so `copy_containers` is needed."""
-
-
-def need_copy(_value: Any) -> Any:
-    """Raise a NeedsCopyError, as a hook of msgspec."""
-    raise NeedsCopyError
-
-
-def copy_containers(value: Any) -> Any:
-    """Return a value whose lists and the like are copies.
-
-    While a hook runs, another thread may change a list. msgspec would read memory that was freed.
-    """
-    if isinstance(value, dict):
-        return {
-            key: item if type(item) in _USUAL else copy_containers(item)
-            for key, item in dict.copy(value).items()
-        }
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [item if type(item) in _USUAL else copy_containers(item) for item in list(value)]
-    return value
-
-
-def to_safe_json(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Return the JSON form of a value that msgspec does not encode itself, as its hook.
 
     :raises TypeError: if it has none, or if its encoder fails
     """
-    return copy_containers(_to_json(value))
+    return copy_containers(_find_json(value))
 
 
-def _to_json(value: Any) -> Any:
+def _find_json(value: Any) -> Any:
     kind = type(value)
     if value is None or kind is bool:
         return _KEYS[value]
