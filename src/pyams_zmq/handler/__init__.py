@@ -173,20 +173,29 @@ class ZMQMessageHandler:
             raise ZMQMessageError(404, f'Unknown message type {name[:80]!r}')
         if method.min_frames <= len(frames) <= method.max_frames:
             frames[self.json_load] = args
-            if not (method.wants_peer or method.wants_request or method.in_thread):
+            if method.frame_arguments is not None and len(frames) > 1:
+                call = method.frame_arguments.bind_frames(frames)
+            elif not (method.wants_peer or method.wants_request or method.in_thread):
                 return method, None
-            call = partial(method.call, *frames)
+            else:
+                call = partial(method.call, *frames)
         elif len(frames) == 1 and method.arguments is not None:
             call = method.arguments.bind(args)
         else:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
+        return method, self._inject(method, call, peer)
+
+    def _inject(
+        self, method: Method, call: Callable[..., Any], peer: Peer | None
+    ) -> Callable[[], Any]:
+        """Return a call with what a method takes from here, not from the message."""
         if method.wants_peer:
             call = partial(call, peer=peer)
         if method.wants_request:
             if method.in_thread:
                 call = partial(call_plain, call)
             call = partial(call_with_request, self.process.registry, call)
-        return method, call
+        return call
 
     def _identify(self, frame: Any) -> Peer:
         """Return the peer that sent a frame, from the metadata that libzmq keeps.

@@ -3,11 +3,12 @@
 
 from collections.abc import Callable
 from functools import partialmethod, singledispatchmethod
-from inspect import Parameter, iscoroutinefunction, signature
+from inspect import Parameter, Signature, iscoroutinefunction, signature, unwrap
 from math import inf
+from types import MethodType
 from typing import Any, NamedTuple, TypeVar
 
-from pyams_zmq.handler.arguments import Arguments, arguments_of
+from pyams_zmq.handler.arguments import VARIADIC, Arguments, arguments_of
 from pyams_zmq.wire.message import check_boolean, check_timeout
 
 _DESCRIPTORS = (staticmethod, classmethod, partialmethod, singledispatchmethod)
@@ -51,6 +52,7 @@ class Method(NamedTuple):
 
     :ivar arguments: makes the arguments of `call` from a message of one frame; None if the first
         parameter gets them as they were decoded
+    :ivar frame_arguments: the same for a message of several frames; None if `call` gets these
     :ivar min_frames: minimum number of frames of a message, at least 2 if there are *arguments*
     :ivar max_frames: maximum number of frames
     :ivar in_thread: true if it runs in a thread
@@ -67,6 +69,7 @@ class Method(NamedTuple):
     repeatable: bool | None = None
     in_thread: bool = False
     arguments: Arguments | None = None
+    frame_arguments: Arguments | None = None
 
 
 def methods_of(handler: Any) -> dict[str, Method]:
@@ -107,7 +110,7 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
     """Return a method with the properties of its signature."""
     call = method.call
     try:
-        declared = signature(call)
+        declared = _signature_of(call)
     except ValueError:  # a builtin without a signature
         return method
     parameters = declared.parameters.values()
@@ -119,7 +122,7 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
     required = sum(item.default is Parameter.empty for item in positional)
     is_variadic = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
     keywords = {item.name for item in parameters if item.kind is Parameter.KEYWORD_ONLY}
-    arguments = arguments_of(call, method.name, declared, owner, spread)
+    arguments, frame_arguments = arguments_of(call, method.name, declared, owner, spread)
     return method._replace(
         min_frames=required if arguments is None else max(required, 2),
         max_frames=inf if is_variadic else len(positional),
@@ -127,7 +130,31 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
         wants_request='request' in keywords,
         is_async=iscoroutinefunction(call),
         arguments=arguments,
+        frame_arguments=frame_arguments,
     )
+
+
+def _signature_of(call: Callable[..., Any]) -> Signature:
+    """Return the signature of a method, which may be decorated with :func:`functools.wraps`.
+
+    A function that passes on what it gets, ``*args, **kwargs``, has that of the one it wraps.
+
+    :raises ValueError: of a builtin without a signature
+    """
+    function = getattr(call, '__func__', call)
+    target = unwrap(function, stop=_is_explicit)
+    if function is not call:
+        target = MethodType(target, call.__self__)  # type: ignore[attr-defined] # of a method
+    return signature(target, follow_wrapped=not hasattr(target, '__wrapped__'))
+
+
+def _is_explicit(function: Callable[..., Any]) -> bool:
+    """Return True if a function names all parameters that it takes."""
+    try:
+        parameters = signature(function, follow_wrapped=False).parameters.values()
+    except ValueError:  # in C
+        return False
+    return all(item.kind not in VARIADIC for item in parameters)
 
 
 def _apply_defaults(cls: type, methods: dict[str, Method]) -> dict[str, Method]:
