@@ -49,7 +49,7 @@ MISTAKES = pytest.mark.parametrize(
         ),
         (
             {**SERVICE, 'handler': 'handlers.__name__'},
-            "bad handler (setting pyams_zmq.echo.handler{place}): The handler builtins.str ",
+            'bad handler (setting pyams_zmq.echo.handler{place}): The handler builtins.str ',
         ),
         (
             {**SERVICE, 'auth': 'hush'},

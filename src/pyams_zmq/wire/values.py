@@ -16,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 
+
 class _Encoder(NamedTuple):
     encode: Callable[[Any], Any]
     decode: Callable[[Any], Any] | None
