@@ -224,7 +224,7 @@ def test_bad_options(options, text):
     [
         ('plain_handlers.Plain', plain_handlers.Plain),
         ('plain_handlers.POLITE', plain_handlers.POLITE),
-        ('plain_handlers.wrong_factory', plain_handlers.wrong_factory),
+        ('plain_handlers.decorated_factory', plain_handlers.decorated_factory),
     ],
 )
 @pytest.mark.parametrize('workers', ['0', '2'])
@@ -255,6 +255,10 @@ def test_concurrency_of_the_factory():
     [
         ({'handler': HANDLER}, "'indexer' has no address: .* or set pyams_zmq.indexer.address"),
         ({'address': ADDRESS}, "'indexer' has no handler: .* or set pyams_zmq.indexer.handler"),
+        (
+            {'address': ADDRESS, 'handler': None},
+            "'indexer' has no handler: .* or set pyams_zmq.indexer.handler",
+        ),
     ],
 )
 def test_missing_options(options, text):

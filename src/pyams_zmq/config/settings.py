@@ -151,7 +151,7 @@ class _Reader:
         for key, value in self.values.items():
             with self._named(key):
                 self.values[key] = OPTIONS[key].read(value, self.config)
-        if 'handler' in self.values:
+        if self.values.get('handler') is not None:
             with self._named('handler'):
                 usual = getattr(self.values.get('factory'), 'concurrency', 1)
                 check_handler(self.values['handler'], self.values.get('concurrency', usual))
