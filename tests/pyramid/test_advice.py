@@ -230,6 +230,23 @@ def test_refused(connect, raises):
         raises(ZMQRefusedError, '.*Connection refused', 'compare', client.call, 'nap', 0)
 
 
+def test_file_of_the_user_is_missing(connect, raises, tmp_path):
+    """The service keeps its users, so the client can be made when the file is there again."""
+    users = tmp_path / 'users'
+    users.write_text(f'webapp:{SECRET}')
+    client, process = connect(auth_file=users)
+    request = client._request
+    request.registry.zmq_clients.close()
+    with running(process):
+        users.rename(tmp_path / 'moved')
+        text = (
+            "A client of 'worker' cannot be made: Credentials file '.*/users': No such file or dir"
+        )
+        raises(ZMQRefusedError, text, 'compare', request.zmq, 'worker')
+        (tmp_path / 'moved').rename(users)
+        assert request.zmq('worker').call('nap', 0) == 0
+
+
 def test_closed(connect, raises):
     client, _process = connect()
     client._client.close()
