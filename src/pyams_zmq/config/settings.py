@@ -262,7 +262,10 @@ class _Reader:
             return
         factory = values.setdefault('factory', ZMQPool)
         if not (isinstance(factory, type) and issubclass(factory, ZMQPool)):
-            raise self._error(f'has workers, but {factory!r} is not a subclass of ZMQPool')
+            raise self._error(
+                f'has workers, but {factory!r} is not a subclass of ZMQPool: derive it from that, '
+                f'or remove workers ({self._describe("factory")})'
+            )
         with self._named('worker_address'):
             make_worker_access(*(values.get(key) for key in POOL_OPTIONS[1:]))
 
