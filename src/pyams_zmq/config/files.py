@@ -66,10 +66,10 @@ def check_users(users: Any, config: Any) -> Any:
         password of a user `file`; its text does not quote it
     """
     if isinstance(users, str) and users.lower().startswith('file:'):
-        folder = ''
-        with suppress(ValueError):  # it is not known
-            folder = _get_folder(config)
-        if folder and os.path.isfile(os.path.join(folder, users[len('file:') :].strip())):
+        path = ''
+        with suppress(ValueError):  # no ini file is known
+            path = os.path.join(_get_folder(config), users[len('file:') :].strip())
+        if os.path.isfile(path):
             raise ValueError(
                 "It is a file beside the ini file: name it by auth_file, without 'file:'"
             )
