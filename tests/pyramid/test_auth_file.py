@@ -214,6 +214,20 @@ def test_uri_of_a_file(use, auth):
     assert 'hush' not in str(e.value)
 
 
+@pytest.mark.parametrize('option', ['auth', 'worker_auth', 'client_auth'])
+@pytest.mark.parametrize('value', ['file:users', 'FILE: conf/../users'])
+def test_uri_of_a_file_beside_the_ini_file(users, option, value):
+    (users.parent / 'conf').mkdir()
+    settings = {**BASE, option: value}
+    ini = users.parent / 'app.ini'
+    text = ''.join(f'pyams_zmq.echo.{key} = {each}\n' for key, each in settings.items())
+    ini.write_text(APP + text)
+    with pytest.raises(ConfigurationError, match=f'bad {option} .*: It is a file beside the ini'):
+        get_app(str(ini))
+    users.unlink()
+    get_app(str(ini))  # a user "file" may have any password
+
+
 def test_users_that_only_look_like_a_file(users):
     """A mapping and a file list users, and nothing else."""
     users.write_text('file:/secret')
