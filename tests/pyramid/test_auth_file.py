@@ -378,14 +378,18 @@ def test_file_of_another_user(users):
     process = Process('127.0.0.1', auth=users)
     users.write_text('carol:hush')
     users.chmod(0o600)
-    run_as(NOBODY, NOBODY, check_without_permission, process.access, users)
+    config = Configurator()
+    config.include('pyams_zmq')
+    config.commit()  # that user may not enter the folder of the package
+    run_as(NOBODY, NOBODY, check_without_permission, process.access, config, users)
 
 
-def check_without_permission(access, users):
+def check_without_permission(access, config, users):
     assert not access.try_reload('echo')
     assert sorted(access.users) == ['alice', 'bob']
+    config.add_zmq_process('echo', **BASE, auth_file=users)
     with pytest.raises(ConfigurationError, match=r'bad auth_file \(.*: Permission denied'):
-        service_of(**BASE, auth_file=users)
+        config.commit()
 
 
 def test_hang_up_of_a_pool(users, tmp_path, serve, ask):
