@@ -3,7 +3,25 @@
 
 
 class ZMQBaseError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    :ivar advice: what the client of a declared service adds to the text: the service, how it is
+        started, and the next step
+    """
+
+    advice: str = ''
+
+    def __str__(self) -> str:
+        text = self._describe()
+        if not self.advice:
+            return text
+        return (
+            f'{text} {self.advice}' if text.endswith(('.', '!', '?')) else f'{text}. {self.advice}'
+        )
+
+    def _describe(self) -> str:
+        """Return the text without the advice."""
+        return super().__str__()
 
 
 class ZMQMessageError(ZMQBaseError, ValueError):
@@ -20,12 +38,16 @@ class ZMQMessageError(ZMQBaseError, ValueError):
         self.status = int(status)
         self.text = str(text)
 
-    def __str__(self) -> str:
+    def _describe(self) -> str:
         return f'{self.status} {self.text}'
 
 
 class ZMQStartError(ZMQBaseError, RuntimeError):
     """A process that could not start; the text is the reason."""
+
+
+class ZMQHandlerError(ZMQStartError, TypeError, ValueError):
+    """A message handler that cannot be made, however often that is tried: mend its declaration."""
 
 
 class ZMQBindError(OSError, ZMQStartError):
@@ -65,12 +87,12 @@ class ZMQRemoteError(ZMQBaseError, RuntimeError):
         """The payload as text."""
         return str(self.payload)
 
-    def __str__(self) -> str:
+    def _describe(self) -> str:
         return f'{self.status} {self.text}'
 
 
 class ZMQReplyError(ZMQBaseError, ValueError):
-    """A reply that is not valid JSON."""
+    """A reply that is not valid JSON, or has too many frames."""
 
 
 class ZMQClosedError(ZMQBaseError, ConnectionError):

@@ -6,7 +6,8 @@ from typing import Any
 
 from pyramid.events import ApplicationCreated
 
-from pyams_zmq.config import LATE, add_zmq_process, declare_from_settings
+from pyams_zmq.config import LATE, add_zmq_encoder, add_zmq_process, declare_from_settings
+from pyams_zmq.config.errors import as_settings
 from pyams_zmq.config.request_client import ClientRegistry, request_zmq
 from pyams_zmq.config.startup import start_services
 
@@ -18,10 +19,12 @@ def include_package(config: Any) -> None:
     config.registry.zmq_clients = ClientRegistry(config.registry)
     config.add_translation_dirs('pyams_zmq:locales')
     config.add_directive('add_zmq_process', add_zmq_process)
+    config.add_directive('add_zmq_encoder', add_zmq_encoder)
     config.add_request_method(request_zmq, 'zmq')
     config.add_subscriber(start_services, ApplicationCreated)
-    config.action('pyams_zmq declare', lambda: declare_from_settings(config), order=LATE)
-    config.action('pyams_zmq monitor', lambda: _register_monitor(config), order=LATE)
+    with as_settings(config):
+        config.action('pyams_zmq declare', lambda: declare_from_settings(config), order=LATE)
+        config.action('pyams_zmq monitor', lambda: _register_monitor(config), order=LATE)
 
 
 def _register_monitor(config: Any) -> None:

@@ -67,7 +67,9 @@ class IZMQProcess(Interface):
         'ZMQStream of the child that receives the messages; it is bound when it is first read, '
         'unless one was assigned'
     )
-    handler = Attribute('Factory of the message handler, a class that provides IZMQMessageHandler')
+    handler = Attribute(
+        'Class with the methods, an instance of one, or a factory that provides IZMQMessageHandler'
+    )
     passwords = Attribute('Dictionary of user names and passwords, None without `auth`')
     clients = Attribute(
         'IP addresses and networks that may connect, as a tuple of strings; None if all may connect'
@@ -166,7 +168,7 @@ class IZMQService(Interface):
 
     name = Attribute('Name of the service')
     address = Attribute('Address to bind')
-    handler = Attribute('Class of its message handler')
+    handler = Attribute('Class with the methods, or its message handler')
     factory = Attribute('Class of its process')
     start = Attribute("How its process is started: `'auto'`, `'external'` or `'never'`")
 

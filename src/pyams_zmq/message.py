@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Messages and replies; public names of `pyams_zmq.wire.message`."""
+"""Messages and replies, and the JSON form of their values; public names of `pyams_zmq.wire`."""
 
 from pyams_zmq.wire.message import (
     MAX_MESSAGE_SIZE,
@@ -8,5 +8,16 @@ from pyams_zmq.wire.message import (
     encode,
     payload_of,
 )
+from pyams_zmq.wire.multipart import MAX_FRAMES, Multipart
+from pyams_zmq.wire.values import add_encoder
 
-__all__ = ['MAX_MESSAGE_SIZE', 'decode_reply', 'decode_request', 'encode', 'payload_of']
+__all__ = [
+    'MAX_FRAMES',
+    'MAX_MESSAGE_SIZE',
+    'Multipart',
+    'add_encoder',
+    'decode_reply',
+    'decode_request',
+    'encode',
+    'payload_of',
+]

@@ -3,47 +3,85 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
+from pyramid.testing import DummyRequest
 from pyramid.threadlocal import manager
 from zope.interface import implementer
 
 from pyams_zmq.client import PREPARE_TIMEOUT, ZMQClient
-from pyams_zmq.client.problem import check_reply
+from pyams_zmq.client.problem import EncodedMessage, check_reply
+from pyams_zmq.config.request_client import request_zmq
+from pyams_zmq.handler.plain import make_handler
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import ReadyProcess
+from pyams_zmq.wire.body import Reply, decode_body, encode_reply
 from pyams_zmq.wire.message import (
+    check_boolean,
     check_integer,
     check_timeout,
     decode_reply,
-    encode,
     encode_request,
 )
+from pyams_zmq.wire.multipart import describe, to_frames
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+Answer = Callable[[list[bytes]], Reply]
+"""Function that replies to the frames of a message"""
 
 LOCAL = '127.0.0.1'
 """Default address of a process; the system chooses the port"""
 
 
-class Sent(NamedTuple):
-    """A message that was recorded instead of sent.
+class _Sent(NamedTuple):
+    name: str
+    type: str | None
+    args: Any
+
+
+class Sent(_Sent):
+    """A message that was recorded instead of sent, a tuple of name, type and arguments.
 
     :ivar name: name of the client
     :ivar type: type of the message, None if it is not ``[type, args]``
     :ivar args: its arguments as the service would receive them, or the whole message
+    :ivar frames: list of its binary frames; a message with frames is not equal to one without
     """
 
-    name: str
-    type: str | None
-    args: Any
+    frames: Sequence[bytes] = ()
+
+    def __new__(  # noqa: D102, PYI034 - documented above; Python 3.10 has no Self
+        cls,
+        name: str,
+        type: str | None,  # noqa: A002 - the name of the field
+        args: Any,
+        frames: Iterable[Any] | None = None,
+    ) -> 'Sent':
+        self = super().__new__(cls, name, type, args)
+        if frames is not None:
+            self.frames = to_frames(frames)
+        return self
+
+    __hash__ = tuple.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        frames = getattr(other, 'frames', ())
+        return tuple.__eq__(self, other) and list(self.frames) == list(frames)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        return f'{text[:-1]}, frames={describe(self.frames)})' if self.frames else text
 
 
 @contextmanager
@@ -74,10 +112,11 @@ class RecordingClient(ZMQClient):
 
     :param name: name of the client in the recorded messages
     :param address: value of the attribute `address`
-    :param replies: replies by type of message: a reply such as ``[200, payload]``, an exception to
-        raise, or a function of the arguments that returns the reply; the default is ``[200, None]``
-    :param handler: message handler that replies in this process, as it does in its own; a
-        class, or a ZMQProcess or ZMQPool that is not started
+    :param replies: replies by type of message: a reply such as ``[200, payload]``, or a
+        :class:`~pyams_zmq.message.Multipart`; an exception to raise; or a function of the arguments
+        that returns the reply; the default is ``[200, None]``
+    :param handler: handler that replies in this process, as it does in its own: anything that a
+        ZMQProcess takes, or a ZMQProcess or ZMQPool that is not started
     :param outbox: list that gets the messages, by default a new one
     :raises ValueError, TypeError: for a bad address, and those of *handler*
     """
@@ -98,54 +137,75 @@ class RecordingClient(ZMQClient):
         self._answer = None if handler is None else _serve(handler)
 
     def request(
-        self, message: Any, *, timeout: float | None = None, retries: int | None = None
+        self,
+        message: Any,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+        frames: Iterable[Any] | None = None,
     ) -> Any:
         """Record a message, and return its reply; see `ZMQClient.request`."""
         check_timeout(self.timeout if timeout is None else timeout)
         check_integer('retries', self.retries if retries is None else retries, 0)
         self._check_open()
-        return decode_reply(self._exchange(encode_request(message, max_size=self.max_message_size)))
+        binary = to_frames(frames)
+        data = encode_request(message, max_size=self.max_message_size, frames=binary)
+        return decode_body(self._exchange(data, binary))
 
     def prepare(self, *, timeout: float = PREPARE_TIMEOUT) -> None:
         """Do nothing: the service is always available; see `ZMQClient.prepare`."""
         self._check_open()
 
     def reserve_all(
-        self, messages: Sequence[tuple[str, bytes]], *, timeout: float = 0, held: int = 0
+        self, messages: Sequence[EncodedMessage], *, timeout: float = 0, held: int = 0
     ) -> list[Any]:
         """Return objects whose `post` records a message; see `ZMQClient.reserve_all`."""
         self.prepare(timeout=timeout)
         return [_Reservation(partial(self.post, *message)) for message in messages]
 
-    def post(self, type: str, data: bytes) -> None:  # noqa: A002 - the name of the field
+    def post(
+        self,
+        type: str,  # noqa: A002 - the name of the field
+        data: bytes,
+        frames: Iterable[Any] | None = None,
+    ) -> None:
         """Record an encoded message; see `ZMQClient.post`."""
         self._check_open()
         try:
-            problem = check_reply(self._exchange(data)).problem
+            problem = check_reply(self._exchange(data, to_frames(frames))[-1]).problem
         except Exception as error:  # noqa: BLE001 - one of `replies`, which `post` does not raise
             problem = str(error)
         if problem is not None:
             LOGGER.error('Message %r to %s: %s', type, self.address, problem)
 
-    def _exchange(self, data: bytes) -> bytes:
+    def _exchange(self, data: bytes, frames: list[bytes]) -> list[bytes]:
         match message := decode_reply(data):
             case [str(name), args, *_options]:
-                sent = Sent(self.name, name, args)
+                sent = Sent(self.name, name, args, frames)
             case _:
-                sent = Sent(self.name, None, message)
+                sent = Sent(self.name, None, message, frames)
         self.outbox.append(sent)
-        if self._answer is not None and sent.type not in self.replies:
-            return self._answer(data)
+        answer = self._find_answer()
+        if answer is not None and sent.type not in self.replies:
+            return _frames_of(answer([*frames, data]))
         reply: Any = [200, None]
         if sent.type is not None:
             reply = self.replies.get(sent.type, reply)
         if isinstance(reply, BaseException):
             raise reply
-        return encode(reply(sent.args) if callable(reply) else reply)
+        return _frames_of(encode_reply(reply(sent.args) if callable(reply) else reply))
+
+    def _find_answer(self) -> Answer | None:
+        """Return the function that replies to messages without an entry in `replies`, if any."""
+        return self._answer
 
     def close(self) -> None:
         """Refuse further messages, as a closed client does."""
         self._is_closed = True
+
+
+def _frames_of(reply: Reply) -> list[bytes]:
+    return reply if isinstance(reply, list) else [reply]
 
 
 class _Reservation:
@@ -166,37 +226,37 @@ class _ReplyRecorder:
 
     def __init__(self, concurrency: int) -> None:
         self.concurrency = concurrency
-        self.replies: list[bytes] = []
+        self.replies: list[Reply] = []
 
-    def detach(self) -> tuple[Callable[[bytes], None], Callable[[], None]]:
-        return self.send, lambda: None
+    def detach(self) -> tuple[Callable[[Reply], None], Callable[[], None]]:
+        return self.reply, lambda: None
 
-    def send(self, reply: bytes) -> None:
+    def reply(self, reply: Reply) -> None:
         self.replies.append(reply)
 
 
-def _serve(handler: Any) -> Callable[[bytes], bytes]:
+def _serve(handler: Any) -> Answer:
     """Return a function that replies to an encoded message as a process with this handler does."""
     if isinstance(handler, ZMQPool):
         handler = handler.make_worker(f'{LOCAL}:1')
     process = handler if isinstance(handler, ZMQProcess) else ZMQProcess(LOCAL, handler)
     stream = _ReplyRecorder(process.concurrency)
-    answer = process.handler(process, stream, process.stop)
+    answer = make_handler(process.handler, process, stream)
 
-    async def reply_to(data: bytes) -> bytes:
-        answer([data])
+    async def reply_to(frames: list[bytes]) -> Reply:
+        answer(frames)
         while not stream.replies:
             await asyncio.wait(process.owed_replies)
         return stream.replies.pop()
 
-    def reply_in_loop(data: bytes) -> bytes:
+    def reply_in_loop(frames: list[bytes]) -> Reply:
         manager.push({'registry': process.registry, 'request': None})
-        return asyncio.run(reply_to(data))
+        return asyncio.run(reply_to(frames))
 
-    def reply_in_thread(data: bytes) -> bytes:
+    def reply_in_thread(frames: list[bytes]) -> Reply:
         # A new thread has its own transaction, and no running loop.
         with ThreadPoolExecutor(1) as pool:
-            return pool.submit(reply_in_loop, data).result()
+            return pool.submit(reply_in_loop, frames).result()
 
     return reply_in_thread
 
@@ -225,42 +285,74 @@ class Testing:
     def __init__(self, registry: Any):
         self.outbox: list[Sent] = []
         self.replies = _Replies()
-        self._eager = False
-        self._is_used = False
+        self.eager = False
         self._registry = registry
+        self._answers: dict[str, Answer] = {}
 
     @property
     def eager(self) -> bool:
         """True if the handlers of the services reply to messages without an entry in `replies`.
 
-        Setting it after the first message raises a RuntimeError.
+        It can be set at any time.
         """
         return self._eager
 
     @eager.setter
     def eager(self, eager: bool) -> None:
-        if self._is_used:
-            raise RuntimeError('A client is in use: set eager before the first message')
-        self._eager = eager
+        self._eager = check_boolean('eager', eager)
 
     def __call__(self, service: Any) -> RecordingClient:
         """Make a client of a declared service."""
-        self._is_used = True
-        return RecordingClient(
+        client = RecordingClient(
             service.name,
             address=service.client_address,
             replies=self.replies[service.name],
-            handler=service.make_process(self._registry) if self.eager else None,
             outbox=self.outbox,
         )
+        client._find_answer = partial(self.find_answer, service)  # type: ignore[method-assign]
+        return client
+
+    def reset(self) -> None:
+        """Start again for the next test: no messages, no replies, no handlers, and not eager."""
+        self.outbox.clear()
+        for replies in self.replies.values():
+            replies.clear()
+        self._answers.clear()
+        self.eager = False
+
+    def find_answer(self, service: Any) -> Answer | None:
+        """Return the function by which the handler of a service replies; None if it does not.
+
+        :param service: a declared service; one that runs elsewhere may have no handler
+        """
+        if not self.eager or service.handler is None:
+            return None
+        if service.name not in self._answers:
+            self._answers[service.name] = _serve(service.make_process(self._registry))
+        return self._answers[service.name]
+
+
+class _DummyZMQ:
+    """The method `zmq` of a DummyRequest, which has no extensions; its registry must have clients.
+
+    A test may still assign another one to a request.
+    """
+
+    def __get__(self, request: Any, owner: type) -> Any:
+        if request is None:
+            return self
+        if getattr(request.registry, 'zmq_clients', None) is None:
+            raise AttributeError('zmq: call config.include("pyams_zmq.testing") in the test')
+        return partial(request_zmq, request)
 
 
 def includeme(config: Any) -> None:
     """Record the messages of an application: ``config.include('pyams_zmq.testing')``.
 
-    Services are not started.
+    Services are not started. A :class:`pyramid.testing.DummyRequest` has `zmq`, as requests have.
     """
     config.include('pyams_zmq')
+    DummyRequest.zmq = _DummyZMQ()
     if config.registry.queryUtility(IZMQClientFactory) is None:
         config.registry.zmq_testing = Testing(config.registry)
         config.registry.registerUtility(config.registry.zmq_testing, IZMQClientFactory)

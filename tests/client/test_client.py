@@ -46,7 +46,7 @@ def test_good_status(client, status):
     assert client.call('status', status) == 'payload'
 
 
-@pytest.mark.parametrize('status', [-1, 0, 100, 199, 300, 401, 404, 503, 20000])
+@pytest.mark.parametrize('status', [100, 199, 300, 401, 404, 503, 599])
 def test_bad_status(client, status):
     with pytest.raises(ZMQRemoteError) as error:
         client.call('status', status)
@@ -60,12 +60,29 @@ def test_bad_status(client, status):
 
 
 @pytest.mark.parametrize(
-    'reply', [None, 200, 'text', [], [200], [200, 1, 2], ['200', 1], [True, 1], {}]
+    'reply',
+    [
+        None,
+        200,
+        'text',
+        [],
+        [200],
+        [200, 1, 2],
+        ['200', 1],
+        [200.0, 1],
+        [True, 1],
+        [99, 1],
+        [600, 1],
+        [-404, 1],
+        [20000, 1],
+        {'a': 1},
+        [1, 2],
+    ],
 )
 def test_another_form_of_reply(client, reply):
+    """It is what the method has returned."""
     assert client.request(['raw', reply]) == reply
-    with pytest.raises(ZMQReplyError, match='use `request` for it'):
-        client.call('raw', reply)
+    assert client.call('raw', reply) == reply
 
 
 def test_errors_are_builtins():
@@ -78,10 +95,10 @@ def test_errors_are_builtins():
 
 
 def test_arguments_without_a_json_form(client):
-    with pytest.raises(TypeError):
-        client.call('echo', object())
+    with pytest.raises(TypeError, match=r'^object has no JSON form: .* \(at \$\[1\]\.cover\)$'):
+        client.call('echo', {'cover': object()})
     with pytest.raises(ValueError, match='JSON'):
-        client.call('echo', float('nan'))
+        client.call('echo', '\ud800')
     with pytest.raises(ZMQMessageError, match='413'):
         client.call('echo', 'x' * 33 * 1024 * 1024)
     assert client.call('echo', 1) == 1

@@ -334,6 +334,26 @@ def test_refused_although_the_service_has_just_replied(start, just_replied, opti
     wait_until(lambda: ask_raw(address, 0.2, auth=auth)[0] == 401)
 
 
+def test_refused_just_before_the_monitor(start, just_replied, monkeypatch):
+    """Its event is lost, and libzmq has not yet removed the pipe."""
+    has_no_pipe = socket_module._has_no_pipe
+    looks = []
+
+    def look(socket):
+        looks.append(has_no_pipe(socket))
+        return looks[-1] and len(looks) > 1
+
+    monkeypatch.setattr(socket_module, '_has_no_pipe', look)
+    address = start(auth='user:password').bound_address
+    just_replied(address, auth='user:wrong')
+
+    def is_found_late():
+        looks.clear()
+        return ask_raw(address, 0.5, auth='user:wrong')[0] == 401 and looks == [True, True]
+
+    wait_until(is_found_late)  # as above, not each time
+
+
 def test_loss_is_not_a_refusal(just_replied):
     """The service dies during a call on a socket whose monitor was opened late."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import transaction
+import zmq
 
 from checks import TIMEOUT, wait_until
 from handlers import BrokenLog, RecordingMessageHandler
@@ -53,7 +54,6 @@ def test_service_comes_back(start, address):
         (('status', 500), 'the reply has status 500'),
         (('no_such_method', None), 'the reply has status 404'),
         (('raises', 'ValueError'), 'the reply has status 500'),
-        (('raw', 'the secret of the handler'), 'the reply is not [status, payload]'),
     ],
 )
 def test_bad_reply(client, errors, message, problem):
@@ -61,6 +61,27 @@ def test_bad_reply(client, errors, message, problem):
     transaction.commit()
     wait_until(errors)
     assert without_ids(errors()) == [f'Message {message[0]!r} to {client.address}: {problem}']
+
+
+def test_reply_without_a_status(client, errors):
+    """It is a result of another form, and not an error."""
+    for reply in (None, 'text', [404], {'status': 500}, [600, 'x']):
+        client.send('raw', reply)
+    client.send('status', 404)
+    wait_until(errors)
+    assert without_ids(errors()) == [
+        f"Message 'status' to {client.address}: the reply has status 404"
+    ]
+
+
+def test_reply_that_is_not_json(errors):
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
+        port = server.bind_to_random_port('tcp://127.0.0.1')
+        with ZMQClient(f'127.0.0.1:{port}') as client:
+            client.send('note', 1)
+            server.send_multipart([*server.recv_multipart()[:-1], b'hello'])
+            wait_until(errors)
+    assert without_ids(errors()) == [f"Message 'note' to {client.address}: the reply is not JSON"]
 
 
 def test_failing_log(client):

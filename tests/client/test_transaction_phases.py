@@ -208,6 +208,6 @@ def test_no_descriptor_is_left(client, errors, monkeypatch):
         transaction.get().join(MessageDataManager(transaction.manager, client, 'note', b'', 1))
         transaction.get()._resources[0].tpc_finish(transaction.get())
         transaction.abort()
-    assert errors() == ["Message 'note' of a committed transaction is lost"]
+    assert errors() == [f"Message 'note' to {client.address} of a committed transaction is lost"]
     client.send('note', 2)
     assert notes(client) == [2]

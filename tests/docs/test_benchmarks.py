@@ -134,6 +134,11 @@ def test_footprint_is_measured(run, tmp_path):
     assert set(GOALS) <= set(figures)
 
 
+def test_frames_are_measured(run):
+    text = run('frames.py', '--rounds', 1, '--calls', 1, '--size', 0.1)
+    assert [line.split()[0] for line in text.splitlines()[1:]] == ['there'] * 4
+
+
 def test_a_failing_contender_does_not_stop_the_others():
     from bench import FailedError, measure
 

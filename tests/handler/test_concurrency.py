@@ -24,10 +24,10 @@ from checks import wait_until
 from handlers import BrokenLogProcess, Handler, Journal, LoggedProcess, Process
 from messages import MESSAGES, call, check
 from pyams_zmq.handler import ZMQMessageHandler
+from pyams_zmq.handler.executor import call_when_done
 from pyams_zmq.handler.methods import methods_of, zmq_method
 from pyams_zmq.interfaces import IZMQProcessStoppedEvent
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.process.executor import call_when_done
 from pyams_zmq.testing import RecordingClient
 from pyams_zmq.wire.message import overloaded
 
@@ -476,7 +476,7 @@ def test_request_in_a_task(start, ask, tmp_path):
     assert ask(start(handler=AsyncRequestsHandler), ['find', 1]) == [200, 1]
     process = Concurrent(tmp_path / 'log', '127.0.0.1', AsyncRequestsHandler)
     process.start()
-    text = r'^AsyncRequests\.find is `async def` and takes a request, .* leave concurrency at 1$'
+    text = r'AsyncRequests\.find is `async def` and takes a request, .* leave concurrency at 1$'
     with pytest.raises(ValueError, match=text):
         process.wait_ready()
     process.join()

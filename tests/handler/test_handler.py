@@ -227,8 +227,7 @@ def test_method_of_an_instance_that_is_no_longer_callable():
         ('echo', [None], 1, [400, 'Bad message of 1 frames']),
         ('echo', [None], -2, [400, 'Bad message of 1 frames']),
         ('echo', [b'x', None], -1, [400, "'echo' does not take a message of 2 frames"]),
-        ('no_args', [None], -1, [400, "'no_args' does not take a message of 1 frames"]),
-        ('first', [None], -1, [400, "'first' does not take a message of 1 frames"]),
+        ('no_args', [b'x', None], -1, [400, "'no_args' does not take a message of 2 frames"]),
         ('first', [b'x', None], -1, [200, ['x', 1]]),
         ('first', [b'x', b'y', None], -1, [400, "'first' does not take a message of 3 frames"]),
         ('many', [b'x'] * 998 + [None, b'x'], -2, [200, 1000]),
@@ -393,7 +392,7 @@ def test_log_that_always_fails(method, monkeypatch):
 
 @pytest.mark.parametrize(
     'name',
-    ['object', 'set', 'bytes', 'nan', 'infinity', 'surrogate', 'generator', 'tuple key', 'cycle'],
+    ['object', 'surrogate', 'generator', 'tuple key', 'cycle'],
 )
 @pytest.mark.parametrize('method', ['returns', 'async_returns'])
 def test_result_is_not_json(method, name, caplog):
@@ -403,7 +402,16 @@ def test_result_is_not_json(method, name, caplog):
 
 
 @pytest.mark.parametrize(
-    ('name', 'reply'), [('str subclass', 'text'), ('big', 2**70), ('tuple', [200, 'OK'])]
+    ('name', 'reply'),
+    [
+        ('str subclass', 'text'),
+        ('big', 2**70),
+        ('tuple', [200, 'OK']),
+        ('set', [1]),
+        ('bytes', 'Ynl0ZXM='),
+        ('nan', None),
+        ('infinity', [1, {'x': None}]),
+    ],
 )
 @pytest.mark.parametrize('method', ['returns', 'async_returns'])
 def test_result_is_json(method, name, reply):
@@ -455,7 +463,7 @@ def test_cancelled_before_it_began():
 def test_closed_stream(method, caplog):
     handle([encode([method, 'ValueError'])], stream=ClosedStream())
     record = caplog.records[-1]
-    assert record.getMessage() == 'A reply could not be sent'
+    assert record.getMessage().endswith(' could not be sent')
     assert 'Stream is closed' in caplog.text
 
 

@@ -14,6 +14,16 @@ from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler.request import call_with_request
 
 
+class Order:
+    """A result that needs the transaction, as an object of a database does."""
+
+    count = 0
+
+    def __json__(self, request):
+        Order.count += 1
+        return [is_tm_active(request), request is get_current_request(), Order.count]
+
+
 class RequestHandler(Handler):
     """Methods that take a request."""
 
@@ -33,6 +43,12 @@ class RequestHandler(Handler):
         assert peer.user == 'anonymous'
         return self.about(args, request=request)
 
+    def order(self, *, request):
+        return [200, Order()]
+
+    async def async_order(self, *, request):
+        return [200, Order()]
+
     def no_request(self, args):
         return [200, get_current_request() is None]
 
@@ -44,7 +60,8 @@ class RequestHandler(Handler):
             'returns None': lambda: None,
             'returns 399': lambda: [399, 'done'],
             'returns 400': lambda: [400, 'not done'],
-            'returns a set': lambda: {1},
+            'returns 600': lambda: [600, 'not a status'],
+            'returns an object': object,
             'fails in the vote': lambda: [200, 'done'],
             'raises': self._raise,
             'refuses': self._refuse,
@@ -98,7 +115,8 @@ def test_request(process, ask, kind):
         ('returns 399', 399, ['commit']),
         ('returns None', None, ['commit']),
         ('returns 400', 400, ['abort']),
-        ('returns a set', 500, ['abort']),
+        ('returns 600', 600, ['commit']),
+        ('returns an object', 500, ['abort']),
         ('raises', 500, ['abort']),
         ('refuses', 409, ['abort']),
         ('fails in the vote', 500, ['abort', 'tpc_abort', 'abort']),
@@ -110,6 +128,12 @@ def test_transaction(process, ask, tmp_path, kind, how, status, journal):
         reply = ask(process, [kind, [str(path), how]])
         assert (reply and reply[0]) == status
         assert path.read_text().splitlines() == journal * number
+
+
+@pytest.mark.parametrize('kind', ['order', 'async_order'])
+def test_result_is_encoded_once_in_the_transaction(process, ask, kind):
+    for number in (1, 2):
+        assert ask(process, [kind, None]) == [200, [True, True, number]]
 
 
 def test_wrong_frames_make_no_request(process, ask):

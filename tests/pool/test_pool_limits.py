@@ -145,10 +145,10 @@ def test_queue_limit(pool, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'frames', [[b'x' * 1_000_000, b'', b'["echo",1]'], [b'', *[b''] * 20_000, b'["echo",1]']]
+    'frames', [[b'x' * 1_000_000, b'', b'["echo",1]'], [*[b'x'] * 20_000, b'', b'["echo",1]']]
 )
 def test_queue_size(pool, tmp_path, frames):
-    """Envelopes and empty frames count, because they use memory."""
+    """Envelopes count, and the memory that each frame of them uses."""
     process = pool(factory=type('Narrow', (Pool,), {'queue_size': 1_000_000}), workers=1)
     path = tmp_path / 'hold'
     with client_of(process) as client, in_threads(partial(client.call, 'wait_for'), str(path)):

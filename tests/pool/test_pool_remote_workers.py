@@ -441,11 +441,20 @@ def test_bad_arguments(capsys, monkeypatch, args, text):
     assert text in capsys.readouterr().err
 
 
-def test_bad_handler(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ('handler', 'text'),
+    [
+        ('pool_handlers.Nothing', 'Nothing'),
+        ('pool_handlers', 'is not a class of the application'),
+        ('plain_handlers.Polite', 'the constructor of Polite needs arguments'),
+        ('plain_handlers.AsyncRequest', 'leave concurrency at 1'),
+    ],
+)
+def test_bad_handler(handler, text, capsys, monkeypatch):
     monkeypatch.setattr('sys.argv', ['pyams_zmq'])
     with pytest.raises(SystemExit):
-        main(['worker', '127.0.0.1:1', 'pool_handlers.Nothing'])
-    assert 'Nothing' in capsys.readouterr().err
+        main(['worker', '127.0.0.1:1', handler, '--concurrency', '2'])
+    assert text in capsys.readouterr().err
 
 
 def test_two_mechanisms(keys):

@@ -284,7 +284,7 @@ def test_not_the_owner():
                 writer.send(str(error))
             os._exit(0)
         os.waitpid(pid, 0)
-        assert reader.recv().endswith('was not started by this process')
+        assert reader.recv().endswith('was not started by this process: call its start first')
         reader.close()
         writer.close()
 

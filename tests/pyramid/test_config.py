@@ -16,6 +16,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.scripting import prepare
 
+import plain_handlers
 from checks import TIMEOUT
 from handlers import Handler, Journal, MessageHandler, Process
 from pyams_zmq.config import services_of, startup
@@ -149,8 +150,14 @@ def test_several():
     ('options', 'text'),
     [
         ({'handler': 42}, 'bad handler .*42 is not a class'),
-        ({'handler': None, 'start': 'never'}, 'bad handler .*None is not a class'),
-        ({'handler': 'no.such'}, 'bad handler .*no'),
+        ({'handler': 'no.such'}, "bad handler .*'no.such' cannot be imported .No module"),
+        ({'handler': 'plain_handlers'}, 'bad handler .*is not a class of the application'),
+        ({'handler': 'plain_handlers.Polite'}, 'bad handler .*needs arguments .*pass an instance'),
+        ({'handler': 'plain_handlers.BadTimeout', 'start': 'never'}, 'bad handler .*timeout -1'),
+        (
+            {'handler': 'plain_handlers.AsyncRequest', 'concurrency': 2},
+            'bad handler .*leave concurrency at 1',
+        ),
         ({'factory': None}, 'bad factory .*None is not a class'),
         ({'address': 'a b'}, "bad address .*'a b'"),
         ({'address': 'ipc://*'}, "bad address .*'ipc://.' has no path"),
@@ -158,7 +165,8 @@ def test_several():
         ({'address': '127.0.0.1'}, "bad address .*'127.0.0.1' has no port"),
         (
             {'start': 'later'},
-            r"bad start .*'later' is not allowed.*'\^\(auto\|external\|never\)\$'",
+            "bad start .*'later' is not allowed; write auto, external or never; or true for auto, "
+            'false for never',
         ),
         ({'timeout': 'x'}, "bad timeout .*'x' is not allowed. Expected `float`, got `str`"),
         ({'timeout': 'nan'}, r"bad timeout .*'nan' is not allowed. Expected `float` > 0\.0"),
@@ -172,7 +180,7 @@ def test_several():
         ({'drain_timeout': 'inf'}, r'bad drain_timeout .*Expected `float` <= 100000000\.0'),
         ({'bind_timeout': 'nan'}, "bad bind_timeout .*'nan' is not allowed"),
         ({'max_message_size': -1}, 'bad max_message_size .*Expected `int` >= 0'),
-        ({'ipc_mode': '999'}, r"bad ipc_mode \(setting .*ipc_mode\): '999' is not a file mode"),
+        ({'ipc_mode': '999'}, r"bad ipc_mode \(.*\): '999' is not a file mode"),
         ({'ipc_mode': 660}, 'bad ipc_mode .*: 660 is not a file mode: write octal digits'),
         ({'ipc_group': 'no such'}, "bad ipc_group .*: 'no such' is not a group of this machine"),
         ({'concurrency': 0}, 'bad concurrency .*0 is not allowed. Expected `int` >= 1'),
@@ -180,8 +188,13 @@ def test_several():
         ({'stats_users': [1]}, r'bad stats_users .*\[1\] is not allowed'),
         ({'auth': 'secret'}, 'bad auth .*write auth='),
         ({'auth': 'a:b', 'curve': KEYS}, 'bad auth .*Give auth or curve: a socket has one'),
-        ({'curve': SECRET}, 'bad curve: Bad curve, a str: pass a CurveServer'),
-        ({'client_curve': KEYS}, 'bad client_curve: Bad curve, a CurveServer: pass a CurveClient'),
+        ({'curve': SECRET}, 'bad curve .*: It cannot be imported; write an object with keys, '),
+        ({'curve': ADDRESS}, 'bad curve .*: It cannot be imported'),
+        ({'curve': 'test_config.ADDRESS'}, 'bad curve .*: Bad curve, a str: pass a CurveServer'),
+        (
+            {'client_curve': KEYS},
+            'bad client_curve .*: Bad curve, a CurveServer: pass a CurveClient',
+        ),
         (
             {'worker_auth': 'a:b', 'worker_curve': KEYS, 'worker_address': ADDRESS, 'workers': 1},
             'bad worker_auth .*Give auth or curve',
@@ -194,8 +207,12 @@ def test_several():
         ),
         ({'client_auth': 'a:b\nc:d'}, 'bad client_auth .*A client connects as one user'),
         ({'clients': 'host'}, "bad clients .*'host'"),
-        ({'adress': ADDRESS}, 'unknown option adress; write one of address, auth, '),
-        ({'server_key': 'x'}, 'unknown option server_key'),
+        (
+            {'factory': plain_handlers.Plain},
+            'bad factory .*Plain.* is not a subclass of ZMQProcess; the class with the methods is',
+        ),
+        ({'adress': ADDRESS}, r'unknown option adress; did you mean address\?'),
+        ({'xyz': 1}, 'unknown option xyz; write OPTION with one of these: address, auth, '),
     ],
 )
 def test_bad_options(options, text):
@@ -206,10 +223,51 @@ def test_bad_options(options, text):
 
 
 @pytest.mark.parametrize(
+    ('handler', 'found'),
+    [
+        ('plain_handlers.Plain', plain_handlers.Plain),
+        ('plain_handlers.POLITE', plain_handlers.POLITE),
+        ('plain_handlers.decorated_factory', plain_handlers.decorated_factory),
+    ],
+)
+@pytest.mark.parametrize('workers', ['0', '2'])
+def test_plain_handler_in_settings(handler, found, workers):
+    service = service_of(
+        pyams_zmq__indexer__address=ADDRESS,
+        pyams_zmq__indexer__handler=handler,
+        pyams_zmq__indexer__workers=workers,
+    )
+    assert service.handler is found
+    assert service.make_process(Registry('one')).handler is found
+
+
+def test_no_handler_is_needed_elsewhere():
+    options = {'address': ADDRESS, 'start': 'never'}
+    for given in ({}, {'handler': None}):
+        assert service_of(('indexer', {**options, **given})).handler is None
+
+
+def test_concurrency_of_the_factory():
+    """It counts where the options do not give one."""
+
+    class Eager(ZMQProcess):
+        concurrency = 2
+
+    options = {'handler': 'plain_handlers.AsyncRequest', 'address': ADDRESS, 'factory': Eager}
+    with pytest.raises(ConfigurationError, match='leave concurrency at 1'):
+        service_of(('indexer', options))
+    service_of(('indexer', {**options, 'concurrency': 1}))
+
+
+@pytest.mark.parametrize(
     ('options', 'text'),
     [
         ({'handler': HANDLER}, "'indexer' has no address: .* or set pyams_zmq.indexer.address"),
         ({'address': ADDRESS}, "'indexer' has no handler: .* or set pyams_zmq.indexer.handler"),
+        (
+            {'address': ADDRESS, 'handler': None},
+            "'indexer' has no handler: .* or set pyams_zmq.indexer.handler",
+        ),
     ],
 )
 def test_missing_options(options, text):
@@ -220,17 +278,35 @@ def test_missing_options(options, text):
 @pytest.mark.parametrize(
     ('key', 'value', 'text'),
     [
-        ('pyams_zmq.indexer.adress', ADDRESS, "Unknown setting 'pyams_zmq.indexer.adress': write "),
-        ('pyams_zmq.indexer.curve', 'x', "Unknown setting 'pyams_zmq.indexer.curve'"),
+        (
+            'pyams_zmq.indexer.Adress',
+            ADDRESS,
+            r"'pyams_zmq\.indexer\.Adress': did you mean pyams_zmq\.indexer\.address\?",
+        ),
+        (
+            'pyams_zmq.indexer.xyz',
+            1,
+            'write pyams_zmq.indexer.OPTION with one of these: address, auth, ',
+        ),
+        ('pyams_zmq.aplication', 'shop', r'did you mean pyams_zmq\.application\?'),
         ('pyams_zmq.indexer', ADDRESS, "Unknown setting 'pyams_zmq.indexer'"),
         ('pyams_zmq.a.b.address', ADDRESS, "Unknown setting 'pyams_zmq.a.b.address'"),
-        ('pyams_zmq.index er.address', ADDRESS, "Bad name of a ØMQ process 'index er'"),
+        (
+            'pyams_zmq.index er.address',
+            ADDRESS,
+            r"Bad name of a ØMQ process 'index er': .* \(setting 'pyams_zmq\.index er\.address'\)",
+        ),
+        (
+            'pyams_zmq.index er.adress',
+            ADDRESS,
+            "Unknown setting 'pyams_zmq.index er.adress': write ",
+        ),
         ('pyams_zmq..address', ADDRESS, "Bad name of a ØMQ process ''"),
         ('pyams_zmq.indexer.start', 'later', r'bad start \(setting pyams_zmq.indexer.start\)'),
         ('pyams_zmq.indexer.client_keys', PUBLIC, 'has client_keys but no server_key: set '),
         ('pyams_zmq.indexer.server_public_key', PUBLIC, 'server_public_key but no client_key'),
-        ('pyams_zmq.indexer.server_key', 'hush', 'bad server_key .*A CURVE key'),
-        ('pyams_zmq.indexer.client_key', 'hush', 'bad client_key .*A CURVE key'),
+        ('pyams_zmq.indexer.server_key', 'hush', 'has server_key but no client_keys: set '),
+        ('pyams_zmq.indexer.client_key', 'hush', 'client_key but no server_public_key: set '),
     ],
 )
 def test_bad_settings(key, value, text):
@@ -536,9 +612,8 @@ def test_include_testing_eager():
     assert client.call('echo', 'here') == 'here'
     with pytest.raises(ZMQRemoteError, match='404'):
         client.call('unknown')
-    with pytest.raises(RuntimeError, match='before the first message'):
-        config.registry.zmq_testing.eager = False
-    assert config.registry.zmq_testing.eager
+    config.registry.zmq_testing.eager = False
+    assert client.call('echo', 'here') is None
 
 
 def test_include_testing_by_setting():
@@ -736,7 +811,7 @@ def test_options_of_the_socket_file():
 @pytest.mark.parametrize('address', ['127.0.0.1:5555', 'ipc://@name'])
 @pytest.mark.parametrize(('key', 'value'), [('ipc_mode', 0o660), ('ipc_group', 'root')])
 def test_options_of_a_file_that_is_not_there(address, key, value):
-    text = rf'has {key} \(setting pyams_zmq.indexer.{key}\), which is for an address with a file: '
+    text = rf'has {key} \(option of add_zmq_process.*\), which is for an address with a file: '
     with pytest.raises(ConfigurationError, match=text):
         service_of(('indexer', {'handler': HANDLER, 'address': address, key: value}))
 

@@ -178,7 +178,7 @@ class Handler:
         cycle.append(cycle)
         return {
             'object': object(),
-            'set': {1, 2},
+            'set': {1},
             'bytes': b'bytes',
             'nan': float('nan'),
             'infinity': [1, {'x': float('inf')}],

@@ -50,6 +50,7 @@ FRAMES = [
     ('1 000', [b'', *[b'x'] * 999, ECHO], 400),
     ('1 000 empty frames', [b''] * 1001, 400),
     ('1 000, for a method that takes them', [*[b''] * 1000, call('many')[1]], Value([200, 1000])),
+    ('1 001 and the JSON text', [b'', *[b'x'] * 1001, call('many')[1]], 400),
     ('1 000 in the envelope', [*[b'x'] * 1000, b'', ECHO], Value([200, 1])),
     ('larger than the limit', [b'', b'x' * (LIMIT + 1)], 413),
     ('larger than the limit in total', [b'', *[b'x' * (LIMIT // 10)] * 11], 413),
@@ -130,7 +131,8 @@ FAILURES = [
 """Exceptions that methods raise"""
 
 METHODS = [
-    ('takes no argument', 'no_args', None, 400),
+    ('takes no argument', 'no_args', None, Value([200, None])),
+    ('takes no argument, but gets one', 'no_args', 1, 400),
     ('takes two frames', 'first', None, 400),
     *[(f'raises {name}', 'raises', name, 500) for name in (*FAILURES, 'Unprintable')],
     ('recurses infinitely', 'recurse', None, 500),
@@ -140,10 +142,6 @@ METHODS = [
         (f'returns {name}', 'returns', name, 500)
         for name in (
             'object',
-            'set',
-            'bytes',
-            'nan',
-            'infinity',
             'surrogate',
             'generator',
             'tuple key',
@@ -152,6 +150,10 @@ METHODS = [
     ],
     ('returns 100 000 lists', 'deep_result', None, 500),
     ('returns None', 'nothing', None, Value(None)),
+    ('returns a set', 'returns', 'set', Value([1])),
+    ('returns bytes', 'returns', 'bytes', Value('Ynl0ZXM=')),
+    ('returns NaN', 'returns', 'nan', Value(None)),
+    ('returns infinity', 'returns', 'infinity', Value([1, {'x': None}])),
     ('returns a subclass of str', 'returns', 'str subclass', Value('text')),
     ('returns a large number', 'returns', 'big', Value(2**70)),
     ('returns a tuple', 'returns', 'tuple', Value([200, 'OK'])),

@@ -282,25 +282,24 @@ ENCODED = [
     ([Number.ONE, 1.5], [1, 1.5]),
     ({1: 2, 1.5: 3, None: 4}, {'1': 2, '1.5': 3, 'null': 4}),
     ('é\u2028😀', 'é\u2028😀'),
+    ({True: 1, False: 2}, {'true': 1, 'false': 2}),
+    ({Number.ONE: 1, 2**70: 2}, {'1': 1, '1180591620717411303424': 2}),
+    (math.nan, None),
+    ([1, {'x': -math.inf}], [1, {'x': None}]),
 ]
 
 NOT_ENCODABLE = [
     object(),
-    {1, 2},
-    [200, frozenset()],
-    b'bytes',
-    bytearray(b'bytes'),
+    [200, frozenset({1j})],
     1j,
     Ellipsis,
     ValueError('text'),
     int,
     iter([1]),
     (i for i in range(3)),
-    math.nan,
-    [1, {'x': math.inf}],
-    {math.nan: 1},
     {(1, 2): 3},
-    {b'key': 1},
+    {frozenset(): 1},
+    memoryview(b'bytes')[::2],
     '\ud800',
     ['\ud800'],
     {'\ud800': 1},
@@ -468,12 +467,14 @@ def test_peek_type(data, name):
     assert peek_type(memoryview(data)) == name
 
 
-@pytest.mark.parametrize('reply', [b'[500,"x"]', b' [ 404 , 1]', b'[503]'])
+@pytest.mark.parametrize('reply', [b'[500,"x"]', b' [ 404 , 1]'])
 def test_is_error(reply):
     assert is_error(reply)
 
 
-@pytest.mark.parametrize('reply', [b'[45,"x"]', b'[4000,1]', b'"text"', b'', b'[200,[500]]'])
+@pytest.mark.parametrize(
+    'reply', [b'[45,"x"]', b'[4000,1]', b'[503]', b'"text"', b'', b'[200,[500]]']
+)
 def test_is_not_error(reply):
     assert not is_error(reply)
 

@@ -3,7 +3,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,17 +28,20 @@ from pyams_zmq.client.connection import (
     keep_connected,
 )
 from pyams_zmq.exceptions import ZMQBaseError, ZMQClosedError, ZMQRefusedError
+from pyams_zmq.wire.body import decode_body
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import receive
 from pyams_zmq.wire.message import (
     MAX_MESSAGE_SIZE,
+    check_boolean,
     check_integer,
     check_timeout,
     decode_reply,
     encode_request,
     payload_of,
 )
+from pyams_zmq.wire.multipart import to_frames
 from pyams_zmq.wire.names import LOOKUP_TIMEOUT, look_up, needs_ipv6
 
 SEND_HWM = 24
@@ -50,6 +53,9 @@ often, and each time it has room again it wakes the loop.
 
 FRESH = 0.001
 """Seconds for which the state of a connection is not checked again"""
+
+ENVELOPE = 2
+"""Frames in front of a request, and of its reply: number and delimiter"""
 
 
 class Connection(ZmqProtocol):
@@ -82,12 +88,12 @@ class Connection(ZmqProtocol):
         self._number = 0
         self._may_write = True
         self._checked = 0.0
-        self._calls: dict[bytes, asyncio.Future[bytes]] = {}
+        self._calls: dict[bytes, asyncio.Future[Sequence[bytes]]] = {}
         self._deadlines = Deadlines(loop, self._calls, self._expire)
         self._down_deadlines = Deadlines(loop, self._calls, self._expire_if_down)
         self._down = down
         self._overdue: dict[bytes, None] = {}
-        self._unsent: OrderedDict[bytes, bytes] = OrderedDict()
+        self._unsent: OrderedDict[bytes, tuple[bytes, ...]] = OrderedDict()
         with as_os_error():
             self._socket = get_context(loop).socket(zmq.DEALER, socket_class=zmq.Socket)
             try:
@@ -104,20 +110,24 @@ class Connection(ZmqProtocol):
                 self._socket.close(0)
                 raise
 
-    async def exchange(self, data: bytes, timeout: float, spent: float = 0.0) -> bytes:
+    async def exchange(
+        self, data: bytes, timeout: float, spent: float = 0.0, frames: Sequence[bytes] = ()
+    ) -> Sequence[bytes]:
         """Send a request and wait for the reply; cancelling it does not affect other calls.
 
         :param timeout: seconds for connecting, sending and waiting together
         :param spent: seconds of these that have passed
+        :param frames: binary frames in front of the request
+        :return: the frames of the reply, behind an envelope of `ENVELOPE` frames
         :raises ZMQTimeoutError: if the service is connected and has not replied in time
         :raises ZMQUnreachableError: if no service is connected, or the connection was lost
         :raises ZMQRefusedError: if the service refuses the connection
         """
         self._number += 1
         number = b'%d' % self._number
-        reply: asyncio.Future[bytes] = self.loop.create_future()
+        reply: asyncio.Future[Sequence[bytes]] = self.loop.create_future()
         self._calls[number] = reply
-        self._unsent[number] = data
+        self._unsent[number] = (number, b'', *frames, data)
         self._deadlines.add(number, timeout, spent)
         if not self._state.is_connected and self._down < timeout:
             self._down_deadlines.add(number, self._down)
@@ -143,8 +153,7 @@ class Connection(ZmqProtocol):
 
     def _send(self) -> None:
         while self._unsent and self._may_write and self._state.is_connected:
-            number, data = self._unsent.popitem(last=False)
-            self._transport.write((number, b'', data))
+            self._transport.write(self._unsent.popitem(last=False)[1])
 
     def close(self) -> None:
         """Close the connection when the last call has ended."""
@@ -198,7 +207,7 @@ class Connection(ZmqProtocol):
         """Pass a reply to its call, unless that has ended."""
         reply = self._calls.get(data[0])
         if reply is not None and not reply.done():
-            reply.set_result(data[-1])
+            reply.set_result(data)
 
     def event_received(self, event: SocketEvent) -> None:
         """Update the state of the connection; fail the calls when it is refused or lost."""
@@ -279,7 +288,7 @@ class AsyncZMQClient:
         self._service = ServiceAddress.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
         self.retries = check_integer('retries', retries, 0)
-        self.send_deadline = send_deadline
+        self.send_deadline = check_boolean('send_deadline', send_deadline)
         self._is_closed = False
         self._connections: ForkLocal[list[Connection]] = ForkLocal(list)  # at most one
 
@@ -295,6 +304,7 @@ class AsyncZMQClient:
         *,
         timeout: float | None = None,
         retries: int | None = None,
+        frames: Iterable[Any] | None = None,
     ) -> Any:
         """Call a method of the service and wait for its result.
 
@@ -304,10 +314,17 @@ class AsyncZMQClient:
         :raises ZMQClosedError: also if the ØMQ context of the loop was terminated
         :raises RuntimeError: if the client was used in another loop that is not closed yet
         """
-        return payload_of(await self.request([type, args], timeout=timeout, retries=retries))
+        return payload_of(
+            await self.request([type, args], timeout=timeout, retries=retries, frames=frames)
+        )
 
     async def request(
-        self, message: Any, *, timeout: float | None = None, retries: int | None = None
+        self,
+        message: Any,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+        frames: Iterable[Any] | None = None,
     ) -> Any:
         """Send a message and wait for the reply, see :meth:`.ZMQClient.request`.
 
@@ -316,22 +333,26 @@ class AsyncZMQClient:
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None
-        data = encode_request(message, deadline, self.max_message_size)
+        binary = () if frames is None else to_frames(frames)
+        data = encode_request(message, deadline, self.max_message_size, binary)
         name = self._service.endpoint.name
         while True:
             spent = 0.0 if name is None else await _wait_for_lookup(name, timeout)
             try:
-                return decode_reply(await self._connect().exchange(data, timeout, spent))
+                reply = await self._connect().exchange(data, timeout, spent, binary)
             except RETRIED:
                 if not retries:
                     raise
+            else:
+                is_single = len(reply) <= ENVELOPE + 1
+                return decode_reply(reply[-1]) if is_single else decode_body(reply[ENVELOPE:])
             retries -= 1
             if deadline is not None:
-                data = encode_request(message, deadline, self.max_message_size)
+                data = encode_request(message, deadline, self.max_message_size, binary)
 
     def _connect(self) -> Connection:
         if self._is_closed:
-            raise ZMQClosedError(f'The client of {self.address} was closed')
+            raise ZMQClosedError(f'The client of {self.address} was closed: make another one')
         loop = asyncio.get_running_loop()
         connections = self._connections.get()
         for connection in connections:

@@ -10,11 +10,9 @@ import os
 import re
 import struct
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import zmq
-from zmq.auth import load_certificate
 from zmq.utils import z85
 
 Key = str | bytes | os.PathLike[str]
@@ -68,6 +66,8 @@ def read_keys(source: Any) -> frozenset[str]:
         except (OSError, ValueError) as error:
             reason = getattr(error, 'strerror', None) or 'not a valid path'
             raise ValueError(f'Folder of CURVE keys{name}: {reason}') from None
+        from pathlib import Path  # noqa: PLC0415 - of servers only, which read a folder
+
         keys = [Path(source, name) for name in sorted(names) if name.endswith('.key')]
     found = frozenset(_load_public(key).decode() for key in keys)
     if not found:
@@ -101,11 +101,11 @@ def _quote(path: Any) -> str:
 
 
 def _load_public(key: Key) -> bytes:
-    return _load_file(key)[0] if _is_path(key) else _check_text(key)
+    return _load_file(key)[0] if is_key_file(key) else _check_text(key)
 
 
 def _load_pair(key: Key) -> tuple[bytes, bytes]:
-    if not _is_path(key):
+    if not is_key_file(key):
         secret = _check_text(key)
         return zmq.curve_public(secret), secret
     public, loaded = _load_file(key)
@@ -114,13 +114,15 @@ def _load_pair(key: Key) -> tuple[bytes, bytes]:
     return public, loaded
 
 
-def _is_path(key: Key) -> bool:
+def is_key_file(key: Any) -> bool:
+    """Return True if a key is given as the path of its file."""
     return isinstance(key, os.PathLike) or (
-        isinstance(key, str) and key.endswith(_SUFFIXES) and not _is_key(key)
+        isinstance(key, str) and key.endswith(_SUFFIXES) and not is_key(key)
     )
 
 
-def _is_key(text: Any) -> bool:
+def is_key(text: Any) -> bool:
+    """Return True for the text of a key."""
     try:
         return bool(_check_text(text))
     except ValueError:
@@ -130,6 +132,8 @@ def _is_key(text: Any) -> bool:
 def _load_file(key: Any) -> tuple[bytes, bytes | None]:
     path = os.fspath(key)
     try:
+        from zmq.auth import load_certificate  # noqa: PLC0415 - few clients read a file of keys
+
         public, secret = load_certificate(path)
         return _check_text(public), None if secret is None else _check_text(secret)
     except OSError as error:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Public keys that are not listed: those that a function accepts, and all keys."""
 
-import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
@@ -38,6 +37,8 @@ class AskedKeys:
         self._accepted.discard(key)  # if the function fails, too
         accepted = self.provider.callback(self._domain, key.encode())
         if isinstance(accepted, Awaitable):
+            import asyncio  # noqa: PLC0415 - clients import this module, and seldom need asyncio
+
             accepted = asyncio.run(_result_of(accepted))
         if accepted:
             self._accepted.add(key)

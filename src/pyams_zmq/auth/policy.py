@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The decision who may connect, without I/O."""
 
-import hmac
 import re
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -17,6 +16,9 @@ _LOCALHOST = ('127.0.0.0/8', '::1')
 
 # A name, an address with a port, or the colons of IPv6: not `user:password`.
 _NO_CREDENTIALS = re.compile(r'[^:]*|[\d.]*:\d*|\[?[\da-f]*:[\da-f]*:.*', re.IGNORECASE | re.DOTALL)
+
+ZAP_DOMAIN = b'pyams_zmq'
+"""ZAP domain of the sockets of a process"""
 
 ANONYMOUS = 'anonymous'
 """User name of a peer that connects without credentials"""
@@ -193,6 +195,8 @@ class AccessPolicy:
         user = name.decode()
         expected = self.users.get(user)
         # An unknown user takes as long as a wrong password.
+        import hmac  # noqa: PLC0415 - clients import this module, and OpenSSL is large
+
         equal = hmac.compare_digest((expected or '').encode(), password)
         return user if equal and expected is not None else None
 

@@ -16,12 +16,9 @@ from pyams_zmq.auth.access import Access
 from pyams_zmq.auth.credentials import Users
 from pyams_zmq.auth.curve import read_keys
 from pyams_zmq.auth.keys import AnyKey, AskedKeys
-from pyams_zmq.auth.policy import AccessPolicy, parse_clients
+from pyams_zmq.auth.policy import ZAP_DOMAIN, AccessPolicy, parse_clients
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
-
-ZAP_DOMAIN = b'pyams_zmq'
-"""ZAP domain of the sockets of a process"""
 
 
 class Rules(ThreadAuthenticator):

@@ -12,17 +12,12 @@ from pyramid.registry import Registry
 
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.cli.application import load_application
-from pyams_zmq.config.settings import convert
+from pyams_zmq.config.options import OPTIONS
+from pyams_zmq.handler.plain import check_handler
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.supervisor import Supervisor
 
-_LIMITS = {
-    'concurrency': 'calls that a worker handles at a time (1)',
-    'beat_interval': 'seconds between heartbeats (0.5); after three missed ones the worker is lost',
-    'max_calls': 'calls after which a worker is replaced (0: never)',
-    'max_memory': 'MiB above which a worker is replaced (0: never)',
-    'overdue_grace': 'seconds after the time limit of a method until its worker is replaced (1)',
-}
+_LIMITS = ('concurrency', 'beat_interval', 'max_calls', 'max_memory', 'overdue_grace')
 
 
 def add_command(commands: Any) -> None:
@@ -35,13 +30,15 @@ def add_command(commands: Any) -> None:
         'They authenticate with --auth-file (PLAIN), or with --server-key and --key (CURVE).',
     )
     parser.add_argument('address', metavar='ADDRESS', help='worker_address of the pool')
-    parser.add_argument('handler', metavar='HANDLER', help='dotted name of the message handler')
+    parser.add_argument('handler', metavar='HANDLER', help='dotted name of the handler, a class')
     parser.add_argument('config_uri', metavar='INI', nargs='?', help='configuration to load first')
     parser.add_argument('--workers', type=int, default=1, metavar='N', help='their number (1)')
     parser.add_argument('--auth-file', type=Path, metavar='FILE', help='file with user:password')
     parser.add_argument('--key', metavar='FILE', help='.key_secret file of the workers')
     parser.add_argument('--server-key', metavar='KEY', help='public key of the broker, or its file')
-    for name, text in _LIMITS.items():
+    for name in _LIMITS:
+        option = OPTIONS[name]
+        text = f'{option.unit} {option.text} ({getattr(PoolWorker, name):g})'
         parser.add_argument(f'--{name.replace("_", "-")}', metavar='N', help=text)
     parser.set_defaults(run=partial(_run, parser))
 
@@ -60,7 +57,7 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
         parser.error(f'handler {args.handler!r} cannot be imported: {error}')
     make = partial(_make_worker, args, handler, registry)
     try:
-        make()  # for its errors
+        check_handler(handler, make().concurrency)
     except ValueError as error:
         parser.error(str(error))
     return Supervisor(
@@ -77,7 +74,7 @@ def _make_worker(args: Namespace, handler: Any, registry: Any) -> PoolWorker:
         value = getattr(args, name)
         if value is not None:
             try:
-                setattr(worker, name, convert(name, value))
+                setattr(worker, name, OPTIONS[name].read(value))
             except ValueError as error:
                 raise ValueError(f'bad {name}: {error}') from None
     return worker

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The client of a service: calls, and messages without waiting for the reply."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -9,13 +9,15 @@ from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.call import CallConnection
 from pyams_zmq.client.connection import DOWN, HEARTBEATS, RETRIED, ServiceAddress, as_os_error
-from pyams_zmq.client.problem import QueuedMessage
+from pyams_zmq.client.problem import EncodedMessage, QueuedMessage
 from pyams_zmq.client.send_queue import MAX_FLUSH, SendQueue
 from pyams_zmq.client.sender import MAX_BACKLOG, MAX_BACKLOG_SIZE, sender_thread
 from pyams_zmq.exceptions import ZMQClosedError
+from pyams_zmq.wire.body import decode_body
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.message import (
     MAX_MESSAGE_SIZE,
+    check_boolean,
     check_integer,
     check_timeout,
     decode_reply,
@@ -23,6 +25,7 @@ from pyams_zmq.wire.message import (
     encode_request,
     payload_of,
 )
+from pyams_zmq.wire.multipart import to_frames
 
 MAX_IDLE = 8
 """Connections that a client keeps for the next calls; while more threads call there are more"""
@@ -83,7 +86,7 @@ class ZMQClient:
         self._service = ServiceAddress.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
         self.retries = check_integer('retries', retries, 0)
-        self.send_deadline = send_deadline
+        self.send_deadline = check_boolean('send_deadline', send_deadline)
         self._is_closed = False
         self._idle: ForkLocal[list[CallConnection]] = ForkLocal(list)
         self._queue = ForkLocal(
@@ -106,6 +109,7 @@ class ZMQClient:
         *,
         timeout: float | None = None,
         retries: int | None = None,
+        frames: Iterable[Any] | None = None,
     ) -> Any:
         """Call a method of the service, and wait for its result.
 
@@ -113,61 +117,85 @@ class ZMQClient:
         :param args: arguments, any value with a JSON form
         :param timeout: seconds for each attempt, by default those of the client
         :param retries: further attempts, by default those of the client
-        :return: the payload of a reply with status 2xx
-        :raises ZMQRemoteError: for another status; it has `status` and `payload`
+        :param frames: binary frames, an iterable of bytes-like objects; the method gets them before
+            the arguments, and they count for `max_message_size`
+        :return: the payload of a reply ``[status, payload]`` with a status from 200 to 299, and
+            any reply without a status, an integer from 100 to 599, as it is; with the frames of the
+            reply, if it has some, in a :class:`~pyams_zmq.message.Multipart`
+        :raises ZMQRemoteError: for another status; it has `status` and `payload`, but no frames
         :raises ZMQTimeoutError: if the service is connected and has not replied in time
         :raises ZMQUnreachableError: if no service answers, or the connection was lost
         :raises ZMQRefusedError: if the service refuses the connection
-        :raises ZMQReplyError: if the reply is not JSON, or not ``[status, payload]``
+        :raises ZMQReplyError: if the reply is not JSON
         :raises ZMQMessageError: with status 413, if it is larger than `max_message_size`
         :raises ZMQClosedError: if the client was closed
         :raises OSError: EMFILE, when the process has no descriptor left
-        :raises TypeError, ValueError: if the arguments have no JSON form
+        :raises TypeError, ValueError: if the arguments have no JSON form, or a frame is not bytes
         """
-        return payload_of(self.request([type, args], timeout=timeout, retries=retries))
+        return payload_of(
+            self.request([type, args], timeout=timeout, retries=retries, frames=frames)
+        )
 
     def request(
-        self, message: Any, *, timeout: float | None = None, retries: int | None = None
+        self,
+        message: Any,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+        frames: Iterable[Any] | None = None,
     ) -> Any:
         """Send a message, and wait for the reply, which may have any form.
 
         :param message: any value with a JSON form, ``[type, args]`` for a service of this package
         :param timeout: seconds for each attempt, by default those of the client
         :param retries: further attempts, by default those of the client
-        :return: the decoded reply
+        :param frames: binary frames, see `call`
+        :return: the decoded reply; with its frames, if it has some, in a
+            :class:`~pyams_zmq.message.Multipart`
         :raises: the errors of `call`, except ZMQRemoteError
         """
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None
-        data = encode_request(message, deadline, self.max_message_size)
+        binary = () if frames is None else to_frames(frames)
+        data = encode_request(message, deadline, self.max_message_size, binary)
         idle = self._idle.get()
         while True:
             connection = self._acquire(idle, timeout)
             try:
-                reply = connection.exchange(data, timeout)
+                reply = connection.exchange(data, timeout, binary)
             except BaseException as error:
                 connection.close()
                 if not (retries and isinstance(error, RETRIED)):
                     raise
             else:
                 self._release(connection, idle)
-                return decode_reply(reply)
+                return decode_reply(reply[0]) if len(reply) == 1 else decode_body(reply)
             retries -= 1
             if deadline is not None:
-                data = encode_request(message, deadline, self.max_message_size)
+                data = encode_request(message, deadline, self.max_message_size, binary)
 
-    def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - the name of the field
+    def send(
+        self,
+        type: str,  # noqa: A002 - the name of the field
+        args: Any = None,
+        *,
+        frames: Iterable[Any] | None = None,
+    ) -> None:
         """Send a message now; see :func:`~pyams_zmq.transaction.send_on_commit` for later.
 
         The client does not wait for the reply. It logs an error if the status is not 2xx, or if the
         connection is lost before the reply; a message with status 503 is sent again. The messages
-        of a client are sent in their order, and run at most once.
+        of a client are sent in their order, and run at most once. Frames that are not bytes are
+        copied: you may change them afterwards.
 
-        :raises: the errors of `prepare`, and those of `call` for arguments
+        :raises: the errors of `prepare`, and those of `call` for arguments and frames
         """
-        data = encode_message(type, args, self.max_message_size)
-        self.reserve(type, data, timeout=min(self.timeout, PREPARE_TIMEOUT)).post()
+        binary = () if frames is None else to_frames(frames)
+        data = encode_message(type, args, self.max_message_size, binary)
+        timeout = min(self.timeout, PREPARE_TIMEOUT)
+        [reservation] = self.reserve_all([(type, data, binary)], timeout=timeout)
+        reservation.post()
 
     def prepare(self, *, timeout: float = PREPARE_TIMEOUT) -> None:
         """Wait until a message can be posted.
@@ -187,26 +215,33 @@ class ZMQClient:
         data: bytes,
         *,
         timeout: float = 0,
+        frames: Iterable[Any] | None = None,
     ) -> 'Reservation':
         """Wait until a message can be posted, and keep room for it.
 
         :param type: type of the message, for the log
         :param data: the encoded message
         :param timeout: seconds
+        :param frames: its binary frames, see `call`
         :return: its `post` sends the message; its `cancel` gives up the room
         :raises: the errors of `prepare`
         """
-        [reservation] = self.reserve_all([(type, data)], timeout=timeout)
+        [reservation] = self.reserve_all([(type, data, frames)], timeout=timeout)
         return reservation
 
     def reserve_all(
-        self, messages: Sequence[tuple[str, bytes]], *, timeout: float = 0, held: int = 0
+        self,
+        messages: Sequence[EncodedMessage],
+        *,
+        timeout: float = 0,
+        held: int = 0,
     ) -> 'list[Reservation]':
         """Wait until all messages of a transaction can be posted, and keep room for them.
 
         More than the backlog takes can be posted if nothing else waits in it.
 
-        :param messages: types and encoded messages
+        :param messages: for each message its type, its JSON frame, and its binary frames, which may
+            be left out
         :param timeout: seconds
         :param held: number of messages of the same transaction that have room already
         :return: one for each message, see `reserve`
@@ -226,23 +261,30 @@ class ZMQClient:
             sender_thread.get().prepare(queue, timeout, limits, messages, held)
         return queue
 
-    def post(self, type: str, data: bytes) -> None:  # noqa: A002 - the name of the field
+    def post(
+        self,
+        type: str,  # noqa: A002 - the name of the field
+        data: bytes,
+        frames: Iterable[Any] | None = None,
+    ) -> None:
         """Add a message to the queue of the thread that sends it, and return.
 
         This ignores the limits of the backlog, see `prepare`.
 
         :param type: type of the message, for the log
         :param data: the encoded message
+        :param frames: its binary frames, see `call`
         :raises ZMQClosedError: if the client was closed
         :raises OSError: EMFILE, when the process has no descriptor left
         """
         self._check_open()
+        message = QueuedMessage(type, data, frames)
         with as_os_error():
-            sender_thread.get().post(self._queue.get(), QueuedMessage(type, data))
+            sender_thread.get().post(self._queue.get(), message)
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise ZMQClosedError(f'The client of {self.address} was closed')
+            raise ZMQClosedError(f'The client of {self.address} was closed: make another one')
 
     def _acquire(self, idle: list[CallConnection], timeout: float) -> CallConnection:
         self._check_open()

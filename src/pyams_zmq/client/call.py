@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The connection for the calls of a ZMQClient."""
 
+from collections.abc import Sequence
+
 import zmq
 
 from pyams_zmq.client.connection import DOWN, HEARTBEATS, ServiceAddress
 from pyams_zmq.client.socket import open_connection
 from pyams_zmq.exceptions import ZMQRefusedError
 from pyams_zmq.wire.clock import monotonic
-from pyams_zmq.wire.frames import NOBLOCK, POLLIN, receive, send_frame
+from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, receive, send_frame
 from pyams_zmq.wire.names import LOOKUP_TIMEOUT
 from pyams_zmq.wire.poll import poll, wait_for
 
@@ -47,21 +49,27 @@ class CallConnection:
         self._used = -ALIVE
         self._polled = [(self._socket, POLLIN)]
 
-    def exchange(self, data: bytes, timeout: float) -> bytes:
+    def exchange(self, data: bytes, timeout: float, frames: Sequence[bytes] = ()) -> list[bytes]:
         """Send a request, and wait for the reply.
 
         :param timeout: seconds for connecting, sending and waiting together
+        :param frames: binary frames in front of the request
+        :return: the frames of the reply
         :raises ZMQTimeoutError: if the service is connected and has not replied in time
         :raises ZMQUnreachableError: if no service answers, or the connection was lost
         :raises ZMQRefusedError: if the service refuses the connection
         """
         start, self._start = self._start or monotonic(), None
         try:
+            if frames:
+                self._socket.linger_after_many_frames()
+                for frame in frames:
+                    send_frame(self._socket, frame, MORE)
             send_frame(self._socket, data, NOBLOCK)
         except zmq.Again:  # a REQ socket has no room for its only message after a refusal
             raise self._state.describe_refusal() from None
         poll(self._polled, min(timeout, FAST))
-        while (frames := receive(self._socket)) is None:
+        while (reply := receive(self._socket)) is None:
             longest = min(timeout, self._down) if self._state.is_down else timeout
             left = start + longest - monotonic()
             if left <= 0:
@@ -69,13 +77,13 @@ class CallConnection:
                 raise self._state.describe_silence(longest)
             ready = wait_for(self._sockets, left)
             if self._socket not in ready and self._monitor.read_events():
-                frames = receive(self._socket)  # it may have arrived just before the loss
-                if frames is None:
+                reply = receive(self._socket)  # it may have arrived just before the loss
+                if reply is None:
                     raise self._state.describe_loss()
                 break
         self._state.close()  # further events may be read much later
         self._used = monotonic()
-        return frames[-1]
+        return reply
 
     def is_alive(self) -> bool:
         """Return True if the service was connected a moment ago."""

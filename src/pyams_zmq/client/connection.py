@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from pyams_zmq import _
-from pyams_zmq.auth import Users, parse_users
+from pyams_zmq.auth import FirstUser, Users, parse_users
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.handshake import HandshakeWatch
 from pyams_zmq.client.permission import describe_missing_permission
@@ -106,7 +106,7 @@ class ServiceAddress(NamedTuple):
         endpoint = Endpoint.parse(address, bind=False, protocol=protocol)
         if curve is not None and not isinstance(curve, CurveClient):
             raise TypeError(f'Bad curve, a {type(curve).__name__}: pass a CurveClient')
-        users = parse_users(auth)
+        users = auth if type(auth) is FirstUser else parse_users(auth)
         if len(users) + (curve is not None) > 1:
             raise ValueError('A client connects as one user, or with CURVE keys')
         return cls(endpoint, users, curve)

@@ -3,21 +3,27 @@
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyams_zmq.exceptions import ZMQRemoteError, ZMQReplyError
 from pyams_zmq.wire.message import decode_reply, payload_of
+from pyams_zmq.wire.multipart import to_frames
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
+EncodedMessage = tuple[str, bytes] | tuple[str, bytes, Iterable[Any] | None]
+"""Type, JSON frame, and binary frames of a message"""
 
-@dataclass(slots=True, eq=False)
+
+@dataclass(slots=True, eq=False, init=False)
 class QueuedMessage:
     """A message that is not sent, or has no reply yet.
 
+    :ivar frames: its binary frames
+    :ivar size: bytes of all frames
     :ivar number: number of the message in this process, in the order in which they were added
     :ivar serial: number of the attempt to send it, among all of its client
     :ivar sent_at: time of that attempt, in the seconds of `time.monotonic`
@@ -26,10 +32,35 @@ class QueuedMessage:
 
     type: str
     data: bytes = field(repr=False)
-    number: int = field(default=0, init=False)
-    serial: int = field(default=0, init=False)
-    sent_at: float = field(default=0.0, init=False)
-    is_dropped: bool = field(default=False, init=False)
+    frames: Sequence[bytes] = field(repr=False)
+    size: int
+    number: int
+    serial: int
+    sent_at: float
+    is_dropped: bool
+
+    # Not generated: a `__post_init__` for the size takes as long as all the rest.
+    def __init__(
+        self,
+        type: str,  # noqa: A002 - the name of the field
+        data: bytes,
+        frames: Iterable[Any] | None = None,
+    ):
+        self.type = type
+        self.data = data
+        self.size = len(data)
+        self.frames = ()
+        if frames:  # checked: one that is not bytes would raise when half of the message is sent
+            self.frames = to_frames(frames)
+            self.size += sum(map(len, self.frames))
+        self.number = self.serial = 0
+        self.sent_at = 0.0
+        self.is_dropped = False
+
+    def drop_data(self) -> None:
+        """Drop the frames, so that the message cannot be sent again."""
+        self.data, self.frames, self.size = b'', (), 0
+        self.is_dropped = True
 
 
 class Problem(NamedTuple):
@@ -57,7 +88,7 @@ class Delay(NamedTuple):
 class CheckedReply(NamedTuple):
     """What a reply says about its message.
 
-    :ivar status: the status, 0 if the reply is not ``[status, payload]``
+    :ivar status: the status, 0 if the reply is not JSON
     :ivar problem: what is wrong, without the text of the handler; None if it is a good reply
     :ivar text: the text of the handler
     """
@@ -74,7 +105,7 @@ def check_reply(data: bytes) -> CheckedReply:
     except ZMQRemoteError as error:
         return CheckedReply(error.status, f'the reply has status {error.status}', str(error))
     except ZMQReplyError:
-        return CheckedReply(0, 'the reply is not [status, payload]')
+        return CheckedReply(0, 'the reply is not JSON')
     return CheckedReply(200)
 
 

@@ -125,18 +125,18 @@ class SendQueue:
     def reserve(self, message: QueuedMessage) -> None:
         """Keep room for a message."""
         self.reserved += 1
-        self.size += len(message.data)
+        self.size += message.size
 
     def release(self, message: QueuedMessage) -> None:
         """Give up the room that was kept for a message."""
         self.reserved -= 1
-        self.size -= len(message.data)
+        self.size -= message.size
 
     def add(self, message: QueuedMessage) -> None:
         """Add a message; it is sent as soon as the service is connected."""
         message.number = next(_numbers)
         self._unsent.append(message)
-        self.size += len(message.data)
+        self.size += message.size
         self.used = monotonic()
 
     @property
@@ -269,7 +269,7 @@ class SendQueue:
                 continue
             self._delay = RECONNECT_IVL / 1000
             if is_late:
-                self.size += len(message.data)
+                self.size += message.size
             reply = check_reply(frames[-1])
             problem = reply.problem
             if reply.status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -279,7 +279,7 @@ class SendQueue:
                     continue
                 problem = 'lost: it was refused so late that its data was dropped'
             self._pace.accept(message.serial)
-            self.size -= len(message.data)
+            self.size -= message.size
             if problem is not None:
                 records.append(Problem(self.address, message, problem, reply=reply.text))
 
@@ -309,7 +309,8 @@ class SendQueue:
             # Part of the envelope (RFC 28/REQREP), which the reply repeats.
             number = b'%d' % message.number
             try:
-                send_frames(self._socket, [number, b'', memoryview(message.data)])
+                frames = [number, b'', *message.frames, memoryview(message.data)]
+                send_frames(self._socket, frames)
             except zmq.Again:
                 self._is_blocked = True
                 break
@@ -323,7 +324,7 @@ class SendQueue:
         """Drop all messages and close the connection; return the problems, to be logged."""
         self.error = error
         problems = self.remaining(str(error), str(error))
-        self.size -= sum(len(problem.message.data) for problem in problems)
+        self.size -= sum(problem.message.size for problem in problems)
         self._refused.clear()
         self._unsent.clear()
         self.close()
@@ -354,5 +355,5 @@ class SendQueue:
     ) -> list[Problem | Delay]:
         """Do not count messages any more; return what is to be logged."""
         problems = [Problem(self.address, message, text, level) for message in messages]
-        self.size -= sum(len(problem.message.data) for problem in problems)
+        self.size -= sum(problem.message.size for problem in problems)
         return [*problems]

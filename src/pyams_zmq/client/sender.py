@@ -74,7 +74,7 @@ class SenderThread:
         """
         number, size = 1, 1
         if messages is not None:
-            number, size = len(messages), sum(len(message.data) for message in messages)
+            number, size = len(messages), sum(message.size for message in messages)
 
         def has_room() -> bool:
             # Messages beyond the limit have room if nothing else waits.

@@ -30,12 +30,13 @@ from pyams_zmq.client.connection import (
     keep_connected,
 )
 from pyams_zmq.exceptions import ZMQClosedError, ZMQRefusedError
+from pyams_zmq.wire.body import decode_body
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import check_descriptors
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, receive
-from pyams_zmq.wire.message import MAX_MESSAGE_SIZE, check_size, decode_reply
+from pyams_zmq.wire.message import MAX_MESSAGE_SIZE, check_size
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 from pyams_zmq.wire.names import LOOKUP_TIMEOUT
 from pyams_zmq.wire.poll import poll
@@ -95,7 +96,7 @@ class ZMQSocket(zmq.Socket[bytes]):
     is_refused = False
     _refusal: str = REFUSED
 
-    max_message_size: int = MAX_MESSAGE_SIZE  #: Bytes of the largest frame that is sent
+    max_message_size: int = MAX_MESSAGE_SIZE  #: Bytes of the largest message that is sent
 
     _has_many_frames = False
     _service: int | None = None
@@ -115,9 +116,8 @@ class ZMQSocket(zmq.Socket[bytes]):
         :raises ZMQMessageError: with status 413, if it is larger than a server can accept
         """
         check_size(data, self.max_message_size)
-        if flags & zmq.SNDMORE and not self._has_many_frames:
-            self._has_many_frames = True
-            self.set(zmq.LINGER, self.get(zmq.LINGER) or CLOSE_LINGER)
+        if flags & zmq.SNDMORE:
+            self.linger_after_many_frames()
         # A REQ socket always has room for its only message, except after a refused handshake:
         # then libzmq has removed the pipe, and waiting for it would never end.
         nowait = NOBLOCK if self.type == zmq.REQ else 0
@@ -132,14 +132,19 @@ class ZMQSocket(zmq.Socket[bytes]):
                 raise zmq.ZMQError(zmq.EFSM, _PENDING) from None
             raise
 
+    def linger_after_many_frames(self) -> None:
+        """Keep unsent messages for a moment when the socket is closed, see `CLOSE_LINGER`."""
+        if not self._has_many_frames:
+            self._has_many_frames = True
+            self.set(zmq.LINGER, self.get(zmq.LINGER) or CLOSE_LINGER)
+
     def send_multipart(self, msg_parts: Any, *args: Any, **kwargs: Any) -> Any:
         """Send a message of several frames, or nothing of it.
 
-        :raises ZMQMessageError: with status 413, if a frame is larger than a server can accept
+        :raises ZMQMessageError: with status 413, if it is larger than a server can accept
         """
         parts = list(msg_parts)
-        for part in parts:
-            check_size(part, self.max_message_size)
+        check_size(b'', self.max_message_size, parts)
         return super().send_multipart(parts, *args, **kwargs)
 
     def close(self, linger: int | None = None) -> None:
@@ -281,7 +286,9 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
     :param flags: events to wait for
     :param timeout: seconds
     :return: the decoded reply; `[503, "Connection timeout"]` if no reply comes in time;
-        `[401, text]` if the server refuses the connection of a socket of :func:`zmq_socket`
+        `[401, text]` if the server refuses the connection of a socket of :func:`zmq_socket`. On a
+        REQ socket, a reply with binary frames is a :class:`~pyams_zmq.message.Multipart`; on
+        others, the frames before the last one are dropped
     :raises ZMQReplyError: if the reply is not JSON
     :raises ZMQClosedError: if the socket or its context was closed
     :raises zmq.ZMQError: EFSM, if no request was sent
@@ -308,7 +315,9 @@ def zmq_response(socket: zmq.Socket[bytes], flags: int = zmq.POLLIN, timeout: fl
         return [503, TIMEOUT]
     if service is not None:
         _remember_reply(service)
-    return decode_reply(frames[-1])
+    if len(frames) > 1 and socket.type != zmq.REQ:
+        frames = frames[-1:]  # behind an envelope, or a topic
+    return decode_body(frames)
 
 
 def _remember_reply(service: int) -> None:
@@ -320,6 +329,7 @@ def _remember_reply(service: int) -> None:
 def _wait_for_refusal(socket: Any, flags: int, deadline: float) -> bool:
     """Wait until a socket is refused, a reply comes in, or the deadline; return True if refused."""
     monitor = socket._monitor
+    checks_pipe = monitor is None
     if monitor is None:
         try:
             uri = os.fsdecode(socket.last_endpoint)
@@ -330,8 +340,13 @@ def _wait_for_refusal(socket: Any, flags: int, deadline: float) -> bool:
             raise
         socket.is_refused = _has_no_pipe(socket)  # the event was before the monitor
     while not socket.is_refused:
-        ready = poll([(socket, flags), (monitor.socket, POLLIN)], deadline - monotonic())
-        if not ready or ready[0][0] is socket:
+        left = deadline - monotonic()
+        timeout = min(left, SILENCE) if checks_pipe else left
+        ready = poll([(socket, flags), (monitor.socket, POLLIN)], timeout)
+        if not ready and timeout < left:
+            checks_pipe = False  # once: libzmq may have been between the event and the pipe
+            socket.is_refused = _has_no_pipe(socket)
+        elif not ready or ready[0][0] is socket:
             return False
         try:
             monitor.read_events()

@@ -2,6 +2,7 @@
 """Messages that are sent when a transaction is committed."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any, Protocol
 
@@ -10,8 +11,10 @@ from transaction.interfaces import IDataManagerSavepoint, ISavepointDataManager
 from zope.interface import implementer
 
 from pyams_zmq.client import PREPARE_TIMEOUT
+from pyams_zmq.client.problem import EncodedMessage
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.message import MAX_MESSAGE_SIZE, encode_message
+from pyams_zmq.wire.multipart import to_frames
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -26,7 +29,8 @@ _GROUPS = object()
 class Sender(Protocol):
     """Sends messages on commit: a :class:`~pyams_zmq.client.ZMQClient`, or a test double.
 
-    If it has a method `reserve_all`, as ZMQClient has, that is called instead of `prepare`.
+    If it has a method `reserve_all`, as ZMQClient has, that is called instead of `prepare`. A
+    message with binary frames is posted with a third argument, the list of these.
     """
 
     def prepare(self, *, timeout: float) -> None:
@@ -43,14 +47,15 @@ def send_on_commit(
     *,
     manager: Any = None,
     timeout: float = PREPARE_TIMEOUT,
+    frames: Iterable[Any] | None = None,
 ) -> None:
     """Send a message when the current transaction is committed, and only then.
 
-    The arguments are encoded now; later changes to them have no effect. The service must be
-    connected when the transaction votes; otherwise the transaction is aborted with a
-    ZMQUnreachableError or ZMQRefusedError. So it is when the backlog of the client has no room for
-    all messages of the transaction, see `ZMQClient.max_backlog`, with a ZMQBacklogError. The commit
-    does not wait for the reply, see `ZMQClient.send`.
+    The arguments are encoded now, and frames that are not bytes are copied; later changes to them
+    have no effect. The service must be connected when the transaction votes; otherwise the
+    transaction is aborted with a ZMQUnreachableError or ZMQRefusedError. So it is when the backlog
+    of the client has no room for all messages of the transaction, see `ZMQClient.max_backlog`, with
+    a ZMQBacklogError. The commit does not wait for the reply, see `ZMQClient.send`.
 
     :param client: client of the service
     :param type: type of the message
@@ -58,14 +63,17 @@ def send_on_commit(
     :param manager: transaction manager, by default the one of this thread
     :param timeout: seconds that the commit waits for the service and for room, for all messages
         together
-    :raises TypeError, ValueError: if the type is not a string, or the arguments have no JSON form
+    :param frames: binary frames, see :meth:`.ZMQClient.call`
+    :raises TypeError, ValueError: if the type is not a string, the arguments have no JSON form, or
+        a frame is not bytes
     :raises ZMQMessageError: with status 413, if it is larger than `client.max_message_size`
     """
     max_size = getattr(client, 'max_message_size', MAX_MESSAGE_SIZE)
-    data = encode_message(type, args, max_size)
+    binary = to_frames(frames)
+    data = encode_message(type, args, max_size, binary)
     manager = transaction.manager if manager is None else manager
     current = manager.get()
-    message = MessageDataManager(manager, client, type, data, timeout)
+    message = MessageDataManager(manager, client, type, data, timeout, binary)
     current.join(message)
     try:
         groups = current.data(_GROUPS)
@@ -98,6 +106,7 @@ class _Detector:
 class MessageDataManager:
     """One message of a transaction; it is its own savepoint, because it never changes.
 
+    :ivar encoded: the message
     :ivar is_dropped: true after a rollback or an abort
     :ivar reservation: room in the backlog of the client, from the beginning of the commit
     :ivar error: the error if the queue has no room
@@ -110,11 +119,13 @@ class MessageDataManager:
         type: str,  # noqa: A002 - the name of the field
         data: bytes,
         timeout: float,
+        frames: Sequence[bytes] = (),
     ):
         self.transaction_manager = manager
         self._client = client
         self.type = type
-        self.data = data
+        # Without the empty list, for clients of others that know no frames.
+        self.encoded: EncodedMessage = (type, data, frames) if frames else (type, data)
         self.timeout = timeout
         self.is_dropped = False
         self.reservation: Any = None
@@ -163,18 +174,22 @@ class MessageDataManager:
         if reserve_all is None:
             self._client.prepare(timeout=0)
         else:
-            [self.reservation] = reserve_all([(self.type, self.data)])
+            [self.reservation] = reserve_all([self.encoded])
 
     def tpc_finish(self, transaction: Any) -> None:
         """Post the message; an error is only logged, because the transaction is committed."""
         reservation, self.reservation = self.reservation, None
         try:
             if reservation is None:
-                self._client.post(self.type, self.data)
+                self._client.post(*self.encoded)
             else:
                 reservation.post()
         except Exception:
-            LOGGER.exception('Message %r of a committed transaction is lost', self.type)
+            LOGGER.exception(
+                'Message %r to %s of a committed transaction is lost',
+                self.type,
+                getattr(self._client, 'address', self._client),
+            )
 
 
 class MessageGroup:
@@ -214,7 +229,7 @@ class MessageGroup:
                 self._client.prepare(timeout=timeout)
                 return
             held = sum(message.reservation is not None for message in self._messages)
-            data = [(message.type, message.data) for message in new]
+            data = [message.encoded for message in new]
             reservations = reserve_all(data, timeout=timeout, held=held)
         except Exception as error:  # noqa: BLE001 - the vote raises it
             for message in new:

@@ -52,7 +52,7 @@ class UnansweredMessages:
 
     def has_room(self, message: QueuedMessage) -> bool:
         """Return True if the bytes of a message may be sent; a large one is sent alone."""
-        return not self._sent or self.size + len(message.data) <= WINDOW_SIZE
+        return not self._sent or self.size + message.size <= WINDOW_SIZE
 
     def probes_at(self) -> float:
         """Return when one more message may be sent, because no reply comes."""
@@ -68,7 +68,7 @@ class UnansweredMessages:
         message.sent_at = self._active_at = now
         self._has_probed |= is_probe
         self._sent[number] = message
-        self.size += len(message.data)
+        self.size += message.size
 
     def answer(self, number: bytes, now: float) -> tuple[QueuedMessage | None, bool]:
         """Remove the message that a reply belongs to; return it, and whether it was late."""
@@ -76,12 +76,12 @@ class UnansweredMessages:
         self._has_probed = False
         message = self._sent.pop(number, None)
         if message is not None:
-            self.size -= len(message.data)
+            self.size -= message.size
             self._answered = max(self._answered, message.serial)
             return message, False
         message = self._late.pop(number, None)
         if message is not None:
-            self._late_size -= len(message.data)
+            self._late_size -= message.size
         return message, True
 
     def late_at(self) -> float:
@@ -99,7 +99,7 @@ class UnansweredMessages:
                 break
             numbers.append(number)
         messages = [self._sent.pop(number) for number in numbers]
-        size = sum(len(message.data) for message in messages)
+        size = sum(message.size for message in messages)
         self.size -= size
         self._late_size += size
         self._late.update(zip(numbers, messages, strict=True))
@@ -108,10 +108,9 @@ class UnansweredMessages:
     def limit_late(self) -> None:
         """Drop the oldest late messages, and the data of the oldest ones of the others."""
         while len(self._late) > MAX_LATE:
-            self._late_size -= len(self._late.pop(next(iter(self._late))).data)
+            self._late_size -= self._late.pop(next(iter(self._late))).size
         oldest = iter(self._late.values())
         while self._late_size > MAX_LATE_SIZE:
             message = next(oldest)
-            self._late_size -= len(message.data)
-            message.data = b''
-            message.is_dropped = True
+            self._late_size -= message.size
+            message.drop_data()

@@ -6,9 +6,10 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date, timedelta
 from decimal import Decimal
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ APPLICATION = 'pyams_zmq.application'
 """Setting with the name of the application"""
 
 _VALUES = (str, bytes, int, float, type(None), PurePath, Decimal, date, timedelta)
+
+_SECTION = re.compile(r'\[(.+)\]')
 
 _LOADER = re.compile(r'(paste|plaster\w*|pyramid)(\.|$)', re.ASCII)
 
@@ -25,10 +28,43 @@ class Application(NamedTuple):
 
     :ivar name: text that no other application has; without a secret
     :ivar description: what a user knows it by
+    :ivar ini: its ini file, with the section if that is not `main`; empty if it is not known
     """
 
     name: str
     description: str
+    ini: str = ''
+
+
+class Ini(NamedTuple):
+    """The ini file of an application.
+
+    :ivar path: its absolute path; a symbolic link stays one
+    :ivar section: name of the application in it, None if it is unknown
+    """
+
+    path: str
+    section: str | None
+
+    @property
+    def folder(self) -> str:
+        """Folder of the file."""
+        return os.path.dirname(self.path)
+
+    def locate(self, key: str) -> 'Ini':
+        """Return the place of a setting: it may be in the section of a pipeline's application."""
+        sections, section = [], self.section
+        with suppress(OSError, ValueError):  # another loader has read something else
+            for line in Path(self.path).read_text(encoding='utf-8').splitlines():
+                if header := _SECTION.match(line):
+                    section = header[1].rpartition(':')[2].strip()
+                elif line.startswith(key) and line[len(key) :].lstrip()[:1] in ('=', ':'):
+                    sections.append(section)
+        is_elsewhere = sections and self.section not in sections
+        return self._replace(section=sections[0]) if is_elsewhere else self
+
+    def __str__(self) -> str:
+        return self.path if self.section is None else f'{self.path}, section {self.section}'
 
 
 def identify(registry: Any) -> Application:
@@ -42,22 +78,23 @@ def identify(registry: Any) -> Application:
     """
     settings = registry.settings or {}
     given = settings.get(APPLICATION)
+    place = find_ini()
+    ini = ''
+    if place is not None:
+        ini = place.path if place.section in (None, 'main') else f'{place.path}#{place.section}'
     if given:
-        return Application(f'application {given}', str(given))
+        return Application(f'application {given}', str(given), ini)
     package = registry.__name__
-    path, section = _find_ini()
-    if path is not None:
-        path = os.path.abspath(path)
-        place = path if section is None else f'{path}, section {section}'
-        return Application(f'{package} {place}', f'{package} ({place})')
+    if place is not None:
+        return Application(f'{package} {place}', f'{package} ({place})', ini)
     module = sys.modules.get(package)
-    place = os.path.abspath(getattr(module, '__file__', None) or '')
+    folder = os.path.abspath(getattr(module, '__file__', None) or '')
     digest = hashlib.sha256(_text_of(settings).encode(errors='surrogatepass')).hexdigest()
-    return Application(f'{package} {place} {digest}', f'{package} ({place})')
+    return Application(f'{package} {folder} {digest}', f'{package} ({folder})')
 
 
-def _find_ini() -> tuple[str | None, str | None]:
-    """Return the ini file, and the name of the application in it, as far as they are known.
+def find_ini() -> Ini | None:
+    """Return the ini file of the application that is being made in this thread, if it is known.
 
     The application factory gets the file, PasteDeploy has the name, and Pyramid keeps neither: look
     at the callers. Only what loads an ini file, and what that calls, knows it; other programs may
@@ -71,7 +108,7 @@ def _find_ini() -> tuple[str | None, str | None]:
                 path = value['__file__']
         if frame.f_globals.get('__name__') == 'paste.deploy.loadwsgi' and 'name' in variables:
             name = name or variables['name'] or variables.get('uri', '').partition('#')[2] or 'main'
-    return path, name if path is not None else None
+    return None if path is None else Ini(os.path.abspath(path), name)
 
 
 def _frames() -> Iterator[FrameType]:

@@ -2,12 +2,16 @@
 """The clients of an application: ``request.zmq(name)``."""
 
 import threading
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from pyams_zmq.client.transaction import is_under_way, send_on_commit
+from pyams_zmq.config.advice import advise
 from pyams_zmq.config.identity import Application
 from pyams_zmq.config.service import Service, services_of
-from pyams_zmq.exceptions import ZMQUnreachableError
+from pyams_zmq.config.service_client import ServiceClient, explained
+from pyams_zmq.exceptions import ZMQBaseError, ZMQRefusedError, ZMQUnreachableError
 from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
 from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.wire.fork import ForkLocal
@@ -25,7 +29,19 @@ class RequestClient:
         self.call = client.call
         self.request = client.request
 
-    def send(self, type: str, args: Any = None) -> None:  # noqa: A002 - the name of the field
+    def explain(self, error: ZMQBaseError) -> None:
+        """Add the service, how it is started and the next step to the text of an error."""
+        if isinstance(self._client, ServiceClient):
+            self._client.explain(error)
+
+    @explained
+    def send(
+        self,
+        type: str,  # noqa: A002 - the name of the field
+        args: Any = None,
+        *,
+        frames: Iterable[Any] | None = None,
+    ) -> None:
         """Send a message when the transaction of the request is committed.
 
         Without a transaction it is sent now: if the request has no `tm`, or its transaction has
@@ -33,15 +49,16 @@ class RequestClient:
         one, which is aborted.
 
         :param type: type of the message, the name of the method
-        :param args: its arguments, any JSON value
+        :param args: its arguments, any value with a JSON form
+        :param frames: binary frames, see :meth:`.ZMQClient.call`
         :raises: the errors of :meth:`pyams_zmq.client.ZMQClient.send` and
             :func:`pyams_zmq.transaction.send_on_commit`
         """
         manager = getattr(self._request, 'tm', None)
         if manager is not None and is_under_way(manager):
-            send_on_commit(self._client, type, args, manager=manager)
+            send_on_commit(self._client, type, args, manager=manager, frames=frames)
         else:
-            self._client.send(type, args)
+            self._client.send(type, args, frames=frames)
 
 
 class ClientRegistry:
@@ -64,11 +81,13 @@ class ClientRegistry:
 
         :raises LookupError: if the service is not declared
         :raises ZMQUnreachableError: if another application serves its address
+        :raises ZMQRefusedError: if the file of its user cannot be read; the next use tries again
         """
         lock = self.address_locks.get(name)
         if lock is not None and (owner := lock.find_other_owner()) is not None:
             raise ZMQUnreachableError(
-                f'{name!r} is not running: another application serves {lock.address} ({owner})'
+                f'{name!r} is not running: another application serves {lock.address} ({owner}): '
+                f'stop that one, or choose another address, pyams_zmq.{name}.address'
             )
         with self._lock.get():
             client = self._clients.get(name)
@@ -76,10 +95,30 @@ class ClientRegistry:
                 service = self._registry.queryUtility(IZMQService, name)
                 if service is None:
                     names = ', '.join(sorted(services_of(self._registry))) or 'none'
-                    raise LookupError(f'Unknown ØMQ service {name!r}; declared: {names}')
+                    raise LookupError(
+                        f'Unknown ØMQ service {name!r}; declared: {names}. Correct the name, or '
+                        f'declare it: config.add_zmq_process({name!r}, ...)'
+                    )
                 make = self._registry.queryUtility(IZMQClientFactory) or Service.make_client
-                client = self._clients[name] = make(service)
+                try:
+                    client = make(service)
+                except ValueError as problem:  # its file of users cannot be read now
+                    error = ZMQRefusedError(f'A client of {name!r} cannot be made: {problem}')
+                    error.advice = self._advise(service, error)
+                    raise error from None
+                self._clients[name] = client
+                if isinstance(client, ServiceClient):
+                    client.get_advice = partial(self._advise, service)
         return client
+
+    def _advise(self, service: Service, error: ZMQBaseError) -> str:
+        lock = self.address_locks.get(service.name)
+        return advise(
+            service,
+            error,
+            ini='' if self.application is None else self.application.ini,
+            problem='' if lock is None else lock.find_problem(),
+        )
 
     def close(self) -> None:
         """Close all clients; the next use makes new ones."""
@@ -95,5 +134,6 @@ def request_zmq(request: Any, name: str) -> RequestClient:
     :param name: name of the service
     :raises LookupError: if the service is not declared
     :raises ZMQUnreachableError: if another application serves its address
+    :raises ZMQRefusedError: if the file of its user cannot be read
     """
     return RequestClient(request, request.registry.zmq_clients.get(name))

@@ -2,16 +2,19 @@
 """A declared service: makes its process and its clients."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from zope.interface import implementer
 
-from pyams_zmq.auth import Access, Users
+from pyams_zmq.auth import FirstUser, Users, parse_users
 from pyams_zmq.auth.curve import CurveClient, CurveServer
-from pyams_zmq.client import ZMQClient
+from pyams_zmq.config.advice import advise
 from pyams_zmq.config.identity import Application
+from pyams_zmq.config.service_client import ServiceClient
 from pyams_zmq.interfaces import IZMQService
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.address_lock import UNLOCKED, AddressLock
@@ -27,7 +30,10 @@ POOL_OPTIONS = ('workers', 'worker_address', 'worker_auth', 'worker_curve')
 @implementer(IZMQService)
 @dataclass(frozen=True)
 class Service:
-    """A declared service; :func:`~pyams_zmq.config.add_zmq_process` documents the fields."""
+    """A declared service; its fields are options, see :doc:`/settings`.
+
+    Files of users are paths, keys are objects.
+    """
 
     name: str
     address: Any = None
@@ -60,17 +66,22 @@ class Service:
         process = self.factory(
             self.address, self.handler, self.auth, self.clients, registry, **options
         )
+        process.name = self.name  # for the log
         for name, value in self.limits.items():
             setattr(process, name, value)
         return process
 
-    def make_client(self) -> ZMQClient:
-        """Return a new client of the service."""
+    def make_client(self) -> ServiceClient:
+        """Return a new client of the service, whose errors name the service and the next step."""
         auth = self.client_auth
         if auth is None and self.client_curve is None:
+            auth = self.auth
+        if isinstance(auth, os.PathLike):
+            auth = FirstUser(auth)
+        elif auth is not None:
             # The application connects as the first user of the server.
-            auth = dict(list(Access(self.auth).users.items())[:1]) or None
-        client = ZMQClient(
+            auth = dict(list(parse_users(auth).items())[:1]) or None
+        client = ServiceClient(
             self.client_address,
             auth=auth,
             curve=self.client_curve,
@@ -78,6 +89,7 @@ class Service:
             retries=self.retries,
             send_deadline=self.send_deadline,
         )
+        client.get_advice = partial(advise, self)
         limit = self.limits.get('max_message_size', 0)
         client.max_message_size = max(client.max_message_size, limit)
         return client

@@ -1,91 +1,35 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Reads the options of a service, from code and from settings ``pyams_zmq.NAME.KEY``."""
+"""Reads the options of a service, from code and from settings ``pyams_zmq.NAME.OPTION``."""
 
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields
-from inspect import get_annotations
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from difflib import get_close_matches
 from ipaddress import ip_address
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
-from msgspec import Meta
 from pyramid.exceptions import ConfigurationError
-from pyramid.settings import asbool, aslist, falsey, truthy
 
 from pyams_zmq.auth import Access
-from pyams_zmq.auth.curve import CurveClient, CurveServer
+from pyams_zmq.auth.curve import CurveClient, CurveServer, read_keys
 from pyams_zmq.client.connection import ServiceAddress
+from pyams_zmq.config.errors import describe_source, is_set, locate, named, suggest
 from pyams_zmq.config.identity import APPLICATION
+from pyams_zmq.config.options import FORMS, OPTIONS, PREFIX
 from pyams_zmq.config.service import POOL_OPTIONS, Service, services_of
+from pyams_zmq.handler.plain import check_handler
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.pool.broker import make_worker_access
-from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL
-from pyams_zmq.process.ipc_file import check_mode, find_group
-from pyams_zmq.process.service import LIMITS
 from pyams_zmq.wire.endpoint import Endpoint
-
-PREFIX = 'pyams_zmq.'
 
 _NAME = re.compile(r'[A-Za-z0-9_-]+', re.ASCII)
 
-_POOL_LIMITS = (
-    'queue_limit queue_size client_queue_size max_reply_size max_calls max_memory beat_interval '
-    'stats_users'
-).split()
-_LIMITS = ('concurrency', *LIMITS, *_POOL_LIMITS)
+_ADDRESSES = ('address', 'worker_address')
 _FILE_OPTIONS = ('ipc_mode', 'ipc_group')
-_NUMBERS = {int: Annotated[int, Meta(ge=0)], float: Annotated[float, Meta(ge=0, le=1e8)]}
-
-OPTIONS = {item.name for item in fields(Service)} - {'name', 'limits'} | set(_LIMITS)
-"""Keyword arguments of the directive"""
-
-# A ZMQPool has the limits of a ZMQProcess, and its own.
-_HINTS = {
-    name: hint
-    for cls in (*reversed(ZMQPool.__mro__), Service)
-    for name, hint in get_annotations(cls).items()
+_OTHER_FORMS: dict[str, set[str]] = {
+    **{whole: set(parts) for whole, parts in FORMS.items()},
+    **{part: {whole} for whole, parts in FORMS.items() for part in parts},
 }
-
-TYPES: Mapping[str, Any] = {
-    **{key: _NUMBERS[_HINTS[key]] for key in OPTIONS if _HINTS[key] in _NUMBERS},
-    'beat_interval': Annotated[float, Meta(ge=MIN_INTERVAL, le=MAX_INTERVAL)],
-    'concurrency': Annotated[int, Meta(ge=1)],
-    'send_deadline': bool,
-    'start': Annotated[str, Meta(pattern='^(auto|external|never)$')],
-    'stats_users': tuple[str, ...],
-    'timeout': Annotated[float, Meta(gt=0)],
-}
-"""Options that msgspec checks, and converts from the text of a setting"""
-
-_SECRETS = {'client_keys': 'server_key', 'server_public_key': 'client_key'}
-"""Settings of public CURVE keys, each with the setting of the secret key that it needs"""
-
-SETTINGS = OPTIONS - {'curve', 'client_curve', 'worker_curve'} | {*_SECRETS, *_SECRETS.values()}
-"""Keys of settings"""
-
-
-def convert(key: str, value: Any) -> Any:
-    """Return the value of an option, checked and converted to its type.
-
-    :param key: one of `TYPES`, or of `_FILE_OPTIONS`
-    :raises ValueError: if the value is not allowed
-    """
-    if key == 'ipc_mode':
-        return check_mode(value)
-    if key == 'ipc_group':
-        find_group(value)
-        return value
-    if key == 'stats_users':
-        value = aslist(value)
-    elif key == 'send_deadline' and str(value).lower() in truthy | falsey:
-        value = asbool(value)
-    try:
-        return msgspec.convert(value, TYPES[key], strict=False)
-    except msgspec.ValidationError as error:
-        raise ValueError(f'{value!r} is not allowed. {error}') from None
 
 
 def check_name(name: Any) -> None:
@@ -94,9 +38,23 @@ def check_name(name: Any) -> None:
     :raises ConfigurationError: if it has other characters than letters, digits, `_` and `-`
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigurationError(
-            f'Bad name of a ØMQ process {name!r}: write letters, digits, _ and -'
-        )
+        raise ConfigurationError(_describe_name(name))
+
+
+def _describe_name(name: Any) -> str:
+    return f'Bad name of a ØMQ process {name!r}: write letters, digits, _ and -'
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Check the names of the options that code gives to a service.
+
+    :raises ConfigurationError: for an unknown one
+    """
+    for key in options:
+        if key not in OPTIONS:
+            raise ConfigurationError(
+                f'add_zmq_process({name!r}): unknown option {key}; {suggest(key)}'
+            )
 
 
 def check_settings(registry: Any) -> list[str]:
@@ -109,14 +67,30 @@ def check_settings(registry: Any) -> list[str]:
     for setting in registry.settings or ():
         if setting.startswith(PREFIX) and setting != APPLICATION:
             name, dot, key = setting.removeprefix(PREFIX).partition('.')
-            if not dot or key not in SETTINGS:
+            if not dot or key not in OPTIONS:
+                advice = f'write {APPLICATION}, or {PREFIX}NAME.OPTION'
+                if dot and _NAME.fullmatch(name):
+                    advice = suggest(key, f'{PREFIX}{name}.')
+                elif get_close_matches(setting, [APPLICATION]):
+                    advice = f'did you mean {APPLICATION}?'
+                raise ConfigurationError(f'Unknown setting {locate(repr(setting))}: {advice}')
+            if not _NAME.fullmatch(name):
                 raise ConfigurationError(
-                    f'Unknown setting {setting!r}: write {APPLICATION}, or {PREFIX}NAME.KEY '
-                    'with one of the keys ' + ', '.join(sorted(SETTINGS))
+                    f'{_describe_name(name)} (setting {locate(repr(setting))})'
                 )
-            check_name(name)
             names.append(name)
     return list(dict.fromkeys(names))
+
+
+def is_complete(settings: Mapping[str, Any], name: str) -> bool:
+    """Return True if settings alone describe a service.
+
+    :raises ConfigurationError: for a bad value of `start`
+    """
+    start = f'{PREFIX}{name}.start'
+    with named(settings, name, 'start'):
+        is_elsewhere = is_set(settings, start) and OPTIONS['start'].read(settings[start]) == 'never'
+    return is_elsewhere or f'{PREFIX}{name}.handler' in settings
 
 
 def read_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:
@@ -129,35 +103,7 @@ def read_service(config: Any, name: str, options: Mapping[str, Any]) -> Service:
         not repeat a secret
     """
     check_settings(config.registry)
-    prefix = f'{PREFIX}{name}.'
-    values = dict(options)
-    for setting, value in (config.registry.settings or {}).items():
-        if setting.startswith(prefix) and value != '':
-            values[setting.removeprefix(prefix)] = value
-    for key, value in values.items():
-        with _named(name, key):
-            values[key] = _read(config, key, value)
-    _read_keys(name, values)
-    _check_access(name, values)
-    for key in ('address', 'handler'):
-        if values.get(key) is None and (key, values.get('start')) != ('handler', 'never'):
-            raise ConfigurationError(
-                f'ØMQ process {name!r} has no {key}: pass it to add_zmq_process, or set '
-                f'{prefix}{key}'
-            )
-    with _named(name, 'address'):
-        _check_address(values['address'], values.get('start') != 'never')
-    _check_pool(name, values)
-    for key in _FILE_OPTIONS:
-        if values.get(key) is not None:
-            _check_path(name, key, values)
-    limits = {key: values.pop(key) for key in _LIMITS if key in values}
-    service = Service(name, limits=limits, **values)
-    with _named(name, 'client_curve'):
-        ServiceAddress.parse(service.client_address, None, service.client_curve)
-    with _named(name, 'client_auth'):
-        ServiceAddress.parse(service.client_address, service.client_auth, service.client_curve)
-    return service
+    return _Reader(config, name, options).read()
 
 
 def check_addresses(registry: Any, service: Service) -> None:
@@ -166,67 +112,176 @@ def check_addresses(registry: Any, service: Service) -> None:
     :param registry: registry of the application
     :raises ConfigurationError: if one does
     """
+    settings = registry.settings or {}
     others = [other for other in services_of(registry).values() if other.name != service.name]
     for number, endpoint in enumerate(service.endpoints):
         for other in (*others, *([service] if number else ())):
-            for taken in other.endpoints[: number if other is service else None]:
+            for index, taken in enumerate(other.endpoints[: number if other is service else None]):
                 if endpoint.overlaps(taken):
+                    sources = [
+                        describe_source(settings, each.name, _ADDRESSES[place])
+                        for each, place in ((other, index), (service, number))
+                    ]
                     raise ConfigurationError(
                         f'The ØMQ processes {other.name!r} and {service.name!r} cannot both bind '
-                        f'{endpoint}: choose another address for one of them'
+                        f'{endpoint}: choose another address for one of them ({sources[0]}; '
+                        f'{sources[1]})'
                         if other is not service
                         else f'ØMQ process {service.name!r} cannot bind {endpoint} twice: choose '
-                        'another worker_address'
+                        f'another worker_address ({sources[1]})'
                     )
 
 
-@contextmanager
-def _named(name: str, key: str) -> Iterator[None]:
-    """Convert an error into a ConfigurationError that names the option."""
-    try:
-        yield
-    except (ValueError, TypeError, ImportError, AttributeError) as error:
-        setting = f' (setting {PREFIX}{name}.{key})' if key in SETTINGS else ''
-        raise ConfigurationError(f'ØMQ process {name!r}, bad {key}{setting}: {error}') from None
+class _Reader:
+    """Reads the options of one service.
 
+    :ivar values: values by option
+    :ivar forms: options that were given in another form, such as `auth_file` for `auth`
+    """
 
-def _read(config: Any, key: str, value: Any) -> Any:
-    if key in TYPES or key in _FILE_OPTIONS:
-        return convert(key, value)
-    if key in ('handler', 'factory'):
-        value = config.maybe_dotted(value)
-        if not callable(value):
-            raise TypeError(f'{value!r} is not a class')
-    elif key == 'client_keys' and not os.path.isdir(value):
-        return aslist(value)
-    return value
+    def __init__(self, config: Any, name: str, options: Mapping[str, Any]):
+        self.config = config
+        self.name = name
+        self.settings: Mapping[str, Any] = config.registry.settings or {}
+        self.values = self._merge(options)
+        self.forms: dict[str, str] = {}
 
+    def read(self) -> Service:
+        """Return the service."""
+        for key, value in self.values.items():
+            with self._named(key):
+                self.values[key] = OPTIONS[key].read(value, self.config)
+        if self.values.get('handler') is not None:
+            with self._named('handler'):
+                usual = getattr(self.values.get('factory'), 'concurrency', 1)
+                check_handler(self.values['handler'], self.values.get('concurrency', usual))
+        self._read_forms()
+        self._check_access()
+        self._check_presence()
+        self._check_pool()
+        values = self.values
+        for key in _FILE_OPTIONS:
+            if values.get(key) is not None:
+                self._check_path(key)
+        limits = {
+            key: values.pop(key) for key in OPTIONS if OPTIONS[key].is_limit and key in values
+        }
+        service = Service(self.name, limits=limits, **values)
+        with self._named('client_curve'):
+            ServiceAddress.parse(service.client_address, None, service.client_curve)
+        with self._named('client_auth'):
+            ServiceAddress.parse(service.client_address, service.client_auth, service.client_curve)
+        return service
 
-def _read_keys(name: str, values: dict[str, Any]) -> None:
-    """Replace the settings of CURVE keys by objects."""
-    for public, secret in _SECRETS.items():
-        if public in values and secret not in values:
-            raise ConfigurationError(
-                f'ØMQ process {name!r} has {public} but no {secret}: set {PREFIX}{name}.{secret}'
+    def _merge(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that are given; a setting also replaces the other form in code."""
+        prefix = f'{PREFIX}{self.name}.'
+        given = {
+            setting.removeprefix(prefix): value
+            for setting, value in self.settings.items()
+            if setting.startswith(prefix) and is_set(self.settings, setting)
+        }
+        values = {
+            key: value
+            for key, value in options.items()
+            if not (key in _OTHER_FORMS and value in (None, ''))
+            and not _OTHER_FORMS.get(key, set()) & given.keys()
+        }
+        values.update(given)
+        for whole, parts in FORMS.items():
+            for part in parts:
+                if whole in values and part in values:
+                    raise self._error(f'has {whole} and {part}: remove one of them')
+        return values
+
+    def _read_forms(self) -> None:
+        """Replace files of users by their paths, and the texts of CURVE keys by objects."""
+        values = self.values
+        for whole, (first, *public) in FORMS.items():
+            given = [part for part in (first, *public) if part in values]
+            if given:
+                self.forms[whole] = first
+                if public:
+                    values[whole] = self._make_curve(whole, first, *public)
+                else:
+                    values[whole] = values.pop(first)
+
+    def _make_curve(self, whole: str, secret: str, public: str) -> CurveServer | CurveClient:
+        for key, other in ((secret, public), (public, secret)):
+            if key not in self.values:
+                raise self._error(f'has {other} but no {key}: set {self._locate(key)}')
+        key, others = self.values.pop(secret), self.values.pop(public)
+        is_client = whole == 'client_curve'
+        with self._named(public):
+            read_keys([others] if is_client else others)
+        with self._named(secret):
+            return CurveClient(others, key) if is_client else CurveServer(key, others)
+
+    def _check_access(self) -> None:
+        """Check who may connect to the sockets of a service."""
+        values = self.values
+        for auth, curve in (('auth', 'curve'), ('worker_auth', 'worker_curve')):
+            with self._named(curve):
+                Access(curve=values.get(curve))
+            with self._named(auth):
+                Access(values.get(auth), curve=values.get(curve))
+        with self._named('clients'):
+            Access(clients=values.get('clients'))
+
+    def _check_presence(self) -> None:
+        values = self.values
+        is_bound = values.get('start') != 'never'
+        for key in ('address', 'handler'):
+            if values.get(key) is None and (is_bound or key != 'handler'):
+                raise self._error(
+                    f'has no {key}: pass it to add_zmq_process, or set {self._locate(key)}'
+                )
+        with self._named('address'):
+            _check_address(values['address'], is_bound)
+
+    def _check_path(self, key: str) -> None:
+        """Check that a service has an address to which an option of socket files applies."""
+        addresses = [self.values[each] for each in _ADDRESSES if self.values.get(each)]
+        if not any(Endpoint.parse(address, bind=True).path for address in addresses):
+            raise self._error(
+                f'has {key} ({self._describe(key)}), which is for an address with a file: '
+                f'{addresses[0]!r} is not ipc:///path'
             )
-    if 'server_key' in values:
-        with _named(name, 'server_key'):
-            values['curve'] = CurveServer(values.pop('server_key'), values.pop('client_keys', ()))
-    if 'client_key' in values:
-        with _named(name, 'client_key'):
-            public = values.pop('server_public_key', '')
-            values['client_curve'] = CurveClient(public, values.pop('client_key'))
 
+    def _check_pool(self) -> None:
+        """Check the options of a pool; a service with `workers` is a pool."""
+        values = self.values
+        if not values.get('workers'):
+            for option in OPTIONS.values():
+                if option.is_for_pools and values.get(option.name):
+                    key = self.forms.get(option.name, option.name)
+                    raise self._error(
+                        f'has {key}, which is for a pool: set {self._locate("workers")}, or remove '
+                        f'it ({self._describe(key)})'
+                    )
+            return
+        factory = values.setdefault('factory', ZMQPool)
+        if not (isinstance(factory, type) and issubclass(factory, ZMQPool)):
+            raise self._error(
+                f'has workers, but {factory!r} is not a subclass of ZMQPool: derive it from that, '
+                f'or remove workers ({self._describe("factory")})'
+            )
+        with self._named('worker_address'):
+            make_worker_access(*(values.get(key) for key in POOL_OPTIONS[1:]))
 
-def _check_access(name: str, values: Mapping[str, Any]) -> None:
-    """Check who may connect to the sockets of a service."""
-    for auth, curve in (('auth', 'curve'), ('worker_auth', 'worker_curve')):
-        with _named(name, curve):
-            Access(curve=values.get(curve))
-        with _named(name, auth):
-            Access(values.get(auth), curve=values.get(curve))
-    with _named(name, 'clients'):
-        Access(clients=values.get('clients'))
+    # Errors
+
+    def _named(self, key: str) -> AbstractContextManager[None]:
+        return named(self.settings, self.name, self.forms.get(key, key))
+
+    def _describe(self, key: str) -> str:
+        return describe_source(self.settings, self.name, key)
+
+    def _locate(self, key: str) -> str:
+        return locate(f'{PREFIX}{self.name}.{key}')
+
+    def _error(self, text: str) -> ConfigurationError:
+        return ConfigurationError(f'ØMQ process {self.name!r} {text}')
 
 
 def _check_address(address: Any, is_bound: bool) -> None:
@@ -250,32 +305,3 @@ def _check_address(address: Any, is_bound: bool) -> None:
             raise ValueError(
                 f'{endpoint.host!r} is not an IP address, which clients need to know'
             ) from None
-
-
-def _check_path(name: str, key: str, values: Mapping[str, Any]) -> None:
-    """Check that a service has an address to which an option of socket files applies."""
-    addresses = [values[each] for each in ('address', 'worker_address') if values.get(each)]
-    if not any(Endpoint.parse(address, bind=True).path for address in addresses):
-        raise ConfigurationError(
-            f'ØMQ process {name!r} has {key} (setting {PREFIX}{name}.{key}), which is for an '
-            f'address with a file: {addresses[0]!r} is not ipc:///path'
-        )
-
-
-def _check_pool(name: str, values: dict[str, Any]) -> None:
-    """Check the options of a pool; a service with `workers` is a pool."""
-    if not values.get('workers'):
-        for key in (*POOL_OPTIONS, *_POOL_LIMITS):
-            if values.get(key):
-                raise ConfigurationError(
-                    f'ØMQ process {name!r} has {key}, which is for a pool: '
-                    f'set {PREFIX}{name}.workers'
-                )
-        return
-    factory = values.setdefault('factory', ZMQPool)
-    if not (isinstance(factory, type) and issubclass(factory, ZMQPool)):
-        raise ConfigurationError(
-            f'ØMQ process {name!r} has workers, but {factory!r} is not a subclass of ZMQPool'
-        )
-    with _named(name, 'worker_address'):
-        make_worker_access(*(values.get(key) for key in POOL_OPTIONS[1:]))

@@ -4,14 +4,17 @@
 import logging
 import os
 import sys
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
 from pyramid.exceptions import ConfigurationError
 
+from pyams_zmq.config.errors import locate
 from pyams_zmq.config.identity import Application, identify
+from pyams_zmq.config.options import PREFIX
 from pyams_zmq.config.service import Service, services_of
-from pyams_zmq.config.settings import PREFIX, check_settings
+from pyams_zmq.config.settings import check_settings
 from pyams_zmq.exceptions import ZMQStartError
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.process.socket_lock import SocketLock
@@ -56,10 +59,7 @@ def start_services(event: Any) -> None:
     services = services_of(registry)
     for name in check_settings(registry):
         if name not in services:
-            raise ConfigurationError(
-                f'ØMQ process {name!r} has no handler: set {PREFIX}{name}.handler, or call '
-                f'config.add_zmq_process({name!r}, handler=...)'
-            )
+            raise ConfigurationError(_describe_missing(registry, name))
     application = registry.zmq_clients.application = identify(registry)
     if registry.queryUtility(IZMQClientFactory) is not None:
         return
@@ -78,6 +78,18 @@ def start_services(event: Any) -> None:
                 if not isinstance(error.__cause__, OSError):
                     raise ZMQStartError(text) from None
                 LOGGER.error('The application starts without a service: %s', text)
+
+
+def _describe_missing(registry: Any, name: str) -> str:
+    """Return the error for settings of a service that is not declared."""
+    prefix = f'{PREFIX}{name}.'
+    given = sorted(key for key in registry.settings if key.startswith(prefix))
+    text = (
+        f'ØMQ process {name!r} has no handler: set {locate(f"{prefix}handler")}, or call '
+        f'config.add_zmq_process({name!r}, handler=...); settings name it: {", ".join(given)}'
+    )
+    similar = get_close_matches(name, services_of(registry), 1)
+    return f'{text}; did you mean {similar[0]!r}?' if similar else text
 
 
 def _check_owners(registry: Any, application: Application) -> None:

@@ -17,6 +17,7 @@ from pyams_zmq.device.thread import DeviceThread
 from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError
 from pyams_zmq.process.server_socket import SocketLimits
 from pyams_zmq.wire.context import check_descriptors
+from pyams_zmq.wire.message import check_boolean
 
 QUEUE = zmq.QUEUE
 FORWARDER = zmq.FORWARDER
@@ -404,7 +405,7 @@ class Device(AccessAttributes, SocketLimits):
             for source, target in ((self._in, self._out), (self._out, self._in))
         )
         return (
-            self.native
+            check_boolean('native', self.native)
             and self._prefixes == (None, None)
             and not (is_swapped or can_block or has_dead_end)
             and all(config.is_native for config in self._sockets)

@@ -17,7 +17,8 @@ from weakref import WeakSet
 
 import zmq
 
-from pyams_zmq.auth import ZAP_DOMAIN, Authenticator
+from pyams_zmq.auth import ZAP_DOMAIN
+from pyams_zmq.auth.authenticator import Authenticator
 from pyams_zmq.device.proxy import (
     NO_COUNTS,
     PAUSE,

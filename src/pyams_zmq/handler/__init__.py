@@ -13,12 +13,13 @@ from zope.interface import implementer
 
 from pyams_zmq.auth import ANONYMOUS, Peer
 from pyams_zmq.exceptions import ZMQMessageError
-from pyams_zmq.handler.deferred import DeferredReply
+from pyams_zmq.handler.deferred import DeferredReply, make_send
 from pyams_zmq.handler.errors import error_reply
 from pyams_zmq.handler.methods import Method, methods_of, zmq_method
 from pyams_zmq.handler.request import call_plain, call_with_request
 from pyams_zmq.handler.threads import MethodThreads
 from pyams_zmq.interfaces import IZMQMessageHandler
+from pyams_zmq.wire.body import Reply, encode_reply, measure_body
 from pyams_zmq.wire.message import DRAINING, decode_request, encode
 
 __all__ = ['ZMQMessageHandler', 'zmq_method']
@@ -35,10 +36,14 @@ class ZMQMessageHandler:
 
     The type of the message names a public method of the `handler` class. The method is called with
     the frames of the message; the frame with index *json_load* is replaced by the arguments that
-    it contains: ``method(args)`` for the usual message of one frame. A keyword-only parameter
-    `peer` gets the :class:`~pyams_zmq.auth.Peer` that sent the message. The method may
-    raise :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its reply. Any other exception
-    is logged under an error id, and the peer gets the id only.
+    it contains: ``method(args)`` for the usual message of one frame. Such a message may also have
+    the arguments of a method by position, in an array, or by name, in an object, if the method
+    requires more than one, and none if it has no parameter. Arguments are converted to the types of
+    annotated parameters. A keyword-only parameter `peer` gets the
+    :class:`~pyams_zmq.auth.Peer` that sent the message. The method may raise
+    :class:`~pyams_zmq.exceptions.ZMQMessageError` to choose its reply. Any other exception is
+    logged under an error id, and the peer gets the id only. To send binary frames with its result,
+    a method returns a :class:`~pyams_zmq.message.Multipart`.
 
     A keyword-only parameter `request` gets a new Pyramid request, which is made as
     :func:`pyramid.scripting.prepare` makes one, with the `root` of the application. If it has a
@@ -76,7 +81,7 @@ class ZMQMessageHandler:
             )
         self.process = process
         self.rep_stream = stream
-        self._send: Any = getattr(stream, 'reply', getattr(stream, 'send', None))
+        self._send: Any = getattr(stream, 'reply', None) or make_send(stream)
         self.json_load = json_load
         self.rep_handler = factory() if isinstance(factory, type) else factory
         self.rep_handler.process = process
@@ -108,6 +113,7 @@ class ZMQMessageHandler:
     def __call__(self, frames: list[Any]) -> None:
         """Handle a message."""
         try:
+            reply: Reply
             method, call = self._prepare(frames)
             if call is None:
                 result = method.call(*frames)
@@ -116,16 +122,19 @@ class ZMQMessageHandler:
                 return
             else:
                 result = call()
-            if type(result) not in _RESULTS and isinstance(result, Awaitable):
+            if type(result) in _RESULTS:
+                reply = encode(result)
+            elif isinstance(result, Awaitable):
                 self._defer(method).wait_for_result(result)
                 return
-            reply = encode(result)
+            else:
+                reply = encode_reply(result)
         except BaseException as error:  # noqa: BLE001 - the peer waits for a reply
             reply = error_reply(error)
         try:
             self._send(reply)
         except Exception:
-            LOGGER.exception('A reply could not be sent')
+            LOGGER.exception('A reply of %s could not be sent', type(self.rep_handler).__name__)
 
     @property
     def _checks_users(self) -> bool:
@@ -149,7 +158,7 @@ class ZMQMessageHandler:
         if frames and (self.wants_frames or self._checks_users):
             peer = self._identify(frames[0])
             frames[:] = map(bytes, frames)
-        size = len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
+        size = len(frames[0]) if len(frames) == 1 else measure_body(frames)
         if size > self._max_size:
             raise ZMQMessageError(413, f'Message is {size} bytes; the limit is {self._max_size}')
         if getattr(self.process, 'draining', False):
@@ -162,19 +171,31 @@ class ZMQMessageHandler:
         method = self.methods.get(name)
         if method is None:
             raise ZMQMessageError(404, f'Unknown message type {name[:80]!r}')
-        if not method.min_frames <= len(frames) <= method.max_frames:
+        if method.min_frames <= len(frames) <= method.max_frames:
+            frames[self.json_load] = args
+            if method.frame_arguments is not None and len(frames) > 1:
+                call = method.frame_arguments.bind_frames(frames)
+            elif not (method.wants_peer or method.wants_request or method.in_thread):
+                return method, None
+            else:
+                call = partial(method.call, *frames)
+        elif len(frames) == 1 and method.arguments is not None:
+            call = method.arguments.bind(args)
+        else:
             raise ZMQMessageError(400, f'{name!r} does not take a message of {len(frames)} frames')
-        frames[self.json_load] = args
-        if not (method.wants_peer or method.wants_request or method.in_thread):
-            return method, None
-        call = partial(method.call, *frames)
+        return method, self._inject(method, call, peer)
+
+    def _inject(
+        self, method: Method, call: Callable[..., Any], peer: Peer | None
+    ) -> Callable[[], Any]:
+        """Return a call with what a method takes from here, not from the message."""
         if method.wants_peer:
             call = partial(call, peer=peer)
         if method.wants_request:
             if method.in_thread:
                 call = partial(call_plain, call)
             call = partial(call_with_request, self.process.registry, call)
-        return method, call
+        return call
 
     def _identify(self, frame: Any) -> Peer:
         """Return the peer that sent a frame, from the metadata that libzmq keeps.

@@ -6,19 +6,47 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from pyams_zmq.handler.errors import error_reply
+from pyams_zmq.handler.executor import Work, call_when_done, present_work
 from pyams_zmq.handler.methods import Method
 from pyams_zmq.handler.threads import MethodThreads
-from pyams_zmq.process.deadlines import CallDeadlines
-from pyams_zmq.process.executor import Work, call_when_done, present_work
+from pyams_zmq.wire.body import Reply, encode_reply
 from pyams_zmq.wire.message import DRAINING_REPLY, encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
 _MEASURE_TIME = 0.2  # seconds in which the watchdog finds out whether the process was suspended
 _LATE = 1.0  # seconds after its deadline in which a method may end before others are refused
+
+
+class Deadlines(Protocol):
+    """The deadlines of a process, see :class:`pyams_zmq.process.deadlines.CallDeadlines`."""
+
+    def add(self, call: object, timeout: float) -> None:
+        """Add a call that begins now, with the time limit of its method in seconds."""
+
+    def remove(self, call: object) -> None:
+        """Remove a call that has ended."""
+
+    def is_current(self) -> bool:
+        """Return False if the process may have been suspended a moment ago."""
+
+    def take_postponed(self, call: object) -> float:
+        """Return by how many seconds a call was postponed since this was asked last."""
+
+
+def make_send(stream: Any) -> Callable[[Reply], None]:
+    """Return a function that sends an encoded reply on a stream of any class."""
+
+    def send(reply: Reply) -> None:
+        if isinstance(reply, list):
+            stream.send_multipart(reply)
+        else:
+            stream.send(reply)
+
+    return send
 
 
 class DeferredReply:
@@ -40,7 +68,7 @@ class DeferredReply:
         stream: Any,
         method: Method,
         owed: 'set[asyncio.Future[None]]',
-        deadlines: CallDeadlines | None = None,
+        deadlines: Deadlines | None = None,
     ):
         loop = asyncio.get_running_loop()
         self._method = method
@@ -52,7 +80,7 @@ class DeferredReply:
         if method.timeout is not None:
             self._due = loop.time() + method.timeout
             self._timer = loop.call_at(self._due, self._pass_deadline)
-        detach: Any = getattr(stream, 'detach', None) or (lambda: (stream.send, lambda: None))
+        detach: Any = getattr(stream, 'detach', None) or (lambda: (make_send(stream), lambda: None))
         self._send, self._end = detach()
         owed.add(self._is_sent)
         if method.timeout is not None and deadlines is not None:
@@ -75,7 +103,7 @@ class DeferredReply:
         self.wait_for(asyncio.ensure_future(self._await_reply(result)))
 
     def wait_for(self, future: 'asyncio.Future[Any]') -> None:
-        """Reply with the result of a future: encoded bytes, or an awaitable of the result."""
+        """Reply with the result of a future: an encoded reply, or an awaitable of the result."""
         self._future = future
         future.add_done_callback(self._finish)
 
@@ -88,7 +116,7 @@ class DeferredReply:
         self._timer = asyncio.get_running_loop().call_later(_LATE, self._mark_overdue)
         LOGGER.warning('%s', text)
 
-    def _postpone(self, deadlines: CallDeadlines, is_measured: bool) -> bool:
+    def _postpone(self, deadlines: Deadlines, is_measured: bool) -> bool:
         """Set the timer again if this process was suspended, and return True."""
         loop = asyncio.get_running_loop()
         if not is_measured and not deadlines.is_current():
@@ -111,7 +139,7 @@ class DeferredReply:
     def _finish(self, future: 'asyncio.Future[Any]') -> None:
         # A task that is cancelled before its first step has not called the method.
         result = DRAINING_REPLY if future.cancelled() else future.result()
-        if not isinstance(result, bytes):
+        if not isinstance(result, (bytes, list)):
             self.wait_for_result(result)
             if self._is_sent.done():
                 self._cancel()
@@ -121,11 +149,11 @@ class DeferredReply:
         else:
             self._complete(result)
 
-    def _complete_soon(self, loop: asyncio.AbstractEventLoop, data: bytes) -> None:
+    def _complete_soon(self, loop: asyncio.AbstractEventLoop, data: Reply) -> None:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(self._complete, data)
 
-    def _complete(self, data: bytes) -> None:
+    def _complete(self, data: Reply) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._deadlines is not None:
@@ -137,7 +165,7 @@ class DeferredReply:
         finally:
             self._end()
 
-    def _reply(self, data: bytes) -> None:
+    def _reply(self, data: Reply) -> None:
         if self._is_sent.done():
             return
         self._owed.discard(self._is_sent)
@@ -145,15 +173,15 @@ class DeferredReply:
         try:
             self._send(data)
         except Exception:
-            LOGGER.exception('A reply could not be sent')
+            LOGGER.exception('A reply of %s could not be sent', self)
 
-    async def _await_reply(self, result: Awaitable[Any]) -> bytes:
+    async def _await_reply(self, result: Awaitable[Any]) -> Reply:
         if self._method.timeout is not None:
             work: Work = set()
             present_work.set(work)
             self._work = work
         try:
-            return encode(await result)
+            return encode_reply(await result)
         except BaseException as error:  # noqa: BLE001 - the peer waits for a reply
             if self._is_sent.done() and isinstance(error, asyncio.CancelledError):
                 return b''  # cancelled at the deadline

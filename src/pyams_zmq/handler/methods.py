@@ -3,19 +3,22 @@
 
 from collections.abc import Callable
 from functools import partialmethod, singledispatchmethod
-from inspect import Parameter, iscoroutinefunction, signature
+from inspect import Parameter, Signature, iscoroutinefunction, signature, unwrap
 from math import inf
+from types import MethodType
 from typing import Any, NamedTuple, TypeVar
 
-from pyams_zmq.wire.message import check_timeout
+from pyams_zmq.handler.arguments import VARIADIC, Arguments, arguments_of
+from pyams_zmq.wire.message import check_boolean, check_timeout
 
 _DESCRIPTORS = (staticmethod, classmethod, partialmethod, singledispatchmethod)
+_NO_OPTIONS = (None, None, False)
 _MAX_TIMEOUT = 1e8  # seconds: three years; the clock of a loop can represent it
 _T = TypeVar('_T')
 
 
 def zmq_method(
-    *, timeout: float | None = None, repeatable: bool | None = None
+    *, timeout: float | None = None, repeatable: bool | None = None, spread: bool = False
 ) -> Callable[[_T], _T]:
     """Declare properties of a method that handles messages; a decorator.
 
@@ -26,13 +29,19 @@ def zmq_method(
         cancelled then; a plain one continues, and counts for the `concurrency`, until it ends.
         `math.inf` for a method without limit in a class that has one
     :param repeatable: true if a pool may call the method again for a message whose worker has died
+    :param spread: true if a message contains the arguments of the method by position, in an array,
+        or by name, in an object; needed only for a method with one required parameter
     :raises ValueError: if *timeout* is not a number above 0
+    :raises TypeError: if *repeatable* or *spread* is not a boolean
     """
     if timeout is not None:
         check_timeout(timeout)
+    if repeatable is not None:
+        check_boolean('repeatable', repeatable)
+    check_boolean('spread', spread)
 
     def declare(method: _T) -> _T:
-        method.zmq_options = (timeout, repeatable)  # type: ignore[attr-defined] # ours
+        method.zmq_options = (timeout, repeatable, spread)  # type: ignore[attr-defined] # ours
         return method
 
     return declare
@@ -41,7 +50,10 @@ def zmq_method(
 class Method(NamedTuple):
     """A method of a message handler.
 
-    :ivar min_frames: minimum number of frames of a message
+    :ivar arguments: makes the arguments of `call` from a message of one frame; None if the first
+        parameter gets them as they were decoded
+    :ivar frame_arguments: the same for a message of several frames; None if `call` gets these
+    :ivar min_frames: minimum number of frames of a message, at least 2 if there are *arguments*
     :ivar max_frames: maximum number of frames
     :ivar in_thread: true if it runs in a thread
     """
@@ -56,6 +68,8 @@ class Method(NamedTuple):
     timeout: float | None = None
     repeatable: bool | None = None
     in_thread: bool = False
+    arguments: Arguments | None = None
+    frame_arguments: Arguments | None = None
 
 
 def methods_of(handler: Any) -> dict[str, Method]:
@@ -83,18 +97,23 @@ def methods_of(handler: Any) -> dict[str, Method]:
                 continue
             # Each function of a singledispatchmethod has its own signature.
             is_single = isinstance(attribute, singledispatchmethod)
-            method = Method(call, name) if is_single else _inspect(call, name)
-            options = getattr(attribute, 'zmq_options', getattr(call, 'zmq_options', (None, None)))
-            methods[name] = method._replace(timeout=options[0], repeatable=options[1])
+            options = getattr(attribute, 'zmq_options', getattr(call, 'zmq_options', _NO_OPTIONS))
+            timeout, repeatable, spread = options
+            method = Method(call, name)
+            if not is_single:
+                method = _inspect(method, type(handler), spread)
+            methods[name] = method._replace(timeout=timeout, repeatable=repeatable)
     return _apply_defaults(type(handler), methods)
 
 
-def _inspect(call: Callable[..., Any], name: str) -> Method:
+def _inspect(method: Method, owner: type, spread: bool) -> Method:
     """Return a method with the properties of its signature."""
+    call = method.call
     try:
-        parameters = signature(call).parameters.values()
+        declared = _signature_of(call)
     except ValueError:  # a builtin without a signature
-        return Method(call, name)
+        return method
+    parameters = declared.parameters.values()
     positional = [
         item
         for item in parameters
@@ -103,9 +122,39 @@ def _inspect(call: Callable[..., Any], name: str) -> Method:
     required = sum(item.default is Parameter.empty for item in positional)
     is_variadic = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
     keywords = {item.name for item in parameters if item.kind is Parameter.KEYWORD_ONLY}
-    most = inf if is_variadic else len(positional)
-    is_async = iscoroutinefunction(call)
-    return Method(call, name, required, most, 'peer' in keywords, 'request' in keywords, is_async)
+    arguments, frame_arguments = arguments_of(call, method.name, declared, owner, spread)
+    return method._replace(
+        min_frames=required if arguments is None else max(required, 2),
+        max_frames=inf if is_variadic else len(positional),
+        wants_peer='peer' in keywords,
+        wants_request='request' in keywords,
+        is_async=iscoroutinefunction(call),
+        arguments=arguments,
+        frame_arguments=frame_arguments,
+    )
+
+
+def _signature_of(call: Callable[..., Any]) -> Signature:
+    """Return the signature of a method, which may be decorated with :func:`functools.wraps`.
+
+    A function that passes on what it gets, ``*args, **kwargs``, has that of the one it wraps.
+
+    :raises ValueError: of a builtin without a signature
+    """
+    function = getattr(call, '__func__', call)
+    target = unwrap(function, stop=_is_explicit)
+    if function is not call:
+        target = MethodType(target, call.__self__)  # type: ignore[attr-defined] # of a method
+    return signature(target, follow_wrapped=not hasattr(target, '__wrapped__'))
+
+
+def _is_explicit(function: Callable[..., Any]) -> bool:
+    """Return True if a function names all parameters that it takes."""
+    try:
+        parameters = signature(function, follow_wrapped=False).parameters.values()
+    except ValueError:  # in C
+        return False
+    return all(item.kind not in VARIADIC for item in parameters)
 
 
 def _apply_defaults(cls: type, methods: dict[str, Method]) -> dict[str, Method]:

@@ -4,12 +4,14 @@
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from msgspec import Raw
 from pyramid.interfaces import IRequestFactory, IRootFactory
 from pyramid.request import Request, apply_request_extensions
 from pyramid.threadlocal import RequestContext
 from pyramid.traversal import DefaultRootFactory
 
-from pyams_zmq.wire.message import encode
+from pyams_zmq.wire.message import encode, status_of
+from pyams_zmq.wire.multipart import Multipart
 
 
 def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
@@ -19,7 +21,7 @@ def call_with_request(registry: Any, call: Callable[..., Any]) -> Any:
 
     :param registry: registry of the application
     :param call: method, plain or `async def`
-    :return: its result, or an awaitable of it
+    :return: its encoded result, or an awaitable of it
     :raises: the exceptions of the method, and of the commit
     """
     scope = _RequestScope(registry)
@@ -87,19 +89,20 @@ class _RequestScope:
             raise
         return self.finish(value)
 
-    def finish(self, result: Any) -> Any:
-        """Commit or abort the transaction, depending on the result; return the result."""
+    def finish(self, result: Any) -> Raw | Multipart:
+        """Commit or abort the transaction, depending on the result; return its JSON."""
         commit = False
         try:
-            encode(result)  # abort if the result is not JSON
-            match result:
-                case [int(status), _] if status >= 400:  # noqa: PLR2004 - as in HTTP
-                    pass
-                case _:
-                    commit = True
+            # Abort if the result is not JSON. Its objects may need the transaction to be encoded.
+            if isinstance(result, Multipart):
+                data: Raw | Multipart = Multipart(Raw(encode(result.value)), result.frames)
+                result = result.value
+            else:
+                data = Raw(encode(result))
+            commit = (status_of(result) or 0) < 400  # noqa: PLR2004 - as in HTTP
         finally:
             self.leave(commit)
-        return result
+        return data
 
     def leave(self, commit: bool) -> None:
         """Commit or abort the transaction, and end the request."""

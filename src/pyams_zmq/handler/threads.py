@@ -9,7 +9,7 @@ from threading import Thread
 from typing import Any
 
 from pyams_zmq.handler.errors import error_reply
-from pyams_zmq.wire.message import encode
+from pyams_zmq.wire.body import encode_reply
 
 
 class MethodThreads:
@@ -71,6 +71,6 @@ def _work(enter: Callable[[], None], calls: 'SimpleQueue[Any]') -> None:
 def _call(call: Callable[[], Any]) -> Any:
     try:
         result = call()
-        return result if isinstance(result, Awaitable) else encode(result)
+        return result if isinstance(result, Awaitable) else encode_reply(result)
     except BaseException as error:  # noqa: BLE001 - the peer waits for a reply
         return error_reply(error)

@@ -31,8 +31,8 @@ __all__ = ['PoolWorker', 'ZMQPool']
 _LIMITS = (*LIMITS, 'loop_factory')  # of broker and workers
 _STATS_LINGER = 100  # milliseconds for a request that could not be sent yet
 _PROCESS_HOOKS = (
-    *('setup', 'init_stream', 'stream', 'exit', 'socket_type'),
-    *('_on_started', '_report_ready', '_reload', '_drain', '_on_stopped', '_teardown'),
+    *('setup', 'init_stream', 'stream', 'exit', 'socket_type', '_teardown'),
+    *('_on_started', '_log_start', '_report_ready', '_reload', '_drain', '_on_stopped'),
 )  # of a ZMQProcess, which a pool does not have
 _WORKER_LIMITS = ('concurrency', 'beat_interval', 'max_calls', 'max_memory')
 
@@ -49,7 +49,8 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     subclass that defines one raises a TypeError. Override them in `worker_factory`.
 
     :param bind_addr: address to bind, see :class:`pyams_zmq.endpoint.Endpoint`
-    :param handler: class of the message handler; each worker has an instance of its own
+    :param handler: class with the methods, or a message handler, see
+        :class:`~pyams_zmq.process.ZMQProcess`; each worker has an instance of its own
     :param auth: users that may connect, see :func:`pyams_zmq.auth.parse_users`
     :param clients: IP addresses that may connect, as clients and as workers of other machines, see
         :func:`pyams_zmq.auth.parse_clients`
@@ -107,7 +108,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     def __init__(
         self,
         bind_addr: Any,
-        handler: Callable[..., Any],
+        handler: Any,
         auth: Users = None,
         clients: str | Iterable[str] | None = None,
         registry: Any = None,
@@ -134,12 +135,15 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         """Fork the pool and return at once.
 
         :raises ValueError: for an invalid `concurrency` or `beat_interval`
+        :raises TypeError: for `stats_users` that are a string
         :raises ZMQStartError: in a program that cannot fork, and if `curve` was assigned
             after the construction
         """
         self.check_curve()
         check_integer('concurrency', self.concurrency, 1)
         check_interval(self.beat_interval)
+        if isinstance(self.stats_users, str):  # it contains each part of a name
+            raise TypeError(f'Bad stats_users {self.stats_users!r}: write a collection of names')
         super().start()
 
     @property
@@ -164,7 +168,9 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
             socket.connect(self.bound_addresses[1])
             socket.send_multipart([b'', protocol.STATS])
             if not socket.poll(int(timeout * 1000)):
-                raise ZMQTimeoutError(f'The broker of {self.name} did not reply in {timeout} s')
+                raise ZMQTimeoutError(
+                    f'The broker of {self.name} did not reply in {timeout} s: see its log'
+                )
             stats: dict[str, Any] = decode_reply(socket.recv())
         return stats
 

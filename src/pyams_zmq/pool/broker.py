@@ -30,6 +30,7 @@ from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.process.stream import ZMQStream
+from pyams_zmq.wire.body import measure_body
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.endpoint import Endpoint, parse_ip
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN, SRCFD, send_frames
@@ -92,7 +93,7 @@ class _RouterStream(ZMQStream):
         try:
             self._on_message(self, first, frames)
         except Exception:
-            LOGGER.exception('A message could not be handled')
+            LOGGER.exception('%s could not handle a message', self._broker.name)
 
     def send_frames(self, frames: Sequence[Any]) -> bool:
         """Send a message; return False if its peer is gone, or does not read."""
@@ -216,7 +217,7 @@ class PoolBroker(ServiceProcess):
             self._send_reply(envelope, [encode([error.status, error.text])])
 
     def _handle_body(self, first: Any, envelope: Envelope, body: list[Any]) -> None:
-        size = sum(map(len, body))
+        size = measure_body(body)
         if size > self.max_message_size:
             raise ZMQMessageError(
                 413, f'Message is {size} bytes; the limit is {self.max_message_size}'
@@ -289,7 +290,11 @@ class PoolBroker(ServiceProcess):
             case [b'', command, *rest]:
                 self._handle_command(stream, first, command, rest)
             case _:
-                LOGGER.warning('A worker sent %d frames that are not a message', len(frames))
+                LOGGER.warning(
+                    'A worker sent %d frames that are not a message: install the same version of '
+                    'pyams_zmq for all workers',
+                    len(frames),
+                )
 
     def _handle_command(
         self, stream: _RouterStream, first: Any, command: bytes, rest: list[Any]
@@ -317,7 +322,11 @@ class PoolBroker(ServiceProcess):
             case protocol.STATS, [] if stream is self._local_stream:
                 stream.send_frames([route, encode(self._stats())])
             case _:
-                LOGGER.warning('A worker sent the unknown command %r', bytes(command)[:16])
+                LOGGER.warning(
+                    'A worker sent the unknown command %r: install the same version of pyams_zmq '
+                    'for all workers',
+                    bytes(command)[:16],
+                )
 
     def _register(
         self, stream: _RouterStream, user: str, route: bytes, info: Any, now: float
@@ -391,7 +400,12 @@ class PoolBroker(ServiceProcess):
             # On a slow link its heartbeats may wait behind a large reply, which is still coming in.
             worker.last_seen = max(worker.last_seen, now - worker.measure_silence())
         for worker in self._scheduler.check(now):
-            LOGGER.error('Worker %s of %s missed its heartbeats', worker.pid, worker.host)
+            LOGGER.error(
+                'Worker %s of %s missed its heartbeats, and its calls are repeated or fail: see '
+                'its log; raise beat_interval if its methods block all threads for so long',
+                worker.pid,
+                worker.host,
+            )
         self.loop.call_later(_CHECK_INTERVAL, self._check_workers)
         self._pump()
 

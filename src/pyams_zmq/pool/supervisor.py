@@ -36,7 +36,6 @@ class PoolSupervisor(OwnedSupervisor):
     _replaces_all = True
     _all_beat = True
 
-    _has_been_ready = False
     _replacement: tuple[SupervisedProcess, SupervisedProcess] | None = None
 
     def __init__(self, pool: Any, local_port: LocalPort):
@@ -132,10 +131,17 @@ class PoolSupervisor(OwnedSupervisor):
         else:
             super()._restart_later(child, now, code)
 
+    def _give_up(self, child: SupervisedProcess, code: int | None, error: Exception) -> None:
+        """End the pool: no worker can have a handler; its clients need not wait for one."""
+        for worker in self._workers:
+            worker.give_up()
+        self._fail(error)
+        super()._give_up(child, code, error)
+
     def _on_failure(self, child: SupervisedProcess, code: int | None) -> None:
         super()._on_failure(child, code)
         if child is self._broker or all(worker.has_failed for worker in self._workers):
-            if not self._has_been_ready:
+            if not (self._has_been_ready or self._stopping):
                 error = ZMQStartError(f'{child.name} of {self._process.name} fails, see its log')
                 self._process._send_report(None, error)
             self._notify_given_up(self._process, self._process.name, code)

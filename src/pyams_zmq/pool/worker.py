@@ -6,7 +6,6 @@ import logging
 import os
 import socket as network
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from typing import Any
@@ -19,6 +18,7 @@ from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import ServiceAddress, configure
 from pyams_zmq.client.permission import describe_missing_permission
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQStartError
+from pyams_zmq.handler.plain import make_handler
 from pyams_zmq.pool import protocol
 from pyams_zmq.pool.heartbeat import OVERDUE, HeartbeatThread
 from pyams_zmq.pool.local_port import LocalPort
@@ -39,6 +39,9 @@ RECONNECT = (20, 1000)
 
 DISCONNECT_TIMEOUT = 5.0
 """Seconds to wait for DISCONNECT_OK from a connected broker"""
+
+BROKER_TIMEOUT = 5.0
+"""Seconds without READY_OK of a broker until the worker logs a warning"""
 
 READY_TIMEOUT = 5.0
 """Seconds to wait for READY_OK before UNKNOWN makes the worker send READY again"""
@@ -67,7 +70,8 @@ class PoolWorker(ZMQProcess):
     `passwords` or `clients`, raises a ZMQStartError.
 
     :param address: address of the broker
-    :param handler: class of the message handler
+    :param handler: class with the methods, or a message handler, see
+        :class:`~pyams_zmq.process.ZMQProcess`
     :param auth: `'user:password'` of the worker at the broker
     :param registry: registry of the application, by default the current one
     :param curve: keys of the worker and the broker
@@ -86,6 +90,9 @@ class PoolWorker(ZMQProcess):
     is_connected = False  #: True while the broker is connected, as far as is known
 
     _has_been_ready = False
+    _is_registered = False  # since the last connection
+    _has_warned = False  # since it was registered
+    _broker_timer: Any = None
     _leaves_at_start = False
     _route: bytes
     _replies = 0
@@ -98,7 +105,7 @@ class PoolWorker(ZMQProcess):
     def __init__(
         self,
         address: Any,
-        handler: Callable[..., Any],
+        handler: Any,
         auth: Users = None,
         registry: Any = None,
         *,
@@ -146,12 +153,13 @@ class PoolWorker(ZMQProcess):
         self._monitor = ZMQStream(monitor, self.loop)
         self._monitor.on_recv(self._on_connection)
         self._streams.update([self.rep_stream, self._monitor])
-        self._message_handler = self.handler(self, self.rep_stream, self.stop)
+        self._message_handler = make_handler(self.handler, self, self.rep_stream)
         self.rep_stream.on_recv(self._message_handler)
         self.bound_address = self._broker.endpoint.uri
         socket.connect(self._broker.endpoint.encoded)
         self._heartbeats = HeartbeatThread(self)
         self._heartbeats.start()
+        self._expect_broker()
         if self._leaves_at_start:
             self.loop.add_callback(self.reload)
 
@@ -172,11 +180,37 @@ class PoolWorker(ZMQProcess):
             self.is_connected = False
             self._is_disconnected.set()  # DISCONNECT_OK will not arrive
             self._ready_sent = -inf
+            self._expect_broker()
         else:
             self.rep_stream.drop_waiting()  # READY does not list them
             self.is_connected = True
             if self._sends_heartbeats:
                 self.send_ready()
+
+    def _expect_broker(self) -> None:
+        """Log a warning if no broker registers this worker soon."""
+        self._is_registered = False
+        if self._broker_timer is None and not self._has_warned:
+            self._broker_timer = self.loop.call_later(BROKER_TIMEOUT, self._warn_without_broker)
+
+    def _warn_without_broker(self) -> None:
+        self._broker_timer = None
+        if self._is_registered or self.is_leaving or self.draining:
+            return
+        self._has_warned = True
+        if self.is_connected:
+            text = (
+                'is connected, but not registered: the program there is not the broker of a pool, '
+                'or this is not its worker_address'
+            )
+        else:
+            text = (
+                'cannot connect: check that the pool runs, its worker_address, and the network in '
+                'between'
+            )
+        LOGGER.warning(
+            '%s gets no calls from %s, and tries again: it %s', self.name, self.bound_address, text
+        )
 
     def _on_heartbeats(self) -> None:
         """Register when heartbeats have a connection, too: it might wait behind a large call."""
@@ -237,6 +271,10 @@ class PoolWorker(ZMQProcess):
         match command:
             case protocol.READY_OK:
                 self._ready_sent = -inf
+                if not self._is_registered:
+                    self._is_registered = True
+                    self._has_warned = False
+                    super()._log_start()
                 self.rep_stream.max_size = decode_reply(*rest)['max_reply_size']
                 if not self._has_been_ready:
                     self._has_been_ready = True
@@ -249,6 +287,9 @@ class PoolWorker(ZMQProcess):
                 # would not list the calls that it has sent since, and so lose them.
                 if monotonic() - self._ready_sent > READY_TIMEOUT:
                     self.send_ready()
+
+    def _log_start(self) -> None:
+        """Do nothing: this worker gets no calls before READY_OK."""
 
     def _report_ready(self) -> None:
         """Do nothing: this worker is ready on READY_OK, not before."""

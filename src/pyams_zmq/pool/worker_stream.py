@@ -12,6 +12,7 @@ from pyams_zmq.pool import protocol
 from pyams_zmq.pool.protocol import KEY_SIZE, SEPARATOR
 from pyams_zmq.process.connections import Envelope
 from pyams_zmq.process.reply_stream import ReplyStream
+from pyams_zmq.wire.body import Reply, size_of
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN
 from pyams_zmq.wire.message import encode
@@ -124,10 +125,12 @@ class WorkerStream(ReplyStream):
     def _route(self, frames: list[Any], *_args: Any, **_kwargs: Any) -> Any:
         self._route_reply(frames[:-1], frames[-1])
 
-    def _route_reply(self, envelope: list[bytes], data: bytes) -> None:
+    def _route_reply(self, envelope: list[bytes], data: Reply) -> None:
         self.pending.discard(envelope[0])
         self.process.count_reply()
-        size = len(data) if len(envelope) == 1 else sum(map(len, envelope[1:]), len(data))
+        size = size_of(data) if isinstance(data, list) else len(data)
+        if len(envelope) > 1:
+            size += sum(map(len, envelope[1:]))
         if size > self.max_size:  # the broker would end the connection
             text = f'The reply is {size} bytes; the limit is {self.max_size} (max_reply_size)'
             LOGGER.error('%s: %s', self.process.name, text)

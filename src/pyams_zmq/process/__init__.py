@@ -12,6 +12,7 @@ from zope.interface import implementer
 
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveServer
+from pyams_zmq.handler.plain import make_handler
 from pyams_zmq.interfaces import IZMQProcess, ZMQProcessStartedEvent, ZMQProcessStoppedEvent
 from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.process.reply_stream import ReplyStream
@@ -45,7 +46,8 @@ class ZMQProcess(ServiceProcess):
     its handlers can start child processes. It ends with its owner, the process that started it.
 
     :param bind_addr: address to bind, see :class:`pyams_zmq.endpoint.Endpoint`
-    :param handler: class of the message handler
+    :param handler: class with the methods, an instance of one, or a subclass of
+        :class:`~pyams_zmq.handler.ZMQMessageHandler`
     :param auth: `'user:password'` that a client must present (RFC 24/PLAIN), or several, see
         :func:`pyams_zmq.auth.parse_users`
     :param clients: IP addresses that may connect, see :func:`pyams_zmq.auth.parse_clients`
@@ -67,7 +69,7 @@ class ZMQProcess(ServiceProcess):
     def __init__(
         self,
         bind_addr: Any,
-        handler: Callable[..., Any],
+        handler: Any,
         auth: Users = None,
         clients: str | Iterable[str] | None = None,
         registry: Any = None,
@@ -134,7 +136,7 @@ class ZMQProcess(ServiceProcess):
             self._bind_rep_stream()
         stream = self.rep_stream
         if not stream.receiving():  # else a subclass has done it
-            stream.on_recv(self.handler(self, stream, self.stop))
+            stream.on_recv(make_handler(self.handler, self, stream))
 
     def stream(
         self,

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pyams_zmq.process.lock_folder import UserLock, describe_folder_error, digest
 from pyams_zmq.wire.endpoint import ANY_HOST, Endpoint
@@ -19,6 +20,7 @@ UNLOCKED = 'The addresses of %s cannot be locked: another application may serve 
 _UNKNOWN = 'an unknown program'  # one that has bound an address without a note
 _NOTE_TIME = 0.01  # seconds
 _IN_USE = 'in use'
+_MAX_PROBLEM = 500  # characters
 
 
 class _AddressPart(UserLock):
@@ -36,6 +38,7 @@ class _AddressPart(UserLock):
         self._key = digest(key)
         self._description = description
         self._is_in_use = False
+        self._problem = ''
         self._seen: tuple[int, int, int] | None = None  # of a file that names this application
 
     def acquire(self) -> bool:
@@ -43,26 +46,40 @@ class _AddressPart(UserLock):
         was_held = self.is_held
         is_held = super().acquire()
         if is_held and not was_held:
-            self.write_note(False)
+            self._is_in_use, self._problem = False, ''
+            self.write_note()
         return is_held
 
     def restore(self) -> bool:
         """Write the note again, too."""
         is_new = super().restore()
         if is_new:
-            self.write_note(self._is_in_use)
+            self.write_note()
         return is_new
 
-    def write_note(self, is_in_use: bool) -> None:
+    def write_note(self, is_in_use: bool | None = None, problem: str | None = None) -> None:
         """Note whose the address is, if this object has the lock.
 
-        :param is_in_use: True if the application cannot bind the address, because another program
-            has bound it
+        :param is_in_use: see :meth:`AddressLock.note_use`; None for no change
+        :param problem: see :meth:`AddressLock.note_problem`; None for no change
         """
-        self._is_in_use = is_in_use
+        if is_in_use is not None:
+            self._is_in_use = is_in_use
+        if problem is not None:
+            self._problem = ' '.join(problem.split())[:_MAX_PROBLEM]
         if self.is_held:
-            text = f'{self._key}\n{_IN_USE * is_in_use}\n{self._description}, process {os.getpid()}'
+            use = _IN_USE * self._is_in_use
+            owner = f'{self._description}, process {os.getpid()}'
+            text = f'{self._key}\n{use}\n{self._problem}\n{owner}'
             self.write(text.encode(errors='replace'))
+
+    def read_problem(self) -> str:
+        """Return why the process of this application cannot start, as its last holder noted."""
+        with suppress(OSError), open(self.path, encoding='utf-8', errors='replace') as file:
+            key, _use, problem, *_owner = [*file.read().split('\n'), '', '', '']
+            if key == self._key:
+                return problem
+        return ''
 
     def find_other_owner(self, operation: int) -> str | None:
         """Return the description of a program that has the address, and is not this application.
@@ -84,7 +101,8 @@ class _AddressPart(UserLock):
                 return None
             with open(self.path, encoding='utf-8', errors='replace') as file:
                 key, _newline, text = file.read().partition('\n')
-                use, _newline, description = text.partition('\n')
+                use, _newline, text = text.partition('\n')
+                _problem, _newline, description = text.partition('\n')
                 if key == self._key:
                     if use != _IN_USE:
                         self._seen = seen
@@ -146,6 +164,20 @@ class AddressLock:
         """
         for part in self._parts:
             part.write_note(is_in_use)
+
+    def note_problem(self, problem: str) -> None:
+        """Note why the process cannot start, for its clients; empty if it has started.
+
+        It has an effect while this object has the lock. The note stays when it is released.
+
+        :param problem: text without a secret
+        """
+        for part in self._parts:
+            part.write_note(problem=problem)
+
+    def find_problem(self) -> str:
+        """Return why the process of this application cannot start; empty if it is not known."""
+        return next(filter(None, (part.read_problem() for part in self._parts)), '')
 
     def is_in_use(self, error: Exception | None) -> bool:
         """Return True if an error says that another program has bound one of the addresses."""

@@ -140,7 +140,12 @@ class OwnedProcess(multiprocessing.Process):
                         break
                     order()
                     if not wait_for_exit(self, timeout):
-                        LOGGER.warning('%s did not stop within %s s', self.name, timeout)
+                        LOGGER.warning(
+                            '%s did not stop within %s s, it is ended harder: see its log, or '
+                            'raise drain_timeout',
+                            self.name,
+                            timeout,
+                        )
 
     def _stop_orders(self) -> Iterator[StopOrder]:
         """Return the ways to stop the child, from gentle to hard."""
@@ -166,7 +171,7 @@ class OwnedProcess(multiprocessing.Process):
         """
         return self._receive(
             lambda end: self._owner_channel.wait('report', end, timeout),
-            f'is not ready after {timeout} s',
+            f'is not ready after {timeout} s: see its log, or wait longer',
         )
 
     def _call(self, name: str, *args: Any, timeout: float) -> Any:
@@ -220,7 +225,9 @@ class OwnedProcess(multiprocessing.Process):
     @property
     def _owner_channel(self) -> OwnerChannel:
         if not self._is_owner():
-            raise ZMQStartError(f'{self.name} was not started by this process')
+            raise ZMQStartError(
+                f'{self.name} was not started by this process: call its start first'
+            )
         return self._channel
 
     def _describe_end(self) -> Exception:

@@ -360,7 +360,9 @@ class OrphanCleanup:
             return None
         if now >= self._give_up_at:
             names = ', '.join(f'{each.name} (pid {each.pid})' for each in running)
-            LOGGER.error('Orphans of a process cannot be ended: %s', names)
+            LOGGER.error(
+                'Orphans of a process cannot be ended, the system waits for a device: %s', names
+            )
             return None
         num = signal.SIGTERM if now < self._kill_at else signal.SIGKILL
         if num == signal.SIGKILL:  # it counts from here, because this step may be late

@@ -11,6 +11,7 @@ import zmq
 
 from pyams_zmq.process.connections import SHORT_FRAME, Envelope, Listener
 from pyams_zmq.process.stream import ZMQStream
+from pyams_zmq.wire.body import Reply, size_of
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, send_frames
 from pyams_zmq.wire.message import encode, overloaded
@@ -74,7 +75,7 @@ class ReplyStream(ZMQStream):
             self._reply_to_failure(self.envelope)
         super().recover()
 
-    def detach(self) -> tuple[Callable[[bytes], None], Callable[[], None]]:
+    def detach(self) -> tuple[Callable[[Reply], None], Callable[[], None]]:
         """Return functions that reply to the current message later.
 
         :return: a function that sends the reply, to be called once, and one to be called when the
@@ -113,11 +114,12 @@ class ReplyStream(ZMQStream):
                     envelope, self.envelope = self.envelope, None
                     self._route_reply(envelope, data)
 
-    def _reply_to(self, envelope: list[Any], data: bytes) -> None:
+    def _reply_to(self, envelope: list[Any], data: Reply) -> None:
         if not self.closed():
             self._route_reply(envelope, data)
             if self._send_callback is not None:
-                self.io_loop.add_callback(self._run_callback, self._send_callback, [data], None)
+                frames = data if isinstance(data, list) else [data]
+                self.io_loop.add_callback(self._run_callback, self._send_callback, frames, None)
             self._rebuild_io_state()
 
     def _end_reply(self) -> None:
@@ -165,14 +167,14 @@ class ReplyStream(ZMQStream):
         else:
             super().send(msg, *args, **kwargs)
 
-    def reply(self, data: bytes) -> None:
-        """Send a reply of one frame, at the lowest cost.
+    def reply(self, data: Reply) -> None:
+        """Send an encoded reply, at the lowest cost.
 
         :raises zmq.ZMQError: EFSM, if no message needs a reply
         """
         envelope = self.envelope
         if envelope is None or self.socket is None or self._send_callback is not None:
-            self.send_multipart([data])
+            self.send_multipart(data if isinstance(data, list) else [data])
             return
         self.envelope = None
         self._route_reply(envelope, data)
@@ -206,10 +208,14 @@ class ReplyStream(ZMQStream):
             self._check_lost(error)
         return None
 
-    def _route_reply(self, envelope: list[bytes], data: bytes) -> None:
-        size: int | None = len(data)
+    def _route_reply(self, envelope: list[bytes], data: Reply) -> None:
+        size: int | None
+        if isinstance(data, list):
+            frames, size = [*envelope, *data], size_of(data)
+        else:
+            frames, size = [*envelope, data], len(data)
         try:
-            send_frames(self.socket, [*envelope, data])
+            send_frames(self.socket, frames)
         except zmq.ZMQError as error:
             self._check_lost(error)
             size = None

@@ -17,7 +17,10 @@ from weakref import WeakSet
 import zmq
 from tornado.ioloop import IOLoop
 
-from pyams_zmq.auth import AccessAttributes, Authenticator
+from pyams_zmq.auth import AccessAttributes
+from pyams_zmq.auth.authenticator import Authenticator
+from pyams_zmq.exceptions import ZMQHandlerError
+from pyams_zmq.handler.executor import ServiceExecutor
 from pyams_zmq.process.base import SIGNALLED, ReadyProcess
 from pyams_zmq.process.channel import RELOAD, Command
 from pyams_zmq.process.deadlines import CallDeadlines
@@ -28,7 +31,6 @@ from pyams_zmq.process.descendants import (
     wait_for_descendants,
     warn_without_proc,
 )
-from pyams_zmq.process.executor import ServiceExecutor
 from pyams_zmq.process.guard import ConnectionGuard
 from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.process.server_socket import (
@@ -61,8 +63,8 @@ MAX_FAILURES = 100
 class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     """Child process that runs an IOLoop until it is stopped.
 
-    A subclass opens its sockets in `init_stream`, and may override `_on_started`, `_report_ready`,
-    `_reload`, `_drain`, `_on_stopped` and `_teardown`, all of which run in the child.
+    A subclass opens its sockets in `init_stream`, and may override `_on_started`, `_log_start`,
+    `_report_ready`, `_reload`, `_drain`, `_on_stopped` and `_teardown`; all run in the child.
 
     It needs `access`, the rules who may connect: a subclass assigns it, or calls `set_access`.
 
@@ -113,6 +115,10 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     def _on_started(self) -> None:
         """Do what has to be done before the first message is handled."""
 
+    def _log_start(self) -> None:
+        """Log that messages are handled from now on."""
+        LOGGER.info('%s serves %s', self.name, self.bound_address)
+
     def _report_ready(self) -> None:
         """Report to the owner that the process is ready."""
         self._send_report([self.bound_address], None)
@@ -148,7 +154,10 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             if self._exit_code:
                 sys.exit(self._exit_code)
         except Exception as error:
-            LOGGER.exception('%s failed', self.name)
+            if isinstance(error, ZMQHandlerError):  # its text is enough
+                LOGGER.error('%s failed: %s', self.name, error)
+            else:
+                LOGGER.exception('%s failed', self.name)
             self._send_report(None, error)
             sys.exit(1)
         finally:
@@ -221,7 +230,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             self._on_started()
             self._started = True
             if not self.draining:
-                LOGGER.info('%s serves %s', self.name, self.bound_address)
+                self._log_start()
                 self.loop.add_callback(self._report_ready)
                 self._serve()
         finally:

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from math import inf
 from typing import Any
 
-from pyams_zmq.exceptions import ZMQStartError
+from pyams_zmq.exceptions import ZMQHandlerError, ZMQStartError
 from pyams_zmq.interfaces import ZMQProcessGivenUpEvent
 from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.process.base import SIGNALLED, ReadyProcess, StopOrder, describe_exit_code
@@ -33,7 +33,12 @@ from pyams_zmq.process.heartbeat import (
 )
 from pyams_zmq.process.signals import SIGNALS, STOP_SIGNALS, ignore_server_signals
 from pyams_zmq.process.watchdog import RECYCLED, has_ended
-from pyams_zmq.supervisor.policy import Factory, RestartLimits, SupervisedProcess
+from pyams_zmq.supervisor.policy import (
+    Factory,
+    RestartLimits,
+    SupervisedProcess,
+    describe_start_error,
+)
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.hard_end import end_hard
 from pyams_zmq.wire.poll import wait_readable
@@ -61,6 +66,9 @@ class Supervisor(RestartLimits):
       up to `max_delay`. When `max_starts` starts in a row ended within `min_life` seconds, there is
       a :class:`~pyams_zmq.interfaces.ZMQProcessGivenUpEvent`, and from then on one start each
       `give_up_delay` seconds, with a CRITICAL log, until a process lives longer.
+    - A process whose handler cannot be made (:class:`~pyams_zmq.exceptions.ZMQHandlerError`) is not
+      started again: each fork would fail as the first one. An error of the handler's own code does
+      not count as that: it may find a database later.
     - A process that was ready and obeys a SIGTERM or SIGINT which its supervisor did not send is
       started again after `min_delay` seconds, however often that happens.
 
@@ -81,6 +89,7 @@ class Supervisor(RestartLimits):
     hang_timeout: float = HANG_TIMEOUT  #: Seconds without a heartbeat until a process is killed
 
     _replaces_all = False  # also those that have stopped themselves
+    _has_been_ready = False  # in a pool: broker and workers have served
     _all_beat = False  # all processes beat as soon as they run: one that never does hangs, too
 
     _stopping = False
@@ -232,11 +241,13 @@ class Supervisor(RestartLimits):
         for child in self._children:
             if not child.running:
                 continue
-            if child.is_refused:
+            if child.is_refused or child.has_problem:
                 lock = self._address_lock_of(child)
                 if lock is not None and child.process._was_ready():
-                    child.is_refused = False
-                    lock.note_use(False)
+                    if child.is_refused:
+                        lock.note_use(False)
+                    lock.note_problem('')
+                    child.is_refused = child.has_problem = False
                 else:
                     timeout = min(timeout, LOCK_INTERVAL)
             if child.name in self.address_locks:
@@ -244,9 +255,14 @@ class Supervisor(RestartLimits):
                 timeout = min(timeout, LOCK_REFRESH if is_held else LOCK_INTERVAL)
         return timeout
 
-    def _check_refusal(self, child: SupervisedProcess) -> None:
+    def _note_problem(self, child: SupervisedProcess, error: Exception | None) -> None:
+        """Note for clients why a process could not start."""
         lock = self._address_lock_of(child)
-        if lock is not None and lock.is_in_use(child.process._start_error()):
+        if lock is None or error is None:
+            return
+        child.has_problem = True
+        lock.note_problem(describe_start_error(error))
+        if lock.is_in_use(error):
             child.is_refused = True
             lock.note_use(True)
 
@@ -273,8 +289,9 @@ class Supervisor(RestartLimits):
                 if self._all_beat:
                     heartbeat.beat()
             process.start()
-        except Exception:
+        except Exception as error:
             LOGGER.exception('%s cannot be started', child.name)
+            self._note_problem(child, error)
             child.release()
             self._restart_later(child, now, None)
             return
@@ -287,7 +304,8 @@ class Supervisor(RestartLimits):
 
     def _handle_end(self, child: SupervisedProcess, now: float) -> None:
         child.has_served = child.has_served or child.process._was_ready()
-        self._check_refusal(child)
+        error = child.process._start_error()
+        self._note_problem(child, error)
         child.release()
         if self._is_subreaper:
             self._cleanup = OrphanCleanup(self._former_children, now)
@@ -303,8 +321,16 @@ class Supervisor(RestartLimits):
                 '%s ended with %s; it is started again', child.name, describe_exit_code(code)
             )
             child.due = now + self.min_delay
+        elif isinstance(error, ZMQHandlerError) and not (child.has_served or self._has_been_ready):
+            self._give_up(child, code, error)
         else:
             self._restart_later(child, now, code)
+
+    def _give_up(self, child: SupervisedProcess, code: int | None, error: Exception) -> None:
+        """End a service whose handler cannot be made, in this fork and in any other one."""
+        child.give_up()
+        LOGGER.critical('%s is not started again, each start would fail: %s', child.name, error)
+        self._on_failure(child, code)
 
     def _restart_later(self, child: SupervisedProcess, now: float, code: int | None) -> None:
         had_failed = child.has_failed
@@ -393,7 +419,10 @@ class Supervisor(RestartLimits):
         elif now < child.stop_deadline:
             return
         else:
-            LOGGER.warning('%s did not stop in time', child.name)
+            LOGGER.warning(
+                '%s did not stop in time, it is ended harder: see its log, or raise drain_timeout',
+                child.name,
+            )
         order, timeout = next(child.stop_orders, (None, 0.0))
         if order is None:  # SIGKILL did not end it: the system waits for a device
             child.release()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+from pyams_zmq.exceptions import ZMQBindError, ZMQHandlerError
 from pyams_zmq.process.base import ReadyProcess, StopOrder
 from pyams_zmq.process.heartbeat import LivenessCheck
 
@@ -19,6 +20,13 @@ class RestartLimits:
     min_life: float = 10.0  #: Seconds; a process that ends earlier is a failure
     max_starts: int = 5  #: Failures in a row after which a process is started only now and then
     give_up_delay: float = 60.0  #: Seconds until each start after these failures
+
+
+def describe_start_error(error: Exception) -> str:
+    """Return the text of an error for clients, without what may be a secret of the handler."""
+    if isinstance(error, ZMQHandlerError | ZMQBindError):
+        return str(error)
+    return f'{type(error).__name__}, see the log of the service'
 
 
 class SupervisedProcess:
@@ -36,6 +44,7 @@ class SupervisedProcess:
     :ivar has_served: True if it was ready, or lived long enough, at least once
     :ivar retired: True if it is not started again, because another one replaces it
     :ivar is_refused: True from a start that found its address in use until it is ready
+    :ivar has_problem: True from a start that failed until it is ready
     :ivar ready: True once it is ready, for a supervisor that waits for that
     """
 
@@ -49,6 +58,7 @@ class SupervisedProcess:
         self.was_overdue = False
         self.retired = False
         self.is_refused = False
+        self.has_problem = False
         self.ready = False
         self.due: float | None = 0.0
         self.started = 0.0
@@ -81,6 +91,11 @@ class SupervisedProcess:
             delay = min(limits.max_delay, limits.min_delay * 2.0**doublings)
         self.due = now + delay
         return delay
+
+    def give_up(self) -> None:
+        """Do not start it again: each start would fail as the last one."""
+        self.has_failed = True
+        self.due = None
 
     def release(self) -> None:
         """Release the resources of the process that has ended."""

@@ -5,13 +5,14 @@ A request is ``[type, args]`` or ``[type, args, options]``, where the options ar
 A server knows one option, ``deadline``: a number, the seconds since the epoch when the client stops
 waiting for the reply. It ignores other options, up to 20, so that later clients may send them. The
 text of the object, with its blanks, may have 4 KiB. A reply is any JSON value, by convention
-``[status, payload]``. Values that the standard library accepts but RFC 8259 does not (NaN, numbers
-out of range, lone surrogates) are errors in both directions.
+``[status, payload]``. JSON that the standard library decodes although RFC 8259 does not allow it
+(NaN, numbers out of range, lone surrogates) is an error. The other way round, NaN and infinity are
+encoded as null, and lone surrogates are an error.
 """
 
-import json
 import re
 import sys
+from collections.abc import Sequence
 from math import inf, isfinite
 from typing import Any
 
@@ -19,14 +20,21 @@ import msgspec
 
 from pyams_zmq.exceptions import ZMQMessageError, ZMQRemoteError, ZMQReplyError
 from pyams_zmq.wire.clock import time
+from pyams_zmq.wire.copies import NeedsCopyError, copy_containers, need_copy
+from pyams_zmq.wire.multipart import Multipart
+from pyams_zmq.wire.values import explain, to_json
 
 _decode_request = msgspec.json.Decoder(tuple[str, Any]).decode
 _decode_long_request = msgspec.json.Decoder(tuple[str, Any, msgspec.Raw]).decode
 _decode_any = msgspec.json.Decoder().decode
-_encode = msgspec.json.encode
+_encode = msgspec.json.Encoder(enc_hook=need_copy).encode
+_encode_copy = msgspec.json.Encoder(enc_hook=to_json).encode
 
 MAX_MESSAGE_SIZE = 32 * 1024 * 1024
 """Bytes of the largest request, by default; servers drop the connection of larger ones silently"""
+
+MIN_STATUS, MAX_STATUS = 100, 599
+"""The numbers that are the status of a reply"""
 
 MAX_OPTIONS = 20
 """Options that a request may have"""
@@ -51,11 +59,9 @@ def overloaded(count: int) -> tuple[int, str]:
 
 DRAINING_REPLY = msgspec.json.encode(DRAINING)
 
-_SCALARS = frozenset({str, int, bool, type(None)})
-_KEYS = frozenset({str})
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _TYPE_AT_START = re.compile(rb'\s*\[\s*"([\w.]{1,100})"', re.ASCII).match
-_ERROR_AT_START = re.compile(rb'\s*\[\s*[45]\d\d\s*[],]').match
+_ERROR_AT_START = re.compile(rb'\s*\[\s*[45]\d\d\s*,').match
 
 
 def decode_request(data: bytes) -> tuple[str, Any]:
@@ -103,23 +109,28 @@ def encode_message(
     type: str,  # noqa: A002 - the name of the field
     args: Any,
     max_size: int = MAX_MESSAGE_SIZE,
+    frames: Sequence[bytes] = (),
 ) -> bytes:
     """Encode a request, for `ZMQClient.post`.
 
     :param type: type of the message
     :param args: arguments, any value with a JSON form
     :param max_size: bytes of the largest one
+    :param frames: its binary frames, which count for its size
     :raises TypeError, ValueError: if the type is not a string, or the arguments have no JSON form
     :raises ZMQMessageError: with status 413, if it is larger than *max_size*
     """
     if not isinstance(type, str):
         kind = type.__class__.__name__  # without its value: it may be the arguments
         raise TypeError(f'Bad message type ({kind}): write a string, the name of the method')
-    return encode_request([type, args], max_size=max_size)
+    return encode_request([type, args], max_size=max_size, frames=frames)
 
 
 def encode_request(
-    message: Any, timeout: float | None = None, max_size: int = MAX_MESSAGE_SIZE
+    message: Any,
+    timeout: float | None = None,
+    max_size: int = MAX_MESSAGE_SIZE,
+    frames: Sequence[bytes] = (),
 ) -> bytes:
     """Encode a request of any form.
 
@@ -127,6 +138,7 @@ def encode_request(
     :param timeout: seconds from now until the deadline that is added to a message
         ``[type, args]``; None or infinity adds no deadline
     :param max_size: bytes of the largest one
+    :param frames: its binary frames, which count for its size
     :raises TypeError, ValueError, RecursionError: if the message has no JSON form
     :raises ZMQMessageError: with status 413, if it is larger than *max_size*
     """
@@ -135,19 +147,21 @@ def encode_request(
             case [str(name), args]:
                 message = [name, args, {'deadline': time() + timeout}]
     data = encode(message)
-    check_size(data, max_size)
+    check_size(data, max_size, frames)
     return data
 
 
-def check_size(data: Any, max_size: int) -> None:
-    """Check the size of a frame.
+def check_size(data: Any, max_size: int, frames: Sequence[Any] = ()) -> None:
+    """Check the size of a message.
 
     :param data: bytes, or another buffer
     :param max_size: bytes of the largest one
+    :param frames: further frames of it
     :raises ZMQMessageError: with status 413, if it is larger
     """
-    if len(data) > max_size:
-        raise ZMQMessageError(413, f'Message is {len(data)} bytes; the limit is {max_size}')
+    size = sum(map(len, frames), len(data)) if frames else len(data)
+    if size > max_size:
+        raise ZMQMessageError(413, f'Message is {size} bytes; the limit is {max_size}')
 
 
 def check_timeout(timeout: Any) -> float:
@@ -176,22 +190,44 @@ def check_integer(name: str, value: Any, least: int) -> int:
     return value
 
 
-def payload_of(reply: Any) -> Any:
-    """Return the payload of a reply ``[status, payload]``.
+def check_boolean(name: str, value: Any) -> bool:
+    """Check a boolean, and return it: the string 'false' would be true.
 
-    :param reply: the decoded reply
-    :return: its second element
-    :raises ZMQRemoteError: if the status is not 2xx
-    :raises ZMQReplyError: if the reply has another form
+    :param name: what it is, for the error
+    :raises TypeError: if it is something else
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f'Bad {name} {value!r}: write True or False')
+    return value
+
+
+def status_of(reply: Any) -> int | None:
+    """Return the status of a reply ``[status, payload]``, or None if it has another form.
+
+    :param reply: a result, or a decoded reply; a status is an integer from 100 to 599
     """
     match reply:
-        case [status, payload] if type(status) is int:
-            if status // 100 == 2:  # noqa: PLR2004 - as in HTTP
-                return payload
-            raise ZMQRemoteError(status, payload)
-    raise ZMQReplyError(
-        f'The reply is not [status, payload], but {str(reply)[:80]!r}: use `request` for it'
-    )
+        case [int(status), _] if MIN_STATUS <= status <= MAX_STATUS:
+            return status
+    return None
+
+
+def payload_of(reply: Any) -> Any:
+    """Return the payload of a reply ``[status, payload]``, and any other reply as it is.
+
+    :param reply: the decoded reply; a status is an integer from 100 to 599
+    :return: the second element if the status is 2xx; of a :class:`Multipart`, another one with the
+        payload and the frames
+    :raises ZMQRemoteError: if the status is not 2xx
+    """
+    if isinstance(reply, Multipart):
+        return Multipart(payload_of(reply.value), reply.frames)
+    status = status_of(reply)
+    if status is None:
+        return reply
+    if status // 100 == 2:  # noqa: PLR2004 - as in HTTP
+        return reply[1]
+    raise ZMQRemoteError(status, reply[1])
 
 
 def decode_reply(data: bytes) -> Any:
@@ -222,30 +258,16 @@ def is_error(reply: Any) -> bool:
 
 
 def encode(value: Any) -> bytes:
-    """Encode a value as JSON.
+    """Encode a value as JSON; NaN and infinity become null.
 
     :raises TypeError, ValueError, RecursionError: if the value has no JSON form
     """
     try:
-        if _is_plain(value):
+        try:
             return _encode(value)
-    except RecursionError:
-        pass  # the standard library nests deeper, and raises a clear error beyond
-    # Subclasses of str, dict and the like. The standard library also refuses values without a JSON
-    # form, which msgspec would convert (a set to a list, bytes to base64, NaN to null).
-    return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-
-
-def _is_plain(value: Any) -> bool:
-    """Return True if *value* contains only builtin types that JSON has."""
-    kind = type(value)
-    if kind is dict:
-        if not _KEYS.issuperset(map(type, value)):
-            return False
-        value = value.values()
-    elif kind is not list and kind is not tuple:
-        return isfinite(value) if kind is float else kind in _SCALARS
-    for item in value:  # noqa: SIM110 - a generator takes twice as long
-        if type(item) not in _SCALARS and not _is_plain(item):
-            return False
-    return True
+        except NeedsCopyError:
+            return _encode_copy(copy_containers(value))
+    except (TypeError, ValueError, BufferError) as caught:
+        error = explain(caught, value)
+        cause = caught.__cause__
+    raise error from cause

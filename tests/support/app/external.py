@@ -83,3 +83,10 @@ def main(global_config, **settings):
                 )
             config.add_zmq_process('elsewhere', address='127.0.0.1:5555', start='never')
         return config.make_wsgi_app()
+
+
+def plain(global_config, **settings):
+    """Make an application whose services are declared by settings."""
+    with Configurator(settings=settings) as config:
+        config.include('pyams_zmq')
+        return config.make_wsgi_app()

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""What an error of a client adds to its text: the service, how it is started, the next step."""
+
+import re
+import shlex
+from typing import Any
+
+from pyams_zmq.exceptions import (
+    ZMQBacklogError,
+    ZMQBaseError,
+    ZMQClosedError,
+    ZMQMessageError,
+    ZMQRefusedError,
+    ZMQRemoteError,
+    ZMQReplyError,
+    ZMQTimeoutError,
+    ZMQUnreachableError,
+)
+
+_STEPS: dict[type[ZMQBaseError], str] = {
+    ZMQBacklogError: 'try again later; if that happens often, the service is too slow: raise '
+    '{prefix}concurrency or {prefix}workers',
+    ZMQTimeoutError: 'the method takes longer, or others before it do: raise {prefix}timeout, '
+    '{prefix}concurrency or {prefix}workers',
+    ZMQRefusedError: 'compare {prefix}client_auth (by default the first user of auth) or the keys '
+    'with auth, curve and clients of the service',
+    ZMQReplyError: 'check that a service of pyams_zmq listens at this address, and not another '
+    'program',
+    ZMQClosedError: 'get a new client, by request.zmq({name!r})',
+    ZMQMessageError: 'send less, or raise {prefix}max_message_size',
+}
+
+_REMOTE_STEPS = (
+    (
+        *(400, 'Bad (message|arguments of)|.* does not take a message of '),
+        'compare the message with the parameters of the method',
+    ),
+    (
+        *(401, 'Your access was withdrawn'),
+        'auth of the service has lost the user of this client: compare {prefix}client_auth',
+    ),
+    (403, 'User .* may not read the statistics', 'let the service allow it to this user'),
+    (
+        *(404, 'Unknown message type '),
+        'compare the message with the public methods of the handler',
+    ),
+    (413, 'Message is ', 'send less, or raise {prefix}max_message_size'),
+    (500, 'Internal error', 'see the log of the service under this id'),
+    (500, 'The reply is ', 'return less, or raise {prefix}max_reply_size'),
+    (
+        *(502, 'The worker '),
+        'see the log of the service; a method that may run twice can be declared repeatable',
+    ),
+    (503, 'The service is stopping', 'try again later'),
+    (
+        *(503, 'The service is overloaded'),
+        'try again later; if that happens often, raise {prefix}concurrency or {prefix}workers',
+    ),
+    (
+        *(504, '.* has not ended after |The deadline of the message '),
+        'raise the timeout of the method, or {prefix}timeout for the deadline of the call',
+    ),
+)
+"""Replies that a service makes itself: status, start of the text, next step
+
+A method may choose the same status, with a text of its own and for another reason.
+"""
+
+
+def advise(service: Any, error: ZMQBaseError, *, ini: str = '', problem: str = '') -> str:
+    """Return where a service is, how it is started, and what to do about an error of its client.
+
+    :param service: the declared service
+    :param error: error of a call, or of a message
+    :param ini: ini file of the application; empty if it is not known
+    :param problem: why the service cannot start; empty if it is not known
+    """
+    return (
+        f'Service {service.name!r} at {service.client_address} {_describe_start(service, ini)} '
+        f'(start = {service.start}): {_next_step(service, error, problem)}'
+    )
+
+
+def _describe_start(service: Any, ini: str) -> str:
+    if service.start == 'auto':
+        return 'is started by the application when it serves requests'
+    if service.start == 'external':
+        return (
+            f'is started by "pyams_zmq serve {shlex.quote(ini) if ini else "INI"} {service.name}"'
+        )
+    return 'runs elsewhere'
+
+
+def _next_step(service: Any, error: ZMQBaseError, problem: str) -> str:
+    if isinstance(error, ZMQUnreachableError) and not isinstance(error, ZMQBacklogError):
+        return _next_step_of_start(service, problem)
+    if isinstance(error, ZMQRemoteError):
+        step = next(
+            (
+                step
+                for status, text, step in _REMOTE_STEPS
+                if status == error.status and re.match(text, error.text)
+            ),
+            'its method has chosen this status',
+        )
+    else:
+        step = next(
+            (_STEPS[cls] for cls in type(error).__mro__ if cls in _STEPS),
+            'see "When something goes wrong" in the documentation',
+        )
+    return step.format(prefix=f'pyams_zmq.{service.name}.', name=service.name)
+
+
+def _next_step_of_start(service: Any, problem: str) -> str:
+    if problem:
+        return f'it cannot start: {problem}'
+    if service.start == 'auto':
+        return 'check that the server of the application runs, and see its log'
+    if service.start == 'external':
+        return 'run that, or see its log'
+    return f'start it there, or correct pyams_zmq.{service.name}.address'

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The page "When something goes wrong": its messages are those of the code, and none is missing."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / 'src' / 'pyams_zmq'
+PAGE = ROOT / 'docs' / 'howto' / 'troubleshooting.rst'
+
+# Devices and transports are used without a service, and have pages of their own.
+PACKAGES = ('client', 'config', 'handler', 'pool', 'process', 'supervisor', 'wire')
+LEVELS = ('error', 'warning', 'critical', 'exception')
+ERRORS = re.compile(r'ZMQ\w*Error|ConfigurationError|LookupError')
+
+UNLISTED = {
+    'Unknown command …',  # between a process and its owner, of different versions
+    'This process ends and cannot start others',  # for code that starts one meanwhile
+    'Bad message of … frames',
+    'Bad message: its options have more than … bytes',
+    'Bad message: its options are not an object',
+    'Bad message: it has … options; the limit is …',
+    'Bad message: its option deadline is not a number, the seconds since the epoch',
+    'ØMQ process … …',  # its parts are listed
+    '… (setting …)',  # the same
+}
+"""Messages of which the text is enough"""
+
+
+def text_of(node):
+    """Return the text of an expression, with … for what is known at run time only."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return re.sub(r'%(\.\d+)?[srd]', '…', text)
+        case ast.JoinedStr(values=values):
+            return ''.join(text_of(each) for each in values)
+        case ast.BinOp(op=ast.Add(), left=left, right=right):
+            return text_of(left) + text_of(right)
+        case _:
+            return '…'
+
+
+def simplify(text):
+    """Return a text in which several variable parts are one, without quotes and line breaks."""
+    return re.sub(r"(…['.:]?)+(?=…)|'", '', ' '.join(text.split()))
+
+
+@cache
+def texts():
+    """Return all texts of the code."""
+    found = set()
+    for path in SOURCE.rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
+                found.add(simplify(text_of(node)))
+    return found
+
+
+def messages():
+    """Yield the messages of errors and log records."""
+    for package in PACKAGES:
+        for path in (SOURCE / package).rglob('*.py'):
+            for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+                if isinstance(node, ast.Call) and node.args:
+                    yield from message_of(node)
+
+
+def message_of(call):
+    match call.func:
+        case ast.Attribute(value=ast.Name(id='LOGGER'), attr=name) if name in LEVELS:
+            number = 0
+        case ast.Attribute(value=ast.Name(id='LOGGER'), attr='log'):
+            number = 1
+        case ast.Name(id=name) if ERRORS.fullmatch(name):
+            number = len(call.args) - 1
+        case ast.Attribute(value=ast.Name(id='self'), attr='_error'):  # of the settings
+            number = 0
+        case _:
+            return
+    text = simplify(text_of(call.args[number]))
+    if re.search(r'\w', text):  # else it is that of another error
+        yield text
+
+
+def listed():
+    """Return the messages of the page: the literals of each term of its lists."""
+    terms = re.findall(r'^(``.+)\n    ', PAGE.read_text(encoding='utf-8'), re.MULTILINE)
+    return [simplify(each) for term in terms for each in re.findall(r'``(.+?)``(?!`)', term)]
+
+
+@pytest.mark.parametrize('message', listed())
+def test_message_is_in_the_code(message):
+    assert any(message in text or fits(message, text) for text in texts())
+
+
+def fits(message, text):
+    """Return True if a message of the page is one that a text of the code makes."""
+    pattern = '.+'.join(map(re.escape, message.split('…')))
+    return len(message) > 8 and re.search(pattern, text) is not None
+
+
+@pytest.mark.parametrize('message', sorted({*messages()} - UNLISTED))
+def test_message_is_on_the_page(message):
+    page = listed()
+    assert any(item in message or fits(item, message) or message in item for item in page)
+
+
+def test_list_is_not_too_long():
+    assert {simplify(text) for text in UNLISTED} <= {*messages()}

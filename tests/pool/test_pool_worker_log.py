@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""What a worker of another machine, and its pool, say in their logs."""
+
+import logging
+import signal
+from contextlib import contextmanager, nullcontext
+
+import pytest
+
+from app.program import reserved_port
+from checks import wait_until
+from plain_handlers import Plain
+from pool_checks import TIMEOUT, client_of, held_calls, wait_for_workers, workers_of
+from pool_handlers import Pool
+from pyams_zmq.pool.worker import PoolWorker
+from pyams_zmq.testing import running
+
+WORKER = """
+import sys
+from pyams_zmq.cli import main
+from pyams_zmq.pool import worker
+worker.BROKER_TIMEOUT = 0.3
+sys.argv[0] = 'worker.py'
+sys.exit(main(['worker', *sys.argv[1:]]))
+"""
+ACCESS = 'worker:secret'
+
+
+@pytest.fixture
+def join(run_program, tmp_path):
+    """Start a program with a worker."""
+    (tmp_path / 'auth').write_text(ACCESS)
+
+    def start(address, *args, handler='pool_handlers.PoolMessageHandler'):
+        options = ('-W', 'ignore:pkg_resources is deprecated', '-c', WORKER, address, handler)
+        return run_program(*options, '--auth-file', str(tmp_path / 'auth'), *args)
+
+    return start
+
+
+@contextmanager
+def logged(path):
+    """Log to a file, also in the children of this process."""
+    logger = logging.getLogger('PyAMS (zmq)')
+    former, handler = logger.level, logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter('%(levelname)s %(message)s'))
+    logger.addHandler(handler)
+    logger.setLevel('INFO')
+    try:
+        yield
+    finally:
+        logger.setLevel(former)
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def warnings_of(program):
+    return program.log.read_text().count('gets no calls from')
+
+
+def test_no_broker(join):
+    """The worker says so once, and that it serves only when it does, each time."""
+    with reserved_port() as port:
+        address = f'tcp://127.0.0.1:{port}'
+        program = join(address, handler='plain_handlers.Plain')
+        wait_until(lambda: warnings_of(program), TIMEOUT)
+        text = program.log.read_text()
+        assert f'gets no calls from {address}, and tries again: it cannot connect: check' in text
+        assert 'WARNING' in text
+        assert 'serves' not in text
+        for count in (1, 2):
+            with running(Pool, worker_address=address, worker_auth=ACCESS, workers=1) as pool:
+                wait_until(lambda: program.log.read_text().count('serves') == count, TIMEOUT)  # noqa: B023
+                assert warnings_of(program) == count
+                wait_for_workers(pool, count=2)
+            wait_until(lambda: warnings_of(program) == count + 1, TIMEOUT)  # noqa: B023
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(TIMEOUT) == 0
+    assert 'secret' not in program.log.read_text()
+
+
+def test_broker_came_in_time(caplog):
+    worker = PoolWorker('127.0.0.1:1', Plain)
+    worker._is_registered = True
+    worker._warn_without_broker()
+    assert not caplog.records
+
+
+def test_another_address_of_the_pool(join):
+    """That of its clients."""
+    with running(Pool, auth=ACCESS, workers=1) as pool:
+        program = join(pool.bound_address)
+        wait_until(lambda: warnings_of(program), TIMEOUT)
+        assert 'it is connected, but not registered' in program.log.read_text()
+        assert 'serves' not in program.log.read_text()
+
+
+def test_local_workers(tmp_path):
+    """They do not warn, and say that they serve when the broker knows them."""
+    log = tmp_path / 'pool.log'
+    with logged(log), running(Pool, workers=2):
+        wait_until(lambda: log.read_text().count('PoolWorker') >= 2, TIMEOUT)
+    assert 'gets no calls' not in log.read_text()
+
+
+@pytest.mark.parametrize('how', ['idle', 'busy', 'group', 'replaced', 'both signals'])
+def test_orderly_end(how, join, tmp_path):
+    """The pool does not log an error when a worker leaves, and no call is lost."""
+    log = tmp_path / 'pool.log'
+    with (
+        logged(log),
+        running(Pool, workers=1, worker_address='127.0.0.1', worker_auth=ACCESS) as pool,
+        client_of(pool) as client,
+    ):
+        local = workers_of(pool)
+        program = join(pool.bound_worker_address)
+        [remote] = wait_for_workers(pool, count=2) - local
+        with held_calls(client, tmp_path, 2) if how == 'busy' else nullcontext(((), [])) as held:
+            if how == 'replaced':
+                program.send_signal(signal.SIGHUP)
+                wait_for_workers(pool, {remote}, count=2)
+            if how == 'both signals':
+                program.send_signal(signal.SIGINT)
+            send = program.send_signal_to_all if how == 'group' else program.send_signal
+            send(signal.SIGTERM)
+        assert program.wait(TIMEOUT) == 0
+        wait_for_workers(pool, count=1)
+        pids, results = held
+        assert sorted(results) == sorted(pids)
+    lines = log.read_text().splitlines()  # a loaded machine may need another signal: a warning
+    assert [line for line in lines if not line.startswith(('INFO', 'WARNING'))] == []
