@@ -12,7 +12,12 @@ class ZMQBaseError(Exception):
     advice: str = ''
 
     def __str__(self) -> str:
-        return f'{self._describe()}. {self.advice}' if self.advice else self._describe()
+        text = self._describe()
+        if not self.advice:
+            return text
+        return (
+            f'{text} {self.advice}' if text.endswith(('.', '!', '?')) else f'{text}. {self.advice}'
+        )
 
     def _describe(self) -> str:
         """Return the text without the advice."""

@@ -436,16 +436,19 @@ def test_socket_with_keys_of_its_own(keys, start):
     [
         (None, 'No such file'),
         (b'\xff', 'not UTF-8'),
-        (b'# nobody\n\n', 'Bad credentials'),
-        (b'alice', 'Bad credentials'),
+        (b'', "^Bad credentials in '.*/users': it has no user; write user:password, each of 1 to"),
+        (b'# nobody\n\n', "^Bad credentials in '.*/users': it has no user; write user:password"),
+        (b'# us\n\nbob:x\nalice\n', "^Bad credentials in '.*/users', line 4: write user:password,"),
+        (b'bob:hush-hush\r\n\r\nbob:hush-hush\r\n', 'users.*, line 3: a user is listed twice'),
     ],
 )
 def test_users_that_cannot_be_read(tmp_path, content, text):
     path = tmp_path / 'users'
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=text) as error:
         Process(auth=path)
+    assert 'hush' not in str(error.value)
 
 
 def test_reload_without_a_child(start):

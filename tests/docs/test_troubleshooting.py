@@ -73,6 +73,8 @@ def message_of(call):
     match call.func:
         case ast.Attribute(value=ast.Name(id='LOGGER'), attr=name) if name in LEVELS:
             number = 0
+        case ast.Attribute(value=ast.Name(id='LOGGER'), attr='log'):
+            number = 1
         case ast.Name(id=name) if ERRORS.fullmatch(name):
             number = len(call.args) - 1
         case ast.Attribute(value=ast.Name(id='self'), attr='_error'):  # of the settings

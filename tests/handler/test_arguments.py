@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from functools import partial, partialmethod, wraps
+from functools import lru_cache, partial, partialmethod, wraps
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 from uuid import UUID
@@ -22,6 +22,7 @@ from zope.interface import Interface
 
 import arguments_of_text
 from handlers import Process
+from pyams_zmq.auth import Peer
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.exceptions import ZMQMessageError, ZMQRemoteError
 from pyams_zmq.handler import ZMQMessageHandler, zmq_method
@@ -102,6 +103,26 @@ def logged(method):
     return wrapper
 
 
+def with_store(method):
+    """Add an argument; the wrapper takes others than the method."""
+
+    @wraps(method)
+    def wrapper(self, args):
+        return method(self, 'store', args)
+
+    return wrapper
+
+
+def by_names(method):
+    """Pass an object by name."""
+
+    @wraps(method)
+    def wrapper(self, args, *, request):
+        return [request.method, method(self, **args)]
+
+    return wrapper
+
+
 class Handler:
     """Methods of the shapes that people write; each returns its arguments."""
 
@@ -152,6 +173,25 @@ class Handler:
     @logged
     def wrapped(self, one, two: int):
         return [one, two]
+
+    @with_store
+    def stored(self, store, args):
+        return [store, args]
+
+    @logged
+    @with_store
+    def logged_and_stored(self, store, args):
+        return [store, args]
+
+    @by_names
+    def named(self, one, two):
+        return [one, two]
+
+    @lru_cache  # noqa: B019 - a handler lives as long as its process
+    def cached(self, one, two):
+        return [one, two]
+
+    typed_wrapper = partialmethod(wrapped, two=2)
 
     async def later(self, one, two: int):
         return [one, two]
@@ -244,7 +284,7 @@ class Typed:
     def colour(self, colour: Colour):
         return repr(colour)
 
-    def literal(self, kind: Literal['a', 'b']):
+    def literal(self, kind: Literal['a.b', "it's c.d"]):
         return repr(kind)
 
     def data(self, data: bytes):
@@ -273,6 +313,40 @@ class Typed:
 
     def holder(self, holder: Holder):
         return repr(holder)
+
+
+class Framed:
+    """Methods that get further frames; each returns the `repr` of its arguments."""
+
+    def save(self, picture: bytes, when: date):
+        return repr([picture, when])
+
+    def tag(self, name: str, tags: list[str]):
+        return repr([name, tags])
+
+    def note(self, args, when: date | None = None, *, peer):
+        return repr([args, when])
+
+    def drop(self, path, peer: Peer | None = None):
+        return repr([path, peer])
+
+    def old(self, picture, request):
+        return repr([picture, request])
+
+    def mark(self, args, colour: Colour = Colour.RED, holder: Plain = None):
+        return repr([args, colour, holder])
+
+
+@dataclass
+class Folder:
+    plain: Plain
+    parent: 'Folder | None' = None
+
+
+class Shelf(msgspec.Struct):
+    folder: Folder
+    next: 'Shelf'
+    money: Money
 
 
 class Unusable:
@@ -355,6 +429,11 @@ def ask(handler, name, args):
         ('spread_variadic', [1, 2, 3], [1, [2, 3], {}]),
         ('spread_variadic', {'first': 1, 'other': 2}, [1, [], {'other': 2}]),
         ('wrapped', [1, 2], [1, 2]),
+        ('stored', {'a': 1}, ['store', {'a': 1}]),
+        ('logged_and_stored', [1, 2], ['store', [1, 2]]),
+        ('named', {'one': 1, 'two': 2}, ['GET', [1, 2]]),
+        ('cached', [1, 2], [1, 2]),
+        ('typed_wrapper', 1, [1, 2]),
         ('with_request', [1, 2], [1, 2, 'GET']),
         ('with_peer', [1, 2], [1, 2, 'anonymous']),
         ('part', 2, [1, 2, 3]),
@@ -430,7 +509,7 @@ def test_refusal(name, args, text):
         ('identifiers', [str(UUID(int=5))], {UUID(int=5)}),
         ('counts', {'1': 2}, {1: 2}),
         ('colour', 'red', Colour.RED),
-        ('literal', 'a', 'a'),
+        ('literal', 'a.b', 'a.b'),
         ('data', 'YQ==', b'a'),
         ('text', 1, Typed.Kind.ONE),
         ('number', 1, 1.0),
@@ -463,7 +542,8 @@ def test_types(name, args, result):
         ('counts', {'x': 1}, "counts: Expected 'int', got 'str' - at 'key' in '$'; "),
         ('items', [{'title': 'x'}, {}], "books[1]: Object missing required field 'title'; "),
         ('colour', 'x' * 5000, "colour: Invalid enum value 'xxxxx"),
-        ('literal', 'c', "kind: Invalid enum value 'c'; it takes literal(kind: Literal['a', 'b'])"),
+        ('literal', 'c', "kind: Invalid enum value 'c'; it takes literal(kind: Literal['a.b', "
+         '"it\'s c.d"])'),
         ('data', '!', 'data: Invalid base64 encoded string; '),
         ('text', 2, 'kind: Invalid enum value 2; it takes text(kind: Kind)'),
         ('flag', {'flag': 1}, "flag: Expected 'bool', got 'int'; it takes flag(*, flag: bool = …)"),
@@ -512,6 +592,100 @@ def test_unusable_annotation(name, args, reason, caplog):
         f"Unusable.{name}: values of 'args' are not converted, because its annotation cannot be "
         f'used ({reason}'
     )
+
+
+def test_fields_that_cannot_be_made(caplog):
+    class Library:
+        def add(self, shelf: Shelf):
+            return 'added'
+
+    assert ask(Library, 'add', {'folder': {'plain': 1}})[0] == 400
+    assert [record.getMessage() for record in caplog.records] == [
+        'Library.add: each message is refused, because Plain has no decoder, see '
+        '`add_zmq_encoder` (shelf.folder.plain)',
+    ]
+
+
+class Careless:
+    """The asterisk in front of `peer` was forgotten."""
+
+    def remove(self, path: str, peer: Peer | None = None):
+        return [path, peer]
+
+    def move(self, path, request):
+        return [path, request]
+
+    def first(self, request: str, path='x'):
+        return [request, path]
+
+
+PEER = ['admin', '127.0.0.1']
+
+
+@pytest.mark.parametrize(
+    ('name', 'args', 'text'),
+    [
+        ('remove', ['x', PEER], 'peer cannot be passed; it takes remove('),
+        ('remove', {'path': 'x', 'peer': PEER}, 'peer cannot be passed; it takes remove('),
+        ('move', ['x', PEER], 'request cannot be passed; it takes move('),
+    ],
+)
+def test_a_message_does_not_pass_the_peer(name, args, text):
+    status, reason = ask(Careless, name, args)
+    assert status == 400
+    assert reason.startswith(f'Bad arguments of {name!r}: {text}')
+
+
+def test_forgotten_asterisk(caplog):
+    assert ask(Careless, 'remove', ['x']) == ['x', None]
+    assert ask(Careless, 'first', {'request': 'a', 'path': 'b'}) == ['a', 'b']
+    messages = {record.getMessage() for record in caplog.records}
+    text = 'to get that of the message, write it behind `*`'
+    assert messages == {
+        f'Careless.remove: a message of one frame cannot pass peer; {text}',
+        f'Careless.move: a message of one frame cannot pass request; {text}',
+    }
+
+
+def ask_in_frames(name, *frames):
+    stream = Stream()
+    ZMQMessageHandler(SimpleNamespace(), stream, print, handler=Framed)(
+        [*frames[:-1], encode([name, frames[-1]])]
+    )
+    return stream.replies.pop()
+
+
+@pytest.mark.parametrize(
+    ('name', 'frames', 'result'),
+    [
+        ('save', [b'x', '2026-01-02'], [b'x', date(2026, 1, 2)]),
+        ('note', [b'x', '2026-01-02'], [b'x', date(2026, 1, 2)]),
+        ('note', [b'x', None], [b'x', None]),
+        ('mark', [b'x', 'red'], [b'x', Colour.RED, None]),
+        ('mark', ['red'], ['red', Colour.RED, None]),
+        ('old', [b'x', 5], [b'x', 5]),
+    ],
+)
+def test_frames_are_converted(name, frames, result):
+    assert ask_in_frames(name, *frames) == repr(result)
+
+
+@pytest.mark.parametrize(
+    ('name', 'frames', 'text'),
+    [
+        ('save', [b'x', 5], "when: Expected 'date', got 'int'; it takes save(picture: bytes, "),
+        ('tag', [b'x', ['a']], "name: Expected 'str', got 'bytes'; it takes tag(name: str, "),
+        ('note', [b'x', {}], "when: Expected 'date | null', got 'object'; it takes note("),
+        ('mark', [b'x', b'red', 5], "colour: Expected 'str', got 'bytes'; it takes mark("),
+        ('drop', [b'x', ['admin', '']], 'peer cannot be passed; it takes drop('),
+        ('mark', [b'x', 'blue'], "colour: Invalid enum value 'blue'; it takes mark("),
+    ],
+)
+def test_a_further_frame_does_not_avoid_the_check(name, frames, text):
+    """A peer chooses how many frames it sends; the method relies on its annotations."""
+    status, reason = ask_in_frames(name, *frames)
+    assert status == 400
+    assert reason.startswith(f'Bad arguments of {name!r}: {text}')
 
 
 def test_other_parameters_are_still_converted():
@@ -581,6 +755,7 @@ SHAPES = [
     if not name.startswith('_')
     and not isinstance(value, type)
     and name not in ('later', 'in_thread')
+    and name not in ('named', 'cached')  # their decorators fail for other arguments
 ]
 
 

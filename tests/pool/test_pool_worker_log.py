@@ -9,8 +9,10 @@ import pytest
 
 from app.program import reserved_port
 from checks import wait_until
+from plain_handlers import Plain
 from pool_checks import TIMEOUT, client_of, held_calls, wait_for_workers, workers_of
 from pool_handlers import Pool
+from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.testing import running
 
 WORKER = """
@@ -75,6 +77,13 @@ def test_no_broker(join):
         program.send_signal(signal.SIGTERM)
         assert program.wait(TIMEOUT) == 0
     assert 'secret' not in program.log.read_text()
+
+
+def test_broker_came_in_time(caplog):
+    worker = PoolWorker('127.0.0.1:1', Plain)
+    worker._is_registered = True
+    worker._warn_without_broker()
+    assert not caplog.records
 
 
 def test_another_address_of_the_pool(join):

@@ -362,7 +362,7 @@ def test_killed_process(supervise, start_programs, ask, address):
 def test_process_that_exits_in_the_middle(supervise, start_programs, ask, address, code):
     supervise()
     programs = start_programs(address)
-    with ZMQClient(address) as client, pytest.raises(ZMQUnreachableError):
+    with ZMQClient(address, timeout=TIMEOUT) as client, pytest.raises(ZMQUnreachableError):
         client.call('exit', code)
     wait_until(lambda: not left(programs), TIMEOUT)
 

@@ -13,8 +13,9 @@ from multiprocessing.context import ForkProcess
 import pytest
 import zmq
 
-from handlers import Process
+from handlers import MessageHandler, Process
 from pyams_zmq.auth import Access
+from pyams_zmq.client import ZMQClient
 from pyams_zmq.exceptions import ZMQBindError
 from pyams_zmq.process import connections, server_socket
 from pyams_zmq.process.ipc_file import NotInGroupError
@@ -26,6 +27,7 @@ from pyams_zmq.process.server_socket import (
     close_inherited_listeners,
     closed_on_error,
 )
+from pyams_zmq.testing import running
 
 
 class Limits(SocketLimits):
@@ -53,6 +55,22 @@ def router():
         yield make
         for socket in sockets:
             socket.close(0)
+
+
+class HighLimits(Process):
+    """Limits above those of libzmq and Linux, which have no effect."""
+
+    receive_hwm = send_hwm = backlog = 2**40
+    handshake_timeout = 1e8
+    heartbeat_interval = heartbeat_timeout = 1e8
+
+
+@pytest.mark.parametrize('address', ['127.0.0.1', 'ipc://{folder}/zmq'])
+def test_high_limits(address, tmp_path):
+    """With more seconds than Linux can count, libzmq closes each connection."""
+    process = HighLimits(address.format(folder=tmp_path), MessageHandler)
+    with running(process), ZMQClient(process.bound_address) as client:
+        assert client.call('echo', 1) == 1
 
 
 def test_no_null_device(monkeypatch, tmp_path):

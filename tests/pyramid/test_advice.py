@@ -33,7 +33,7 @@ from pyams_zmq.testing import running
 from transaction_checks import Journal
 
 SECRET = 'hush-hush'
-WRONG = 'plain_handlers.wrong_factory'
+WRONG = 'plain_handlers.BadTimeoutOfResource'
 ERRORS = [
     ZMQBacklogError('x'),
     ZMQClosedError('x'),
@@ -118,6 +118,51 @@ def test_each_error_has_a_step(error, start):
     assert len(text.partition('): ')[2]) > 20
 
 
+REPLIES = [
+    (400, 'Bad message, expected [type, args]: x', 'compare the message with the parameters'),
+    (
+        400,
+        "Bad arguments of 'book': x; it takes book(a)",
+        'compare the message with the parameters',
+    ),
+    (400, "'book' does not take a message of 2 frames", 'compare the message with the parameters'),
+    (401, 'Your access was withdrawn', 'auth of the service has lost the user of this client'),
+    (403, "User 'a' at h may not read the statistics: x", 'let the service allow it'),
+    (404, "Unknown message type 'book'", 'compare the message with the public methods'),
+    (413, 'Message is 9 bytes; the limit is 8', 'send less, or raise pyams_zmq.worker.max_message'),
+    (500, 'Internal error, see the log of the service under id 1', 'see the log of the service'),
+    (500, 'The reply is 9 bytes; the limit is 8 (max_reply_size)', 'return less, or raise pyams_'),
+    (502, 'The worker ended with SIGKILL during this call', 'see the log of the service; a method'),
+    (503, 'The service is stopping, try again later', 'try again later'),
+    (503, 'The service is overloaded: 9 calls wait, try again later', 'try again later; if that'),
+    (504, "'book' has not ended after 1 s", 'raise the timeout of the method'),
+    (504, 'The deadline of the message has passed', 'raise the timeout of the method'),
+    (410, 'The job 018f was cancelled', 'somebody has cancelled the job'),
+    (504, 'The job 018f has expired before it began', 'raise expires of the job'),
+    (507, 'The journal cannot be written: disk full; try again later', 'make room on the disk'),
+]
+SERVICE = SimpleNamespace(name='worker', client_address='tcp://h:1', start='never')
+
+
+@pytest.mark.parametrize(('status', 'text', 'step'), REPLIES)
+def test_step_of_a_reply_of_the_service(status, text, step):
+    assert f'): {step}' in advise(SERVICE, ZMQRemoteError(status, text))
+
+
+@pytest.mark.parametrize('status', sorted({409, *(status for status, _text, _step in REPLIES)}))
+def test_step_of_a_reply_of_a_method(status):
+    """The methods of the service do not lack a `book`, for instance: one of them says 404."""
+    text = advise(SERVICE, ZMQRemoteError(status, 'No book 7'))
+    assert text.endswith('): its method has chosen this status')
+
+
+@pytest.mark.parametrize('text', ['No book 7.', 'Which book?', 'Go away!'])
+def test_advice_after_a_sentence(text):
+    error = ZMQRemoteError(404, text)
+    error.advice = 'Do this'
+    assert str(error) == f'404 {text} Do this'
+
+
 def test_command_names_the_file():
     service = SimpleNamespace(name='worker', client_address='tcp://h:1', start='external')
     text = advise(service, ZMQUnreachableError('x'), ini='/srv/my app.ini#two')
@@ -193,6 +238,23 @@ def test_refused(connect, raises):
         raises(ZMQRefusedError, '.*Connection refused', 'compare', client.call, 'nap', 0)
 
 
+def test_file_of_the_user_is_missing(connect, raises, tmp_path):
+    """The service keeps its users, so the client can be made when the file is there again."""
+    users = tmp_path / 'users'
+    users.write_text(f'webapp:{SECRET}')
+    client, process = connect(auth_file=users)
+    request = client._request
+    request.registry.zmq_clients.close()
+    with running(process):
+        users.rename(tmp_path / 'moved')
+        text = (
+            "A client of 'worker' cannot be made: Credentials file '.*/users': No such file or dir"
+        )
+        raises(ZMQRefusedError, text, 'compare', request.zmq, 'worker')
+        (tmp_path / 'moved').rename(users)
+        assert request.zmq('worker').call('nap', 0) == 0
+
+
 def test_closed(connect, raises):
     client, _process = connect()
     client._client.close()
@@ -259,7 +321,7 @@ def test_handler_that_cannot_be_made(run_program, tmp_path):
     )
     wait_until(lambda: 'is not started again' in server.log.read_text(), TIMEOUT)
     text = answer_of(server)
-    assert f'The handler {WRONG} cannot be made: wrong_factory() takes 1 positional' in text
+    assert f'The handler {WRONG} cannot be made: Bad timeout -1' in text
     assert 'is started by the application when it serves requests (start = auto)' in text
     log = server.log.read_text()
     assert log.count('is not started again') == 1

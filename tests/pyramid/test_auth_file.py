@@ -132,6 +132,17 @@ def test_keys_beside_the_ini_file(tmp_path, monkeypatch, folder):
     assert len(curve.clients) == 2
 
 
+def test_folder_of_keys_that_is_not_there(tmp_path):
+    """It may be a key as well, which it is not, either."""
+    config = Configurator(settings={'here': str(tmp_path)})
+    config.include('pyams_zmq')
+    key = zmq.curve_keypair()[1].decode()
+    config.add_zmq_process('echo', **BASE, server_key=key, client_keys='no_folder')
+    with pytest.raises(ConfigurationError, match='bad client_keys') as error:
+        config.commit()
+    assert key not in str(error.value)
+
+
 def test_folder_of_the_ini_file_in_a_setting(tmp_path):
     """Some applications merge the global configuration into their settings."""
     users = one_user(tmp_path / 'users')
@@ -201,6 +212,20 @@ def test_uri_of_a_file(use, auth):
     with pytest.raises((ValueError, ConfigurationError), match=r'URI of a file; .*auth_file') as e:
         use(auth)
     assert 'hush' not in str(e.value)
+
+
+@pytest.mark.parametrize('option', ['auth', 'worker_auth', 'client_auth'])
+@pytest.mark.parametrize('value', ['file:users', 'FILE: conf/../users'])
+def test_uri_of_a_file_beside_the_ini_file(users, option, value):
+    (users.parent / 'conf').mkdir()
+    settings = {**BASE, option: value}
+    ini = users.parent / 'app.ini'
+    text = ''.join(f'pyams_zmq.echo.{key} = {each}\n' for key, each in settings.items())
+    ini.write_text(APP + text)
+    with pytest.raises(ConfigurationError, match=f'bad {option} .*: It is a file beside the ini'):
+        get_app(str(ini))
+    users.unlink()
+    get_app(str(ini))  # a user "file" may have any password
 
 
 def test_users_that_only_look_like_a_file(users):
@@ -353,14 +378,18 @@ def test_file_of_another_user(users):
     process = Process('127.0.0.1', auth=users)
     users.write_text('carol:hush')
     users.chmod(0o600)
-    run_as(NOBODY, NOBODY, check_without_permission, process.access, users)
+    config = Configurator()
+    config.include('pyams_zmq')
+    config.commit()  # that user may not enter the folder of the package
+    run_as(NOBODY, NOBODY, check_without_permission, process.access, config, users)
 
 
-def check_without_permission(access, users):
+def check_without_permission(access, config, users):
     assert not access.try_reload('echo')
     assert sorted(access.users) == ['alice', 'bob']
+    config.add_zmq_process('echo', **BASE, auth_file=users)
     with pytest.raises(ConfigurationError, match=r'bad auth_file \(.*: Permission denied'):
-        service_of(**BASE, auth_file=users)
+        config.commit()
 
 
 def test_hang_up_of_a_pool(users, tmp_path, serve, ask):

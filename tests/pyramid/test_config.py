@@ -150,7 +150,6 @@ def test_several():
     ('options', 'text'),
     [
         ({'handler': 42}, 'bad handler .*42 is not a class'),
-        ({'handler': None, 'start': 'never'}, 'bad handler .*None is not a class'),
         ({'handler': 'no.such'}, "bad handler .*'no.such' cannot be imported .No module"),
         ({'handler': 'plain_handlers'}, 'bad handler .*is not a class of the application'),
         ({'handler': 'plain_handlers.Polite'}, 'bad handler .*needs arguments .*pass an instance'),
@@ -208,6 +207,10 @@ def test_several():
         ),
         ({'client_auth': 'a:b\nc:d'}, 'bad client_auth .*A client connects as one user'),
         ({'clients': 'host'}, "bad clients .*'host'"),
+        (
+            {'factory': plain_handlers.Plain},
+            'bad factory .*Plain.* is not a subclass of ZMQProcess; the class with the methods is',
+        ),
         ({'adress': ADDRESS}, r'unknown option adress; did you mean address\?'),
         ({'xyz': 1}, 'unknown option xyz; write OPTION with one of these: address, auth, '),
     ],
@@ -224,7 +227,7 @@ def test_bad_options(options, text):
     [
         ('plain_handlers.Plain', plain_handlers.Plain),
         ('plain_handlers.POLITE', plain_handlers.POLITE),
-        ('plain_handlers.wrong_factory', plain_handlers.wrong_factory),
+        ('plain_handlers.decorated_factory', plain_handlers.decorated_factory),
     ],
 )
 @pytest.mark.parametrize('workers', ['0', '2'])
@@ -236,6 +239,12 @@ def test_plain_handler_in_settings(handler, found, workers):
     )
     assert service.handler is found
     assert service.make_process(Registry('one')).handler is found
+
+
+def test_no_handler_is_needed_elsewhere():
+    options = {'address': ADDRESS, 'start': 'never'}
+    for given in ({}, {'handler': None}):
+        assert service_of(('indexer', {**options, **given})).handler is None
 
 
 def test_concurrency_of_the_factory():
@@ -255,6 +264,10 @@ def test_concurrency_of_the_factory():
     [
         ({'handler': HANDLER}, "'indexer' has no address: .* or set pyams_zmq.indexer.address"),
         ({'address': ADDRESS}, "'indexer' has no handler: .* or set pyams_zmq.indexer.handler"),
+        (
+            {'address': ADDRESS, 'handler': None},
+            "'indexer' has no handler: .* or set pyams_zmq.indexer.handler",
+        ),
     ],
 )
 def test_missing_options(options, text):

@@ -62,6 +62,22 @@ def test_directive(config):
     assert shown.title == 'ZMQ encoder of Local'
 
 
+def test_order_of_directives(config, caplog):
+    """A handler that is declared first may need the decoder; the configuration has any order."""
+
+    class Late:
+        pass
+
+    class Shelf:
+        def put(self, late: Late):
+            raise NotImplementedError
+
+    config.add_zmq_process('shelf', handler=Shelf, address='127.0.0.1:25560', start='never')
+    config.add_zmq_encoder(Late, str, Late)
+    config.commit()
+    assert not caplog.records
+
+
 def test_dotted_names(application):
     assert decode_reply(encode([Money(5), Parcel()])) == [{'cents': 5}, 'parcel']
     assert find_decoder(Money)({'cents': 5}).cents == 5

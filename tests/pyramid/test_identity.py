@@ -7,7 +7,7 @@ import sys
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import psutil
 import pytest
@@ -21,6 +21,8 @@ from app.declared import MessageHandler
 from app.program import WebServer, reserved_port
 from checks import TIMEOUT, wait_until
 from pyams_zmq.config.identity import identify
+from pyams_zmq.config.request_client import ClientRegistry
+from pyams_zmq.exceptions import ZMQUnreachableError
 from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.process.base import _owned
 from pyams_zmq.wire.endpoint import Endpoint
@@ -209,6 +211,20 @@ def test_two_applications_at_one_address(serve, tmp_path):
         staging.wait_for_service(TIMEOUT)
     finally:
         staging.end()
+
+
+def test_service_of_another_application():
+    """Its client is refused before it connects; the text says what to do."""
+    clients = ClientRegistry(registry_of())
+    clients.address_locks['worker'] = SimpleNamespace(
+        address='tcp://127.0.0.1:25556', find_other_owner=lambda: 'service worker of other'
+    )
+    with pytest.raises(ZMQUnreachableError) as error:
+        clients.get('worker')
+    assert str(error.value) == (
+        "'worker' is not running: another application serves tcp://127.0.0.1:25556 (service worker "
+        'of other): stop that one, or choose another address, pyams_zmq.worker.address'
+    )
 
 
 @pytest.fixture

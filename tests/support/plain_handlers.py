@@ -3,6 +3,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from functools import wraps
 from pathlib import Path
 
 from zope.interface import implementer
@@ -103,6 +104,13 @@ class BadTimeout:
         return [200, name]
 
 
+class BadTimeoutOfResource(BadTimeout):
+    """The same, but only a process can know it: without its constructor, none is made."""
+
+    def __del__(self):
+        """Close what the constructor has opened."""
+
+
 class BadRepeatable:
     """Names a method that it does not have."""
 
@@ -172,3 +180,27 @@ class Table(dict):
 
 def wrong_factory(process):
     """Is no factory of handlers: it takes one argument."""
+
+
+def give_name(method):
+    """Decorate a function that needs a name: it is called without one."""
+
+    @wraps(method)
+    def call(*args):
+        return method(*args, 'Ann')
+
+    return call
+
+
+class Injected(Plain):
+    """Its constructor gets an argument from a decorator."""
+
+    @give_name
+    def __init__(self, name):
+        self.greeting = f'{name} says hello,'
+
+
+@give_name
+def decorated_factory(process, stream, stop, name):
+    """Make a message handler; the decorator adds the name."""
+    return PlainMessageHandler(process, stream, stop)

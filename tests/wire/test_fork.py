@@ -26,6 +26,14 @@ device.bind_in('127.0.0.1')
 device.bind_out('127.0.0.1')
 device.start()
 
+def turns_of_others():
+    found = []
+    for thread in set(os.listdir('/proc/self/task')) - {str(os.getpid())}:
+        with open(f'/proc/self/task/{thread}/status') as file:
+            found.append([line for line in file if line.startswith(('Pid', 'State'))
+                          or 'ctxt_switches' in line])
+    return sorted(map(''.join, found))
+
 def check(who):
     client.send('echo', 2)
     assert client.call('pid') == process.pid
@@ -36,9 +44,13 @@ def check(who):
 IN_C = """
 fork = ctypes.PyDLL(None).fork if sys.argv[1] == 'c' else os.fork
 device.statistics()
-# Measures time: nothing tells when all threads rest. In a fork without the hooks of Python, the
-# lock of the interpreter is broken if a thread waited for it.
-time.sleep(0.25)
+# In a fork without the hooks of Python, the lock of the interpreter is broken if a thread waited
+# for it: wait until all others sleep, and have not run between two looks.
+deadline, former = time.monotonic() + 20, None
+while (turns := turns_of_others()) != former or not all('S (sleeping)' in each for each in turns):
+    assert time.monotonic() < deadline, turns
+    former = turns
+    time.sleep(0.05)  # a poll; a thread that waits for the lock runs each 5 ms
 fork = fork()
 if not fork:
     check('fork')

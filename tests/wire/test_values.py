@@ -3,6 +3,7 @@
 
 import enum
 import math
+import subprocess
 import sys
 import uuid
 from dataclasses import dataclass
@@ -401,3 +402,89 @@ def test_endless(value):
     with pytest.raises(RecursionError):
         encode([value])
     assert encode([1]) == b'[1]'
+
+
+CHANGED = """
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import attrs
+import msgspec
+from pyams_zmq.message import encode
+
+class Changing:
+    def __json__(self, request):
+        value.clear()
+        return 0
+
+class Outer:
+    def __json__(self, request):
+        return value
+
+@dataclass
+class Record:
+    items: object
+
+@attrs.define
+class Slotted:
+    items: object
+
+class Struct(msgspec.Struct, frozen=True):
+    items: object
+
+value = [Changing(), *[[str(number) * 9] for number in range(100_000)]]
+whole = {'list': value, 'dict': {0: value}, 'form': Outer(), 'dataclass': Record(value),
+         'attrs': Slotted([Record(value)]), 'struct': Struct((value,))}
+if sys.argv[1] == 'changed dict':
+    value = whole['changed dict'] = dict(enumerate(value))
+print(encode([whole[sys.argv[1]]]).count(b'000000000'))
+"""
+
+
+@pytest.mark.parametrize(
+    'kind', ['list', 'dict', 'changed dict', 'form', 'dataclass', 'attrs', 'struct']
+)
+def test_change_while_it_is_encoded(kind):
+    """As by another thread. In a program of its own: msgspec would read memory that was freed."""
+    program = [sys.executable, '-c', CHANGED, kind]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 1
+
+
+class Failure(Exception):
+    """As a dataclass, it cannot be copied."""
+
+
+@attrs.define(slots=False)
+class Base:
+    width: int
+
+
+@attrs.define
+class Derived(Base):
+    height: int = 2
+    other: object = attrs.field(init=False)
+
+
+class Named(msgspec.Struct, rename='camel', tag='named', omit_defaults=True):
+    first_name: str
+    last_name: str = 'x'
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        Point(1, [Point(2)]),
+        Derived(1),
+        Named('a'),
+        Named('a', {'b': Named('c', 'd')}),
+        [Size(1), (2,), {'a': {1}}, frozenset({2})],
+        dataclass(Failure)(),
+    ],
+)
+def test_copy_has_the_same_form(value):
+    """It is made because of the other value."""
+    other = SimpleNamespace(__json__=lambda request: None)
+    assert encode([value, other]) == encode([value])[:-1] + b',null]'

@@ -12,6 +12,7 @@ MAX_CREDENTIAL = 254  # bytes; RFC 24 allows 255, which pyzmq does not read back
 
 _FILE = 'name a file by a path object, in a declared service by auth_file'
 _URI = 'file:/'
+_SIZE = f'each of 1 to {MAX_CREDENTIAL} bytes'
 
 Users = str | Sequence[str] | Mapping[str, str] | os.PathLike[str] | None
 
@@ -28,23 +29,44 @@ def parse_users(auth: Users) -> dict[str, str]:
     """
     if auth is None or auth == '':
         return {}
-    where = f' in {os.fspath(auth)!r}' if isinstance(auth, os.PathLike) else ''
+    if isinstance(auth, os.PathLike):
+        return _read_file(os.fspath(auth))
     if isinstance(auth, Mapping):
         users = dict(auth)
+        bad = not all(map(_is_user, users.items()))
     else:
         lines = _lines(auth)
-        if not where and any(_is_uri(line) for line in lines):
+        if any(_is_uri(line) for line in lines):
             raise ValueError(f'Bad credentials: the URI of a file; {_FILE}')
-        pairs = [line.partition(':') if isinstance(line, str) else ('', '', '') for line in lines]
-        users = {user: password for user, _colon, password in pairs}
+        pairs = [_split(line) for line in lines]
+        users = dict(pairs)
         if len(users) < len(pairs):
-            raise ValueError(f'Bad credentials{where}: a user is listed twice')
-    if not users or not all(
-        _is_credential(text) for credentials in users.items() for text in credentials
-    ):
+            raise ValueError('Bad credentials: a user is listed twice')
+        bad = not all(map(_is_user, pairs))
+    if bad or not users:
         raise ValueError(
-            f"Bad credentials{where}: write auth='user:password', each of 1 to {MAX_CREDENTIAL} "
-            'bytes, or several of them' + ('' if where else f'; {_FILE}')
+            f"Bad credentials: write auth='user:password', {_SIZE}, or several of them; {_FILE}"
+        )
+    return users
+
+
+def _read_file(path: str) -> dict[str, str]:
+    """Return the users in a file; an error names the line."""
+    users: dict[str, str] = {}
+    for number, line in enumerate(_read_lines(path), 1):
+        if not line.strip() or line.lstrip().startswith('#'):
+            continue
+        user, password = _split(line)
+        if user in users:
+            raise ValueError(f'Bad credentials in {path!r}, line {number}: a user is listed twice')
+        if not _is_user((user, password)):
+            raise ValueError(
+                f'Bad credentials in {path!r}, line {number}: write user:password, {_SIZE}'
+            )
+        users[user] = password
+    if not users:
+        raise ValueError(
+            f'Bad credentials in {path!r}: it has no user; write user:password, {_SIZE}'
         )
     return users
 
@@ -88,19 +110,19 @@ class FirstUser(Mapping[str, str]):
         return f'<{type(self).__name__} {os.fspath(self._path)}>'
 
 
+def _read_lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding='utf-8-sig') as file:
+            text = file.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or 'not UTF-8, or not a valid path'
+        if _is_uri(path):
+            reason += "; write its path without 'file:'"
+        raise ValueError(f'Credentials file {path!r}: {reason}') from None
+    return [line.removesuffix('\r') for line in text.split('\n')]
+
+
 def _lines(auth: Any) -> Sequence[Any]:
-    if isinstance(auth, os.PathLike):
-        path = os.fspath(auth)
-        try:
-            with open(path, encoding='utf-8-sig') as file:
-                auth = file.read()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, 'strerror', None) or 'not UTF-8, or not a valid path'
-            if _is_uri(path):
-                reason += "; write its path without 'file:'"
-            raise ValueError(f'Credentials file {path!r}: {reason}') from None
-        lines = [line.removesuffix('\r') for line in auth.split('\n')]
-        return [line for line in lines if line.strip() and not line.lstrip().startswith('#')]
     if isinstance(auth, str):
         # A single user is not stripped: a password may begin or end with blanks.
         return (
@@ -114,6 +136,15 @@ def _lines(auth: Any) -> Sequence[Any]:
 def _is_uri(line: Any) -> bool:
     """Return True for the URI of a file: its path would be the password of a user `file`."""
     return isinstance(line, str) and line.lstrip().lower().startswith(_URI)
+
+
+def _split(line: Any) -> tuple[str, str]:
+    user, _colon, password = line.partition(':') if isinstance(line, str) else ('', '', '')
+    return user, password
+
+
+def _is_user(credentials: tuple[Any, Any]) -> bool:
+    return all(map(_is_credential, credentials))
 
 
 def _is_credential(text: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pyramid.config.actions import action_method
 from pyramid.exceptions import ConfigurationError
+from pyramid.interfaces import PHASE1_CONFIG
 
 from pyams_zmq.config.errors import as_settings
 from pyams_zmq.config.request_client import RequestClient
@@ -68,7 +69,13 @@ def add_zmq_encoder(
         'ZMQ encoders', type, f'ZMQ encoder of {type.__name__}', 'encoder'
     )
     introspectable.update(zip(('type', 'encoder', 'decoder'), arguments, strict=True))
-    config.action(('zmq_encoder', type), add_encoder, arguments, introspectables=(introspectable,))
+    config.action(
+        ('zmq_encoder', type),
+        add_encoder,
+        arguments,
+        introspectables=(introspectable,),
+        order=PHASE1_CONFIG,  # before handlers are checked, which may need its decoder
+    )
 
 
 def declare_from_settings(config: Any) -> None:

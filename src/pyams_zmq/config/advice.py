@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """What an error of a client adds to its text: the service, how it is started, the next step."""
 
+import re
 import shlex
 from typing import Any
 
@@ -30,21 +31,50 @@ _STEPS: dict[type[ZMQBaseError], str] = {
     ZMQMessageError: 'send less, or raise {prefix}max_message_size',
 }
 
-_REMOTE_STEPS = {
-    400: 'compare the message with the parameters of the method',
-    401: 'auth of the service has lost the user of this client: compare {prefix}client_auth',
-    403: 'let the service allow it to the user of this client',
-    404: 'compare the message with the public methods of the handler',
-    410: 'somebody has cancelled the job: retry it, or submit another one',
-    413: 'send less, or raise {prefix}max_message_size',
-    500: 'see the log of the service under this id',
-    502: 'see the log of the service: its worker has ended; a method that may run twice can be '
-    'declared repeatable',
-    503: 'try again later; if that happens often, raise {prefix}concurrency or {prefix}workers',
-    504: 'raise the timeout of the method, {prefix}timeout for the deadline of a call, or expires '
-    'of a job',
-    507: 'make room on the disk of {prefix}journal: then the service goes on by itself',
-}
+_REMOTE_STEPS = (
+    (
+        *(400, 'Bad (message|arguments of)|.* does not take a message of '),
+        'compare the message with the parameters of the method',
+    ),
+    (
+        *(401, 'Your access was withdrawn'),
+        'auth of the service has lost the user of this client: compare {prefix}client_auth',
+    ),
+    (403, 'User .* may not read the statistics', 'let the service allow it to this user'),
+    (
+        *(404, 'Unknown message type '),
+        'compare the message with the public methods of the handler',
+    ),
+    (
+        *(410, 'The job .* was cancelled'),
+        'somebody has cancelled the job: retry it, or submit another one',
+    ),
+    (413, 'Message is ', 'send less, or raise {prefix}max_message_size'),
+    (500, 'Internal error', 'see the log of the service under this id'),
+    (500, 'The reply is ', 'return less, or raise {prefix}max_reply_size'),
+    (
+        *(502, 'The worker '),
+        'see the log of the service; a method that may run twice can be declared repeatable',
+    ),
+    (503, 'The service is stopping', 'try again later'),
+    (
+        *(503, 'The service is overloaded'),
+        'try again later; if that happens often, raise {prefix}concurrency or {prefix}workers',
+    ),
+    (
+        *(504, '.* has not ended after |The deadline of the message '),
+        'raise the timeout of the method, or {prefix}timeout for the deadline of the call',
+    ),
+    (504, 'The job .* has expired ', 'raise expires of the job, or {prefix}jobs'),
+    (
+        *(507, 'The journal cannot be written'),
+        'make room on the disk of {prefix}journal: then the service goes on by itself',
+    ),
+)
+"""Replies that a service makes itself: status, start of the text, next step
+
+A method may choose the same status, with a text of its own and for another reason.
+"""
 
 _JOB_STEPS = {
     403: 'ask on the machine of the service, or as a user of {prefix}stats_users',
@@ -53,6 +83,7 @@ _JOB_STEPS = {
     409: 'ask for its state: request.zmq({name!r}).job(id).state',
     501: 'set {prefix}journal and {prefix}workers, and start the service again',
 }
+"""Replies about a job: next step, by status"""
 
 
 def advise(service: Any, error: ZMQBaseError, *, ini: str = '', problem: str = '') -> str:
@@ -83,8 +114,15 @@ def _next_step(service: Any, error: ZMQBaseError, problem: str) -> str:
     if isinstance(error, ZMQUnreachableError) and not isinstance(error, ZMQBacklogError):
         return _next_step_of_start(service, problem)
     if isinstance(error, ZMQRemoteError):
-        steps = _REMOTE_STEPS | _JOB_STEPS if isinstance(error, ZMQJobError) else _REMOTE_STEPS
-        step = steps.get(error.status, 'its method has chosen this status')
+        steps = _JOB_STEPS if isinstance(error, ZMQJobError) else {}
+        step = steps.get(error.status) or next(
+            (
+                step
+                for status, text, step in _REMOTE_STEPS
+                if status == error.status and re.match(text, error.text)
+            ),
+            'its method has chosen this status',
+        )
     else:
         step = next(
             (_STEPS[cls] for cls in type(error).__mro__ if cls in _STEPS),

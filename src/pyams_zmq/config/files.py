@@ -59,6 +59,23 @@ def _get_folder(config: Any) -> Path:
     return Path(folder)
 
 
+def check_users(users: Any, config: Any) -> Any:
+    """Return users as they were given.
+
+    :raises ValueError: for the URI of a file beside the ini file, the path of which would be the
+        password of a user `file`; its text does not quote it
+    """
+    if isinstance(users, str) and users.lower().startswith('file:'):
+        path = ''
+        with suppress(ValueError):  # no ini file is known
+            path = os.path.join(_get_folder(config), users[len('file:') :].strip())
+        if os.path.isfile(path):
+            raise ValueError(
+                "It is a file beside the ini file: name it by auth_file, without 'file:'"
+            )
+    return users
+
+
 def resolve_key(key: Any, config: Any) -> Any:
     """Return a key as it was given, or the path of its file."""
     return resolve_path(key, config) if is_key_file(key) else key

@@ -9,8 +9,9 @@ from msgspec import Meta
 from pyramid.path import DottedNameResolver
 from pyramid.settings import asbool, aslist, falsey, truthy
 
-from pyams_zmq.config.files import resolve_key, resolve_keys, resolve_path
+from pyams_zmq.config.files import check_users, resolve_key, resolve_keys, resolve_path
 from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL
+from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.process.ipc_file import check_mode, find_group
 
 _BOOLEANS = truthy | falsey
@@ -63,6 +64,10 @@ def _read_class(value: Any, config: Any) -> Any:
     found = _import(value, config, CLASS.label)
     if not callable(found):
         raise TypeError(f'{found!r} is not a class; write {CLASS.label}')
+    if isinstance(found, type) and not issubclass(found, ReadyProcess):
+        raise TypeError(
+            f'{found!r} is not a subclass of ZMQProcess; the class with the methods is the handler'
+        )
     return found
 
 
@@ -109,5 +114,5 @@ PUBLIC_KEY = Kind('a key, or its .key file', resolve_key)
 PUBLIC_KEYS = Kind('a folder of .key files, or keys', resolve_keys)
 SECRET_KEY = Kind('a key, or its .key_secret file', resolve_key)
 START = Kind('auto, external or never; or true for auto, false for never', _read_start)
-USER = Kind('user:password')
-USERS = Kind('user:password, one a line')
+USER = Kind('user:password', check_users)
+USERS = Kind('user:password, one a line', check_users)

@@ -12,7 +12,7 @@ from pyams_zmq.config.advice import advise
 from pyams_zmq.config.identity import Application
 from pyams_zmq.config.service import Service, services_of
 from pyams_zmq.config.service_client import ServiceClient, explained
-from pyams_zmq.exceptions import ZMQBaseError, ZMQUnreachableError
+from pyams_zmq.exceptions import ZMQBaseError, ZMQRefusedError, ZMQUnreachableError
 from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
 from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.wire.fork import ForkLocal
@@ -120,6 +120,7 @@ class ClientRegistry:
 
         :raises LookupError: if the service is not declared
         :raises ZMQUnreachableError: if another application serves its address
+        :raises ZMQRefusedError: if the file of its user cannot be read; the next use tries again
         """
         lock = self.address_locks.get(name)
         if lock is not None and (owner := lock.find_other_owner()) is not None:
@@ -138,7 +139,13 @@ class ClientRegistry:
                         f'declare it: config.add_zmq_process({name!r}, ...)'
                     )
                 make = self._registry.queryUtility(IZMQClientFactory) or Service.make_client
-                client = self._clients[name] = make(service)
+                try:
+                    client = make(service)
+                except ValueError as problem:  # its file of users cannot be read now
+                    error = ZMQRefusedError(f'A client of {name!r} cannot be made: {problem}')
+                    error.advice = self._advise(service, error)
+                    raise error from None
+                self._clients[name] = client
                 if isinstance(client, ServiceClient):
                     client.get_advice = partial(self._advise, service)
         return client
@@ -166,5 +173,6 @@ def request_zmq(request: Any, name: str) -> RequestClient:
     :param name: name of the service
     :raises LookupError: if the service is not declared
     :raises ZMQUnreachableError: if another application serves its address
+    :raises ZMQRefusedError: if the file of its user cannot be read
     """
     return RequestClient(request, request.registry.zmq_clients.get(name))

@@ -151,7 +151,7 @@ class _Reader:
         for key, value in self.values.items():
             with self._named(key):
                 self.values[key] = OPTIONS[key].read(value, self.config)
-        if 'handler' in self.values:
+        if self.values.get('handler') is not None:
             with self._named('handler'):
                 factory = self.values.get('factory')
                 usual = getattr(factory, 'concurrency', 1)
@@ -268,7 +268,10 @@ class _Reader:
             return
         factory = values.setdefault('factory', ZMQPool)
         if not (isinstance(factory, type) and issubclass(factory, ZMQPool)):
-            raise self._error(f'has workers, but {factory!r} is not a subclass of ZMQPool')
+            raise self._error(
+                f'has workers, but {factory!r} is not a subclass of ZMQPool: derive it from that, '
+                f'or remove workers ({self._describe("factory")})'
+            )
         with self._named('worker_address'):
             make_worker_access(*(values.get(key) for key in POOL_OPTIONS[1:]))
 

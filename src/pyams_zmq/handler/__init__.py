@@ -183,9 +183,12 @@ class ZMQMessageHandler:
             method, job = self._find_job(method)
         if method.min_frames <= len(frames) <= method.max_frames:
             frames[self.json_load] = args
-            if job is None and not (method.wants_peer or method.wants_request or method.in_thread):
+            if method.frame_arguments is not None and len(frames) > 1:
+                call = method.frame_arguments.bind_frames(frames)
+            elif job or method.wants_peer or method.wants_request or method.in_thread:
+                call = partial(method.call, *frames)
+            else:
                 return method, None
-            call = partial(method.call, *frames)
         elif len(frames) == 1 and method.arguments is not None:
             call = method.arguments.bind(args)
         else:
@@ -205,7 +208,7 @@ class ZMQMessageHandler:
     def _inject(
         self, method: Method, call: Callable[..., Any], peer: Peer | None, job: RunningJob | None
     ) -> Callable[[], Any]:
-        """Return the call of a method with the keyword-only arguments that it wants."""
+        """Return a call with what a method takes from here, not from the message."""
         if method.wants_peer:
             call = partial(call, peer=peer)
         if method.wants_job:

@@ -59,13 +59,18 @@ class Annotation(NamedTuple):
 
 
 def read_annotation(
-    parameter: Parameter, call: Callable[..., Any], owner: type, name: str
+    parameter: Parameter,
+    call: Callable[..., Any],
+    owner: type,
+    name: str,
+    level: int = logging.WARNING,
 ) -> Annotation:
-    """Return what the annotation of a parameter means; log a warning if it cannot be used.
+    """Return what the annotation of a parameter means; log it if the annotation cannot be used.
 
     :param call: the method
     :param owner: class of the handler
     :param name: name of the method
+    :param level: level of the record
     """
     if parameter.annotation is Parameter.empty:
         return Annotation()
@@ -78,7 +83,8 @@ def read_annotation(
             if isinstance(part, nodes.CustomType) and part.cls is not object:
                 _read_class(part.cls)  # for its error
     except Exception as error:  # noqa: BLE001 - msgspec, and the evaluated text, raise anything
-        LOGGER.warning(
+        LOGGER.log(
+            level,
             '%s.%s: values of %r are not converted, because its annotation cannot be used (%s: %s)',
             owner.__name__,
             name,
@@ -93,6 +99,15 @@ def read_annotation(
         each in _UNCHECKED or isinstance(each, nodes.NoneType) for each in alternatives
     ):
         return Annotation()
+    for path, cls in _fields_without_decoder(node, parameter.name):
+        LOGGER.log(
+            level,
+            '%s.%s: each message is refused, because %s has no decoder, see `add_zmq_encoder` (%s)',
+            owner.__name__,
+            name,
+            cls.__name__,
+            path,
+        )
     convert = partial(msgspec.convert, type=hint, dec_hook=_decode, str_keys=True)
     return Annotation(convert, is_scalar)
 
@@ -129,6 +144,22 @@ def _parts_of(node: nodes.Type) -> Iterator[nodes.Type]:
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, nodes.Type):
                 yield from _parts_of(part)
+
+
+def _fields_without_decoder(
+    node: Any, path: str, seen: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """Yield path and class of the required fields for which no value can be made."""
+    seen = (*seen, node)  # a field of a class may be of the same class
+    for field in getattr(node, 'fields', ()):
+        part, inner = field.type, f'{path}.{field.encode_name}'
+        if not field.required or any(part is each for each in seen):
+            continue
+        if isinstance(part, nodes.CustomType) and part.cls is not object:
+            if find_decoder(part.cls) is None:
+                yield inner, part.cls
+        else:
+            yield from _fields_without_decoder(part, inner, seen)
 
 
 def _decode(cls: Any, value: Any) -> Any:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The arguments of a message as those of a method: by position, by name, and of their types."""
 
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, Signature
 from typing import Any
@@ -10,14 +11,17 @@ from typing import Any
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler.annotations import Annotation, Converter, read_annotation
 
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
 INJECTED = frozenset({'peer', 'request'})
 """Keyword-only parameters of the handler, which messages cannot pass"""
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _SELF = frozenset({'self', 'cls'})
-_VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _PATH = re.compile(r"(.*) - at '\$(.*)'", re.DOTALL).fullmatch
-_MODULES = re.compile(r'(?:[^\W\d]\w*\.|<locals>\.)+')
+# Names of modules, and texts such as those of `Literal`, which stay as they are.
+_MODULES = re.compile(r"""('[^']*'|"[^"]*")|(?:[^\W\d]\w*\.|<locals>\.)+""")
 _MAX_TEXT = 200  # characters of a problem, which may quote the message
 
 
@@ -28,15 +32,16 @@ def arguments_of(
     owner: type,
     spread: bool,
     injected: frozenset[str] = INJECTED,
-) -> 'Arguments | None':
-    """Return how a method gets the arguments of a message of one frame.
+) -> 'tuple[Arguments | None, Arguments | None]':
+    """Return how a method gets its arguments.
 
     :param call: the method
     :param name: name of the method
     :param owner: class of the handler
     :param spread: true if the method declares that it takes arguments by position or name
     :param injected: names of keyword-only parameters that the handler passes
-    :return: None, if its first parameter gets them as they were decoded
+    :return: from a message of one frame, None if its first parameter gets them as they were
+        decoded; and from one of several frames, None if it gets these as they are
     """
     parameters = [
         item
@@ -44,27 +49,41 @@ def arguments_of(
         if item.kind is not Parameter.KEYWORD_ONLY or item.name not in injected
     ]
     if not spread and any(item.kind is Parameter.VAR_POSITIONAL for item in parameters):
-        return None
+        return None, None
     whole = next((item for item in parameters if item.kind in _POSITIONAL), None)
     annotation = Annotation() if whole is None else read_annotation(whole, call, owner, name)
     if whole is None or annotation.is_scalar or _count_required(parameters) > 1:
         spread = True
     annotations = {} if whole is None else {whole.name: annotation}
-    for item in parameters if spread else ():
-        if item is not whole and item.kind not in _VARIADIC:
-            annotations[item.name] = read_annotation(item, call, owner, name)
+    # What only a further frame passes is converted, too: else a peer that sends one could pass a
+    # value of any type. But that is unusual, and older handlers may have any annotation there.
+    level = logging.WARNING if spread else logging.DEBUG
+    for item in parameters:
+        is_passed = item.kind in _POSITIONAL or (spread and item.kind is Parameter.KEYWORD_ONLY)
+        if is_passed and item is not whole:
+            annotations[item.name] = read_annotation(item, call, owner, name, level)
     converters = {
         key: annotation.convert
         for key, annotation in annotations.items()
         if annotation.convert is not None
     }
-    if not spread and not converters:
-        return None
-    return Arguments(call, name, parameters, converters, spread, injected)
+    arguments = Arguments(call, name, parameters, converters, spread, injected)
+    if arguments.confusing:
+        LOGGER.warning(
+            '%s.%s: a message of one frame cannot pass %s; to get that of the message, write it '
+            'behind `*`',
+            owner.__name__,
+            name,
+            min(arguments.confusing),
+        )
+    return (
+        arguments if spread or annotation.convert is not None else None,
+        arguments if converters else None,
+    )
 
 
 class Arguments:
-    """Makes the arguments of a method from those of a message of one frame.
+    """Makes the arguments of a method from those of a message.
 
     :param call: the method
     :param name: name of the method
@@ -72,7 +91,10 @@ class Arguments:
     :param converters: functions that convert arguments, by name of their parameter
     :param spread: true if an array contains the arguments by position, and an object by name;
         otherwise the first parameter gets it
-    :param injected: names that a message cannot pass
+    :param injected: names of keyword-only parameters that the handler passes
+    :ivar confusing: those of them that are not keyword-only, behind the first parameter. The
+        handler does not pass them. Neither can a message, which could name another user, except in
+        one of several frames if they have no type, as in pyams_zmq 2
     """
 
     def __init__(
@@ -90,12 +112,14 @@ class Arguments:
         self._converters = converters
         self._spread = spread
         self._is_optional = not _count_required(parameters)
-        self._reserved = (injected | _SELF) - self._signature.parameters.keys()
+        self._names = list(self._signature.parameters)
+        self.confusing = injected.intersection(self._names[1:])
+        self._reserved = (injected | _SELF).difference(self._names) | self.confusing
 
     def bind(self, args: Any) -> 'partial[Any]':
-        """Return a call of the method.
+        """Return a call of the method for a message of one frame.
 
-        :param args: decoded arguments of a message
+        :param args: decoded arguments of the message
         :raises ZMQMessageError: with status 400, if the method does not take them
         """
         values: Any = (args,)
@@ -106,8 +130,21 @@ class Arguments:
             values = args
         elif self._spread and type(args) is dict:
             values, names = (), args
-        if reserved := self._reserved.intersection(names):  # `**names` would take them
-            raise self._refusal(f'{min(reserved)} cannot be passed')
+        return self._bind(values, names, self._reserved)  # `**names` would take some of these
+
+    def bind_frames(self, frames: list[Any]) -> 'partial[Any]':
+        """Return a call of the method for a message of several frames.
+
+        :param frames: its frames, one of which was replaced by the decoded arguments
+        :raises ZMQMessageError: with status 400, if the method does not take them
+        """
+        return self._bind(frames, {}, self.confusing & self._converters.keys())
+
+    def _bind(
+        self, values: Sequence[Any], names: Mapping[str, Any], reserved: frozenset[str]
+    ) -> 'partial[Any]':
+        if refused := reserved.intersection((*names, *self._names[1 : len(values)])):
+            raise self._refusal(f'{min(refused)} cannot be passed')
         try:
             bound = self._signature.bind(*values, **names)
         except TypeError as error:
@@ -157,9 +194,7 @@ class _Text(str):
 
 
 def _count_required(parameters: list[Parameter]) -> int:
-    return sum(
-        item.default is Parameter.empty and item.kind not in _VARIADIC for item in parameters
-    )
+    return sum(item.default is Parameter.empty and item.kind not in VARIADIC for item in parameters)
 
 
 def _describe(annotation: Any) -> Any:
@@ -169,4 +204,4 @@ def _describe(annotation: Any) -> Any:
     if not isinstance(annotation, str):
         is_class = isinstance(annotation, type) and not hasattr(annotation, '__origin__')
         annotation = annotation.__qualname__ if is_class else repr(annotation)
-    return _Text(_MODULES.sub('', annotation))
+    return _Text(_MODULES.sub(lambda match: match[1] or '', annotation))

@@ -3,11 +3,12 @@
 
 from collections.abc import Callable
 from functools import partialmethod, singledispatchmethod
-from inspect import Parameter, iscoroutinefunction, signature
+from inspect import Parameter, Signature, iscoroutinefunction, signature, unwrap
 from math import inf
+from types import MethodType
 from typing import Any, NamedTuple, TypeVar
 
-from pyams_zmq.handler.arguments import INJECTED, Arguments, arguments_of
+from pyams_zmq.handler.arguments import INJECTED, VARIADIC, Arguments, arguments_of
 from pyams_zmq.handler.job import JobPolicy
 from pyams_zmq.wire.message import check_boolean, check_timeout
 
@@ -52,6 +53,7 @@ class Method(NamedTuple):
 
     :ivar arguments: makes the arguments of `call` from a message of one frame; None if the first
         parameter gets them as they were decoded
+    :ivar frame_arguments: the same for a message of several frames; None if `call` gets these
     :ivar min_frames: minimum number of frames of a message, at least 2 if there are *arguments*
     :ivar max_frames: maximum number of frames
     :ivar in_thread: true if it runs in a thread
@@ -71,6 +73,7 @@ class Method(NamedTuple):
     in_thread: bool = False
     job: JobPolicy | None = None
     arguments: Arguments | None = None
+    frame_arguments: Arguments | None = None
 
 
 def methods_of(handler: Any) -> dict[str, Method]:
@@ -115,7 +118,7 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
     """Return a method with the properties of its signature."""
     call = method.call
     try:
-        declared = signature(call)
+        declared = _signature_of(call)
     except ValueError:  # a builtin without a signature
         return method
     parameters = declared.parameters.values()
@@ -128,7 +131,7 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
     is_variadic = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
     keywords = {item.name for item in parameters if item.kind is Parameter.KEYWORD_ONLY}
     injected = INJECTED if method.job is None else INJECTED | {'job'}
-    arguments = arguments_of(call, method.name, declared, owner, spread, injected)
+    arguments, frame_arguments = arguments_of(call, method.name, declared, owner, spread, injected)
     return method._replace(
         min_frames=required if arguments is None else max(required, 2),
         max_frames=inf if is_variadic else len(positional),
@@ -137,7 +140,31 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
         wants_job=method.job is not None and 'job' in keywords,
         is_async=iscoroutinefunction(call),
         arguments=arguments,
+        frame_arguments=frame_arguments,
     )
+
+
+def _signature_of(call: Callable[..., Any]) -> Signature:
+    """Return the signature of a method, which may be decorated with :func:`functools.wraps`.
+
+    A function that passes on what it gets, ``*args, **kwargs``, has that of the one it wraps.
+
+    :raises ValueError: of a builtin without a signature
+    """
+    function = getattr(call, '__func__', call)
+    target = unwrap(function, stop=_is_explicit)
+    if function is not call:
+        target = MethodType(target, call.__self__)  # type: ignore[attr-defined] # of a method
+    return signature(target, follow_wrapped=not hasattr(target, '__wrapped__'))
+
+
+def _is_explicit(function: Callable[..., Any]) -> bool:
+    """Return True if a function names all parameters that it takes."""
+    try:
+        parameters = signature(function, follow_wrapped=False).parameters.values()
+    except ValueError:  # in C
+        return False
+    return all(item.kind not in VARIADIC for item in parameters)
 
 
 def _apply_defaults(cls: type, methods: dict[str, Method]) -> dict[str, Method]:

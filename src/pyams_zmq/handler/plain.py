@@ -35,8 +35,8 @@ def make_handler(handler: Any, process: Any, stream: Any) -> Any:
     :raises Exception: an error of its own code, for instance because a database is down
     """
     try:
+        _check_call(handler)
         if is_plain(handler):
-            _check_kind(handler)
             made = ZMQMessageHandler(process, stream, process.stop, handler=handler)
             _check_methods(made)
             return made
@@ -55,14 +55,11 @@ def check_handler(handler: Any, concurrency: int = 1, *, takes_jobs: bool = True
     :raises ZMQHandlerError: if it cannot be made
     """
     is_own = is_plain(handler)
-    if not (is_own or _is_message_handler(handler)):
-        return  # only a call shows what a factory makes
     try:
-        if is_own:
-            _check_kind(handler)
+        _check_call(handler)
+        if not (is_own or _is_message_handler(handler)):
+            return  # only a call shows what a factory makes
         methods = handler if is_own else handler.handler
-        if isinstance(methods, type):
-            _check_constructor(methods)
         # Without its constructor, which may open a database: not before the process is forked.
         blank = _make_blank(methods if isinstance(methods, type) else type(methods))
         if blank is not None or methods is None:
@@ -95,14 +92,43 @@ def _is_message_handler(handler: Any) -> bool:
     )
 
 
-def _check_kind(handler: Any) -> None:
-    """Check that a plain handler is not a value, such as a number, or a module.
+def _check_call(handler: Any) -> None:
+    """Check that a handler can be called: a class without arguments, a factory with three.
 
-    :raises TypeError: if it is
+    :raises TypeError: if it cannot, or is a value, such as a number, or a module
     """
-    cls = handler if isinstance(handler, type) else type(handler)
-    if cls.__module__ == 'builtins':
-        raise TypeError(f'{handler!r} is not a class of the application')
+    if is_plain(handler):
+        cls = handler if isinstance(handler, type) else type(handler)
+        if cls.__module__ == 'builtins':
+            raise TypeError(
+                f'{handler!r} is not a class of the application: write a class with the methods'
+            )
+        methods = handler
+    elif _is_message_handler(handler):
+        methods = handler.handler
+    else:
+        if (problem := _find_problem(handler, 'process', 'stream', 'stop')) is not None:
+            raise TypeError(
+                f'it is called with the process, the stream and a function that stops it '
+                f'({problem}): take these, or write a class with the methods'
+            )
+        return
+    if isinstance(methods, type):
+        _check_constructor(methods)
+
+
+def _find_problem(function: Any, *args: Any) -> TypeError | None:
+    """Return why a function cannot be called with these arguments; None if it is not known."""
+    try:
+        # Not that of a function which a decorator calls with other arguments.
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # of a class in C
+        return None
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        return error
+    return None
 
 
 def _check_methods(made: ZMQMessageHandler) -> None:
@@ -123,17 +149,11 @@ def _check_constructor(cls: type) -> None:
     if inspect.isabstract(cls):
         names = ', '.join(sorted(vars(cls)['__abstractmethods__']))
         raise TypeError(f'{cls.__name__} is abstract: it has no {names}')
-    try:
-        signature = inspect.signature(cls)
-    except (TypeError, ValueError):  # of a class in C
-        return
-    try:
-        signature.bind()
-    except TypeError as error:
+    if (problem := _find_problem(cls)) is not None:
         raise TypeError(
-            f'the constructor of {cls.__name__} needs arguments ({error}): pass an instance, or a '
-            'class that needs none'
-        ) from None
+            f'the constructor of {cls.__name__} needs arguments ({problem}): pass an instance, or '
+            'a class that needs none'
+        )
 
 
 def _make_blank(cls: type) -> Any:

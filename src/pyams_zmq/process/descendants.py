@@ -375,8 +375,8 @@ class OrphanCleanup:
             )
             return None
         num = signal.SIGTERM if now < self._kill_at else signal.SIGKILL
-        if num == signal.SIGKILL and self._give_up_at == inf:  # this step may be late
-            self._give_up_at = now + CLEANUP_GRACE
+        if num == signal.SIGKILL:  # it counts from here, because this step may be late
+            self._give_up_at = min(self._give_up_at, now + CLEANUP_GRACE)
         for each in running:
             if (each, num) not in self._signalled:
                 self._signalled.add((each, num))

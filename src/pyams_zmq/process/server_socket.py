@@ -38,7 +38,7 @@ from pyams_zmq.wire.context import (
     PUBLISHERS,
     check_descriptors,
 )
-from pyams_zmq.wire.keepalive import keep_alive
+from pyams_zmq.wire.keepalive import MAX_INT, keep_alive
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -105,10 +105,11 @@ class SocketLimits:
             max_size = self.max_subscription_size
         socket.linger = LINGER
         socket.maxmsgsize = min(max_size, sys.maxsize)
-        socket.rcvhwm = 0 if counts else self.receive_hwm
-        socket.sndhwm = max(self.send_hwm, MAX_REPLIES) if counts else self.send_hwm
-        socket.backlog = self.backlog
-        socket.handshake_ivl = ceil(self.handshake_timeout * 1000)
+        socket.rcvhwm = 0 if counts else min(self.receive_hwm, MAX_INT)
+        send_hwm = max(self.send_hwm, MAX_REPLIES) if counts else self.send_hwm
+        socket.sndhwm = min(send_hwm, MAX_INT)
+        socket.backlog = min(self.backlog, MAX_INT)
+        socket.handshake_ivl = ceil(min(self.handshake_timeout * 1000, MAX_INT))
         keep_alive(socket, self.heartbeat_interval, self.heartbeat_timeout)
 
 
@@ -230,7 +231,7 @@ class ServerSockets:
             group, mode = find_group(group), GROUP_MODE if mode is None else mode
         mode = None if mode is None else check_mode(mode)
         # libzmq would remove the file of a listener of its own when it closes that, see `restore`.
-        with open_listener(path, mode, group, self._limits.backlog) as listener:
+        with open_listener(path, mode, group, min(self._limits.backlog, MAX_INT)) as listener:
             socket.use_fd = os.dup(listener.fileno())
             try:
                 socket.bind(os.fsencode(uri))

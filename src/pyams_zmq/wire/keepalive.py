@@ -13,6 +13,11 @@ from typing import Any
 PROBES = 3
 """Keep-alive probes without an answer, until a connection is closed"""
 
+MAX_INT = 2**31 - 1
+"""Largest number that an option of a socket can have"""
+
+_MAX_SECONDS = 32767  # of Linux; with a larger number libzmq closes each connection at once
+
 
 def keep_alive(socket: Any, idle: float, timeout: float, *, limit_sending: bool = False) -> None:
     """Let the system close the connections of a socket whose peer does not answer, see tcp(7).
@@ -25,8 +30,12 @@ def keep_alive(socket: Any, idle: float, timeout: float, *, limit_sending: bool 
         that to the system, which gives up after about 15 minutes without an acknowledgement
     """
     socket.tcp_keepalive = 1
-    socket.tcp_keepalive_idle = max(1, ceil(idle))
-    socket.tcp_keepalive_intvl = max(1, ceil(timeout / PROBES))
+    socket.tcp_keepalive_idle = _to_seconds(idle)
+    socket.tcp_keepalive_intvl = _to_seconds(timeout / PROBES)
     socket.tcp_keepalive_cnt = PROBES
     if limit_sending:
-        socket.tcp_maxrt = max(1, ceil(timeout * 1000))
+        socket.tcp_maxrt = max(1, ceil(min(timeout * 1000, MAX_INT)))
+
+
+def _to_seconds(duration: float) -> int:
+    return max(1, ceil(min(duration, _MAX_SECONDS)))

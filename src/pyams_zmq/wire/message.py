@@ -20,6 +20,7 @@ import msgspec
 
 from pyams_zmq.exceptions import ZMQMessageError, ZMQRemoteError, ZMQReplyError
 from pyams_zmq.wire.clock import time
+from pyams_zmq.wire.copies import NeedsCopyError, copy_containers, need_copy
 from pyams_zmq.wire.multipart import Multipart
 from pyams_zmq.wire.values import explain, to_json
 
@@ -28,7 +29,8 @@ _decode_long_request = msgspec.json.Decoder(tuple[str, Any, msgspec.Raw]).decode
 _decode_raw_request = msgspec.json.Decoder(tuple[str, msgspec.Raw]).decode
 _decode_long_raw_request = msgspec.json.Decoder(tuple[str, msgspec.Raw, msgspec.Raw]).decode
 _decode_any = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder(enc_hook=to_json).encode
+_encode = msgspec.json.Encoder(enc_hook=need_copy).encode
+_encode_copy = msgspec.json.Encoder(enc_hook=to_json).encode
 
 MAX_MESSAGE_SIZE = 32 * 1024 * 1024
 """Bytes of the largest request, by default; servers drop the connection of larger ones silently"""
@@ -288,7 +290,10 @@ def encode(value: Any) -> bytes:
     :raises TypeError, ValueError, RecursionError: if the value has no JSON form
     """
     try:
-        return _encode(value)
+        try:
+            return _encode(value)
+        except NeedsCopyError:
+            return _encode_copy(copy_containers(value))
     except (TypeError, ValueError, BufferError) as caught:
         error = explain(caught, value)
         cause = caught.__cause__

@@ -16,6 +16,8 @@ from uuid import UUID
 
 import msgspec
 
+from pyams_zmq.wire.copies import copy_containers
+
 
 class _Encoder(NamedTuple):
     encode: Callable[[Any], Any]
@@ -167,10 +169,14 @@ class _NoJSONError(TypeError):
 
 
 def to_json(value: Any) -> Any:
-    """Return the JSON form of a value that msgspec does not encode itself, for its hook.
+    """Return the JSON form of a value that msgspec does not encode itself, as its hook.
 
     :raises TypeError: if it has none, or if its encoder fails
     """
+    return copy_containers(_find_json(value))
+
+
+def _find_json(value: Any) -> Any:
     kind = type(value)
     if value is None or kind is bool:
         return _KEYS[value]
