@@ -12,12 +12,12 @@ from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.jobs.job_messages import Wait, describe_job
 from pyams_zmq.jobs.records import Cancelled, Claim, JobRecord
 from pyams_zmq.jobs.watchers import Watcher, Watchers
-from pyams_zmq.pool import job_book as book_module
 from pyams_zmq.pool.job_book import JobBook
 from pyams_zmq.pool.job_owners import Owner
 from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.job_service import JobService
+from pyams_zmq.pool.job_verdict import MAX_BACKOFF
 from pyams_zmq.pool.protocol import make_job_key
 from pyams_zmq.pool.queue import FairQueue
 from pyams_zmq.process.descendants import ProcessInfo
@@ -229,7 +229,7 @@ def test_back_off_is_limited(bench):
     bench.reply(key, b'[500,"x"]')
     [(_name, _number, _attempt, options)] = bench.journal.take('change')
     assert options['failures'] == 901
-    assert options['delay'] <= book_module.MAX_BACKOFF * 1.2
+    assert options['delay'] <= MAX_BACKOFF * 1.2
 
 
 def test_end_that_cannot_be_written(bench):

@@ -26,7 +26,7 @@ from pool_checks import (
 )
 from pool_handlers import Pool
 from pyams_zmq.exceptions import ZMQRemoteError
-from pyams_zmq.pool import broker as broker_module
+from pyams_zmq.pool import worker_messages as messages_module
 from pyams_zmq.process.heartbeat import HANG_TIMEOUT
 
 
@@ -183,7 +183,7 @@ def test_terminated_worker(pool, tmp_path):
 
 def test_worker_that_is_not_watched(pool, monkeypatch):
     """Without pidfd_open(2), the broker notices missed heartbeats."""
-    monkeypatch.setattr(broker_module, 'open_pidfd', lambda pid: nullcontext(None))
+    monkeypatch.setattr(messages_module, 'open_pidfd', lambda pid: nullcontext(None))
     process = pool()
     [first, *_] = workers_of(process)
     with client_of(process) as client:

@@ -11,8 +11,10 @@ from tornado.ioloop import IOLoop
 
 from pool_checks import TIMEOUT, workers_of
 from pool_handlers import Pool, PoolMessageHandler
-from pyams_zmq.pool import broker as broker_module
+from pyams_zmq.pool import socket_pump as pump_module
 from pyams_zmq.pool import worker as worker_module
+from pyams_zmq.pool.router_stream import RouterStream
+from pyams_zmq.pool.socket_pump import SocketPump
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.pool.worker_stream import ForwardedFrame, WorkerStream
 from pyams_zmq.process.connections import Envelope
@@ -70,7 +72,7 @@ def test_worker_with_the_routing_id_of_another(pool, ask, monkeypatch):
 
 def test_error_of_a_send():
     """An error that is not caused by the peer is raised."""
-    stream = broker_module._RouterStream.__new__(broker_module._RouterStream)
+    stream = RouterStream.__new__(RouterStream)
     with (
         zmq.Context() as context,
         context.socket(zmq.SUB) as stream.socket,
@@ -84,26 +86,25 @@ def test_error_of_a_send():
 def test_turns_of_a_busy_broker(monkeypatch):
     """It polls its sockets once in a turn of the loop, however many events arrive."""
     callbacks = []
-    broker = Pool().make_broker(None)
-    broker._clients = SimpleNamespace(drained=0.0)
-    broker.loop = SimpleNamespace(add_callback=callbacks.append)
-    stream = broker_module._RouterStream.__new__(broker_module._RouterStream)
-    stream.socket, stream._broker = SimpleNamespace(closed=False), broker
-    broker._by_socket = {stream: SimpleNamespace(read=int)}
-    monkeypatch.setattr(broker_module, '_TURN', 0.0)
-    monkeypatch.setattr(broker_module.zmq, 'zmq_poll', lambda polled, wait: [(stream, zmq.POLLIN)])
+    drained = []
+    pump = SocketPump(callbacks.append, lambda: drained.append(True))
+    stream = RouterStream.__new__(RouterStream)
+    stream.socket, stream._broker = SimpleNamespace(closed=False), SimpleNamespace(pump=pump)
+    pump.add(stream, int)
+    monkeypatch.setattr(pump_module, '_TURN', 0.0)
+    monkeypatch.setattr(pump_module.zmq, 'zmq_poll', lambda polled, wait: [(stream, zmq.POLLIN)])
     for _turn in range(3):
         due = callbacks.copy()
         callbacks.clear()
         for callback in due:
             callback()
-        broker._pump()  # as a heartbeat does
+        pump.run()  # as a heartbeat does
         stream._handle_events(None, 0)
         assert len(callbacks) == 1
-    monkeypatch.setattr(broker_module.zmq, 'zmq_poll', lambda polled, wait: [])
-    assert broker._clients.drained == 0.0
+    monkeypatch.setattr(pump_module.zmq, 'zmq_poll', lambda polled, wait: [])
+    assert drained == []
     callbacks.pop()()
-    assert broker._clients.drained > 0.0
+    assert drained == [True]
     stream._handle_events(None, 0)
     assert callbacks == []
 

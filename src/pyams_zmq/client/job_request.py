@@ -4,7 +4,6 @@
 This module does no I/O; the client for threads and the client for asyncio use it.
 """
 
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -15,6 +14,15 @@ from msgspec import Struct, ValidationError, convert
 
 from pyams_zmq.exceptions import ZMQReplyError
 from pyams_zmq.wire.clock import time
+from pyams_zmq.wire.job_limits import (
+    MAX_ATTEMPT,
+    MAX_DELAY,
+    MAX_IDS,
+    MAX_KEY_SIZE,
+    MAX_PRIORITY,
+    MAX_RETRIES,
+    is_job_id,
+)
 from pyams_zmq.wire.message import (
     check_boolean,
     check_integer,
@@ -27,22 +35,7 @@ from pyams_zmq.wire.uuid7 import make_uuid7
 SUBMIT_RETRIES = 1
 """Further attempts to submit a job, at least: the service knows its id, so it is made once"""
 
-MAX_SECONDS = 10 * 366 * 86400
-"""Seconds of the longest delay: ten years"""
-
-MAX_ATTEMPT = 1e8
-"""Seconds of the longest attempt: three years"""
-
-MAX_RETRIES = 1000
-MAX_PRIORITY = 1000
-MAX_KEY_SIZE = 255  # bytes
-
-MAX_IDS = 100
-"""Jobs that a message may ask for"""
-
 ACCEPTED = 202
-
-_is_id = re.compile(r'[\w.-]{1,64}', re.ASCII).fullmatch
 
 
 class SubmittedJob(Struct, frozen=True):
@@ -134,7 +127,7 @@ def check_id(id: Any) -> str:  # noqa: A002 - the name of the field
 
     :raises ValueError: if it is not a valid one
     """
-    if not isinstance(id, str) or _is_id(id) is None:
+    if not isinstance(id, str) or is_job_id(id) is None:
         raise ValueError(f'Bad id {id!r}: write 1 to 64 ASCII letters, digits, "_", "-" and "."')
     return id
 
@@ -164,7 +157,7 @@ def _check_seconds(name: str, value: Any) -> float:
         isinstance(value, bool)
         or not isinstance(value, (int, float))
         or not isfinite(value)
-        or not 0 <= value <= MAX_SECONDS
+        or not 0 <= value <= MAX_DELAY
     ):
         raise ValueError(f'Bad {name} {value!r}: write seconds, from 0 to ten years')
     return value

@@ -19,7 +19,7 @@ from pyams_zmq.config.options import FORMS, OPTIONS, PREFIX
 from pyams_zmq.config.service import POOL_OPTIONS, Service, services_of
 from pyams_zmq.handler.plain import check_handler
 from pyams_zmq.pool import ZMQPool
-from pyams_zmq.pool.broker import make_worker_access
+from pyams_zmq.pool.worker_access import make_worker_access
 from pyams_zmq.wire.endpoint import Endpoint
 
 _NAME = re.compile(r'[A-Za-z0-9_-]+', re.ASCII)

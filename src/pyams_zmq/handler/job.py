@@ -6,10 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeVar
 
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.wire.job_limits import MAX_RETRIES
 from pyams_zmq.wire.message import check_integer, check_timeout
-
-MAX_RETRIES = 1000
-"""Further attempts of a job, at most"""
 
 MAX_PROGRESS = 2**53
 """The largest number of a progress: in JSON, larger ones are not exact"""

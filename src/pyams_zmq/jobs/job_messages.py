@@ -1,32 +1,24 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The messages of clients about jobs: what they contain, and what they get."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
-from uuid import uuid4
 
 from pyams_zmq.exceptions import ZMQMessageError
-from pyams_zmq.handler.job import MAX_RETRIES
 from pyams_zmq.jobs.reader import MAX_PAGE
 from pyams_zmq.jobs.records import STATES, JobRecord, Submission
+from pyams_zmq.wire.job_limits import (
+    MAX_ATTEMPT,
+    MAX_DELAY,
+    MAX_IDS,
+    MAX_KEY_SIZE,
+    MAX_PRIORITY,
+    MAX_RETRIES,
+    is_job_id,
+)
 from pyams_zmq.wire.message import decode_reply, encode, split_request
-
-MAX_DELAY = 10 * 366 * 86400.0
-"""Seconds of the longest delay: ten years"""
-
-MAX_PRIORITY = 1000
-"""The highest priority; the lowest one is its negative"""
-
-MAX_KEY_SIZE = 255
-"""Bytes of the longest key"""
-
-MAX_IDS = 100
-"""Jobs for which a message may wait"""
-
-_MAX_TIMEOUT = 1e8  # seconds
-_is_id = re.compile(r'[A-Za-z0-9_.-]{1,64}').fullmatch
+from pyams_zmq.wire.uuid7 import make_uuid7
 
 
 def read_submission(frames: Sequence[bytes], index: int, user: str, address: str) -> Submission:
@@ -43,7 +35,7 @@ def read_submission(frames: Sequence[bytes], index: int, user: str, address: str
     name, args, options = split_request(kept[index])
     kept[index] = encode([name, args])  # the worker may get it long after the deadline
     return Submission(
-        id=_read(options, 'id', check_id, str(uuid4())),
+        id=_read(options, 'id', check_id) or make_uuid7(),
         type=name,
         frames=kept,
         user=user,
@@ -53,7 +45,7 @@ def read_submission(frames: Sequence[bytes], index: int, user: str, address: str
         delay=_read(options, 'delay', _number(0, MAX_DELAY), 0.0),
         expires=_read(options, 'expires', _number(0, MAX_DELAY)),
         retries=_read(options, 'retries', _integer(0, MAX_RETRIES)),
-        timeout=_read(options, 'timeout', _number(0, _MAX_TIMEOUT, is_open=True)),
+        timeout=_read(options, 'timeout', _number(0, MAX_ATTEMPT, is_open=True)),
     )
 
 
@@ -87,7 +79,7 @@ def check_id(value: Any) -> str:
 
     :raises ValueError: for anything else; the text says what is allowed
     """
-    if not isinstance(value, str) or not _is_id(value):
+    if not isinstance(value, str) or not is_job_id(value):
         raise ValueError('1 to 64 ASCII letters, digits, or one of _ - .')
     return value
 
@@ -117,7 +109,7 @@ class Wait:
             self.ids = list(dict.fromkeys(map(read_id, ids)))
         else:
             self.ids = [read_id(options.get('id'))]
-        self.timeout: float = min(_read(options, 'timeout', _number(0, _MAX_TIMEOUT), 20.0), 60.0)
+        self.timeout: float = min(_read(options, 'timeout', _number(0, MAX_ATTEMPT), 20.0), 60.0)
         after = options.get('after')
         if isinstance(after, dict):
             self._after = {name: _read(after, name, _integer(-1, 2**63)) for name in after}

@@ -13,11 +13,12 @@ from pyams_zmq.auth import AccessAttributes, Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.exceptions import ZMQTimeoutError
 from pyams_zmq.pool import protocol
-from pyams_zmq.pool.broker import PoolBroker, make_worker_access
+from pyams_zmq.pool.broker import PoolBroker
 from pyams_zmq.pool.local_port import LocalPort, LocalSecret
 from pyams_zmq.pool.protocol import check_interval
 from pyams_zmq.pool.supervisor import PoolSupervisor
 from pyams_zmq.pool.worker import PoolWorker
+from pyams_zmq.pool.worker_access import make_worker_access
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.process.server_socket import SocketLimits

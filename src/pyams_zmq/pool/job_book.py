@@ -5,34 +5,21 @@ It does no I/O: changes go to a :class:`~pyams_zmq.jobs.writer.JournalWriter`, a
 messages to workers.
 """
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from math import inf
-from random import uniform
 from typing import Any
 
 from pyams_zmq.handler.job import JobPolicy
-from pyams_zmq.jobs.records import CANCELLED, DONE, FAILED, Cancelled, Claim, JobRecord
+from pyams_zmq.jobs.records import CANCELLED, DONE, Cancelled, Claim, JobRecord
 from pyams_zmq.pool.job_outcomes import JobOutcomes
 from pyams_zmq.pool.job_owners import BROKER, STOPPING, Owner
 from pyams_zmq.pool.job_run import JobRun, Workers
+from pyams_zmq.pool.job_verdict import Verdict, judge_death, judge_reply
 from pyams_zmq.pool.protocol import make_job_key, parse_job_key
 from pyams_zmq.wire.clock import monotonic, time
-from pyams_zmq.wire.message import decode_reply, encode, is_error, status_of
-
-LOGGER = logging.getLogger('PyAMS (zmq)')
-
-MAX_DEATHS = 3
-"""Workers that may die during a job before the job fails"""
-
-MAX_BACKOFF = 3600.0
-"""Seconds between two attempts, at most"""
-
-_DEATH_DELAY = 0.1  # seconds until the attempt after the first death; it doubles
-_JITTER = (0.8, 1.2)  # so that jobs that have failed together do not begin together
-_SERVER_ERROR = 500
+from pyams_zmq.wire.message import is_error
 
 
 class JobBook:
@@ -170,7 +157,8 @@ class JobBook:
             run = self._add(self._orphans.pop(key))
         if run is not None:
             run.worker = worker
-            self._finish(run, frames)
+            policy = self.policies.get(run.record.type, JobPolicy())
+            self._apply(run, judge_reply(run, frames, policy))
         elif len(frames) == 1 and not is_error(frames[0]):
             # A success also counts if the attempt was given up, unless the next one has begun.
             number, attempt = parse_job_key(key)
@@ -178,28 +166,6 @@ class JobBook:
             self._outcomes.end(number, attempt, DONE, bytes(frames[0]), then)
         else:
             self._acknowledge(worker, key)
-
-    def _finish(self, run: JobRun, frames: list[Any]) -> None:
-        reply, record = bytes(frames[-1]), run.record
-        if len(frames) > 1:
-            text = 'The result of a job cannot have binary frames: store them in a file'
-            self._end(run, FAILED, encode([500, text]))
-        elif not is_error(reply):
-            self._end(run, DONE, reply)
-        elif run.is_cancelled:
-            self._end(run, CANCELLED)
-        elif (status_of(decode_reply(reply)) or 0) < _SERVER_ERROR:
-            self._end(run, FAILED, reply)
-        else:
-            policy = self.policies.get(record.type, JobPolicy())
-            retries = policy.retries if record.retries is None else record.retries
-            failures = record.failures + 1
-            if failures > retries:
-                self._end(run, FAILED, reply, failures=failures)
-            else:
-                # The exponent has a limit: numbers have one, too.
-                delay = min(policy.backoff * 2.0 ** min(failures - 1, 60), MAX_BACKOFF)
-                self._try_again(run, delay * uniform(*_JITTER), failures=failures)  # noqa: S311
 
     def handle_death(self, worker: Any, reason: str) -> None:
         """Decide what becomes of the jobs of a worker that is gone.
@@ -215,21 +181,14 @@ class JobBook:
             elif worker.is_leaving:
                 self._try_again(run, 0.0)
             else:
-                self._count_death(run, reason)
+                self._apply(run, judge_death(run, reason))
 
-    def _count_death(self, run: JobRun, reason: str) -> None:
-        deaths = run.record.deaths + 1
-        if deaths >= MAX_DEATHS:
-            text = f'The worker {reason} during this job, as {deaths - 1} others did before'
-            self._end(run, FAILED, encode([502, text]), deaths=deaths)
+    def _apply(self, run: JobRun, verdict: Verdict) -> None:
+        state, reply, delay, counts = verdict
+        if state is None:
+            self._try_again(run, delay, **counts)
         else:
-            LOGGER.warning(
-                'The worker %s during the job %s (%s), which is tried again',
-                reason,
-                run.record.id,
-                run.record.type,
-            )
-            self._try_again(run, _DEATH_DELAY * 2 ** (deaths - 1), deaths=deaths)
+            self._end(run, state, reply, **counts)
 
     def _end(self, run: JobRun, state: str, reply: bytes | None = None, **counts: int) -> None:
         self._remove(run)
@@ -316,7 +275,7 @@ class JobBook:
         if run.record.cancel is not None:
             self._end(run, CANCELLED)
         elif is_death:
-            self._count_death(run, reason)
+            self._apply(run, judge_death(run, reason))
         else:
             self._try_again(run, 0.0)
 

@@ -3,10 +3,8 @@
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,23 +12,22 @@ from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.jobs.job_messages import (
     Cancel,
     Wait,
-    describe_job,
     read_id,
     read_page,
     read_submission,
 )
 from pyams_zmq.jobs.journal import Journal
-from pyams_zmq.jobs.records import CANCELLED, ENDED, Accepted, Cancelled, JobRecord
-from pyams_zmq.jobs.watchers import Watcher, Watchers
+from pyams_zmq.jobs.records import CANCELLED, Accepted, Cancelled
 from pyams_zmq.jobs.writer import JournalWriter
 from pyams_zmq.pool import protocol
 from pyams_zmq.pool.job_book import JobBook
-from pyams_zmq.pool.job_run import JobRun
+from pyams_zmq.pool.job_commands import kill_worker, send_command, send_job
 from pyams_zmq.pool.job_scheduler import JobScheduler
-from pyams_zmq.pool.protocol import SEPARATOR, JobHeader, make_job_header
+from pyams_zmq.pool.job_views import JobViews
+from pyams_zmq.pool.protocol import SEPARATOR
 from pyams_zmq.pool.queue import Call
 from pyams_zmq.pool.scheduler import WorkerState
-from pyams_zmq.wire.clock import monotonic, time
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.message import DRAINING, decode_reply, decode_request, encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -79,8 +76,6 @@ class JobService:
         self._reply_with = reply
         self._check_access = check_access
         self._json_load = json_load
-        self._is_local = is_local
-        self._watchers = Watchers()
         self._warned: set[str] = set()
         self._drain_until = 0.0
         self._scheduler = scheduler
@@ -88,15 +83,20 @@ class JobService:
             os.fspath(pool.journal), pool.keep * _DAY, lock_timeout=_LOCK_TIMEOUT
         )
         self._reader = self._journal.reader
-        self._writer = JournalWriter(self._journal, post, self._on_expired)
+        self._views = JobViews(
+            self._reader,
+            self._reply,
+            lambda job_id: self.book.find(job_id),  # noqa: PLW0108 - the book is made below
+        )
+        self._writer = JournalWriter(self._journal, post, self._views.notify_all)
         self.book = scheduler.book = JobBook(
             self._writer,
             scheduler,
-            send=_send_job,
-            acknowledge=partial(_send_command, protocol.ACK),
-            cancel=partial(_send_command, protocol.CANCEL, force=b'0'),
-            kill=self._kill,
-            on_change=self._notify,
+            send=send_job,
+            acknowledge=partial(send_command, protocol.ACK),
+            cancel=partial(send_command, protocol.CANCEL, force=b'0'),
+            kill=lambda run: kill_worker(run, is_local=is_local(run.worker)),
+            on_change=self._views.notify,
             limit=pool.jobs or max(1, pool.workers - 1),
             cancel_grace=pool.cancel_grace,
         )
@@ -122,9 +122,9 @@ class JobService:
         _name, args = decode_request(frames[self._json_load])
         match name:
             case b'pyams_zmq.job':
-                self._reply(envelope, 200, self._describe(self._find(read_id(args))))
+                self._reply(envelope, 200, self._views.describe(self._views.find(read_id(args))))
             case b'pyams_zmq.job.wait':
-                self._wait(envelope, Wait(args))
+                self._views.wait(envelope, Wait(args))
             case b'pyams_zmq.job.cancel':
                 cancel = Cancel(args)
                 self._check_owner(cancel.id, user, address)
@@ -137,7 +137,7 @@ class JobService:
             case b'pyams_zmq.jobs':
                 self._check_access(user, address)
                 page = self._reader.page(**read_page(args))
-                self._reply(envelope, 200, [self._describe(record) for record in page])
+                self._reply(envelope, 200, [self._views.describe(record) for record in page])
             case _:
                 raise ZMQMessageError(404, f'Unknown message type {name.decode()!r}')
 
@@ -174,7 +174,7 @@ class JobService:
             self.book.claim()
 
     def _check_owner(self, job_id: str, user: str, address: str) -> None:
-        if self._find(job_id).user != user:
+        if self._views.find(job_id).user != user:
             self._check_access(user, address)
 
     def _on_cancelled(
@@ -184,7 +184,7 @@ class JobService:
             self._reply_error(envelope, outcome)
             return
         if outcome.state == CANCELLED:
-            self._notify(cancel.id)
+            self._views.notify(cancel.id)
         else:
             self.book.cancel(outcome, cancel.force)
         self._reply(envelope, 200, None)
@@ -194,51 +194,9 @@ class JobService:
             self._reply_error(envelope, outcome)
             return
         self._reply(envelope, 200, None)
-        self._notify(job_id)
+        self._views.notify(job_id)
         self.book.expect(0.0)
         self.book.claim()
-
-    def _find(self, job_id: str) -> JobRecord:
-        record = self._reader.get(job_id)
-        if record is None:
-            raise ZMQMessageError(404, 'There is no job with this id')
-        return record
-
-    def _describe(self, record: JobRecord) -> dict[str, Any]:
-        run = self.book.find(record.id)
-        return describe_job(record, time(), run if record.state not in ENDED else None)
-
-    # Those who wait for a change
-
-    def _wait(self, envelope: Any, wait: Wait) -> None:
-        jobs = [self._describe(self._find(job_id)) for job_id in wait.ids]
-        new = [
-            job for job in jobs if wait.is_new(job['id'], job['revision'], job['state'] in ENDED)
-        ]
-        if new:
-            self._reply(envelope, 200, min(new, key=lambda job: job['revision']))
-        else:
-            self._watchers.add(Watcher(wait, envelope, monotonic() + wait.timeout))
-
-    def _notify(self, job_id: str) -> None:
-        watchers = self._watchers.watchers_of(job_id)
-        if watchers and (record := self._reader.get(job_id)) is not None:
-            job = self._describe(record)
-            for watcher in watchers:
-                if watcher.wait.is_new(job_id, job['revision'], job['state'] in ENDED):
-                    self._watchers.remove(watcher)
-                    self._reply(watcher.envelope, 200, job)
-
-    def _on_expired(self, ids: list[str]) -> None:
-        for job_id in ids:
-            self._notify(job_id)
-
-    def _reply_late(self, watcher: Watcher) -> None:
-        """Send the present state of a job to a client that has waited for long enough."""
-        try:
-            self._reply(watcher.envelope, 200, self._describe(self._find(watcher.wait.ids[0])))
-        except ZMQMessageError as error:  # it was removed meanwhile
-            self._reply_error(watcher.envelope, error)
 
     # Workers
 
@@ -247,7 +205,7 @@ class JobService:
         run = self.book.live.get(key)
         if run is not None:
             run.publish(*decode_reply(data))
-            self._notify(run.record.id)
+            self._views.notify(run.record.id)
 
     def warn_of_unknown_types(self) -> None:
         """Log which jobs wait because no worker knows their types, once for each type."""
@@ -261,21 +219,6 @@ class JobService:
             )
         self._warned |= unknown
 
-    def _kill(self, run: JobRun) -> None:
-        worker = run.worker
-        LOGGER.warning(
-            'The job %s (%s) was cancelled; its worker %s of %s is ended',
-            run.record.id,
-            run.record.type,
-            worker.pid,
-            worker.host,
-        )
-        if self._is_local(worker):
-            with suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)
-        else:
-            _send_command(protocol.CANCEL, worker, run.key, force=b'1')
-
     # Life
 
     def check(self, now: float) -> None:
@@ -283,16 +226,14 @@ class JobService:
 
         :param now: present time in seconds
         """
-        for watcher in self._watchers.take_late(now):
-            self._reply_late(watcher)
+        self._views.reply_late(now)
         self.book.check(now)
 
     def drain(self) -> None:
         """Begin no more jobs, and let nobody wait any more."""
         self._drain_until = monotonic() + DRAIN_TIME
         self.book.drain()
-        for watcher in self._watchers.take_all():
-            self._reply(watcher.envelope, *DRAINING)
+        self._views.end()
 
     @property
     def is_busy(self) -> bool:
@@ -311,19 +252,6 @@ class JobService:
         return {
             'states': dict(self._journal.counts),
             'in_hand': len(self.book.live),
-            'watchers': len(self._watchers),
+            'watchers': len(self._views),
             'problem': self._writer.problem,
         }
-
-
-def _send_job(worker: WorkerState, run: JobRun) -> bool:
-    record = run.record
-    header = JobHeader(record.id, record.type, record.attempt, record.timeout)
-    sender = record.user.encode() + SEPARATOR + record.address.encode()
-    data = make_job_header(run.key, header, sender)
-    sent: bool = worker.stream.send_frames([worker.route, data, *record.frames])
-    return sent
-
-
-def _send_command(command: bytes, worker: WorkerState, key: bytes, **options: bytes) -> None:
-    worker.stream.send_frames([worker.route, b'', command, key, *options.values()])

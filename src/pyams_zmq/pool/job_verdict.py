@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""What becomes of a job whose attempt has ended: an end, or another attempt."""
+
+import logging
+from random import uniform
+from typing import Any, NamedTuple
+
+from pyams_zmq.handler.job import JobPolicy
+from pyams_zmq.jobs.records import CANCELLED, DONE, FAILED
+from pyams_zmq.pool.job_run import JobRun
+from pyams_zmq.wire.message import decode_reply, encode, is_error, status_of
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+MAX_DEATHS = 3
+"""Workers that may die during a job before the job fails"""
+
+MAX_BACKOFF = 3600.0
+"""Seconds between two attempts, at most"""
+
+_DEATH_DELAY = 0.1  # seconds until the attempt after the first death; it doubles
+_JITTER = (0.8, 1.2)  # so that jobs that have failed together do not begin together
+_SERVER_ERROR = 500
+
+
+class Verdict(NamedTuple):
+    """What becomes of a job.
+
+    :ivar state: the state in which it ends; None if it is tried again
+    :ivar reply: its reply, or None
+    :ivar delay: seconds until the next attempt
+    :ivar counts: new numbers of `failures` or `deaths`
+    """
+
+    state: str | None
+    reply: bytes | None
+    delay: float
+    counts: dict[str, int]
+
+
+def _end(state: str, reply: bytes | None = None, **counts: int) -> Verdict:
+    return Verdict(state, reply, 0.0, counts)
+
+
+def _try_again(delay: float, **counts: int) -> Verdict:
+    return Verdict(None, None, delay, counts)
+
+
+def judge_reply(run: JobRun, frames: list[Any], policy: JobPolicy) -> Verdict:
+    """Decide what becomes of a job that has a reply.
+
+    :param frames: frames of the reply
+    :param policy: that of its method
+    """
+    reply, record = bytes(frames[-1]), run.record
+    if len(frames) > 1:
+        text = 'The result of a job cannot have binary frames: store them in a file'
+        return _end(FAILED, encode([500, text]))
+    if not is_error(reply):
+        return _end(DONE, reply)
+    if run.is_cancelled:
+        return _end(CANCELLED)
+    if (status_of(decode_reply(reply)) or 0) < _SERVER_ERROR:
+        return _end(FAILED, reply)
+    retries = policy.retries if record.retries is None else record.retries
+    failures = record.failures + 1
+    if failures > retries:
+        return _end(FAILED, reply, failures=failures)
+    # The exponent has a limit: numbers have one, too.
+    delay = min(policy.backoff * 2.0 ** min(failures - 1, 60), MAX_BACKOFF)
+    return _try_again(delay * uniform(*_JITTER), failures=failures)  # noqa: S311
+
+
+def judge_death(run: JobRun, reason: str) -> Verdict:
+    """Decide what becomes of a job whose worker has died.
+
+    :param reason: verb for its error
+    """
+    deaths = run.record.deaths + 1
+    if deaths >= MAX_DEATHS:
+        text = f'The worker {reason} during this job, as {deaths - 1} others did before'
+        return _end(FAILED, encode([502, text]), deaths=deaths)
+    LOGGER.warning(
+        'The worker %s during the job %s (%s), which is tried again',
+        reason,
+        run.record.id,
+        run.record.type,
+    )
+    return _try_again(_DEATH_DELAY * 2 ** (deaths - 1), deaths=deaths)
