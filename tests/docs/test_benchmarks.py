@@ -139,6 +139,42 @@ def test_frames_are_measured(run):
     assert [line.split()[0] for line in text.splitlines()[1:]] == ['there'] * 4
 
 
+def test_jobs_are_measured(run, tmp_path):
+    text = run(
+        *('jobs.py', 'accept', 'calls', 'ended', 'memory'),
+        *('--jobs', 20, '--clients', 2, '--seconds', 0.1, '--rounds', 1, '--pace', 80),
+        *('--ended', 1000, '--pages', 2, '--waiting', 300, '--folder', tmp_path),
+    )
+    # Whether they are reached depends on the machine.
+    assert text.count(' goal ') == 8, text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_queues_are_compared(run, tmp_path):
+    text = run(
+        *('jobs.py', 'queues', '--clients', 2, '--seconds', 0.2, '--rounds', 1, '--kills', 4),
+        *('--only', 'pyams;huey', '--environments', tmp_path / 'none', '--folder', tmp_path),
+    )
+    lines = {line[:32].strip(): line[32:].split() for line in text.splitlines()}
+    assert float(lines['pyams_zmq'][0]) > 0
+    assert lines['pyams_zmq'][2:] == ['1.00', 'x', 'yes', '4', '(1)', '0/200', '3']
+    assert lines['huey, sqlite'][:2] == ['not', 'measured:']
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_queue_that_does_not_start_is_named(tmp_path):
+    """An interpreter without its package is one that was not installed."""
+    from queues import CONTENDERS
+    from queues.compare import run
+    from queues.service import measure_rates
+
+    for name in ('huey, sqlite', 'rq, redis always'):
+        reason = run(name, sys.executable, tmp_path, measure_rates, 1, 0.1, 1)
+        assert isinstance(reason, str), name
+    assert {each.environment for each in CONTENDERS.values()} == {'ours', 'queues'}
+
+
 def test_a_failing_contender_does_not_stop_the_others():
     from bench import FailedError, measure
 

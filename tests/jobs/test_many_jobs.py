@@ -87,6 +87,32 @@ def test_pages_read_few_rows(full, filters, found, before):
         assert not numbers or max(numbers) < COUNT
 
 
+@pytest.mark.parametrize(
+    ('filters', 'index'),
+    [
+        ({}, None),
+        ({'state': 'done'}, 'job_by_state'),
+        ({'type': 'convert'}, 'job_by_type'),
+        ({'state': 'failed', 'type': 'convert'}, 'job_state'),
+    ],
+)
+@pytest.mark.parametrize('before', [None, f'{NOW}-3999'])
+def test_pages_have_an_index_in_their_order(full, filters, index, before):
+    reader = full.journal.reader
+    queries = []
+    reader._db.set_trace_callback(queries.append)
+    try:
+        reader.page(before=before, **filters)
+    finally:
+        reader._db.set_trace_callback(None)
+    plan = [row[-1] for row in reader._db.execute(f'explain query plan {queries[-1]}')]
+    assert len(plan) == 1  # nothing is sorted after that
+    if index is not None:
+        assert f'SEARCH job USING INDEX {index} ' in plan[0]
+    else:
+        assert plan[0].startswith('SCAN' if before is None else 'SEARCH')
+
+
 @pytest.mark.parametrize('name', ['running', 'waiting_types', 'last_time'])
 def test_other_queries_read_few_rows(full, name):
     reader = full.journal.reader
