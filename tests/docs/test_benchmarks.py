@@ -142,11 +142,11 @@ def test_frames_are_measured(run):
 def test_jobs_are_measured(run, tmp_path):
     text = run(
         *('jobs.py', 'accept', 'calls', 'ended', 'memory'),
-        *('--jobs', 20, '--clients', 2, '--seconds', 0.1, '--rounds', 1, '--pace', 80),
+        *('--jobs', 20, '--clients', 2, '--seconds', 0.1, '--rounds', 1, '--paces', 80),
         *('--ended', 1000, '--pages', 2, '--waiting', 300, '--folder', tmp_path),
     )
     # Whether they are reached depends on the machine.
-    assert text.count(' goal ') == 8, text
+    assert text.count(' goal ') == 9, text
     assert list(tmp_path.iterdir()) == []
 
 

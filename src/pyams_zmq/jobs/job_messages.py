@@ -33,20 +33,15 @@ def read_submission(frames: Sequence[bytes], index: int, user: str, address: str
     """
     kept = list(frames)
     name, args, options = split_request(kept[index])
+    given = {
+        option: _read(options, option, check)
+        for option, check in _OPTIONS.items()
+        if options.get(option) is not None
+    }
+    if 'id' not in given:
+        given['id'] = make_uuid7()
     kept[index] = encode([name, args])  # the worker may get it long after the deadline
-    return Submission(
-        id=_read(options, 'id', check_id) or make_uuid7(),
-        type=name,
-        frames=kept,
-        user=user,
-        address=address,
-        key=_read(options, 'key', _check_key),
-        priority=_read(options, 'priority', _integer(-MAX_PRIORITY, MAX_PRIORITY), 0),
-        delay=_read(options, 'delay', _number(0, MAX_DELAY), 0.0),
-        expires=_read(options, 'expires', _number(0, MAX_DELAY)),
-        retries=_read(options, 'retries', _integer(0, MAX_RETRIES)),
-        timeout=_read(options, 'timeout', _number(0, MAX_ATTEMPT, is_open=True)),
-    )
+    return Submission(type=name, frames=kept, user=user, address=address, **given)
 
 
 def describe_job(record: JobRecord, now: float, live: Any = None) -> dict[str, Any]:
@@ -204,6 +199,17 @@ def _check_key(value: Any) -> str:
     if not isinstance(value, str) or not 1 <= len(value.encode()) <= MAX_KEY_SIZE:
         raise ValueError(f'a text of 1 to {MAX_KEY_SIZE} bytes')
     return value
+
+
+_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    'id': check_id,
+    'key': _check_key,
+    'priority': _integer(-MAX_PRIORITY, MAX_PRIORITY),
+    'delay': _number(0, MAX_DELAY),
+    'expires': _number(0, MAX_DELAY),
+    'retries': _integer(0, MAX_RETRIES),
+    'timeout': _number(0, MAX_ATTEMPT, is_open=True),
+}
 
 
 def _check_state(value: Any) -> str:

@@ -86,10 +86,11 @@ class JobBook:
 
     def claim(self) -> None:
         """Ask the journal for as many jobs as can begin now."""
-        if self.is_draining or monotonic() < self._claim_at:
+        in_hand = len(self.live) + len(self._orphans) + self._claimed
+        # Each submit comes here, and most of the time all that may run do.
+        if self.is_draining or in_hand >= self._limit or monotonic() < self._claim_at:
             return
         workers = self._workers
-        in_hand = len(self.live) + len(self._orphans) + self._claimed
         room = min(self._limit, workers.open_slots) - in_hand
         # One more than can begin at once, else calls that wait for workers would starve the jobs.
         room = min(room, max(workers.free_slots, 1) - len(self._ready) - self._claimed)
