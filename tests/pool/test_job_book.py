@@ -163,6 +163,19 @@ def test_limit_of_jobs_at_a_time(bench):
     assert bench.scheduler.free_slots == 3
 
 
+def test_workers_are_not_counted_while_the_limit_is_reached(bench, monkeypatch):
+    """Every submit asks for a claim."""
+    counted = []
+    open_slots = property(lambda scheduler: counted.append(1) or 5)
+    monkeypatch.setattr(JobScheduler, 'open_slots', open_slots)
+    bench.ready(slots=5)
+    bench.begin(make_record(1), make_record(2))
+    counted.clear()
+    bench.book.expect(0)
+    bench.book.claim()
+    assert bench.journal.take('claim') == counted == []
+
+
 def test_nothing_is_claimed_without_a_reason(bench):
     bench.ready()
     bench.begin()
