@@ -30,6 +30,9 @@ SUBMITTERS = 4
 FLIGHT = 64
 """Messages in flight of the client that submits many jobs"""
 
+STALL = 0.02
+"""Seconds that no call may take longer"""
+
 LATER = 3600.0
 """Seconds until jobs begin that are only to be accepted"""
 
@@ -190,6 +193,9 @@ def measure_ended(args, folder):
     report('jobs removed', (args.ended - count) / took, unit='/s')
     report('calls while jobs are removed, longest', max(values) * 1000, 20)
     report('calls after that, in as many seconds, longest', max(alone) * 1000)
+    for name, times in {'while jobs are removed': values, 'after that': alone}.items():
+        count = sum(each > STALL for each in times)
+        report(f'calls {name}, of more than {STALL * 1000:.0f} ms', count, unit=f'of {len(times)}')
     report('calls while jobs are removed, p99', percentile(values, 99))
     report('calls after that, p99', percentile(alone, 99))
 
