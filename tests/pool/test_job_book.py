@@ -420,8 +420,8 @@ def test_estimate(progress, eta):
 
 def test_watchers():
     watchers = Watchers()
-    one, two = (Watcher(Wait({'id': 'x'}), None, until) for until in (1.0, 2.0))
-    both = Watcher(Wait({'ids': ['x', 'y']}), None, 3.0)
+    one, two = (Watcher(Wait({'id': 'x'}), {'x': 'x'}, None, until) for until in (1.0, 2.0))
+    both = Watcher(Wait({'ids': ['x', 'y']}), {'x': 'x', 'y': 'y'}, None, 3.0)
     for watcher in (one, two, both):
         watchers.add(watcher)
     assert set(watchers.watchers_of('x')) == {one, two, both}

@@ -48,7 +48,8 @@ _is_id = re.compile(r'[\w.-]{1,64}', re.ASCII).fullmatch
 class SubmittedJob(Struct, frozen=True):
     """A job that was submitted.
 
-    :ivar id: id of the job; that of another one, if its *key* was known
+    :ivar id: id of the job; that of another one, if its *key* was known. Of a job that is submitted
+        on commit, it is known before: if its key is that of another job, it is a second id of that
     :ivar is_new: False if the id or the key was known; None before the commit of a transaction
     """
 

@@ -26,8 +26,13 @@ class JournalReader:
         self._db = db
 
     def get(self, job_id: str) -> JobRecord | None:
-        """Return a job with its reply, or None."""
-        found = self._query(f'{_LONG} where id = ?', job_id)
+        """Return a job with its reply, or None.
+
+        :param job_id: id of the job, or of a later submission with its key
+        """
+        found = self._query(f'{_LONG} where id = ?', job_id) or self._query(
+            f'{_LONG} where number = (select number from alias where id = ?)', job_id
+        )
         return JobRecord(*found[0]) if found else None
 
     def page(

@@ -122,22 +122,22 @@ class JobService:
         _name, args = decode_request(frames[self._json_load])
         match name:
             case b'pyams_zmq.job':
-                self._reply(envelope, 200, self._describe(self._find(read_id(args))))
+                self._reply(envelope, 200, self._describe(read_id(args)))
             case b'pyams_zmq.job.wait':
                 self._wait(envelope, Wait(args))
             case b'pyams_zmq.job.cancel':
                 cancel = Cancel(args)
-                self._check_owner(cancel.id, user, address)
-                callback = partial(self._on_cancelled, envelope, cancel)
-                self._writer.cancel(cancel.id, callback)
+                job_id = self._find_own(cancel.id, user, address)
+                callback = partial(self._on_cancelled, envelope, job_id, cancel.force)
+                self._writer.cancel(job_id, callback)
             case b'pyams_zmq.job.retry':
-                job_id = read_id(args)
-                self._check_owner(job_id, user, address)
+                job_id = self._find_own(read_id(args), user, address)
                 self._writer.retry(job_id, partial(self._on_retried, envelope, job_id))
             case b'pyams_zmq.jobs':
                 self._check_access(user, address)
                 page = self._reader.page(**read_page(args))
-                self._reply(envelope, 200, [self._describe(record) for record in page])
+                jobs = [self._describe(record.id, record) for record in page]
+                self._reply(envelope, 200, jobs)
             case _:
                 raise ZMQMessageError(404, f'Unknown message type {name.decode()!r}')
 
@@ -173,20 +173,23 @@ class JobService:
             self.book.expect(outcome.wait)
             self.book.claim()
 
-    def _check_owner(self, job_id: str, user: str, address: str) -> None:
-        if self._find(job_id).user != user:
+    def _find_own(self, job_id: str, user: str, address: str) -> str:
+        """Return the id of a job that a user may change, and that may have the given one, too."""
+        record = self._find(job_id)
+        if record.user != user:
             self._check_access(user, address)
+        return record.id
 
     def _on_cancelled(
-        self, envelope: Any, cancel: Cancel, outcome: Cancelled | ZMQMessageError
+        self, envelope: Any, job_id: str, force: bool, outcome: Cancelled | ZMQMessageError
     ) -> None:
         if isinstance(outcome, ZMQMessageError):
             self._reply_error(envelope, outcome)
             return
         if outcome.state == CANCELLED:
-            self._notify(cancel.id)
+            self._notify(job_id)
         else:
-            self.book.cancel(outcome, cancel.force)
+            self.book.cancel(outcome, force)
         self._reply(envelope, 200, None)
 
     def _on_retried(self, envelope: Any, job_id: str, outcome: str | ZMQMessageError) -> None:
@@ -204,30 +207,35 @@ class JobService:
             raise ZMQMessageError(404, 'There is no job with this id')
         return record
 
-    def _describe(self, record: JobRecord) -> dict[str, Any]:
-        run = self.book.find(record.id)
-        return describe_job(record, time(), run if record.state not in ENDED else None)
+    def _describe(self, job_id: str, record: JobRecord | None = None) -> dict[str, Any]:
+        """Return a job as clients get it, with the id by which they ask for it."""
+        record = record or self._find(job_id)
+        run = self.book.find(record.id) if record.state not in ENDED else None
+        return {**describe_job(record, time(), run), 'id': job_id}
 
     # Those who wait for a change
 
     def _wait(self, envelope: Any, wait: Wait) -> None:
-        jobs = [self._describe(self._find(job_id)) for job_id in wait.ids]
+        records = {job_id: self._find(job_id) for job_id in wait.ids}
+        jobs = [self._describe(job_id, record) for job_id, record in records.items()]
         new = [
             job for job in jobs if wait.is_new(job['id'], job['revision'], job['state'] in ENDED)
         ]
         if new:
             self._reply(envelope, 200, min(new, key=lambda job: job['revision']))
         else:
-            self._watchers.add(Watcher(wait, envelope, monotonic() + wait.timeout))
+            ids = {job_id: record.id for job_id, record in records.items()}
+            self._watchers.add(Watcher(wait, ids, envelope, monotonic() + wait.timeout))
 
     def _notify(self, job_id: str) -> None:
         watchers = self._watchers.watchers_of(job_id)
         if watchers and (record := self._reader.get(job_id)) is not None:
-            job = self._describe(record)
+            job = self._describe(job_id, record)
             for watcher in watchers:
-                if watcher.wait.is_new(job_id, job['revision'], job['state'] in ENDED):
+                asked = watcher.find(job_id, job['revision'], job['state'] in ENDED)
+                if asked is not None:
                     self._watchers.remove(watcher)
-                    self._reply(watcher.envelope, 200, job)
+                    self._reply(watcher.envelope, 200, {**job, 'id': asked})
 
     def _on_expired(self, ids: list[str]) -> None:
         for job_id in ids:
@@ -236,7 +244,7 @@ class JobService:
     def _reply_late(self, watcher: Watcher) -> None:
         """Send the present state of a job to a client that has waited for long enough."""
         try:
-            self._reply(watcher.envelope, 200, self._describe(self._find(watcher.wait.ids[0])))
+            self._reply(watcher.envelope, 200, self._describe(watcher.wait.ids[0]))
         except ZMQMessageError as error:  # it was removed meanwhile
             self._reply_error(watcher.envelope, error)
 
