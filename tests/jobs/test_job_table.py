@@ -77,7 +77,12 @@ def test_id_of_a_submission_with_a_known_key(bench, monkeypatch):
     number, attempt = bench.begin('a', key='clip')
     for job_id in 'bcdd':
         assert bench.accept(job_id, key='clip').id == 'a'
-    assert [bench.get(job_id) and bench.get(job_id).id for job_id in 'abcd'] == ['a', None, 'a', 'a']
+    assert [bench.get(job_id) and bench.get(job_id).id for job_id in 'abcd'] == [
+        'a',
+        None,
+        'a',
+        'a',
+    ]
     bench.change('end', number, attempt, 'done', b'1')
     for key in ('clip', None):  # sent again, because the reply was lost
         assert bench.accept('d', key=key) == Accepted('a', False, 0.0)

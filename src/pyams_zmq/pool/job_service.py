@@ -3,10 +3,8 @@
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -30,6 +28,7 @@ from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.protocol import SEPARATOR, JobHeader, make_job_header
 from pyams_zmq.pool.queue import Call
 from pyams_zmq.pool.scheduler import WorkerState
+from pyams_zmq.process.descendants import kill_with_descendants
 from pyams_zmq.wire.clock import monotonic, time
 from pyams_zmq.wire.message import DRAINING, decode_reply, decode_request, encode
 
@@ -279,8 +278,7 @@ class JobService:
             worker.host,
         )
         if self._is_local(worker):
-            with suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)
+            kill_with_descendants(worker.pid)
         else:
             _send_command(protocol.CANCEL, worker, run.key, force=b'1')
 
