@@ -323,13 +323,13 @@ def test_service_is_started_again(service, film, is_killed):
     assert os.listdir(Path(film).parent) == ['film.mp4']
 
 
-def test_start_without_ffmpeg_fails(monkeypatch):
+def test_start_without_ffmpeg_fails(monkeypatch, tmp_path):
     def fail():
         raise RuntimeError('No ffmpeg exe could be found')
 
     monkeypatch.setattr(converter, 'get_ffmpeg_exe', fail)
     process = ZMQPool('127.0.0.1', converter.Converter, workers=1)
-    process.journal = '/dev/null/none'
+    process.journal = tmp_path / 'converter.jobs'
     process.start()
     with pytest.raises(RuntimeError, match='No ffmpeg exe'):
         process.wait_ready()

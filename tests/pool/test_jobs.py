@@ -332,7 +332,7 @@ def test_jobs_need_a_journal(start):
     ],
 )
 def test_bad_attribute(job_pool, name, value, error):
-    with pytest.raises(error):
+    with pytest.raises(error, match=f'Bad {name}'):
         job_pool(**{name: value})
 
 

@@ -136,7 +136,8 @@ def check_id(id: Any) -> str:  # noqa: A002 - the name of the field
     :raises ValueError: if it is not a valid one
     """
     if not isinstance(id, str) or _is_id(id) is None:
-        raise ValueError(f'Bad id {id!r}: write 1 to 64 ASCII letters, digits, "_", "-" and "."')
+        text = '1 to 64 ASCII letters, digits, "_", "-" and "."'
+        raise ValueError(f'Bad id {id!r}: write {"its `id`" if hasattr(id, "id") else text}')
     return id
 
 

@@ -12,7 +12,7 @@ MAX_PAGE = 100
 
 _SHORT = f'select {", ".join(COLUMNS)} from job'  # noqa: S608 - constants
 _LONG = f'select {", ".join(COLUMNS)}, reply from job'  # noqa: S608 - constants
-_BY_ALIAS = f'{_LONG} where number = (select number from alias where id = ?)'
+_BY_ALIAS = f'{_LONG} where number = (select number from alias where id = ?)'  # noqa: S608 - constants
 
 
 class JournalReader:
