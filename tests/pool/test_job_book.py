@@ -149,7 +149,9 @@ def test_job_is_begun_and_recorded(bench):
     assert bench.journal.take('end') == [('end', 1, 1, 'done', OK, {})]
     assert bench.log == []  # not before it is on disk
     assert bench.book.unrecorded == 1
+    assert bench.book.find('job1')  # until then it runs for those who ask, with its progress
     bench.journal.answer('end', True)
+    assert bench.book.find('job1') is None
     assert bench.log == [('ack', key), ('changed', 'job1')]
     assert bench.book.unrecorded == 0
 

@@ -138,7 +138,7 @@ class RecordedJob:
 
     def _describe(self, job_id: str) -> dict[str, Any]:
         """Return the job as a service describes it to a client that asks for it by an id."""
-        progress = self.progress[-1] if self.progress else None
+        progress = self.progress[-1] if self.progress and self.state == 'running' else None
         times = {
             name: datetime.fromtimestamp(seconds, timezone.utc)
             for name, seconds in self._times.items()
