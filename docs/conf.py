@@ -20,6 +20,7 @@ extensions = [
 exclude_patterns = ['_build']
 default_role = 'code'
 nitpicky = True
+nitpick_ignore = [('py:class', 'pyams_zmq.handler.job._T')]  # of an overloaded decorator
 
 # Names of other projects. Without the network (the usual build) they stay plain text, without a
 # warning: set DOCS_INTERSPHINX=1 to link them.

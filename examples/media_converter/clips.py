@@ -31,44 +31,35 @@ class ClipError(Exception):
     """ffmpeg cannot read or write a clip."""
 
 
-class Conversion:
-    """A run of ffmpeg that can be stopped."""
+def convert(source, target, format_name, on_progress):
+    """Convert a clip.
 
-    def __init__(self):
-        self.stopped = False
-        self._ffmpeg = None
-
-    def run(self, source, target, format_name):
-        """Convert a clip; yield the converted seconds and the total, None if it is unknown."""
-        files = f'file:{source}', *_STREAMS, *FORMATS[format_name].split(), f'file:{target}'
-        command = _command(*_REPORT, *_INPUT, *files)
-        seconds, duration, errors = 0, None, []
-        output = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
-        with subprocess.Popen(command, **output, **_TEXT) as self._ffmpeg:  # noqa: S603 - no shell
-            if self.stopped:  # before ffmpeg was started
-                self.stop()
-            for line in self._ffmpeg.stdout:
+    `on_progress` is called with the converted seconds and the total, which is None while it is
+    unknown. If it raises, ffmpeg is killed.
+    """
+    files = f'file:{source}', *_STREAMS, *FORMATS[format_name].split(), f'file:{target}'
+    command = _command('-y', *_REPORT, *_INPUT, *files)
+    seconds, duration, errors = 0, None, []
+    output = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
+    with subprocess.Popen(command, **output, **_TEXT) as ffmpeg:  # noqa: S603 - no shell
+        try:
+            for line in ffmpeg.stdout:
                 if match := _CONVERTED.match(line):
                     seconds = max(seconds, int(match[1]) / 1e6)
-                    yield seconds, duration
+                    on_progress(seconds, duration)
                 elif match := _ERROR.search(line):
                     errors.append(match[1])
                 elif duration is None and (match := _DURATION.search(line)):
                     duration = _seconds(match)
-        if self.stopped:
-            raise ClipError('The conversion was stopped')
-        # ffmpeg continues after errors. The result is good if it reached the end of the clip. It
-        # also accepts some garbage as a clip; such a clip has no duration.
-        is_broken = errors and (duration is None or seconds < 0.9 * duration)
-        if self._ffmpeg.returncode != 0 or is_broken:
-            reason = '; '.join(errors[:2]) or f'exit code {self._ffmpeg.returncode}'
-            raise ClipError(f'ffmpeg cannot convert {source}: {reason}')
-
-    def stop(self):
-        """Stop ffmpeg; safe to call from a signal handler at any time."""
-        self.stopped = True
-        if self._ffmpeg is not None:
-            self._ffmpeg.kill()
+        except BaseException:
+            ffmpeg.kill()
+            raise
+    # ffmpeg continues after errors. The result is good if it reached the end of the clip. It
+    # also accepts some garbage as a clip; such a clip has no duration.
+    is_broken = errors and (duration is None or seconds < 0.9 * duration)
+    if ffmpeg.returncode != 0 or is_broken:
+        reason = '; '.join(errors[:2]) or f'exit code {ffmpeg.returncode}'
+        raise ClipError(f'ffmpeg cannot convert {source}: {reason}')
 
 
 def describe(path):

@@ -1,69 +1,54 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Convert a clip in a ØMQ service, as a web application does."""
+"""Convert clips in a ØMQ service, as a web application does, and let some of it go wrong."""
 
 import argparse
-import json
+import os
 import signal
 import sys
-import time
-from http import HTTPStatus
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
 
 from clips import ClipError, describe, make_clip
-from converter import ConversionMessageHandler, ConversionProcess
+from converter import Converter
 
-from pyams_zmq.exceptions import ZMQBaseError, ZMQMessageError
-from pyams_zmq.socket import zmq_response, zmq_socket
-
-PATIENCE = 60
-"""Seconds without progress after which the demo gives up"""
+from pyams_zmq.client import ZMQClient
+from pyams_zmq.exceptions import ZMQBaseError, ZMQRemoteError
+from pyams_zmq.pool import ZMQPool
 
 
-class Client:
-    """Client of the service."""
+def convert(client, clip, disturb=None):
+    """Convert a clip, and print the progress; return the path of the result.
 
-    def __init__(self, address, auth):
-        self.address, self.auth = address, auth
-
-    def ask(self, *message):
-        """Send a message; return the payload of the reply."""
-        with zmq_socket(self.address, auth=self.auth) as socket:
-            socket.send_json(message)
-            status, payload = zmq_response(socket)
-        if status != HTTPStatus.OK:
-            raise ZMQMessageError(status, payload)
-        return payload
-
-
-def convert(client, clip):
-    """Convert a clip and print the progress; return the path of the result."""
+    `disturb` is called with the id of the job, when it has made some progress.
+    """
     target_format = 'mp4' if clip.suffix == '.webm' else 'webm'
-    message = ['convert', {'path': str(clip.absolute()), 'format': target_format}]
-    start = time.monotonic()
-    print('->', json.dumps(message))
-    key = client.ask(*message)
-    print('<-', json.dumps([200, key]), f'after {time.monotonic() - start:.3f} s')
-    seen, deadline = 0, start + PATIENCE
-    while (status := client.ask('status', key))['state'] == 'running':
-        if status['seconds'] > seen:
-            seen, deadline = status['seconds'], time.monotonic() + PATIENCE
-            show_progress(seen, status['duration'])
-        elif time.monotonic() > deadline:
-            raise ClipError(f'The conversion has made no progress for {PATIENCE} s')
-        time.sleep(0.1)  # the service does not announce progress, so poll
-    if status['state'] == 'failed':
-        raise ClipError(status['error'])
-    print(f'   done after {time.monotonic() - start:.1f} s')
-    return Path(status['target'])
+    job_id = client.submit('convert', {'path': str(clip.absolute()), 'format': target_format}).id
+    print('   job', job_id, 'is on disk')
+    for job in client.watch(job_id):
+        if job.progress is None or job.is_ended:
+            print('  ', job.state, f'(attempt {job.attempt})', flush=True)
+            continue
+        show_progress(job.progress)
+        if disturb is not None:
+            disturb(job_id)
+            disturb = None
+    return Path(client.result(job_id))
 
 
-def show_progress(seconds, duration):
+def show_progress(progress):
     """Print the progress, with a bar if the length of the clip is known."""
-    part = min(1, seconds / duration) if duration else 0
-    bar = f'[{"#" * int(30 * part):30}] {part:4.0%}, ' if duration else ''
-    print(f'   {bar}{seconds:.1f} s of the clip', flush=True)
+    part = progress.fraction
+    bar = '' if part is None else f'[{"#" * int(30 * part):30}] {part:4.0%}, '
+    print(f'   {bar}{progress.done:.1f} s of the clip', flush=True)
+
+
+def kill_worker(pool):
+    """Kill the worker that runs a job."""
+    for worker in pool.stats()['workers']:
+        if worker['state'] == 'busy':
+            print('   kill -9', worker['pid'])
+            os.kill(worker['pid'], signal.SIGKILL)
 
 
 def show_clip(path):
@@ -75,22 +60,31 @@ def show_clip(path):
     print(f'   size      {path.stat().st_size} bytes')
 
 
-def run(clip):
-    """Start the service, convert the clip, stop the service."""
+def run(clip, spare):
+    """Convert a clip; cancel the conversion of a spare one; kill the worker of another."""
     auth = f'demo:{token_hex()}'  # refuse other users of this machine
-    process = ConversionProcess('127.0.0.1', ConversionMessageHandler, auth=auth)
-    process.start()
+    pool = ZMQPool('127.0.0.1', Converter, auth=auth, workers=3)
+    pool.journal = spare.with_name('converter.jobs')
+    pool.start()
     try:
-        client = Client(process.wait_ready(), auth)
-        print('The service is ready at', client.address)
-        try:
-            show_clip(convert(client, clip))
-        except (ClipError, ZMQMessageError):
-            formats = ', '.join(client.ask('formats', None))
-            print('The service is still running; it converts to', formats)
-            raise
+        with ZMQClient(pool.wait_ready(), auth=auth) as client:
+            print('The service is ready at', client.address)
+            print('\nConvert a clip:')
+            try:
+                show_clip(convert(client, clip))
+            except ZMQRemoteError:
+                formats = ', '.join(client.call('formats'))
+                print('The service is still running; it converts to', formats)
+                raise
+            print('\nCancel another one:')
+            try:
+                convert(client, spare, client.cancel)
+            except ZMQRemoteError as error:
+                print('  ', error)
+            print('\nKill the worker of the next one:')
+            show_clip(convert(client, spare, lambda _job_id: kill_worker(pool)))
     finally:
-        process.stop()
+        pool.stop()
 
 
 def main():
@@ -101,10 +95,9 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` does the same as Ctrl-C
     try:
         with TemporaryDirectory(prefix='pyams_zmq-demo-') as folder:
-            if clip is None:
-                clip = Path(folder, 'clip.mp4')
-                make_clip(clip)
-            run(clip)
+            spare = Path(folder, 'clip.mp4')
+            make_clip(spare)
+            run(clip or spare, spare)
     except KeyboardInterrupt:
         sys.exit('Interrupted')
     except (ClipError, ZMQBaseError) as error:

@@ -4,6 +4,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,6 +64,18 @@ import {names}
 @pytest.mark.parametrize('name', ['life.py', 'application.py', 'environments.py'])
 def test_programs_without_another_test_show_their_options(run, name):
     assert f'usage: {name}' in run(name, '--help')
+
+
+def test_delays_of_jobs(run):
+    text = run('job_delays.py', '--rounds', 1, '--seconds', 3, '--kills', 1)
+    for name in (
+        'progress is visible',
+        'cancel is known',
+        'forced cancel is done',
+        'ffmpeg is gone',
+    ):
+        assert re.search(rf'{name}.* median \d', text)
+    assert re.search(r'a job of 3 s, 1 brokers killed: done .* in attempt 1;', text)
 
 
 @pytest.mark.slow

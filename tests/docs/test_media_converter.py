@@ -3,6 +3,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,9 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from checks import wait_until
+from pyams_zmq.client import ZMQClient
+from pyams_zmq.exceptions import ZMQJobError, ZMQRemoteError
+from pyams_zmq.pool import ZMQPool
 
 EXAMPLE = Path(__file__).parents[2] / 'examples' / 'media_converter'
 
@@ -54,35 +58,55 @@ def film(studio, tmp_path):
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
+class Service:
+    """The service, which is started again with the same journal, and its client."""
+
+    def __init__(self, start, journal):
+        self._start = start
+        self._journal = journal
+        self.start()
+
+    def start(self):
+        self.pool = self._start('127.0.0.1', converter.Converter, factory=self.make_pool, workers=3)
+        self.client = ZMQClient(self.pool.bound_address, timeout=TIMEOUT)
+
+    def make_pool(self, *args, **kwargs):
+        pool = ZMQPool(*args, **kwargs)
+        pool.journal = self._journal
+        return pool
+
+    def convert(self, path, name='webm', **options):
+        """Submit a conversion; return the id of its job."""
+        return self.client.submit('convert', {'path': str(path), 'format': name}, **options).id
+
+    def result(self, job_id):
+        return self.client.result(job_id, timeout=TIMEOUT)
+
+    def fail(self, job_id):
+        """Wait for the end of a job that fails; return status and text."""
+        with pytest.raises(ZMQRemoteError) as info:
+            self.result(job_id)
+        return info.value.status, info.value.text
+
+    def make_progress(self, job_id):
+        """Wait until ffmpeg has converted a part of the clip; return the attempt."""
+        for job in self.client.watch(job_id, timeout=TIMEOUT):
+            if job.progress is not None:
+                return job.attempt
+        raise AssertionError(job)
+
+    def close(self):
+        self.client.close()
+        self.pool.stop()
+
+
 @pytest.fixture
-def service(start, ask, monkeypatch):
-    """A service that ends its conversions soon, and gives them time to end on a loaded machine."""
-    for name in ('TERM_GRACE', 'KILL_GRACE'):
-        monkeypatch.setattr(f'pyams_zmq.process.service.{name}', TIMEOUT)
-    monkeypatch.setattr(converter.ConversionProcess, 'drain_timeout', TIMEOUT)
-    process = start(
-        '127.0.0.1', converter.ConversionMessageHandler, factory=converter.ConversionProcess
-    )
-    process.ask = lambda *message: ask(process, message, timeout=TIMEOUT)
-    return process
-
-
-def convert(service, path, name='webm'):
-    """Start a conversion; return its key."""
-    status, key = service.ask('convert', {'path': str(path), 'format': name})
-    assert status == 200, key
-    return key
-
-
-def result(service, key):
-    """Wait for the end of a conversion; return its last status."""
-    wait_until(lambda: service.ask('status', key)[1]['state'] != 'running', TIMEOUT)
-    return service.ask('status', key)[1]
-
-
-def make_progress(service, key):
-    """Wait until ffmpeg has converted a part of the clip."""
-    wait_until(lambda: service.ask('status', key)[1]['seconds'] > 0, TIMEOUT)
+def service(start, studio, tmp_path_factory):
+    journal = tmp_path_factory.mktemp('journal') / 'converter.jobs'
+    service = Service(start, journal)
+    yield service
+    service.close()
+    shutil.rmtree(journal.parent)
 
 
 def ffmpegs(folder):
@@ -105,11 +129,9 @@ def ffmpegs(folder):
 )
 def test_conversion(service, clip, name, container, codecs):
     before = Path(clip).read_bytes()
-    status = result(service, convert(service, clip, name))
-    assert status == status | {'state': 'done', 'error': None, 'target': f'{clip}.{name}'}
-    assert 0.5 < status['seconds'] <= 1.2
-    assert status['duration'] == pytest.approx(1, abs=0.1)
-    about = clips.describe(status['target'])
+    job_id = service.convert(clip, name)
+    assert service.result(job_id) == f'{clip}.{name}'
+    about = clips.describe(f'{clip}.{name}')
     assert (about['format'], about['codecs']) == (container, codecs)
     assert about['duration'] == pytest.approx(1, abs=0.1)
     assert about['resolution'] == ('320x180' if name == 'gif' else '160x90')
@@ -120,7 +142,7 @@ def test_conversion(service, clip, name, container, codecs):
 def test_result_of_an_earlier_conversion_is_replaced(service, clip):
     target = Path(f'{clip}.webm')
     target.write_text('old')
-    assert result(service, convert(service, clip))['state'] == 'done'
+    service.result(service.convert(clip))
     assert clips.describe(target)['format'] == 'matroska,webm'
     assert target.stat().st_mode & 0o777 == 0o666 & ~current_umask()
 
@@ -135,8 +157,7 @@ def test_target_is_never_the_source(service, clip):
     source = Path(clip).rename(f'{clip}.webm')
     Path(clip).symlink_to(source)  # beside the link, the target would be the source
     before = source.read_bytes()
-    status = result(service, convert(service, clip))
-    assert (status['state'], status['target']) == ('done', f'{source}.webm')
+    assert service.result(service.convert(clip)) == f'{source}.webm'
     assert source.read_bytes() == before
 
 
@@ -160,23 +181,18 @@ def test_target_is_never_the_source(service, clip):
     ],
 )
 def test_bad_request_is_refused(service, data, status, text):
-    answer = service.ask('convert', data)
-    assert answer[0] == status
-    assert text in answer[1]
-    assert service.ask('formats', None) == [200, ['gif', 'mp4', 'webm']]
+    found = service.fail(service.client.submit('convert', data).id)
+    assert found[0] == status
+    assert text in found[1]
+    assert service.client.call('formats') == ['gif', 'mp4', 'webm']
 
 
 def test_name_that_is_not_utf8_is_refused(service, clip):
     name = os.fsencode(clip) + b'\xff'
     os.rename(clip, name)
     os.symlink(name, clip)
-    status, text = service.ask('convert', {'path': clip, 'format': 'webm'})
+    status, text = service.fail(service.convert(clip))
     assert (status, 'surrogates not allowed' in text) == (404, True)
-
-
-@pytest.mark.parametrize('key', ['none', None, [], {}])
-def test_status_of_an_unknown_conversion(service, key):
-    assert service.ask('status', key) == [404, f'Unknown conversion {key!r}']
 
 
 def damage(clip, how):
@@ -202,27 +218,27 @@ def run_ffmpeg(*arguments):
 @pytest.mark.parametrize('how', ['garbage', 'lookalike', 'empty', 'sound', 'truncated'])
 def test_conversion_of_a_damaged_clip_fails(service, clip, studio, how):
     damage(clip, how)
-    status = result(service, convert(service, clip))
-    assert status['state'] == 'failed'
-    assert status['error'].startswith(f'ffmpeg cannot convert {clip}: ')
+    job_id = service.convert(clip)
+    status, text = service.fail(job_id)
+    assert status == 422
+    assert text.startswith(f'ffmpeg cannot convert {clip}: ')
+    assert service.client.job(job_id).attempt == 1
     assert os.listdir(Path(clip).parent) == ['clip.mp4']
     good = shutil.copy(studio / 'clip.mp4', Path(clip).with_name('good.mp4'))
-    assert result(service, convert(service, good))['state'] == 'done'
+    service.result(service.convert(good))
 
 
 def test_target_is_a_folder(service, clip):
     Path(f'{clip}.webm').mkdir()
-    status = result(service, convert(service, clip))
-    assert status['state'] == 'failed'
-    assert status['error'] == f'Cannot write {clip}.webm: Is a directory'
+    expected = 409, f'Cannot write {clip}.webm: it is a folder'
+    assert service.fail(service.convert(clip)) == expected
 
 
 def test_target_has_too_long_a_name(service, clip):
     long = Path(clip).rename(Path(clip).with_name('x' * 255))
-    status = result(service, convert(service, long))
-    assert status['state'] == 'failed'
-    assert status['error'] == f'Cannot write {long}.webm: File name too long'
-    assert os.listdir(long.parent) == [long.name]
+    status, text = service.fail(service.convert(long, retries=0))
+    assert text == f'Cannot write {long}.webm: File name too long'
+    assert (status, os.listdir(long.parent)) == (500, [long.name])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
@@ -230,95 +246,90 @@ def test_folder_is_not_writable(service, clip):
     folder = Path(clip).parent
     folder.chmod(0o500)
     try:
-        status = result(service, convert(service, clip))
+        found = service.fail(service.convert(clip, retries=0))
     finally:
         folder.chmod(0o700)
-    assert status['state'] == 'failed'
-    assert status['error'] == f'Cannot write {clip}.webm: Permission denied'
+    assert found == (500, f'Cannot write {clip}.webm: Permission denied')
 
 
-def test_more_conversions_than_the_limit_are_refused(service, film, clip):
-    first = convert(service, film)
-    second = convert(service, film, 'mp4')
-    message = {'path': clip, 'format': 'webm'}
-    busy = [503, '2 conversions are running, try again later']
-    assert service.ask('convert', message) == busy
-    make_progress(service, second)
-    make_progress(service, first)
-    assert service.ask('convert', message) == busy
+def test_more_conversions_than_workers_wait(service, film, clip):
+    """Meanwhile calls are answered."""
+    first, second = service.convert(film), service.convert(film, 'mp4')
+    third = service.convert(clip)
+    service.make_progress(second)
+    service.make_progress(first)
+    assert service.client.call('formats') == ['gif', 'mp4', 'webm']
+    assert service.client.job(third).state == 'waiting'
     [ffmpeg] = [each for each in ffmpegs(film) if 'libx264' in each.info['cmdline']]
     ffmpeg.kill()
-    assert result(service, second)['error'].endswith('exit code -9')
-    assert result(service, convert(service, clip))['state'] == 'done'
-    assert service.ask('status', first)[1]['state'] == 'running'
-    service.stop()
+    assert service.fail(second)[1].endswith('exit code -9')
+    service.result(third)
+    service.client.cancel(first)
+    assert service.fail(first)[0] == 410
 
 
-def test_old_results_are_forgotten(monkeypatch, start, ask, clip):
-    monkeypatch.setattr(converter, 'MAX_FINISHED', 1)
-    process = start(
-        '127.0.0.1', converter.ConversionMessageHandler, factory=converter.ConversionProcess
-    )
-    process.ask = lambda *message: ask(process, message, timeout=TIMEOUT)
-    keys = []
-    for _turn in range(3):
-        keys.append(convert(process, clip, 'gif'))
-        result(process, keys[-1])
-    assert [process.ask('status', key)[0] for key in keys] == [404, 200, 200]
+def test_conversion_is_cancelled(service, film):
+    job_id = service.convert(film)
+    service.make_progress(job_id)
+    service.client.cancel(job_id)
+    assert service.fail(job_id)[0] == 410
+    assert not ffmpegs(film)
+    assert os.listdir(Path(film).parent) == ['film.mp4']
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_conversion_is_stopped(service, film, number):
-    key = convert(service, film)
-    make_progress(service, key)
+def test_conversion_is_cancelled_by_force(service, film):
+    job_id = service.convert(film)
+    service.make_progress(job_id)
     [ffmpeg] = ffmpegs(film)
-    ffmpeg.parent().send_signal(number)
-    status = result(service, key)
-    assert (status['state'], status['error']) == ('failed', 'The conversion was stopped')
-    assert not ffmpegs(film)
-    assert os.listdir(Path(film).parent) == ['film.mp4']
-
-
-def test_conversion_is_killed(service, film):
-    key = convert(service, film)
-    make_progress(service, key)
-    [ffmpeg] = ffmpegs(film)
-    ffmpeg.suspend()
-    ffmpeg.parent().kill()
-    status = result(service, key)
-    assert (status['state'], status['error']) == ('failed', 'The conversion was killed')
-    ffmpeg.kill()
-    wait_until(lambda: not ffmpegs(film))
-
-
-def test_service_is_stopped(service, film):
-    make_progress(service, convert(service, film))
-    service.stop()
-    assert not ffmpegs(film)
-    assert os.listdir(Path(film).parent) == ['film.mp4']
-
-
-def test_service_is_stopped_right_after_the_start_of_a_conversion(service, film):
-    convert(service, film)
-    service.stop()
-    assert not ffmpegs(film)
-    assert os.listdir(Path(film).parent) == ['film.mp4']
-
-
-def test_service_is_killed(service, film):
-    make_progress(service, convert(service, film))
-    service.kill()
-    service.join()
+    ffmpeg.suspend()  # it does not report any more
+    service.client.cancel(job_id, force=True)
+    assert service.fail(job_id)[0] == 410
     wait_until(lambda: not ffmpegs(film), TIMEOUT)
-    wait_until(lambda: os.listdir(Path(film).parent) == ['film.mp4'])
 
 
-def test_start_without_ffmpeg_fails(monkeypatch):
+def test_worker_is_killed(service, film):
+    """The next attempt does not care for what the former one has left."""
+    job_id = service.convert(film)
+    assert service.make_progress(job_id) == 1
+    [ffmpeg] = ffmpegs(film)
+    ffmpeg.parent().kill()
+    for job in service.client.watch(job_id, timeout=TIMEOUT):
+        if job.attempt == 2 and job.progress is not None:
+            break
+    service.client.cancel(job_id)
+    assert service.fail(job_id)[0] == 410
+    wait_until(lambda: not ffmpegs(film), TIMEOUT)
+    assert os.listdir(Path(film).parent) == ['film.mp4']
+
+
+@pytest.mark.parametrize('is_killed', [False, True])
+def test_service_is_started_again(service, film, is_killed):
+    """The conversion begins again; until then nothing runs."""
+    job_id = service.convert(film)
+    service.make_progress(job_id)
+    service.client.close()
+    if is_killed:
+        service.pool.kill()
+        service.pool.join()
+    else:
+        service.pool.stop()
+    wait_until(lambda: not ffmpegs(film), TIMEOUT)
+    service.start()
+    assert service.make_progress(job_id) == 2
+    service.client.cancel(job_id)
+    assert service.fail(job_id)[0] == 410
+    with pytest.raises(ZMQJobError, match='409'):
+        service.client.cancel(job_id)
+    assert os.listdir(Path(film).parent) == ['film.mp4']
+
+
+def test_start_without_ffmpeg_fails(monkeypatch, tmp_path):
     def fail():
         raise RuntimeError('No ffmpeg exe could be found')
 
     monkeypatch.setattr(converter, 'get_ffmpeg_exe', fail)
-    process = converter.ConversionProcess('127.0.0.1', converter.ConversionMessageHandler)
+    process = ZMQPool('127.0.0.1', converter.Converter, workers=1)
+    process.journal = tmp_path / 'converter.jobs'
     process.start()
     with pytest.raises(RuntimeError, match='No ffmpeg exe'):
         process.wait_ready()
@@ -362,10 +373,11 @@ def test_demo(demo, tmp_path):
     # The output ends when all processes have ended.
     output, errors = program.communicate(timeout=TIMEOUT)
     assert program.returncode == 0, errors
-    assert '-> ["convert", {"path": ' in output
-    assert '<- [200, "' in output
+    assert 'is on disk' in output
     assert '%, ' in output
-    assert 'format    matroska,webm (vp9, opus, 640x360)\n   duration  5.0' in output
+    assert output.count('format    matroska,webm (vp9, opus, 640x360)\n   duration  5.0') == 2
+    assert 'cancelled (attempt 1)\n   410 The job' in output
+    assert re.search(r'kill -9 \d+\n(.*\n)+   running \(attempt 2\)\n(.*\n)+   done \(att', output)
     assert 'bytes' in output.splitlines()[-1]
     assert not os.listdir(tmp_path / 'temporary')
 
@@ -385,7 +397,7 @@ def test_demo_with_a_clip(demo, clip):
         ('missing', 'No such file or directory'),
         ('folder', 'is not a file'),
         ('corrupt', 'ffmpeg cannot convert'),
-        ('taken', 'Is a directory'),
+        ('taken', 'it is a folder'),
     ],
 )
 def test_demo_fails(demo, clip, what, text):
@@ -407,10 +419,10 @@ def test_demo_fails(demo, clip, what, text):
 PATIENT_DEMO = f"""
 import runpy, sys
 sys.path.insert(0, {str(EXAMPLE)!r})
-from converter import ConversionProcess
+from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import service
 service.TERM_GRACE = service.KILL_GRACE = {TIMEOUT}
-ConversionProcess.drain_timeout = ConversionProcess.orphan_timeout = {TIMEOUT}
+ZMQPool.drain_timeout = {TIMEOUT}
 runpy.run_path({str(EXAMPLE / 'demo.py')!r}, run_name='__main__')
 """
 
@@ -439,5 +451,6 @@ def test_demo_is_ended(demo, film, tmp_path, send, number):
     else:
         assert program.returncode == -number
     wait_until(lambda: not ffmpegs(film))
-    # The service removes its folder when ffmpeg has ended.
-    wait_until(lambda: sorted(os.listdir(tmp_path)) == ['film.mp4', 'temporary'])
+    left = set(os.listdir(tmp_path)) - {'film.mp4', 'temporary'}
+    # What was killed has left the file of its attempt, which the next one would remove.
+    assert not left or (number not in (signal.SIGINT, signal.SIGTERM) and len(left) == 1)

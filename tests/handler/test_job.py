@@ -19,6 +19,10 @@ class Handler:
     def first(self, args):
         """Have the defaults."""
 
+    @zmq_job
+    def bare(self, args):
+        """Have them, too."""
+
     @zmq_job(retries=3, backoff=5, timeout=60)
     async def second(self, args, *, job, peer):
         """Have other values."""
@@ -32,8 +36,16 @@ def test_declaration():
     methods = methods_of(Handler())
     first, second, call = (methods[name] for name in ('first', 'second', 'call'))
     assert (first.job, first.timeout, first.wants_job) == (JobPolicy(0, 1.0), None, False)
+    assert methods['bare'].job == first.job
     assert (second.job, second.timeout, second.wants_job) == (JobPolicy(3, 5.0), 60, True)
     assert (call.job, call.timeout, call.wants_job) == (None, 5, False)
+
+
+def test_options_by_position():
+    with pytest.raises(
+        TypeError, match=r'Bad method 3: write @zmq_job, or .*@zmq_job\(retries=3\)'
+    ):
+        zmq_job(3)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from journals import BODY, NOW, make_job
 from pyams_zmq.jobs.job_table import EXPIRED_STEP, MAX_REPLY_SIZE
-from pyams_zmq.jobs.records import JobRecord
+from pyams_zmq.jobs.records import Accepted, JobRecord
 from pyams_zmq.jobs.waiting import PROMOTED_STEP
 
 REPLY = b'[200, "a.webm"]'
@@ -69,6 +69,28 @@ def test_key_of_an_unfinished_job(bench):
     bench.change('cancel', 'e')
     assert bench.change('retry', 'a') == 'waiting'
     assert bench.states() == {'a': 'waiting', 'c': 'waiting', 'e': 'cancelled'}
+
+
+def test_id_of_a_submission_with_a_known_key(bench, monkeypatch):
+    """It is another name of the job, as long as there is the job."""
+    monkeypatch.setattr('pyams_zmq.jobs.job_table.MAX_ALIASES', 2)
+    number, attempt = bench.begin('a', key='clip')
+    for job_id in 'bcdd':
+        assert bench.accept(job_id, key='clip').id == 'a'
+    assert [bench.get(job_id) and bench.get(job_id).id for job_id in 'abcd'] == [
+        'a',
+        None,
+        'a',
+        'a',
+    ]
+    bench.change('end', number, attempt, 'done', b'1')
+    for key in ('clip', None):  # sent again, because the reply was lost
+        assert bench.accept('d', key=key) == Accepted('a', False, 0.0)
+    assert bench.accept('b', key='clip').is_new
+    bench.now += 8 * 86400
+    bench.journal.tidy(bench.now)
+    assert bench.get('c') is None
+    assert bench.accept('c').is_new
 
 
 def test_id_counts_before_the_key(bench):

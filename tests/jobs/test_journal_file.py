@@ -147,7 +147,7 @@ def test_folder_that_is_missing(tmp_path):
 def test_other_kinds_of_files(path, kind):
     if kind == 'folder':
         path.mkdir()
-        expected = 'Is a directory'
+        expected = 'it is a folder: name a file in it'
     elif kind == 'fifo':
         os.mkfifo(path)
         expected = 'not a regular file'

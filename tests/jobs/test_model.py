@@ -47,6 +47,7 @@ class Machine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory(prefix='t-')
         self.bench = Bench(Path(self.folder.name) / 'jobs', keep=KEEP)
         self.jobs = {}
+        self.aliases = {}
         self.number = 0
         self.revisions = {}
 
@@ -82,7 +83,7 @@ class Machine(RuleBasedStateMachine):
         accepted = self.bench.accept(
             job_id, type=kind, key=key, priority=priority, delay=delay, expires=expires
         )
-        known = self.jobs.get(job_id) or next(
+        known = self.jobs.get(self.aliases.get(job_id, job_id)) or next(
             (
                 job
                 for job in self.jobs.values()
@@ -92,6 +93,8 @@ class Machine(RuleBasedStateMachine):
         )
         if known is not None:
             assert (accepted.id, accepted.is_new) == (known.id, False)
+            if known.id != job_id:
+                self.aliases[job_id] = known.id
             return
         assert (accepted.id, accepted.is_new, accepted.wait) == (job_id, True, delay)
         due = self.now + delay if delay else None
@@ -225,6 +228,7 @@ class Machine(RuleBasedStateMachine):
             if job.ended is not None and job.ended < self.now - KEEP:
                 del self.jobs[job.id]
                 del self.revisions[job.id]
+        self.aliases = {one: other for one, other in self.aliases.items() if other in self.jobs}
 
     # What happens to the machine
 
@@ -275,6 +279,8 @@ class Machine(RuleBasedStateMachine):
             assert record.revision >= revision[0]
             assert record.state == revision[1] or record.revision > revision[0]
             self.revisions[job.id] = record.revision, record.state
+        for job_id, known in self.aliases.items():
+            assert self.bench.get(job_id).id == known
 
     @invariant()
     def same_lists(self):

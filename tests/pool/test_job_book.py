@@ -149,7 +149,9 @@ def test_job_is_begun_and_recorded(bench):
     assert bench.journal.take('end') == [('end', 1, 1, 'done', OK, {})]
     assert bench.log == []  # not before it is on disk
     assert bench.book.unrecorded == 1
+    assert bench.book.find('job1')  # until then it runs for those who ask, with its progress
     bench.journal.answer('end', True)
+    assert bench.book.find('job1') is None
     assert bench.log == [('ack', key), ('changed', 'job1')]
     assert bench.book.unrecorded == 0
 
@@ -433,8 +435,8 @@ def test_estimate(progress, eta):
 
 def test_watchers():
     watchers = Watchers()
-    one, two = (Watcher(Wait({'id': 'x'}), None, until) for until in (1.0, 2.0))
-    both = Watcher(Wait({'ids': ['x', 'y']}), None, 3.0)
+    one, two = (Watcher(Wait({'id': 'x'}), {'x': 'x'}, None, until) for until in (1.0, 2.0))
+    both = Watcher(Wait({'ids': ['x', 'y']}), {'x': 'x', 'y': 'y'}, None, 3.0)
     for watcher in (one, two, both):
         watchers.add(watcher)
     assert set(watchers.watchers_of('x')) == {one, two, both}

@@ -79,6 +79,26 @@ def test_key(asker, tmp_path):
     assert asker.submit('work', args, key='clip') != first
 
 
+def test_id_of_a_submission_with_a_known_key(asker, tmp_path):
+    """Somebody who knows only this id, from before a commit, finds the job by it."""
+    path = tmp_path / 'hold'
+    path.touch()
+    args = {'path': str(path), 'log': str(tmp_path / 'log')}
+    asker.ask('work', args, id='first', key='clip')
+    assert asker.ask('work', args, id='second', key='clip') == [200, {'id': 'first'}]
+    job = asker.wait('second', until=lambda job: job['progress'])
+    assert (job['id'], job['attempt']) == ('second', 1)
+    after = {'second': job['revision'], 'first': 2**60}
+    status, job = asker.ask('pyams_zmq.job.wait', {'ids': ['first', 'second'], 'after': after})
+    assert (status, job['id']) == (200, 'first')
+    assert asker.ask('pyams_zmq.job.cancel', 'second') == [200, None]
+    assert [asker.wait(name)['state'] for name in ('first', 'second')] == ['cancelled'] * 2
+    assert [job['id'] for job in asker.ask('pyams_zmq.jobs')[1]] == ['first']
+    path.unlink()
+    assert asker.ask('pyams_zmq.job.retry', 'second') == [200, None]
+    assert asker.wait('first')['attempt'] == 2
+
+
 def test_priority_and_number_at_a_time(job_pool, tmp_path):
     with Asker(job_pool(jobs=1, workers=2)) as asker:
         log = tmp_path / 'log'
@@ -312,7 +332,7 @@ def test_jobs_need_a_journal(start):
     ],
 )
 def test_bad_attribute(job_pool, name, value, error):
-    with pytest.raises(error):
+    with pytest.raises(error, match=f'Bad {name}'):
         job_pool(**{name: value})
 
 

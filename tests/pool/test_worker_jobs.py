@@ -4,6 +4,7 @@
 import asyncio
 import os
 import signal
+from types import SimpleNamespace
 
 from pyams_zmq.pool import worker_jobs as module
 from pyams_zmq.pool.protocol import JobHeader, make_job_header, make_job_key, parse_job_header
@@ -38,6 +39,8 @@ def test_progress_is_sent_once():
 def test_cancel(monkeypatch):
     kills = []
     monkeypatch.setattr(module.os, 'kill', lambda *args: kills.append(args))
+    program = SimpleNamespace(send=lambda num: kills.append(('program', num)))
+    monkeypatch.setattr(module, 'descendants', lambda: [program])
     jobs = WorkerJobs()
     job = jobs.begin(KEY, JobHeader('mine', 'convert', 1))
     jobs.cancel(OTHER, force=True)
@@ -46,7 +49,7 @@ def test_cancel(monkeypatch):
     assert job.is_cancelled
     assert kills == []
     jobs.cancel(KEY, force=True)
-    assert kills == [(os.getpid(), signal.SIGKILL)]
+    assert kills == [('program', signal.SIGKILL), (os.getpid(), signal.SIGKILL)]
 
 
 def test_stop():

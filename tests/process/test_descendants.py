@@ -31,6 +31,7 @@ from pyams_zmq.process.descendants import (
     descendants,
     end_descendants,
     forbid_new_processes,
+    kill_with_descendants,
     subreaper,
     wait_for_descendants,
 )
@@ -543,6 +544,16 @@ def test_end_without_waiting():
         program.stdout.readline()
         end_descendants(0)
         assert program.wait() == -signal.SIGKILL
+
+
+def test_kill_with_descendants():
+    """The programs get no other signal."""
+    code = 'sh -c \'trap "echo terminated" TERM; echo; while :; do sleep 0.05; done\' & wait'
+    with subprocess.Popen(['sh', '-c', code], stdout=subprocess.PIPE) as program:
+        assert program.stdout.readline() == b'\n'
+        kill_with_descendants(program.pid)
+        assert program.stdout.read() == b''  # all have ended
+    assert program.returncode == -signal.SIGKILL
 
 
 @in_a_fork

@@ -109,7 +109,7 @@ def test_errors(service, client):
     failed = client.submit('fail', 500).id
     with pytest.raises(ZMQRemoteError) as raised:
         client.result(failed, timeout=TIMEOUT)
-    check(raised.value, '500 it has failed', 'see the log')
+    check(raised.value, '500 it has failed', 'its method has chosen this status')
     waiting = client.submit('echo', delay=60).id
     with pytest.raises(ZMQTimeoutError, match=f'^Job {waiting} has not ended within 0.1 s$'):
         client.result(waiting, timeout=0.1)
@@ -117,10 +117,10 @@ def test_errors(service, client):
     with pytest.raises(ZMQRemoteError) as raised:
         client.result(waiting, timeout=TIMEOUT)
     check(raised.value, '410 The job', 'somebody has cancelled the job')
-    service.refusal = [507, 'The disk is full']
+    service.refusal = [507, 'The journal cannot be written: No space left']
     with pytest.raises(ZMQRemoteError) as raised:
         client.submit('echo')
-    check(raised.value, '507 The disk', 'make room on the disk of pyams_zmq.worker.journal')
+    check(raised.value, '507 The journal', 'make room on the disk of pyams_zmq.worker.journal')
     service.refusal = [403, 'Not allowed']
     with pytest.raises(ZMQJobError) as raised:
         client.jobs()

@@ -6,7 +6,7 @@ import transaction
 from pyramid.request import Request, apply_request_extensions
 
 from pyams_zmq.client.jobs import JobProgress
-from pyams_zmq.exceptions import ZMQJobError, ZMQRemoteError, ZMQReplyError
+from pyams_zmq.exceptions import ZMQJobError, ZMQMessageError, ZMQRemoteError, ZMQReplyError
 from pyams_zmq.jobs import JobCancelled, zmq_job
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.testing import JobRecorder, RecordedJob, RecordingClient, Sent
@@ -42,11 +42,16 @@ class Converter:
     def measure(self, *frames):
         return len(frames[0])
 
-    @zmq_job()
+    @zmq_job(retries=2, backoff=600)
     def fail(self, args, *, job):
-        if job.attempt == 1:
+        job.progress(job.attempt)
+        if job.attempt < args:
             raise ValueError('secret')
         return [200, job.attempt]
+
+    @zmq_job(retries=3)
+    def refuse(self, status):
+        raise ZMQMessageError(status, 'no')
 
     @zmq_job()
     def all_cleaned(self, args=None):
@@ -183,7 +188,7 @@ def test_eager(eager):
     assert recorded.progress == [JobProgress(number, 3, 'converting') for number in range(3)]
     assert (recorded.state, recorded.attempt) == ('done', 1)
     info = eager.job(job.id)
-    assert (info.state, info.progress, info.attempt) == ('done', recorded.progress[-1], 1)
+    assert (info.state, info.progress, info.attempt) == ('done', None, 1)
     assert info.created <= info.started <= info.ended
     assert [info.state for info in eager.watch(job.id)] == ['done']
     assert eager.result(eager.submit('convert_later', ['b.mov', 2]).id) == ['b.mov', 2]
@@ -195,12 +200,13 @@ def test_cancel_while_it_runs(eager):
 
     def cancel(job):
         states.append(job.state)
+        assert eager.job(job.id).progress == job.progress[-1]
         if len(job.progress) == 2:
             eager.cancel(job.id)
 
     eager.recorder.on_progress = cancel
     job = eager.submit('convert', 'a.mov')
-    with pytest.raises(ZMQRemoteError, match='410 The job was cancelled'):
+    with pytest.raises(ZMQRemoteError, match='410 The job .* was cancelled'):
         eager.result(job.id)
     assert states == ['running', 'running']
     assert eager.job(job.id).state == 'cancelled'
@@ -216,7 +222,7 @@ def test_delay_failure_and_retry(eager):
     assert recorded.state == 'waiting'
     recorded.run()
     assert eager.result(job.id)[0] == 1
-    job = eager.submit('fail')
+    job = eager.submit('fail', 2, retries=0)
     with pytest.raises(ZMQRemoteError, match='500 Internal error'):
         eager.result(job.id)
     assert (eager.job(job.id).state, eager.job(job.id).failures) == ('failed', 1)
@@ -224,6 +230,54 @@ def test_delay_failure_and_retry(eager):
     assert eager.result(job.id) == 2
     with pytest.raises(ZMQJobError, match='409 The job is done'):
         eager.retry(job.id)
+
+
+def test_attempts(eager):
+    """Those of a service, without its pauses; a status 4xx is final."""
+    info = eager.job(eager.submit('fail', 3).id)
+    assert (info.state, info.attempt, info.failures, info.reply) == ('done', 3, 2, [200, 3])
+    info = eager.job(eager.submit('fail', 9).id)
+    assert (info.state, info.attempt, info.failures) == ('failed', 3, 3)
+    info = eager.job(eager.submit('fail', 9, retries=1).id)
+    assert (info.state, info.attempt, info.failures) == ('failed', 2, 2)
+    info = eager.job(eager.submit('refuse', 422).id)
+    assert (info.state, info.attempt, info.failures) == ('failed', 1, 0)
+    info = eager.job(eager.submit('refuse', 503).id)
+    assert (info.state, info.attempt, info.failures) == ('failed', 4, 4)
+    eager.recorder.on_progress = RecordedJob.cancel
+    info = eager.job(eager.submit('fail', 9).id)
+    assert (info.state, info.attempt, info.reply) == ('cancelled', 1, None)
+
+
+def test_attempts_of_a_reply():
+    replies = {'convert': [503, 'no']}
+    with RecordingClient(replies=replies) as client:
+        info = client.job(client.submit('convert', retries=4).id)
+        assert (info.attempt, info.failures) == (5, 5)
+        assert client.job(client.submit('convert').id).attempt == 1
+
+
+def test_id_of_a_submission_with_a_known_key(client):
+    """It is another name of the job, as in a service."""
+    first = client.submit('convert', 1, key='k', delay=9)
+    second = submit_on_commit(client, 'convert', 2, key='k', delay=9)
+    for _turn in range(2):  # sent again
+        submit_on_commit(client, 'convert', 2, key='k', id=second.id)
+    transaction.commit()
+    assert client.request(['convert', 3, {'key': 'k'}]) == [200, None]  # a call, for a service
+    [job] = client.recorder.jobs
+    assert (job.id, job.aliases) == (first.id, [second.id])
+    assert client.job(second.id).id == second.id
+    client.cancel(second.id)
+    assert [info.state for info in client.watch([second.id, first.id])] == ['cancelled'] * 2
+    client.retry(second.id)
+    assert client.job(first.id).state == 'waiting'
+
+
+def test_known_key_of_a_call(eager):
+    job = eager.submit('convert', 1, key='k', delay=9)
+    assert eager.request(['convert', 2, {'key': 'k'}]) == [200, {'id': job.id}]
+    assert len(eager.recorder.jobs) == 1
 
 
 def test_what_is_a_job(eager):

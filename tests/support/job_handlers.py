@@ -91,8 +91,12 @@ class Jobs:
 
     @zmq_job()
     def stubborn(self, args, *, job):
-        """Run a program and ignore cancels until the file `args['path']` is gone."""
-        with subprocess.Popen(['sleep', '1000']) as program:
+        """Run a program and ignore cancels until the file `args['path']` is gone.
+
+        The program writes a line to the log for each SIGTERM.
+        """
+        code = 'trap "echo terminated >> \'$0\'" TERM; while :; do sleep 0.05; done'
+        with subprocess.Popen(['sh', '-c', code, args['log']]) as program:
             note(args['log'], job.id, job.attempt, os.getpid(), program.pid)
             while Path(args['path']).exists():
                 time.sleep(0.005)  # no event announces the removal

@@ -41,7 +41,8 @@ ACCEPTED = 202
 class SubmittedJob(Struct, frozen=True):
     """A job that was submitted.
 
-    :ivar id: id of the job; that of another one, if its *key* was known
+    :ivar id: id of the job; that of another one, if its *key* was known. Of a job that is submitted
+        on commit, it is known before: if its key is that of another job, it is a second id of that
     :ivar is_new: False if the id or the key was known; None before the commit of a transaction
     """
 
@@ -128,7 +129,8 @@ def check_id(id: Any) -> str:  # noqa: A002 - the name of the field
     :raises ValueError: if it is not a valid one
     """
     if not isinstance(id, str) or is_job_id(id) is None:
-        raise ValueError(f'Bad id {id!r}: write 1 to 64 ASCII letters, digits, "_", "-" and "."')
+        text = '1 to 64 ASCII letters, digits, "_", "-" and "."'
+        raise ValueError(f'Bad id {id!r}: write {"its `id`" if hasattr(id, "id") else text}')
     return id
 
 

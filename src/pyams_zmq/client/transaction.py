@@ -94,8 +94,8 @@ def submit_on_commit(
 
     :param commit_timeout: the *timeout* of `send_on_commit`
     :param options: those of :meth:`.ZMQClient.submit`: `id`, `key`, `delay`, `due`, `expires`,
-        `priority`, `timeout` and `retries`. If another job has the *key*, no job with this id is
-        made
+        `priority`, `timeout` and `retries`. If another job has the *key*, no new one is made, and
+        the id of this one is another name of that
     :return: the job, with its id
     :raises: the errors of `send_on_commit`
     :raises ValueError: for a bad option

@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.wire.job_limits import MAX_RETRIES
@@ -29,10 +29,21 @@ class JobPolicy(NamedTuple):
     backoff: float = 1.0
 
 
+@overload
+def zmq_job(method: _T, /) -> _T: ...
+@overload
 def zmq_job(
     *, retries: int = 0, backoff: float = 1, timeout: float | None = None
-) -> Callable[[_T], _T]:
-    """Declare that a method is a job of a pool with a journal; a decorator.
+) -> Callable[[_T], _T]: ...
+def zmq_job(
+    method: Any = None,
+    /,
+    *,
+    retries: int = 0,
+    backoff: float = 1,
+    timeout: float | None = None,
+) -> Any:
+    """Declare that a method is a job of a pool with a journal; a decorator, also without arguments.
 
     It runs at least once, and again when its worker has died. A keyword-only parameter `job` gets
     the :class:`Job`.
@@ -42,6 +53,7 @@ def zmq_job(
     :param timeout: seconds of an attempt, after which it has failed; None for no limit
     :raises ValueError: if *retries* is not an integer from 0 to 1000, or *backoff* or *timeout* is
         not a number above 0
+    :raises TypeError: if it decorates something else
     """
     if check_integer('retries', retries, 0) > MAX_RETRIES:
         raise ValueError(f'Bad retries {retries!r}: write {MAX_RETRIES} or less')
@@ -52,11 +64,17 @@ def zmq_job(
     if timeout is not None:
         check_timeout(timeout)
 
-    def declare(method: _T) -> _T:
-        method.zmq_job = JobPolicy(retries, float(backoff)), timeout  # type: ignore[attr-defined] # ours
+    def declare(method: Any) -> Any:
+        try:
+            method.zmq_job = JobPolicy(retries, float(backoff)), timeout
+        except AttributeError:
+            raise TypeError(
+                f'Bad method {method!r}: write @zmq_job, or the options by name, as in '
+                '@zmq_job(retries=3)'
+            ) from None
         return method
 
-    return declare
+    return declare if method is None else declare(method)
 
 
 class JobCancelled(ZMQMessageError):  # noqa: N818 - as CancelledError, it is not a fault

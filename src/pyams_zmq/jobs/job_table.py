@@ -29,6 +29,9 @@ from pyams_zmq.wire.message import encode
 MAX_REPLY_SIZE = 1024 * 1024
 """Bytes of the largest result of a job"""
 
+MAX_ALIASES = 1000
+"""Ids of later submissions that a job with a key has, at most; then the oldest one is forgotten"""
+
 EXPIRED_STEP = 200
 """Jobs that expire in one transaction, at most"""
 
@@ -74,20 +77,22 @@ class JobTable:
     def accept(self, job: Submission) -> Accepted:
         """Add a job, unless its id is known, or its key is that of an unfinished job of the type.
 
+        In the latter case its id becomes another name of that job, for those who know only it.
+
         :raises TypeError, ValueError, OverflowError, sqlite3.Error: if it cannot be written
         """
         frames = pack_frames(job.frames)
         wait = max(0.0, job.delay)
         cursor = self._db.execute(
             'insert into job(id, type, user, address, key, priority, ready, due, expires, retries, '
-            'timeout, created, revision) values(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) '
-            'on conflict do nothing',
+            'timeout, created, revision) select ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? '
+            'where not exists (select 1 from alias where id = ?) on conflict do nothing',
             (
                 *(job.id, job.type, job.user, job.address, job.key, job.priority),
                 not wait,
                 self.now + wait if wait else None,
                 None if job.expires is None else self.now + job.expires,
-                *(job.retries, job.timeout, self.now, self._revision),
+                *(job.retries, job.timeout, self.now, self._revision, job.id),
             ),
         )
         if cursor.rowcount:
@@ -96,12 +101,23 @@ class JobTable:
             self.size += len(frames)
             self.delta[WAITING] += 1
             return Accepted(job.id, True, wait)
-        (known,) = self._db.execute(
-            'select id from job where id = ? union all '
-            'select id from job where type = ? and key = ? and ended is null',
-            (job.id, job.type, job.key),
+        known, number = self._db.execute(
+            'select id, number from job where id = ? union all '
+            'select job.id, number from alias join job using (number) where alias.id = ? union all '
+            'select id, number from job where type = ? and key = ? and ended is null',
+            (job.id, job.id, job.type, job.key),
         ).fetchone()
+        if known != job.id:
+            self._add_alias(job.id, number)
         return Accepted(known, False, wait)
+
+    def _add_alias(self, job_id: str, number: int) -> None:
+        self._db.execute('insert or ignore into alias(id, number) values(?, ?)', (job_id, number))
+        self._db.execute(
+            'delete from alias where row in ('
+            'select row from alias where number = ? order by row desc limit -1 offset ?)',
+            (number, MAX_ALIASES),
+        )
 
     def cancel(self, job_id: str) -> Cancelled:
         """Cancel a job that waits; note the time of the request for one that runs.

@@ -89,6 +89,8 @@ class JournalFile:
                     f'{mount[0]} is a network file system ({mount[1]}), on which a database can be '
                     'damaged: name a file on a disk of this machine',
                 )
+        if os.path.isdir(self.path):
+            raise ZMQJournalError(self.path, 'it is a folder: name a file in it')
         if not os.path.isdir(folder):
             raise ZMQJournalError(self.path, f'the folder {folder} does not exist: make it')
         if not os.access(folder, os.W_OK | os.X_OK):  # for the files that sqlite makes beside it

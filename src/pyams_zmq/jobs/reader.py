@@ -12,6 +12,7 @@ MAX_PAGE = 100
 
 _SHORT = f'select {", ".join(COLUMNS)} from job'  # noqa: S608 - constants
 _LONG = f'select {", ".join(COLUMNS)}, reply from job'  # noqa: S608 - constants
+_BY_ALIAS = f'{_LONG} where number = (select number from alias where id = ?)'  # noqa: S608 - constants
 
 
 class JournalReader:
@@ -26,8 +27,11 @@ class JournalReader:
         self._db = db
 
     def get(self, job_id: str) -> JobRecord | None:
-        """Return a job with its reply, or None."""
-        found = self._query(f'{_LONG} where id = ?', job_id)
+        """Return a job with its reply, or None.
+
+        :param job_id: id of the job, or of a later submission with its key
+        """
+        found = self._query(f'{_LONG} where id = ?', job_id) or self._query(_BY_ALIAS, job_id)
         return JobRecord(*found[0]) if found else None
 
     def page(

@@ -43,6 +43,10 @@ _TABLES = (
     )
     """,
     'create table request (number integer primary key, frames blob not null)',
+    # Ids of submissions whose key was that of a job: they are other names of it.
+    'create table alias (row integer primary key, id text not null, number integer not null)',
+    'create unique index alias_id on alias(id)',
+    'create index alias_number on alias(number)',
     'create unique index job_id on job(id)',
     'create unique index job_key on job(type, key) where key is not null and ended is null',
     # An index ends with the number of the row, so that these are in the order of lists, too.

@@ -59,6 +59,7 @@ class Upkeep:
             size += length
         self._db.executemany('delete from job where number = ?', numbers)
         self._db.executemany('delete from request where number = ?', numbers)
+        self._db.executemany('delete from alias where number = ?', numbers)
         return removed, len(found) == PRUNED_STEP or len(numbers) < len(found)
 
     def vacuum(self) -> bool:

@@ -16,16 +16,25 @@ class Watcher:
     """A message that waits.
 
     :ivar wait: its arguments
+    :ivar ids: ids of the jobs, by the ids in the arguments
     :ivar envelope: where its reply goes
     :ivar until: time when it gets a reply in any case
     """
 
-    __slots__ = ('envelope', 'until', 'wait')
+    __slots__ = ('envelope', 'ids', 'until', 'wait')
 
-    def __init__(self, wait: Wait, envelope: Any, until: float):
+    def __init__(self, wait: Wait, ids: dict[str, str], envelope: Any, until: float):
         self.wait = wait
+        self.ids = ids
         self.envelope = envelope
         self.until = until
+
+    def find(self, job_id: str, revision: int, has_ended: bool) -> str | None:
+        """Return the id by which a changed job was asked for; None if the client knows it so."""
+        for asked, found in self.ids.items():
+            if found == job_id and self.wait.is_new(asked, revision, has_ended):
+                return asked
+        return None
 
 
 class Watchers:
@@ -48,7 +57,7 @@ class Watchers:
                 503, f'The service is overloaded: {MAX_WATCHERS} messages wait for jobs'
             )
         self._all.add(watcher)
-        for job_id in watcher.wait.ids:
+        for job_id in watcher.ids.values():
             self._by_id[job_id].add(watcher)
 
     def watchers_of(self, job_id: str) -> list[Watcher]:
@@ -58,7 +67,7 @@ class Watchers:
     def remove(self, watcher: Watcher) -> None:
         """Remove a message that gets its reply."""
         self._all.discard(watcher)
-        for job_id in watcher.wait.ids:
+        for job_id in set(watcher.ids.values()):
             self._by_id[job_id].discard(watcher)
             if not self._by_id[job_id]:
                 del self._by_id[job_id]

@@ -166,8 +166,8 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
                     check_timeout(value)
                 except ValueError:
                     raise ValueError(f'Bad {name} {value!r}: write a number above 0') from None
-        if self.journal is not None:
-            os.fspath(self.journal)
+        if not isinstance(self.journal, str | os.PathLike | None):
+            raise TypeError(f'Bad journal {self.journal!r}: write the path of a file')
 
     @property
     def bound_worker_address(self) -> str | None:

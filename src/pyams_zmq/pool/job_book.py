@@ -74,7 +74,7 @@ class JobBook:
         return self._outcomes.unrecorded
 
     def find(self, job_id: str) -> JobRun | None:
-        """Return a job in hand."""
+        """Return a job in hand, also after its end until that is on disk."""
         return self._by_id.get(job_id)
 
     # Begin
@@ -119,7 +119,7 @@ class JobBook:
         return run
 
     def _remove(self, run: JobRun) -> None:
-        del self.live[run.key], self._by_id[run.record.id]
+        del self.live[run.key]
         if run in self._ready:
             self._ready.remove(run)
 
@@ -177,6 +177,7 @@ class JobBook:
             run.worker = None
             if self.is_draining:
                 self._remove(run)  # the next broker finds it in the journal
+                del self._by_id[run.record.id]
             elif run.is_cancelled:
                 self._end(run, CANCELLED)
             elif worker.is_leaving:
@@ -203,6 +204,7 @@ class JobBook:
         self._outcomes.try_again(record.number, record.attempt, delay, then, **counts)
 
     def _on_recorded(self, run: JobRun) -> None:
+        del self._by_id[run.record.id]  # before the next attempt: claims come last in the journal
         if run.worker is not None:
             self._acknowledge(run.worker, run.key)
         self._on_change(run.record.id)

@@ -2,14 +2,12 @@
 """What the broker sends to workers about jobs."""
 
 import logging
-import os
-import signal
-from contextlib import suppress
 
 from pyams_zmq.pool import protocol
 from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.protocol import SEPARATOR, JobHeader, make_job_header
 from pyams_zmq.pool.scheduler import WorkerState
+from pyams_zmq.process.descendants import kill_with_descendants
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -43,7 +41,6 @@ def kill_worker(run: JobRun, *, is_local: bool) -> None:
         worker.host,
     )
     if is_local:
-        with suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGKILL)
+        kill_with_descendants(worker.pid)
     else:
         send_command(protocol.CANCEL, worker, run.key, force=b'1')

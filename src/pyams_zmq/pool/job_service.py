@@ -122,22 +122,22 @@ class JobService:
         _name, args = decode_request(frames[self._json_load])
         match name:
             case b'pyams_zmq.job':
-                self._reply(envelope, 200, self._views.describe(self._views.find(read_id(args))))
+                self._reply(envelope, 200, self._views.describe(read_id(args)))
             case b'pyams_zmq.job.wait':
                 self._views.wait(envelope, Wait(args))
             case b'pyams_zmq.job.cancel':
                 cancel = Cancel(args)
-                self._check_owner(cancel.id, user, address)
-                callback = partial(self._on_cancelled, envelope, cancel)
-                self._writer.cancel(cancel.id, callback)
+                job_id = self._find_own(cancel.id, user, address)
+                callback = partial(self._on_cancelled, envelope, job_id, cancel.force)
+                self._writer.cancel(job_id, callback)
             case b'pyams_zmq.job.retry':
-                job_id = read_id(args)
-                self._check_owner(job_id, user, address)
+                job_id = self._find_own(read_id(args), user, address)
                 self._writer.retry(job_id, partial(self._on_retried, envelope, job_id))
             case b'pyams_zmq.jobs':
                 self._check_access(user, address)
                 page = self._reader.page(**read_page(args))
-                self._reply(envelope, 200, [self._views.describe(record) for record in page])
+                jobs = [self._views.describe(record.id, record) for record in page]
+                self._reply(envelope, 200, jobs)
             case _:
                 raise ZMQMessageError(404, f'Unknown message type {name.decode()!r}')
 
@@ -173,20 +173,23 @@ class JobService:
             self.book.expect(outcome.wait)
             self.book.claim()
 
-    def _check_owner(self, job_id: str, user: str, address: str) -> None:
-        if self._views.find(job_id).user != user:
+    def _find_own(self, job_id: str, user: str, address: str) -> str:
+        """Return the id of a job that a user may change, and that may have the given one, too."""
+        record = self._views.find(job_id)
+        if record.user != user:
             self._check_access(user, address)
+        return record.id
 
     def _on_cancelled(
-        self, envelope: Any, cancel: Cancel, outcome: Cancelled | ZMQMessageError
+        self, envelope: Any, job_id: str, force: bool, outcome: Cancelled | ZMQMessageError
     ) -> None:
         if isinstance(outcome, ZMQMessageError):
             self._reply_error(envelope, outcome)
             return
         if outcome.state == CANCELLED:
-            self._views.notify(cancel.id)
+            self._views.notify(job_id)
         else:
-            self.book.cancel(outcome, cancel.force)
+            self.book.cancel(outcome, force)
         self._reply(envelope, 200, None)
 
     def _on_retried(self, envelope: Any, job_id: str, outcome: str | ZMQMessageError) -> None:

@@ -47,34 +47,42 @@ class JobViews:
             raise ZMQMessageError(404, 'There is no job with this id')
         return record
 
-    def describe(self, record: JobRecord) -> dict[str, Any]:
-        """Return a job as clients get it."""
-        run = self._find_run(record.id)
-        return describe_job(record, time(), run if record.state not in ENDED else None)
+    def describe(self, job_id: str, record: JobRecord | None = None) -> dict[str, Any]:
+        """Return a job as clients get it, with the id by which they ask for it.
+
+        :param record: the job, if it is at hand
+        :raises ZMQMessageError: with status 404 if it is unknown
+        """
+        record = record or self.find(job_id)
+        run = self._find_run(record.id) if record.state not in ENDED else None
+        return {**describe_job(record, time(), run), 'id': job_id}
 
     def wait(self, envelope: Any, wait: Wait) -> None:
         """Reply at the next change of a job that the client does not know.
 
         :raises ZMQMessageError: with status 404 if one of the jobs is unknown
         """
-        jobs = [self.describe(self.find(job_id)) for job_id in wait.ids]
+        records = {job_id: self.find(job_id) for job_id in wait.ids}
+        jobs = [self.describe(job_id, record) for job_id, record in records.items()]
         new = [
             job for job in jobs if wait.is_new(job['id'], job['revision'], job['state'] in ENDED)
         ]
         if new:
             self._reply(envelope, 200, min(new, key=lambda job: job['revision']))
         else:
-            self._watchers.add(Watcher(wait, envelope, monotonic() + wait.timeout))
+            ids = {job_id: record.id for job_id, record in records.items()}
+            self._watchers.add(Watcher(wait, ids, envelope, monotonic() + wait.timeout))
 
     def notify(self, job_id: str) -> None:
         """Send a job that has changed to those who wait for it."""
         watchers = self._watchers.watchers_of(job_id)
         if watchers and (record := self._reader.get(job_id)) is not None:
-            job = self.describe(record)
+            job = self.describe(job_id, record)
             for watcher in watchers:
-                if watcher.wait.is_new(job_id, job['revision'], job['state'] in ENDED):
+                asked = watcher.find(job_id, job['revision'], job['state'] in ENDED)
+                if asked is not None:
                     self._watchers.remove(watcher)
-                    self._reply(watcher.envelope, 200, job)
+                    self._reply(watcher.envelope, 200, {**job, 'id': asked})
 
     def notify_all(self, ids: list[str]) -> None:
         """Send jobs that have changed to those who wait for them."""
@@ -96,6 +104,6 @@ class JobViews:
 
     def _reply_late(self, watcher: Watcher) -> None:
         try:
-            self._reply(watcher.envelope, 200, self.describe(self.find(watcher.wait.ids[0])))
+            self._reply(watcher.envelope, 200, self.describe(watcher.wait.ids[0]))
         except ZMQMessageError as error:  # it was removed meanwhile
             self._reply(watcher.envelope, error.status, error.text)

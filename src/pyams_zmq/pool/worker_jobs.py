@@ -10,6 +10,7 @@ from typing import Any
 
 from pyams_zmq.handler.job import RunningJob
 from pyams_zmq.pool.protocol import JobHeader
+from pyams_zmq.process.descendants import descendants
 from pyams_zmq.wire.message import encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -65,6 +66,8 @@ class WorkerJobs:
             job.cancel()
             if force:
                 LOGGER.warning('This worker ends, because a job does not end after a cancel')
+                for program in descendants():
+                    program.send(signal.SIGKILL)
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def stop(self) -> None:

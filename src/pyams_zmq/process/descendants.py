@@ -238,6 +238,18 @@ def descendants() -> set[ProcessInfo]:
     return _list_twice(lambda: _running(_below(_children_by_parent(), [os.getpid()])))
 
 
+def kill_with_descendants(pid: int) -> None:
+    """Kill a process, and the programs that it has started; ignore it if it is gone.
+
+    Orphans otherwise get a SIGTERM first, and time to end.
+    """
+    found = list(_below(_children_by_parent(), [pid]))
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)  # before them, so that it notices nothing
+    for process in found:
+        process.send(signal.SIGKILL)
+
+
 def _running(processes: Iterable[ProcessInfo]) -> set[ProcessInfo]:
     helpers = _helpers()
     return {each for each in processes if not each.has_ended and each.pid not in helpers}

@@ -14,7 +14,7 @@ from zope.interface import implementer
 from pyams_zmq.client import PREPARE_TIMEOUT, ZMQClient
 from pyams_zmq.client.problem import EncodedMessage, check_reply
 from pyams_zmq.config.request_client import request_zmq
-from pyams_zmq.handler.job import RunningJob
+from pyams_zmq.handler.job import JobPolicy, RunningJob
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.testing.eager import LOCAL, EagerHandler
@@ -203,12 +203,15 @@ class RecordingClient(ZMQClient):
                 return reply
         options = options if isinstance(options, dict) else {}
         # A service takes the call of a job as its submission, and the other way round.
-        if not ('id' in options if answer is None else answer.is_job(sent.type)):
+        policy = JobPolicy() if 'id' in options else None
+        if answer is not None:
+            policy = answer.find_policy(sent.type)
+        if policy is None:
             return None
         runner = None
         if answer is not None or sent.type in self.replies:
             runner = partial(self._run, sent, data)
-        return self.recorder.submit(sent, options, runner)
+        return self.recorder.submit(sent, options, runner, policy.retries)
 
     def _run(self, sent: Sent, data: bytes, job: RunningJob) -> bytes:
         answer = None if sent.type in self.replies else self._find_answer()

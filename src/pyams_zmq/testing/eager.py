@@ -8,7 +8,7 @@ from typing import Any
 
 from pyramid.threadlocal import manager
 
-from pyams_zmq.handler.job import RunningJob
+from pyams_zmq.handler.job import JobPolicy, RunningJob
 from pyams_zmq.handler.plain import make_handler
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
@@ -56,10 +56,10 @@ class EagerHandler:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(self._reply_in_loop, frames, job).result()
 
-    def is_job(self, name: str | None) -> bool:
-        """Return True if the method of this name is a job."""
+    def find_policy(self, name: str | None) -> JobPolicy | None:
+        """Return how often the method of this name is tried; None if it is not a job."""
         method = getattr(self._answer, 'methods', {}).get(name)
-        return getattr(method, 'job', None) is not None
+        return getattr(method, 'job', None)
 
     def _reply_in_loop(self, frames: list[bytes], job: RunningJob | None) -> Reply:
         manager.push({'registry': self._process.registry, 'request': None})

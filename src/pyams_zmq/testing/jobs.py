@@ -16,18 +16,22 @@ JobRunner = Callable[[RunningJob], bytes]
 
 _Status = list[Any]  # a reply, [status, payload]
 
+_SERVER_ERROR = 500
+
 
 class RecordedJob:
     """A job that was submitted to a :class:`RecordingClient`.
 
     :ivar name: name of the client
     :ivar id: id of the job
+    :ivar aliases: list of the ids of later submissions with its key, which are other names of it
     :ivar type: type of its message
     :ivar args: its arguments, as the service would receive them
     :ivar frames: list of its binary frames
     :ivar options: `key`, `delay` and the others that were given
     :ivar state: `waiting` until it has run, then `done`, `failed` or `cancelled`
     :ivar attempt: number of times that it has run
+    :ivar failures: number of these that have failed, since it was submitted or retried
     :ivar progress: list of the :class:`~pyams_zmq.client.jobs.JobProgress` that it has published
     :ivar reply: its reply, or None
     """
@@ -38,13 +42,16 @@ class RecordedJob:
         options: Mapping[str, Any],
         recorder: 'JobRecorder',
         runner: JobRunner | None,
+        retries: int,
     ):
         self.name, self.type, self.args = sent
         self.frames: Sequence[bytes] = sent.frames
         self.options = dict(options)
         self.id: str = self.options.pop('id', None) or make_uuid7()
         self.state = 'waiting'
+        self.aliases: list[str] = []
         self.attempt = 0
+        self.failures = 0
         self.progress: list[JobProgress] = []
         self.reply: Any = None
         self.revision = 0
@@ -53,6 +60,7 @@ class RecordedJob:
             self._times['due'] = self._times['created'] + self.options['delay']
         self._recorder = recorder
         self._runner = runner
+        self._retries: int = self.options.get('retries', retries)
         self._running: RunningJob | None = None
 
     def __repr__(self) -> str:
@@ -67,20 +75,37 @@ class RecordedJob:
         return 'ended' in self._times
 
     def run(self) -> None:
-        """Run the job now, whatever its delay, if it has a handler or a reply."""
+        """Run the job now, whatever its delay, if it has a handler or a reply.
+
+        After a failure it is tried again as in a service, but without waiting.
+        """
         if self._runner is None:
             return
-        self.attempt += 1
-        self._change('running', started=time())
-        running = self._running = _EagerJob(self)
-        try:
-            self.reply = decode_reply(self._runner(running))
-        finally:
-            self._running = None
-        status = status_of(self.reply)
-        is_good = status is None or status // 100 == 2  # noqa: PLR2004 - as in HTTP
-        state = 'done' if is_good else 'cancelled' if running.is_cancelled else 'failed'
+        self.failures = 0
+        state = 'waiting'
+        while state == 'waiting':
+            self.attempt += 1
+            self._change('running', started=time())
+            running = self._running = _EagerJob(self)
+            try:
+                reply = decode_reply(self._runner(running))
+            finally:
+                self._running = None
+            state = self._judge(status_of(reply), running.is_cancelled)
+        self.reply = None if state == 'cancelled' else reply
         self._change(state, ended=time())
+
+    def _judge(self, status: int | None, is_cancelled: bool) -> str:
+        """Return the state after an attempt."""
+        if status is None or status // 100 == 2:  # noqa: PLR2004 - as in HTTP
+            return 'done'
+        if is_cancelled:
+            return 'cancelled'
+        if status >= _SERVER_ERROR:
+            self.failures += 1
+            if self.failures <= self._retries:
+                return 'waiting'
+        return 'failed'
 
     def cancel(self) -> None:
         """Cancel the job; if it runs, its next progress raises JobCancelled."""
@@ -108,19 +133,22 @@ class RecordedJob:
         self._times.update(times)
         self.revision += 1
 
-    def _describe(self) -> dict[str, Any]:
-        """Return the job as a service describes it."""
-        progress = self.progress[-1] if self.progress else None
+    def _has_id(self, job_id: str) -> bool:
+        return job_id == self.id or job_id in self.aliases
+
+    def _describe(self, job_id: str) -> dict[str, Any]:
+        """Return the job as a service describes it to a client that asks for it by an id."""
+        progress = self.progress[-1] if self.progress and self.state == 'running' else None
         times = {
             name: datetime.fromtimestamp(seconds, timezone.utc)
             for name, seconds in self._times.items()
         }
         return {
-            'id': self.id,
+            'id': job_id,
             'type': self.type,
             'state': self.state,
             'attempt': self.attempt,
-            'failures': self.attempt if self.state == 'failed' else 0,
+            'failures': self.failures,
             **times,
             'progress': progress,
             'revision': self.revision,
@@ -157,22 +185,27 @@ class JobRecorder:
         self.jobs.clear()
         self.on_progress = None
 
-    def submit(self, sent: Any, options: Mapping[str, Any], runner: JobRunner | None) -> _Status:
+    def submit(
+        self, sent: Any, options: Mapping[str, Any], runner: JobRunner | None, retries: int = 0
+    ) -> _Status:
         """Record a job, run it if it has no delay, and return the reply of the service.
 
         :param sent: the :class:`Sent` message
         :param runner: runs it, or None if nothing does
+        :param retries: attempts after a failure, if the options do not say it
         """
-        key = options.get('key')
-        for job in self.jobs:
-            is_same = job.id == options.get('id') or (
-                key is not None
-                and (job.type, job.options.get('key')) == (sent.type, key)
-                and not job.is_ended
-            )
-            if is_same and job.name == sent.name:
+        job_id, key = options.get('id'), options.get('key')
+        jobs = [job for job in self.jobs if job.name == sent.name]
+        for job in jobs:
+            if job_id is not None and job._has_id(job_id):
                 return [200, {'id': job.id}]
-        job = RecordedJob(sent, options, self, runner)
+        for job in jobs:
+            is_same = (job.type, job.options.get('key')) == (sent.type, key)
+            if is_same and key is not None and not job.is_ended:
+                if job_id is not None:
+                    job.aliases.append(job_id)
+                return [200, {'id': job.id}]
+        job = RecordedJob(sent, options, self, runner, retries)
         self.jobs.append(job)
         if not options.get('delay'):
             try:
@@ -191,40 +224,40 @@ class JobRecorder:
             return None
         options = args if isinstance(args, dict) else {'id': args}
         ids = options.get('ids') or [options.get('id')]
-        found = [job for job in jobs if job.id in ids]
+        found = {job_id: job for job_id in ids for job in jobs if job._has_id(job_id)}
         if len(found) < len(ids):
             return [404, 'There is no job with this id']
         if type == 'pyams_zmq.job.wait':
             return _wait(found, options)
-        return _QUESTIONS[type](found[0])
+        return _QUESTIONS[type](*found.popitem())
 
 
-def _wait(jobs: list[RecordedJob], options: dict[str, Any]) -> _Status:
+def _wait(jobs: dict[str, RecordedJob], options: dict[str, Any]) -> _Status:
     after = options.get('after')
     known = after if isinstance(after, dict) else {options.get('id'): after}
-    for job in jobs:
-        if job.revision != known.get(job.id):
-            return [200, job._describe()]
-    names = ', '.join(job.id for job in jobs)
+    for job_id, job in jobs.items():
+        if job.revision != known.get(job_id):
+            return [200, job._describe(job_id)]
+    names = ', '.join(jobs)
     return [409, f'Job {names} does not go on by itself in a test: use eager, replies or its `run`']
 
 
-def _cancel(job: RecordedJob) -> _Status:
+def _cancel(_job_id: str, job: RecordedJob) -> _Status:
     if job.is_ended:
         return [409, f'The job has ended, it is {job.state}']
     job.cancel()
     return [200, None]
 
 
-def _retry(job: RecordedJob) -> _Status:
+def _retry(_job_id: str, job: RecordedJob) -> _Status:
     if not job.is_ended or job.state == 'done':
         return [409, f'The job is {job.state}: only a job without success is retried']
     job.retry()
     return [200, None]
 
 
-_QUESTIONS: dict[str, Callable[[RecordedJob], _Status]] = {
-    'pyams_zmq.job': lambda job: [200, job._describe()],
+_QUESTIONS: dict[str, Callable[[str, RecordedJob], _Status]] = {
+    'pyams_zmq.job': lambda job_id, job: [200, job._describe(job_id)],
     'pyams_zmq.job.cancel': _cancel,
     'pyams_zmq.job.retry': _retry,
 }
@@ -245,4 +278,4 @@ def _list(
     found = [
         job for job in reversed(jobs) if state in (None, job.state) and type in (None, job.type)
     ]
-    return [200, [{**job._describe(), 'reply': None} for job in found[:limit]]]
+    return [200, [{**job._describe(job.id), 'reply': None} for job in found[:limit]]]

@@ -147,6 +147,11 @@ def test_delay_and_expiry(client):
         (ValueError, 'Bad id', {'id': 'ä'}),
         (ValueError, 'Bad id', {'id': 'x' * 65}),
         (ValueError, 'Bad id', {'id': 5}),
+        (
+            ValueError,
+            'Bad id SubmittedJob.*: write its `id`',
+            {'id': SubmittedJob('x')},
+        ),
         (ValueError, 'Bad key', {'key': ''}),
         (ValueError, 'Bad key', {'key': 'ä' * 128}),
         (ValueError, 'Bad key', {'key': 5}),
