@@ -11,7 +11,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from checks import TIMEOUT, wait_until
+from checks import TIMEOUT, freeze, wait_until
 from job_checks import Asker, lines_of
 from job_handlers import Jobs
 from pool_checks import wait_for_workers
@@ -72,7 +72,7 @@ def test_job_ends_while_there_is_no_broker(job_pool, held, tmp_path):
         job_id = asker.submit('work', held)
         lines_of(tmp_path / 'log')
         pid = broker_of(pool)
-        os.kill(pid, signal.SIGSTOP)  # until the job has ended, which no event announces
+        freeze(pid)  # until the job has ended, which no event announces
         (tmp_path / 'hold').unlink()
         os.kill(pid, signal.SIGKILL)
         job = asker.wait(job_id)
