@@ -14,7 +14,7 @@ from pyams_zmq.jobs.records import Cancelled, Claim, JobRecord
 from pyams_zmq.jobs.watchers import Watcher, Watchers
 from pyams_zmq.pool import job_book as book_module
 from pyams_zmq.pool.job_book import JobBook
-from pyams_zmq.pool.job_owners import Owner
+from pyams_zmq.pool.job_owners import ADOPT_TIME, Owner
 from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.job_service import JobService
@@ -351,9 +351,21 @@ def test_when_an_orphan_is_given_up(bench, owner, age, cancel, expected):
     assert not bench.book.live
 
 
-def test_orphan_without_a_time(bench):
-    bench.book.add_orphans([make_record(1, owner='broker')])
+@pytest.mark.parametrize('ahead', [None, 3600])
+def test_orphan_without_a_time_or_of_the_future(bench, ahead):
+    """On a full disk the time is not noted; the clock may have been set back. It waits from now."""
+    orphaned = None if ahead is None else time() + ahead
+    bench.book.add_orphans([make_record(1, owner='broker', orphaned=orphaned)])
     bench.book.check(monotonic())
+    assert not bench.journal.take('change')
+    bench.book.check(monotonic() + ADOPT_TIME + 1)
+    assert bench.journal.take('change')
+
+
+def test_clock_is_set_back_while_an_orphan_waits(bench, monkeypatch):
+    bench.book.add_orphans([make_record(1, owner='broker', orphaned=time())])
+    monkeypatch.setattr(book_module, 'time', lambda: time() - 3600)
+    bench.book.check(monotonic() + ADOPT_TIME + 1)
     assert bench.journal.take('change')
 
 

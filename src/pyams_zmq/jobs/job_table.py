@@ -264,6 +264,11 @@ class JobTable:
     def set_clock_back(self, seconds: float) -> None:
         """Change the times for which jobs wait, because the clock was set back."""
         self._waiting.set_clock_back(seconds)
+        self._db.execute(
+            'update job indexed by job_by_state set orphaned = orphaned - ? '
+            "where state = 'running' and orphaned is not null",
+            (seconds,),
+        )
 
     def _begin(self, number: int, owner: str | None) -> JobRecord:
         self._db.execute(

@@ -76,6 +76,7 @@ class JobBook:
         self._by_id: dict[str, JobRun] = {}
         self._ready: deque[JobRun] = deque()
         self._orphans: dict[bytes, JobRecord] = {}
+        self._orphaned: dict[bytes, float] = {}  # since when, also of those that have gone
         self._claimed = 0  # jobs that were asked for
         self._claim_at = 0.0  # time when there may be more of them
         self.is_draining = False
@@ -278,8 +279,14 @@ class JobBook:
 
     def add_orphans(self, records: Iterable[JobRecord]) -> None:
         """Add the jobs that run, as the journal says when a broker starts."""
+        now, clock = monotonic(), time()
         for record in records:
-            self._orphans[make_job_key(record.number, record.attempt)] = record
+            key = make_job_key(record.number, record.attempt)
+            self._orphans[key] = record
+            # If the clock is set back, they would wait for so long; without a time, on a full disk
+            # for instance, they wait from now on.
+            since = clock if record.orphaned is None else record.orphaned
+            self._orphaned[key] = now - max(0.0, clock - since)
 
     def adopt(self, worker: Any, key: bytes) -> bool:
         """Note that a worker has a job; return False if it is not wanted any more."""
@@ -327,8 +334,7 @@ class JobBook:
         """
         for key, record in list(self._orphans.items()):
             owner = Owner.parse(record.owner)
-            waited = inf if record.orphaned is None else time() - record.orphaned
-            if owner.is_gone(waited):
+            if owner.is_gone(now - self._orphaned[key]):
                 self._give_up(key, 'and its broker died', is_death=owner.has_died)
         for run in list(self.live.values()):
             if run.kill_at <= now and run.worker is not None:
