@@ -334,7 +334,7 @@ def test_orphan_that_its_worker_does_not_have(bench):
         ('remote 00', 11, None, ('change', {'delay': 0.0})),
         ('local own', 50, None, None),
         ('local own', 61, None, ('change', {'delay': 0.0})),
-        ('local 1 0', 0, None, ('change', {'delay': 0.1, 'deaths': 1})),
+        ('local 1 0', 0, None, ('change', {'delay': 1.0, 'deaths': 1})),
         ('local 1 0', 0, 1.0, ('end', {})),
         ('stopping local 1 0', 0, None, ('change', {'delay': 0.0})),
         ('something later', 4, None, ('change', {'delay': 0.0})),

@@ -16,6 +16,7 @@ from job_checks import Asker, lines_of
 from job_handlers import Jobs
 from pool_checks import wait_for_workers
 from pyams_zmq.exceptions import ZMQTimeoutError
+from pyams_zmq.pool import job_book
 
 
 @pytest.fixture
@@ -38,6 +39,14 @@ def kill_broker(pool, num=signal.SIGKILL):
     pid = broker_of(pool)
     os.kill(pid, num)
     wait_until(lambda: broker_of(pool) != pid, TIMEOUT)
+
+
+@pytest.fixture
+def asker(job_pool, monkeypatch):
+    """Return a client of a pool that does not wait after the death of a worker."""
+    monkeypatch.setattr(job_book, '_DEATH_DELAYS', (0.01, 0.01))
+    with Asker(job_pool()) as asker:
+        yield asker
 
 
 def test_death_of_a_worker(asker, tmp_path):

@@ -30,7 +30,9 @@ MAX_DEATHS = 3
 MAX_BACKOFF = 3600.0
 """Seconds between two attempts, at most"""
 
-_DEATH_DELAY = 0.1  # seconds until the attempt after the first death; it doubles
+# Seconds until the attempts after the first and the second death: several kills within a second,
+# of a service that is being ended or short of memory, are not the fault of one job.
+_DEATH_DELAYS = (1.0, 4.0)
 _JITTER = (0.8, 1.2)  # so that jobs that have failed together do not begin together
 _SERVER_ERROR = 500
 
@@ -230,7 +232,7 @@ class JobBook:
                 run.record.id,
                 run.record.type,
             )
-            self._try_again(run, _DEATH_DELAY * 2 ** (deaths - 1), deaths=deaths)
+            self._try_again(run, _DEATH_DELAYS[deaths - 1], deaths=deaths)
 
     def _end(self, run: JobRun, state: str, reply: bytes | None = None, **counts: int) -> None:
         self._remove(run)
