@@ -124,7 +124,7 @@ class JobFaults:
         return True
 
     def _find(self, fault):
-        """Return the pid of a process.
+        """Return the pid of a process, or the negative one of the group of a program.
 
         :raises ProcessLookupError: it is not there
         """
@@ -135,9 +135,12 @@ class JobFaults:
         tree = list_tree(self._service.process.pid)
         names = self._service.names()
         local = [pid for pid in tree if names.get(pid, '').startswith('worker')]
+        if fault.stop:  # all processes of another machine
+            elsewhere = [-each.process.pid for each in self._elsewhere]
+        else:
+            elsewhere = [pid for each in self._elsewhere for pid in list_tree(each.process.pid)]
         found = {
-            'worker': local
-            + [pid for each in self._elsewhere for pid in list_tree(each.process.pid)],
+            'worker': local + elsewhere,
             'broker': [pid for pid in tree if names.get(pid) == 'broker'],
             'pool': [pid for pid in tree if names.get(pid) == SERVICE],
         }[fault.target]

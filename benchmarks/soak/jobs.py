@@ -29,7 +29,7 @@ RUNS = {
     'kills-2': (1, {}),
     'kills-3': (2, {}),
     'stops': (0, {'has_stops': True}),
-    'curve': (0, {'is_remote': True}),
+    'curve': (0, {'is_remote': True, 'has_stops': True}),
 }
 """What is added to the seed, and options of :class:`JobSoak`, by the name of a run"""
 

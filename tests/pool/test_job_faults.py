@@ -13,10 +13,12 @@ import pytest
 
 from checks import TIMEOUT, freeze, wait_until
 from job_checks import Asker, lines_of
-from job_handlers import Jobs
+from job_handlers import JobPool, Jobs
 from pool_checks import wait_for_workers
 from pyams_zmq.exceptions import ZMQTimeoutError
 from pyams_zmq.pool import job_book
+from pyams_zmq.pool.worker import PoolWorker
+from pyams_zmq.testing import running
 
 
 @pytest.fixture
@@ -185,3 +187,24 @@ def test_kills_at_random_times(job_pool, address, tmp_path):
     begins = Counter(line[0] for line in lines_of(log) if line[2] == 'begin')
     assert set(begins) == set(ids)
     assert all(begins[job_id] <= job['attempt'] for job_id, job in jobs.items())
+
+
+def test_worker_is_suspended_with_a_job_on_its_way(job_pool, tmp_path):
+    """It does not begin the job when it continues: another worker has done it meanwhile."""
+    log = tmp_path / 'log'
+    args = {'log': str(log), 'seconds': 0}
+    pool = job_pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    worker = PoolWorker(pool.bound_worker_address, Jobs, 'worker:secret')
+    worker.beat_interval = JobPool.beat_interval
+    with running(worker), Asker(pool) as asker:
+        wait_for_workers(pool)
+        freeze(worker.pid)
+        jobs = [asker.run('nap', args) for _number in range(3)]  # one of them goes to each worker
+        assert {job['state'] for job in jobs} == {'done'}
+        assert max(job['attempt'] for job in jobs) == 2
+        os.kill(worker.pid, signal.SIGCONT)
+        assert worker.pid in wait_for_workers(pool)
+        jobs = [asker.run('nap', args) for _number in range(4)]
+        assert {job['attempt'] for job in jobs} == {1}
+    begins = Counter(line[0] for line in lines_of(log) if line[2] == 'begin')
+    assert set(begins.values()) == {1}, log.read_text()

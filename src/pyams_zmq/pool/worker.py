@@ -279,6 +279,8 @@ class PoolWorker(ZMQProcess):
         match command:
             case protocol.READY_OK:
                 self._ready_sent = -inf
+                if self._heartbeats is not None:
+                    self._heartbeats.suspension.reset()
                 if not self._is_registered:
                     self._is_registered = True
                     self._has_warned = False
@@ -308,6 +310,11 @@ class PoolWorker(ZMQProcess):
 
     def _report_ready(self) -> None:
         """Do nothing: this worker is ready on READY_OK, not before."""
+
+    @property
+    def is_late(self) -> bool:
+        """True if a job that comes in now may have been given to another worker meanwhile."""
+        return self._heartbeats is not None and self._heartbeats.suspension.is_late(monotonic())
 
     def count_reply(self) -> None:
         """Count a reply that is about to be sent; leave with the last one of `max_calls`."""
