@@ -13,7 +13,7 @@ from pyams_zmq.jobs.job_messages import Wait, describe_job
 from pyams_zmq.jobs.records import Cancelled, Claim, JobRecord
 from pyams_zmq.jobs.watchers import Watcher, Watchers
 from pyams_zmq.pool import job_book as book_module
-from pyams_zmq.pool.job_book import JobBook
+from pyams_zmq.pool.job_book import DEATH, MAX_DEATHS, SHARED_DEATH, JobBook
 from pyams_zmq.pool.job_owners import ADOPT_TIME, Owner
 from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.job_scheduler import JobScheduler
@@ -247,16 +247,16 @@ def test_end_that_cannot_be_written(bench):
 
 def test_death_of_a_worker(bench):
     bench.ready()
-    [key] = bench.begin(make_record(1, deaths=1))
+    [key] = bench.begin(make_record(1, deaths=DEATH))
     bench.scheduler.remove(ROUTE, monotonic())
     [(_name, number, _attempt, options)] = bench.journal.take('change')
-    assert (number, options['deaths']) == (1, 2)
+    assert (number, options['deaths']) == (1, 2 * DEATH)
     bench.journal.answer('change', 'waiting')
     bench.ready()
-    [key] = bench.begin(make_record(1, attempt=2, deaths=2))
+    [key] = bench.begin(make_record(1, attempt=2, deaths=2 * DEATH))
     bench.scheduler.remove(ROUTE, monotonic(), 'missed its heartbeats')
     [(_name, _number, _attempt, state, reply, options)] = bench.journal.take('end')
-    assert (state, options) == ('failed', {'deaths': 3})
+    assert (state, options) == ('failed', {'deaths': 3 * DEATH})
     assert b'missed its heartbeats' in reply
     assert key not in bench.book.live
     bench.scheduler.remove(ROUTE, monotonic())  # again
@@ -334,7 +334,7 @@ def test_orphan_that_its_worker_does_not_have(bench):
         ('remote 00', 11, None, ('change', {'delay': 0.0})),
         ('local own', 50, None, None),
         ('local own', 61, None, ('change', {'delay': 0.0})),
-        ('local 1 0', 0, None, ('change', {'delay': 1.0, 'deaths': 1})),
+        ('local 1 0', 0, None, ('change', {'delay': 1.0, 'deaths': SHARED_DEATH})),
         ('local 1 0', 0, 1.0, ('end', {})),
         ('stopping local 1 0', 0, None, ('change', {'delay': 0.0})),
         ('something later', 4, None, ('change', {'delay': 0.0})),
@@ -349,6 +349,16 @@ def test_when_an_orphan_is_given_up(bench, owner, age, cancel, expected):
     found = bench.journal.take('change', 'end')
     assert [(call[0], call[-1]) for call in found] == ([] if expected is None else [expected])
     assert not bench.book.live
+
+
+def test_deaths_of_whole_services(bench):
+    """Each of them is rarely the fault of a job; but it may be what ends them all."""
+    ends = []
+    for deaths in range(0, MAX_DEATHS * DEATH, SHARED_DEATH):
+        bench.book.add_orphans([make_record(1, owner='local 1 0', deaths=deaths)])
+        bench.book.check(monotonic())
+        ends += [call[0] for call in bench.journal.take('change', 'end')]
+    assert ends == ['change'] * (MAX_DEATHS * DEATH // SHARED_DEATH - 1) + ['end']
 
 
 @pytest.mark.parametrize('ahead', [None, 3600])

@@ -193,7 +193,7 @@ class JobTable:
         :param reply: JSON text of the reply, or None; if it is larger than MAX_REPLY_SIZE, the job
             has failed
         :param failures: new number of failed attempts, or None
-        :param deaths: new number of attempts whose worker has died, or None
+        :param deaths: new weight of the attempts whose worker has died, or None
         :return: False if the attempt is not the last one, or the job has ended
         """
         former = self._state_of(number, attempt)
@@ -219,7 +219,7 @@ class JobTable:
 
         :param delay: seconds until it may begin
         :param failures: new number of failed attempts, or None
-        :param deaths: new number of attempts whose worker has died, or None
+        :param deaths: new weight of the attempts whose worker has died, or None
         :return: its state: `waiting`; `cancelled`, if that was asked for; None if the attempt is
             not the last one, or does not run
         """

@@ -27,6 +27,10 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 MAX_DEATHS = 3
 """Workers that may die during a job before the job fails"""
 
+DEATH, SHARED_DEATH = 3, 1
+"""By how much a death counts in `deaths` of a job. That of a worker together with its broker counts
+less: somebody has killed the whole service, or its machine has failed, which is rarely the job"""
+
 MAX_BACKOFF = 3600.0
 """Seconds between two attempts, at most"""
 
@@ -220,10 +224,10 @@ class JobBook:
             else:
                 self._count_death(run, reason)
 
-    def _count_death(self, run: JobRun, reason: str) -> None:
-        deaths = run.record.deaths + 1
-        if deaths >= MAX_DEATHS:
-            text = f'The worker {reason} during this job, as {deaths - 1} others did before'
+    def _count_death(self, run: JobRun, reason: str, weight: int = DEATH) -> None:
+        deaths = run.record.deaths + weight
+        if deaths >= MAX_DEATHS * DEATH:
+            text = f'The worker {reason} during this job, as others did before'
             self._end(run, FAILED, encode([502, text]), deaths=deaths)
         else:
             LOGGER.warning(
@@ -232,7 +236,7 @@ class JobBook:
                 run.record.id,
                 run.record.type,
             )
-            self._try_again(run, _DEATH_DELAYS[deaths - 1], deaths=deaths)
+            self._try_again(run, _DEATH_DELAYS[deaths >= 2 * DEATH], deaths=deaths)
 
     def _end(self, run: JobRun, state: str, reply: bytes | None = None, **counts: int) -> None:
         self._remove(run)
@@ -325,7 +329,7 @@ class JobBook:
         if run.record.cancel is not None:
             self._end(run, CANCELLED)
         elif is_death:
-            self._count_death(run, reason)
+            self._count_death(run, reason, SHARED_DEATH)
         else:
             self._try_again(run, 0.0)
 

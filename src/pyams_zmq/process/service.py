@@ -419,6 +419,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             # are awaited.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             handlers = [signal.getsignal(num) for num in SIGNALS]
+            signal.set_wakeup_fd(-1)  # asyncio closes its socket before; another thread may use it
             loop.close()
             for num, handler in zip(SIGNALS, handlers, strict=True):
                 signal.signal(num, handler)
