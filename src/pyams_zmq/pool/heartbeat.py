@@ -66,8 +66,6 @@ class HeartbeatThread(Thread):
         super().__init__(name='pyams_zmq heartbeat', daemon=True)
         self._worker = worker
         self._end = Event()
-        # The last heartbeat before it may be older by one interval.
-        self.suspension = SuspensionCheck(worker.beat_interval * (protocol.MISSED_HEARTBEATS - 1))
         self._is_known = False  # true if the worker knows that there was a connection
 
     def run(self) -> None:
@@ -97,7 +95,7 @@ class HeartbeatThread(Thread):
         while not (self._is_known or self._end.is_set()):
             if socket.poll(_CONNECT_INTERVAL, zmq.POLLOUT):
                 self._is_known = True
-                self.suspension.turn(monotonic())
+                worker.suspension.turn(monotonic())
                 worker.loop.add_callback(worker._on_heartbeats)
             elif not socket.ipv6 and needs_ipv6(worker._broker.endpoint):
                 worker.loop.add_callback(worker.connect_by_ipv6)
@@ -105,7 +103,7 @@ class HeartbeatThread(Thread):
         turns = ceil(worker.beat_interval / protocol.PROGRESS_INTERVAL)  # for each heartbeat
         turn = 0
         while not self._end.wait(worker.beat_interval / turns):
-            self.suspension.turn(monotonic())
+            worker.suspension.turn(monotonic())
             for key, progress in worker.jobs.take_progress():
                 with suppress(zmq.Again):
                     socket.send_multipart([b'', protocol.PROGRESS, key, progress], zmq.NOBLOCK)

@@ -122,7 +122,7 @@ class WorkerStream(ReplyStream):
         if is_full:
             self.process.check_overdue()
         is_job = key[0] == JOB_MARK
-        is_late = is_job and self.process.is_late
+        is_late = is_job and self.process.suspension.is_late(monotonic())
         if is_full or is_late or self.process.is_leaving or self.process.draining:
             self.process.send_command(protocol.REJECT, key)
             return None
