@@ -13,7 +13,7 @@ import pytest
 
 from checks import TIMEOUT, freeze, wait_until
 from job_checks import Asker, lines_of
-from job_handlers import JobPool, Jobs
+from job_handlers import Jobs
 from pool_checks import wait_for_workers
 from pyams_zmq.exceptions import ZMQTimeoutError
 from pyams_zmq.pool import job_book
@@ -193,13 +193,15 @@ def test_worker_is_suspended_with_a_job_on_its_way(job_pool, tmp_path):
     """It does not begin the job when it continues: another worker has done it meanwhile."""
     log = tmp_path / 'log'
     args = {'log': str(log), 'seconds': 0}
-    pool = job_pool(workers=1, worker_address='127.0.0.1', worker_auth='worker:secret')
+    remote = {'worker_address': '127.0.0.1', 'worker_auth': 'worker:secret'}
+    pool = job_pool(workers=1, jobs=2, **remote)
     worker = PoolWorker(pool.bound_worker_address, Jobs, 'worker:secret')
-    worker.beat_interval = JobPool.beat_interval
+    worker.beat_interval = 1.0  # the broker misses it after three seconds: first it sends a job
     with running(worker), Asker(pool) as asker:
         wait_for_workers(pool)
         freeze(worker.pid)
-        jobs = [asker.run('nap', args) for _number in range(3)]  # one of them goes to each worker
+        ids = [asker.submit('nap', args) for _worker in range(2)]
+        jobs = [asker.wait(job_id) for job_id in ids]
         assert {job['state'] for job in jobs} == {'done'}
         assert max(job['attempt'] for job in jobs) == 2
         os.kill(worker.pid, signal.SIGCONT)
