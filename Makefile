@@ -28,7 +28,7 @@ test: $(VENV)/.has-test ## run the test suite, in several processes
 test-slow: $(VENV)/.has-test ## run only the slow tests, which "make test" leaves out
 	$(RUN) -m pytest -n auto -m slow $(ARGS)
 
-soak: $(VENV)/.has-test ## mixed load and faults for 10 minutes, then checks; ARGS='--minutes 2 --seed 7'
+soak: $(VENV)/.has-test ## load, jobs and faults for 20 minutes, then checks; ARGS='--minutes 2 --seed 7'
 	cd benchmarks && $(abspath $(RUN)) -W ignore -m soak $(ARGS)
 
 demo: $(VENV)/.has-demo ## convert the video CLIP, or a generated one, in a ØMQ process

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Mixed load on real services for minutes, with faults at random times; then checks.
+"""Mixed load on real services, and then jobs, with faults at random times; then checks.
 
 The faults and their order depend on the seed, which is printed first. The exit status is 1 if
 anything was wrong, lost or leaked; the problems are listed.
@@ -9,22 +9,21 @@ import argparse
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.exceptions import ZMQBaseError
 from pyams_zmq.process.descendants import become_subreaper
-from soak import checks
+from soak import checks, jobs
 from soak.faults import POOL, Faults
 from soak.load import CALL_TIMEOUT, SEND_TIMEOUT
 from soak.peers import Relay
-from soak.programs import Program, Sampler, end_descendants, restart_ended
+from soak.programs import Program, Sampler, end_descendants, reserved_address, restart_ended
 from soak.services import FACTORIES
 
 PATHS = {
@@ -38,15 +37,6 @@ PATHS = {
 
 RECOVERY = 30.0
 """Seconds in which all services answer again at the end"""
-
-
-@contextmanager
-def reserved_address():
-    """Reserve a TCP address: only a program that asks for this port can listen on it."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(('127.0.0.1', 0))  # without `listen`, which would exclude all others
-        yield f'tcp://127.0.0.1:{holder.getsockname()[1]}'
 
 
 class Soak:
@@ -214,10 +204,28 @@ class Soak:
                 print(f'    {problem}')
 
 
+def run_mixed(folder, seed, args, stack):
+    """Run the mixed load; return True if there are problems."""
+    soak = Soak(folder, seed, args.pause, stack)
+    try:
+        soak.start()
+        soak.faults.run(seed, args.minutes * 60)
+        soak.finish()
+    finally:
+        for program in soak.programs:
+            if program.process is not None and program.process.poll() is None:
+                program.kill()
+    found, counts = soak.check()
+    soak.print_summary(found, counts)
+    return any(found.values())
+
+
 def main():
     """Run the soak; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--minutes', type=float, default=10, help='length of the soak (10)')
+    parser.add_argument('--minutes', type=float, default=10, help='of mixed load (10; 0 for none)')
+    parser.add_argument('--jobs', type=int, default=1000, help='in each run (1000; 0 for none)')
+    parser.add_argument('--runs', nargs='+', choices=jobs.RUNS, default=list(jobs.RUNS))
     parser.add_argument('--seed', type=int, help='repeat the faults of this seed')
     parser.add_argument('--pause', type=float, default=0.1, help='between two calls of a thread')
     parser.add_argument('--keep', type=Path, help='keep journals and logs in this empty folder')
@@ -225,21 +233,15 @@ def main():
     seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
     print(f'seed {seed}', flush=True)
     become_subreaper()
+    is_bad = False
     with ExitStack() as stack:
         folder = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        soak = Soak(folder, seed, args.pause, stack)
-        try:
-            soak.start()
-            soak.faults.run(seed, args.minutes * 60)
-            soak.finish()
-        finally:
-            for program in soak.programs:
-                if program.process is not None and program.process.poll() is None:
-                    program.kill()
-        found, counts = soak.check()
-        soak.print_summary(found, counts)
+        if args.minutes > 0:
+            is_bad = run_mixed(folder, seed, args, stack)
+        if args.jobs > 0:
+            is_bad = jobs.run_all(folder, seed, args.jobs, args.runs) or is_bad
     print(f'seed {seed}')
-    return int(any(found.values()))
+    return int(is_bad)
 
 
 if __name__ == '__main__':

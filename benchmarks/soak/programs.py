@@ -4,11 +4,12 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections import defaultdict
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from soak.services import JOURNAL
@@ -22,6 +23,15 @@ ZOMBIE = 5
 """Seconds that an ended process may wait for its parent"""
 
 _STARTED = re.compile(r' INFO (.+) is process (\d+)$', re.MULTILINE)
+
+
+@contextmanager
+def reserved_address():
+    """Reserve a TCP address: only a program that asks for this port can listen on it."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(('127.0.0.1', 0))  # without `listen`, which would exclude all others
+        yield f'tcp://127.0.0.1:{holder.getsockname()[1]}'
 
 
 class Program:
@@ -131,7 +141,8 @@ def list_tree(pid):
 def end_descendants(pid):
     """Kill the descendants that a process still has at the end; return the problems."""
     problems = []
-    for left in set(list_tree(pid)) - {pid}:
+    left_behind = {each for each, state in list_tree(pid).items() if state != 'Z'} - {pid}
+    for left in left_behind:
         problems.append(f'process {left} was left behind')
         with suppress(ProcessLookupError):
             os.kill(left, signal.SIGKILL)

@@ -13,7 +13,7 @@ from math import inf
 import pytest
 import zmq
 
-from checks import AT_ONCE, wait_until
+from checks import AT_ONCE, freeze, wait_until
 from peers import ECHO, REPLY, ask_raw, raw_server, replying, timed
 from pyams_zmq.auth import AccessPolicy, parse_users
 from pyams_zmq.client import socket as socket_module
@@ -49,7 +49,7 @@ def test_silent_server():
 def test_stopped_server(start):
     """A server without processor time does not refuse the connection."""
     process = start()
-    os.kill(process.pid, signal.SIGSTOP)
+    freeze(process.pid)
     try:
         assert ask_raw(process.bound_address, 0.8) == [503, 'Connection timeout']
     finally:

@@ -10,7 +10,7 @@ import pytest
 import transaction
 import zmq
 
-from checks import TIMEOUT, wait_until
+from checks import TIMEOUT, freeze, wait_until
 from handlers import RecordingMessageHandler
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.client import sender as sender_module
@@ -113,7 +113,7 @@ def test_messages_share_the_time():
 
 
 def test_a_server_that_hangs(client, process):
-    os.kill(process.pid, signal.SIGSTOP)
+    freeze(process.pid)
     try:
         send_on_commit(client, 'note', 1, timeout=0.2)
         with pytest.raises(ZMQUnreachableError):  # connected, but without a handshake

@@ -14,7 +14,7 @@ from multiprocessing.context import ForkProcess
 import pytest
 import zmq
 
-from checks import wait_until
+from checks import freeze, wait_until
 from devices import ALL, LOCAL, make_device
 from pyams_zmq.device import STREAMER, ProcessDevice, ThreadDevice
 from pyams_zmq.exceptions import ZMQClosedError, ZMQStartError, ZMQTimeoutError
@@ -47,7 +47,7 @@ def test_killed_process():
 def test_process_killed_during_a_command():
     device = make_device(ProcessDevice)
     device.start()
-    os.kill(device.launcher.pid, signal.SIGSTOP)
+    freeze(device.launcher.pid)
     timer = threading.Timer(0.2, device.launcher.kill)  # by then the command waits
     timer.start()
     with pytest.raises(ZMQClosedError, match='exit code -9'):
@@ -58,7 +58,7 @@ def test_process_killed_during_a_command():
 def test_process_that_does_not_answer(monkeypatch):
     monkeypatch.setattr('pyams_zmq.device.process.COMMAND_TIMEOUT', -0.9)
     with make_device(ProcessDevice) as device:
-        os.kill(device.launcher.pid, signal.SIGSTOP)
+        freeze(device.launcher.pid)
         with pytest.raises(ZMQTimeoutError, match='does not answer'):
             device.statistics()
         os.kill(device.launcher.pid, signal.SIGCONT)

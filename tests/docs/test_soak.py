@@ -5,8 +5,10 @@ import random
 import signal
 import subprocess
 import sys
+from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,12 +39,12 @@ def runs(*tokens, service='single', time=1.0):
     return {service: [Run(time + index, 7, token) for index, token in enumerate(tokens)]}
 
 
-@pytest.mark.slow
-def test_soak_of_some_seconds(tmp_path):
+def run_soak(folder, *options):
+    """Run a soak with a seed; return its output."""
     done = subprocess.run(
         [
-            *(sys.executable, '-W', 'ignore', '-m', 'soak', '--minutes', '0.1', '--seed', '3'),
-            *('--keep', tmp_path),
+            *(sys.executable, '-W', 'ignore', '-m', 'soak', '--seed', '3', '--keep', folder),
+            *options,
         ],
         cwd=BENCHMARKS,
         capture_output=True,
@@ -51,10 +53,27 @@ def test_soak_of_some_seconds(tmp_path):
         check=False,
     )
     assert not done.returncode, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_soak_of_some_seconds(tmp_path):
+    lines = run_soak(tmp_path, '--minutes', '0.1', '--jobs', '0')
     assert lines[0] == lines[-1] == 'seed 3'
     for name in ('wrong', 'lost', 'processes', 'growth', 'logs'):
         assert f'{name:10} 0' in lines
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['kills-1', *(pytest.param(each, marks=pytest.mark.slow) for each in ('stops', 'curve'))],
+)
+def test_soak_of_some_jobs(tmp_path, name):
+    """Kill -9 at random times; no job is lost, and none begins after its success was recorded."""
+    lines = run_soak(tmp_path, '--minutes', '0', '--jobs', '80', '--runs', name)
+    assert any(line.startswith('jobs 80, accepted 80, given up 0, ') for line in lines)
+    for check in ('lost', 'begun again', 'repeated', 'logs', 'processes'):
+        assert f'{check:12} 0' in lines
 
 
 def test_options_are_shown():
@@ -267,6 +286,80 @@ def test_bad_lines_of_a_log_are_reported(line):
     good = '1.5 7 ERROR single ended after 1.0 s with exit code -9, it is started again in 0.1 s\n'
     assert list(check_log('single', f'{good}{line}\n')) == [f'single: {line}']
     assert not list(check_log('single', good))
+
+
+# Jobs
+
+
+def job(job_id='a', **values):
+    """Return a job as a client knows it."""
+    ended = datetime.fromtimestamp(100, timezone.utc)
+    values = {'state': 'done', 'attempt': 1, 'reply': [200, job_id], 'ended': ended, **values}
+    return SimpleNamespace(id=job_id, **values)
+
+
+def begins(*attempts, time=99.0):
+    """Return the runs of some attempts."""
+    from soak.checks import Run
+
+    return [Run(time, 7, attempt) for attempt in attempts]
+
+
+@pytest.mark.parametrize(
+    ('jobs', 'attempts', 'text'),
+    [
+        ([job()], ['a/1'], None),
+        ([], ['a/1'], 'a was accepted, and is unknown'),
+        ([job(state='failed', reply=[500, 'x'])], ['a/1'], 'a is failed after 1 attempts: '),
+        ([job(state='failed', reply=[502, 'x'])], ['a/1', 'a/3'], 'a is failed after 1 attempts: '),
+        ([job(state='failed', reply=[502, 'x'])], ['a/1', 'a/2', 'a/3'], None),  # as documented
+        ([job(reply=[200, 'b'])], ['a/1'], "a has the result [200, 'b']"),
+        ([job()], [], 'a is done, and has not begun'),
+    ],
+)
+def test_jobs_that_are_lost(jobs, attempts, text):
+    from soak.job_checks import check_lost
+
+    found = list(check_lost(['a'], {each.id: each for each in jobs}, begins(*attempts)))
+    assert found == [] if text is None else found[0].startswith(text)
+
+
+@pytest.mark.parametrize(
+    ('attempt', 'time', 'seen', 'text'),
+    [
+        ('a/1', 99, 102, None),
+        ('a/2', 99, 102, 'a: attempt 2 has begun, the last one is 1'),
+        ('a/1', 101, 102, 'a: attempt 1 has begun 0.900 s after its end'),
+        ('a/1', 99, 98, 'a: attempt 1 has begun 1.000 s after its end'),
+        ('other/1', 200, 0, None),
+    ],
+)
+def test_jobs_that_begin_after_their_end(attempt, time, seen, text):
+    from soak.job_checks import check_begun_again
+
+    found = list(check_begun_again({'a': seen}, {'a': job()}, begins(attempt, time=time)))
+    assert found == ([] if text is None else [text])
+    assert not list(check_begun_again({}, {'a': job(ended=None)}, begins(attempt, time=time)))
+
+
+def test_jobs_that_begin_more_than_once():
+    from soak.job_checks import check_repeated
+
+    runs = begins(*(f'{number}/{attempt}' for number in range(11) for attempt in (1, 2)))
+    assert not list(check_repeated(220, runs))
+    (problem,) = check_repeated(219, runs)
+    assert problem.startswith('11 jobs have begun more than once: 0 2, 1 2, ')
+
+
+def test_a_seed_repeats_the_faults_of_jobs():
+    from soak.job_faults import STOPPED, TARGETS, plan
+
+    first, again, other = (list(plan(seed, 200)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert {fault.target for fault in first} == set(TARGETS)
+    assert not any(fault.stop for fault in first)
+    stops = [fault.target for fault in plan(1, 200, has_stops=True) if fault.stop]
+    assert set(stops) == set(STOPPED)
 
 
 # Programs

@@ -9,8 +9,8 @@ from multiprocessing.context import ForkProcess
 import pytest
 
 from checks import TIMEOUT, wait_until
+from disks import Ballast, run_on_small_disk
 from journals import Bench, make_job, writing
-from namespaces import mount, run_unshared
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.jobs import writer as writer_module
 
@@ -29,25 +29,6 @@ def accept_until_full(writer, loop, size=20_000):
             assert 'cannot be written' in outcome.text
             return accepted
         accepted.append(job_id)
-
-
-class Ballast:
-    """A file that fills the rest of a disk."""
-
-    def __init__(self, folder):
-        self.path = folder / 'ballast'
-
-    def fill(self):
-        with self.path.open('wb', buffering=0) as file:
-            for size in (4096, 1):
-                try:
-                    while True:
-                        file.write(bytes(size))
-                except OSError:
-                    pass
-
-    def remove(self):
-        self.path.unlink()
 
 
 class Limit:
@@ -140,18 +121,6 @@ def check_kill_on_full_disk(path, ballast):
         assert journal.counts['waiting'] == text.count(b'job') + 1
 
 
-def run_on_small_disk(function, folder, has_ballast=True):
-    """Call a function with the path of a journal on a disk of 1 MiB."""
-    folder = folder / 'disk'
-    folder.mkdir()
-
-    def check():
-        mount('-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', folder)
-        function(folder / 'jobs', *([Ballast(folder)] if has_ballast else []))
-
-    run_unshared(check)
-
-
 def run_with_limit(function, path, size):
     """Call a function in a process whose files cannot become larger than some bytes."""
     child = ForkProcess(target=function, args=(path, Limit(size)))
@@ -162,11 +131,11 @@ def run_with_limit(function, path, size):
 
 @pytest.mark.parametrize('check', [check_full_disk, check_kill_on_full_disk])
 def test_full_disk(tmp_path, check):
-    run_on_small_disk(check, tmp_path)
+    run_on_small_disk(lambda disk: check(disk / 'jobs', Ballast(disk)), tmp_path)
 
 
 def test_disk_full_of_jobs(tmp_path):
-    run_on_small_disk(check_full_disk_of_jobs, tmp_path, has_ballast=False)
+    run_on_small_disk(lambda disk: check_full_disk_of_jobs(disk / 'jobs'), tmp_path)
 
 
 def test_limit_of_the_size_of_files(path):

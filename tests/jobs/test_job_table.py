@@ -304,6 +304,9 @@ def test_owner(bench):
     bench.now += 5
     bench.reopen()  # the time for which nobody has it counts from the first broker on
     assert bench.get('a').orphaned == since
+    bench.now -= 3600
+    bench.reopen()  # a clock that is set back between two brokers does not change that
+    assert bench.get('a').orphaned == bench.now
     assert bench.change('assign', number, attempt, 'worker 9')
     assert bench.get('a').orphaned is None
 

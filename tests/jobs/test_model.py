@@ -241,6 +241,8 @@ class Machine(RuleBasedStateMachine):
         self.bench.now -= seconds
         self.change('set_clock_back', seconds)
         for job in self.jobs.values():
+            if job.orphaned is not None:
+                job.orphaned -= seconds
             if job.state == 'waiting':
                 if not job.is_ready:
                     job.due -= seconds

@@ -12,12 +12,13 @@ from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.jobs.job_messages import Wait, describe_job
 from pyams_zmq.jobs.records import Cancelled, Claim, JobRecord
 from pyams_zmq.jobs.watchers import Watcher, Watchers
+from pyams_zmq.pool import job_book as book_module
 from pyams_zmq.pool.job_book import JobBook
-from pyams_zmq.pool.job_owners import Owner
+from pyams_zmq.pool.job_owners import ADOPT_TIME, Owner
 from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.job_service import JobService
-from pyams_zmq.pool.job_verdict import MAX_BACKOFF
+from pyams_zmq.pool.job_verdict import DEATH, MAX_BACKOFF, MAX_DEATHS, SHARED_DEATH
 from pyams_zmq.pool.protocol import make_job_key
 from pyams_zmq.pool.queue import FairQueue
 from pyams_zmq.process.descendants import ProcessInfo
@@ -262,16 +263,16 @@ def test_end_that_cannot_be_written(bench):
 
 def test_death_of_a_worker(bench):
     bench.ready()
-    [key] = bench.begin(make_record(1, deaths=1))
+    [key] = bench.begin(make_record(1, deaths=DEATH))
     bench.scheduler.remove(ROUTE, monotonic())
     [(_name, number, _attempt, options)] = bench.journal.take('change')
-    assert (number, options['deaths']) == (1, 2)
+    assert (number, options['deaths']) == (1, 2 * DEATH)
     bench.journal.answer('change', 'waiting')
     bench.ready()
-    [key] = bench.begin(make_record(1, attempt=2, deaths=2))
+    [key] = bench.begin(make_record(1, attempt=2, deaths=2 * DEATH))
     bench.scheduler.remove(ROUTE, monotonic(), 'missed its heartbeats')
     [(_name, _number, _attempt, state, reply, options)] = bench.journal.take('end')
-    assert (state, options) == ('failed', {'deaths': 3})
+    assert (state, options) == ('failed', {'deaths': 3 * DEATH})
     assert b'missed its heartbeats' in reply
     assert key not in bench.book.live
     bench.scheduler.remove(ROUTE, monotonic())  # again
@@ -349,7 +350,7 @@ def test_orphan_that_its_worker_does_not_have(bench):
         ('remote 00', 11, None, ('change', {'delay': 0.0})),
         ('local own', 50, None, None),
         ('local own', 61, None, ('change', {'delay': 0.0})),
-        ('local 1 0', 0, None, ('change', {'delay': 0.1, 'deaths': 1})),
+        ('local 1 0', 0, None, ('change', {'delay': 1.0, 'deaths': SHARED_DEATH})),
         ('local 1 0', 0, 1.0, ('end', {})),
         ('stopping local 1 0', 0, None, ('change', {'delay': 0.0})),
         ('something later', 4, None, ('change', {'delay': 0.0})),
@@ -366,9 +367,31 @@ def test_when_an_orphan_is_given_up(bench, owner, age, cancel, expected):
     assert not bench.book.live
 
 
-def test_orphan_without_a_time(bench):
-    bench.book.add_orphans([make_record(1, owner='broker')])
+def test_deaths_of_whole_services(bench):
+    """Each of them is rarely the fault of a job; but it may be what ends them all."""
+    ends = []
+    for deaths in range(0, MAX_DEATHS * DEATH, SHARED_DEATH):
+        bench.book.add_orphans([make_record(1, owner='local 1 0', deaths=deaths)])
+        bench.book.check(monotonic())
+        ends += [call[0] for call in bench.journal.take('change', 'end')]
+    assert ends == ['change'] * (MAX_DEATHS * DEATH // SHARED_DEATH - 1) + ['end']
+
+
+@pytest.mark.parametrize('ahead', [None, 3600])
+def test_orphan_without_a_time_or_of_the_future(bench, ahead):
+    """On a full disk the time is not noted; the clock may have been set back. It waits from now."""
+    orphaned = None if ahead is None else time() + ahead
+    bench.book.add_orphans([make_record(1, owner='broker', orphaned=orphaned)])
     bench.book.check(monotonic())
+    assert not bench.journal.take('change')
+    bench.book.check(monotonic() + ADOPT_TIME + 1)
+    assert bench.journal.take('change')
+
+
+def test_clock_is_set_back_while_an_orphan_waits(bench, monkeypatch):
+    bench.book.add_orphans([make_record(1, owner='broker', orphaned=time())])
+    monkeypatch.setattr(book_module, 'time', lambda: time() - 3600)
+    bench.book.check(monotonic() + ADOPT_TIME + 1)
     assert bench.journal.take('change')
 
 

@@ -11,11 +11,14 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from checks import TIMEOUT, wait_until
+from checks import TIMEOUT, freeze, wait_until
 from job_checks import Asker, lines_of
 from job_handlers import Jobs
 from pool_checks import wait_for_workers
 from pyams_zmq.exceptions import ZMQTimeoutError
+from pyams_zmq.pool import job_verdict
+from pyams_zmq.pool.worker import PoolWorker
+from pyams_zmq.testing import running
 
 
 @pytest.fixture
@@ -40,6 +43,14 @@ def kill_broker(pool, num=signal.SIGKILL):
     wait_until(lambda: broker_of(pool) != pid, TIMEOUT)
 
 
+@pytest.fixture
+def asker(job_pool, monkeypatch):
+    """Return a client of a pool that does not wait after the death of a worker."""
+    monkeypatch.setattr(job_verdict, '_DEATH_DELAYS', (0.01, 0.01))
+    with Asker(job_pool()) as asker:
+        yield asker
+
+
 def test_death_of_a_worker(asker, tmp_path):
     job = asker.run('die', {'log': str(tmp_path / 'log'), 'until': 3})
     assert (job['state'], job['attempt'], job['failures']) == ('done', 3, 0)
@@ -48,7 +59,7 @@ def test_death_of_a_worker(asker, tmp_path):
 def test_third_death(asker, tmp_path):
     job = asker.run('die', {'log': str(tmp_path / 'log'), 'until': 9})
     assert (job['state'], job['attempt']) == ('failed', 3)
-    assert job['reply'] == [502, 'The worker died during this job, as 2 others did before']
+    assert job['reply'] == [502, 'The worker died during this job, as others did before']
 
 
 @pytest.mark.parametrize('num', [signal.SIGKILL, signal.SIGTERM])
@@ -72,7 +83,7 @@ def test_job_ends_while_there_is_no_broker(job_pool, held, tmp_path):
         job_id = asker.submit('work', held)
         lines_of(tmp_path / 'log')
         pid = broker_of(pool)
-        os.kill(pid, signal.SIGSTOP)  # until the job has ended, which no event announces
+        freeze(pid)  # until the job has ended, which no event announces
         (tmp_path / 'hold').unlink()
         os.kill(pid, signal.SIGKILL)
         job = asker.wait(job_id)
@@ -176,3 +187,26 @@ def test_kills_at_random_times(job_pool, address, tmp_path):
     begins = Counter(line[0] for line in lines_of(log) if line[2] == 'begin')
     assert set(begins) == set(ids)
     assert all(begins[job_id] <= job['attempt'] for job_id, job in jobs.items())
+
+
+def test_worker_is_suspended_with_a_job_on_its_way(job_pool, tmp_path):
+    """It does not begin the job when it continues: another worker has done it meanwhile."""
+    log = tmp_path / 'log'
+    args = {'log': str(log), 'seconds': 0}
+    remote = {'worker_address': '127.0.0.1', 'worker_auth': 'worker:secret'}
+    pool = job_pool(workers=1, jobs=2, **remote)
+    worker = PoolWorker(pool.bound_worker_address, Jobs, 'worker:secret')
+    worker.beat_interval = 1.0  # the broker misses it after three seconds: first it sends a job
+    with running(worker), Asker(pool) as asker:
+        wait_for_workers(pool)
+        freeze(worker.pid)
+        ids = [asker.submit('nap', args) for _worker in range(2)]
+        jobs = [asker.wait(job_id) for job_id in ids]
+        assert {job['state'] for job in jobs} == {'done'}
+        assert max(job['attempt'] for job in jobs) == 2
+        os.kill(worker.pid, signal.SIGCONT)
+        assert worker.pid in wait_for_workers(pool)
+        jobs = [asker.run('nap', args) for _number in range(4)]
+        assert {job['attempt'] for job in jobs} == {1}
+    begins = Counter(line[0] for line in lines_of(log) if line[2] == 'begin')
+    assert set(begins.values()) == {1}, log.read_text()

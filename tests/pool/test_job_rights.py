@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 
-from checks import TIMEOUT, wait_until
+from checks import TIMEOUT, freeze, wait_until
 from job_checks import Asker, lines_of
 from job_handlers import Calls, Jobs
 from namespaces import mount, run_unshared
@@ -141,7 +141,7 @@ def test_jobs_in_the_queue_of_calls(job_pool, address, tmp_path, held):
     pool = job_pool(address=address, workers=1)
     with Asker(pool) as asker:
         [worker] = wait_for_workers(pool, count=1)
-        os.kill(worker, signal.SIGSTOP)
+        freeze(worker)
         pid = pool.stats()['pid']
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: broker_pid(pool) not in (None, pid), TIMEOUT)

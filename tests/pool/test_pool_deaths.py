@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from app.program import is_running
-from checks import wait_until
+from checks import freeze, wait_until
 from pool_checks import (
     TIMEOUT,
     ask_who_waits,
@@ -81,7 +81,7 @@ def test_stopped_worker(pool, tmp_path):
     process = pool()
     with client_of(process) as client:
         with held_calls(client, tmp_path) as ([stopped], results):
-            os.kill(stopped, signal.SIGSTOP)
+            freeze(stopped)
             start = time.monotonic()
             while is_running(stopped):  # meanwhile the others serve
                 assert client.call('echo', 1) == 1
@@ -165,7 +165,7 @@ def test_killed_broker_of_a_worker_with_a_task(pool, tmp_path):
 def test_stopped_broker(pool):
     process = pool()
     pid = process.stats()['pid']
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     with client_of(process) as client:
         assert client.call('echo', 1, retries=20) == 1
     assert not is_running(pid)

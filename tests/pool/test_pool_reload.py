@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from checks import wait_until
+from checks import freeze, wait_until
 from pool_checks import TIMEOUT, client_of, in_threads, wait_for_file, wait_for_workers, workers_of
 from pool_handlers import Pool, PoolMessageHandler
 from pyams_zmq.exceptions import ZMQTimeoutError
@@ -93,7 +93,7 @@ def test_worker_hangs_before_it_is_ready(pool):
     known = set(children.read_text().split())
     process.reload()
     [new] = wait_until(lambda: set(children.read_text().split()) - known, TIMEOUT)
-    os.kill(int(new), signal.SIGSTOP)
+    freeze(int(new))
     assert int(new) not in wait_for_workers(process, before)
 
 

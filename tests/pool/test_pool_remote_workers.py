@@ -19,7 +19,7 @@ import pytest
 import zmq
 from pyramid.threadlocal import manager
 
-from checks import wait_until
+from checks import freeze, wait_until
 from pool_checks import (
     TIMEOUT,
     client_of,
@@ -136,7 +136,7 @@ def test_stopped_worker_of_another_machine(pool, tmp_path):
     worker = PoolWorker(process.bound_worker_address, PoolMessageHandler, 'worker:secret')
     with running(worker):
         wait_for_workers(process)
-        os.kill(worker.pid, signal.SIGSTOP)
+        freeze(worker.pid)
         wait_for_workers(process, count=1)
         os.kill(worker.pid, signal.SIGCONT)
         assert worker.pid in wait_for_workers(process)

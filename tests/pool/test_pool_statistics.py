@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Statistics of a pool, and who may read them."""
 
-import os
-import signal
 from ipaddress import ip_address
 
 import pytest
 
 from app.program import is_running
-from checks import wait_until
+from checks import freeze, wait_until
 from pool_checks import TIMEOUT, client_of
 from pool_handlers import Pool
 from pyams_zmq.exceptions import (
@@ -63,6 +61,6 @@ def test_access_to_stats(pool, monkeypatch):
 
 def test_stats_of_a_pool_whose_broker_is_away(pool):
     process = pool(workers=1)
-    os.kill(process.stats()['pid'], signal.SIGSTOP)
+    freeze(process.stats()['pid'])
     with pytest.raises(ZMQTimeoutError, match=r'did not reply in 0\.1 s'):
         process.stats(timeout=0.1)

@@ -7,6 +7,7 @@ import signal
 from types import SimpleNamespace
 
 from pyams_zmq.pool import worker_jobs as module
+from pyams_zmq.pool.heartbeat import LATE, SuspensionCheck
 from pyams_zmq.pool.protocol import JobHeader, make_job_header, make_job_key, parse_job_header
 from pyams_zmq.pool.worker_jobs import WorkerJobs
 
@@ -75,3 +76,19 @@ def test_replies_are_kept_until_they_are_acknowledged():
         assert jobs.replies == {}
 
     asyncio.run(wait())
+
+
+def test_what_comes_in_after_a_suspension():
+    """It may have been sent before, until the broker knows the worker again."""
+    check = SuspensionCheck(limit=1.0)
+    assert not check.is_late(5.0)
+    check.turn(10.0)
+    assert not check.is_late(11.0)
+    assert check.is_late(11.1)
+    check.turn(11.0)
+    assert not check.is_late(11.1)
+    check.turn(20.0)
+    assert check.is_late(20.0 + LATE / 2)
+    assert not check.is_late(20.0 + LATE)
+    check.reset()
+    assert not check.is_late(20.0)

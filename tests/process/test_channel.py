@@ -15,7 +15,7 @@ import pytest
 from pyramid.registry import Registry
 
 from app.handler import Process
-from checks import TIMEOUT, started
+from checks import TIMEOUT, freeze, started
 from pyams_zmq.exceptions import ZMQMessageError, ZMQStartError, ZMQTimeoutError
 from pyams_zmq.process.base import OwnedProcess
 from pyams_zmq.process.channel import STOP, Command, make_portable
@@ -161,7 +161,7 @@ def test_child_ends_while_another_fork_has_its_end(worker, monkeypatch):
 
 def test_child_is_stopped(worker):
     """The owner does not block, however many commands it sends."""
-    os.kill(worker.pid, signal.SIGSTOP)
+    freeze(worker.pid)
     try:
         for _time in range(2000):
             worker._ask_to_stop()

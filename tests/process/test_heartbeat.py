@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from checks import TIMEOUT, wait_until
+from checks import TIMEOUT, freeze, wait_until
 from handlers import Process
 from pyams_zmq.process import heartbeat as heartbeat_module
 from pyams_zmq.process.heartbeat import (
@@ -182,7 +182,7 @@ def test_supervised(address, ask):
     try:
         status, pid = ask(address, ['pid', None], timeout=TIMEOUT)
         assert status == 200
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         wait_until(lambda: pid_of_service(ask, address) not in (pid, None))
     finally:
         supervisor.stop()
@@ -203,7 +203,7 @@ def test_supervised_without_a_limit(address, ask):
     try:
         process = supervisor.processes['echo']
         process.wait_ready()
-        os.kill(process.pid, signal.SIGSTOP)
+        freeze(process.pid)
         for number in range(100):
             supervisor.step(now + number * CHECK_INTERVAL)
         os.kill(process.pid, signal.SIGCONT)

@@ -21,7 +21,7 @@ from pyramid.registry import Registry
 
 from app.handler import Process, in_hand
 from app.program import NO_PIDFD, is_running, reserved_port, wait_for_end
-from checks import TIMEOUT, wait_until
+from checks import TIMEOUT, freeze, wait_until
 from pyams_zmq.exceptions import ZMQBindError, ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessStartedEvent
 from pyams_zmq.process import process_exit_func
@@ -189,7 +189,7 @@ def test_owner_of_a_suspended_child_is_killed(run, address, path):
     """The child continues, notices the death, and ends."""
     owner = run(OWNER + 'signal.pause()', address)
     child, _ = owner.read()
-    os.kill(child, signal.SIGSTOP)
+    freeze(child)
     owner.send_signal(signal.SIGKILL)
     wait_for_end(child, TIMEOUT)
     assert left_at(path) == []
@@ -643,7 +643,7 @@ def test_stop_of_a_child_that_does_not_react():
             stack.enter_context(running(process))
         stack.enter_context(in_hand(deaf.bound_address, 'deaf_work'))
         stack.enter_context(in_hand(native.bound_address, 'native_work'))
-        os.kill(stopped.pid, signal.SIGSTOP)
+        freeze(stopped.pid)
         start = time.monotonic()
         with ThreadPoolExecutor() as pool:
             list(pool.map(Process.stop, processes))

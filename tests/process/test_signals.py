@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Signals that a process inherits from a web server, and those that its handlers take."""
 
+import asyncio
 import faulthandler
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.context import ForkProcess
+from threading import Thread
 from time import monotonic
 from types import SimpleNamespace
 
@@ -459,3 +461,25 @@ def test_exception_before_the_handler_of_a_worker(start, ask):
     assert status == 502
     assert 'worker' in text
     assert pool.is_alive()
+
+
+class SignalledLoop(asyncio.SelectorEventLoop):
+    """Another thread handles a signal when this loop has closed its socket, and not more yet."""
+
+    def _close_self_pipe(self):
+        super()._close_self_pipe()
+        thread = Thread(target=self._raise_signal)
+        thread.start()
+        thread.join()
+
+    def _raise_signal(self):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
+        signal.raise_signal(signal.SIGHUP)
+
+
+def test_signal_while_the_loop_is_closed(start, capfd):
+    process = start(factory=type('Own', (handlers.Process,), {'loop_factory': SignalledLoop}))
+    process.stop()
+    process.join(TIMEOUT)
+    assert process.exitcode == 0
+    assert 'wakeup' not in capfd.readouterr().err

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from app.program import Program, WebServer, is_running, wait_for_end
-from checks import TIMEOUT, wait_until
+from checks import TIMEOUT, freeze, wait_until
 
 SERVERS = pytest.mark.parametrize(
     'command',
@@ -119,7 +119,7 @@ def test_send_while_the_service_is_down(serve):
     server = serve('pserve')
     [child] = server.children()
     supervisor = supervisor_of(child)
-    os.kill(supervisor, signal.SIGSTOP)  # so that the child is not started again
+    freeze(supervisor)  # so that the child is not started again
     os.kill(child, signal.SIGKILL)
     wait_for_end(child, TIMEOUT)
     assert server.get('/send?how=good&text=lost') is None

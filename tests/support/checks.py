@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from itertools import pairwise
+from pathlib import Path
 
 TIMEOUT = 30
 """Seconds to wait for an event on a loaded machine; what a test guards against takes a minute"""
@@ -46,6 +47,22 @@ def started(process):
         yield process
     finally:
         process.stop()
+
+
+def freeze(pid):
+    """Stop a process with SIGSTOP, and wait until all its threads have stopped.
+
+    The signal is handled when one of them runs next; until then, a thread of libzmq may accept a
+    connection.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: all(state in 'TZX' for state in _thread_states(pid)))
+
+
+def _thread_states(pid):
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        for path in Path(f'/proc/{pid}/task').iterdir():
+            yield (path / 'stat').read_text().rpartition(')')[2].split()[0]
 
 
 def suspend(pids, seconds):

@@ -37,7 +37,7 @@ def run_unshared(function, *args, has_network=True):
         pytest.skip('only root may mount something in a namespace of its own')
     child = ForkProcess(target=_enter, args=(function, args, has_network))
     child.start()
-    child.join(TIMEOUT)
+    child.join(3 * TIMEOUT)  # it may wait for several events
     assert child.exitcode == 0
 
 

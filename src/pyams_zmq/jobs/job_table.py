@@ -209,7 +209,7 @@ class JobTable:
         :param reply: JSON text of the reply, or None; if it is larger than MAX_REPLY_SIZE, the job
             has failed
         :param failures: new number of failed attempts, or None
-        :param deaths: new number of attempts whose worker has died, or None
+        :param deaths: new weight of the attempts whose worker has died, or None
         :return: False if the attempt is not the last one, or the job has ended
         """
         former = self._state_of(number, attempt)
@@ -235,7 +235,7 @@ class JobTable:
 
         :param delay: seconds until it may begin
         :param failures: new number of failed attempts, or None
-        :param deaths: new number of attempts whose worker has died, or None
+        :param deaths: new weight of the attempts whose worker has died, or None
         :return: its state: `waiting`; `cancelled`, if that was asked for; None if the attempt is
             not the last one, or does not run
         """
@@ -280,6 +280,11 @@ class JobTable:
     def set_clock_back(self, seconds: float) -> None:
         """Change the times for which jobs wait, because the clock was set back."""
         self._waiting.set_clock_back(seconds)
+        self._db.execute(
+            'update job indexed by job_by_state set orphaned = orphaned - ? '
+            "where state = 'running' and orphaned is not null",
+            (seconds,),
+        )
 
     def _begin(self, number: int, owner: str | None) -> JobRecord:
         self._db.execute(

@@ -108,7 +108,7 @@ class Journal:
                 raise
         else:
             if found != 'ok':
-                raise sqlite3.DatabaseError(found)
+                raise sqlite3.DatabaseError(found.splitlines()[-1])
         finally:
             self._db.set_progress_handler(None, 0)
 

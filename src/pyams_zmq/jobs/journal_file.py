@@ -94,7 +94,9 @@ class JournalFile:
         if not os.path.isdir(folder):
             raise ZMQJournalError(self.path, f'the folder {folder} does not exist: make it')
         if not os.access(folder, os.W_OK | os.X_OK):  # for the files that sqlite makes beside it
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+            is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+            code = errno.EROFS if is_read_only else errno.EACCES
+            raise OSError(code, os.strerror(code), folder)
 
     def _acquire(self, timeout: float) -> None:
         deadline = monotonic() + timeout

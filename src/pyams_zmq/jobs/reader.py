@@ -78,7 +78,8 @@ class JournalReader:
         [(seconds,)] = self._query(
             'select max('
             'coalesce((select created from job order by number desc limit 1), 0.0), '
-            "coalesce((select max(started) from job where state = 'running'), 0.0), "
+            'coalesce((select max(max(started, coalesce(orphaned, 0.0))) from job '
+            "where state = 'running'), 0.0), "
             'coalesce((select max(ended) from job where ended is not null), 0.0))'
         )
         return float(seconds)

@@ -61,7 +61,7 @@ class JobRecord:
     :ivar number: number of the job, never used again, below 2**40
     :ivar attempt: number of the last attempt, 0 before the first one
     :ivar failures: attempts that have failed
-    :ivar deaths: attempts whose worker has died
+    :ivar deaths: weight of the attempts whose worker has died
     :ivar due: time at which it may begin, or None for at once
     :ivar revision: integer that grows with each change of the state
     :ivar cancel: time at which somebody has asked to cancel this attempt, or None

@@ -235,9 +235,7 @@ class JournalWriter:
             self._journal.make_room()
             error = self._write(changes)
         if error is None:
-            if self._problem:
-                LOGGER.warning('The journal %s can be written again', self._journal.path)
-            self._problem = ''
+            self._check_problem()
             return
         if not self._problem:
             LOGGER.error(
@@ -256,6 +254,14 @@ class JournalWriter:
         if kept and self._write(kept) is not None:
             self._kept = kept
             self._retry_at = monotonic() + _RETRY_PAUSE
+
+    def _check_problem(self) -> None:
+        """Log that the journal can be written again, if new jobs are accepted again, too."""
+        if self._problem and not self._kept:
+            with suppress(OSError):
+                self._journal.check_room()
+                self._problem = ''
+                LOGGER.warning('The journal %s can be written again', self._journal.path)
 
     def _write(self, changes: list[Change]) -> Exception | None:
         """Write changes in a transaction; return the error if that is not possible."""
@@ -297,6 +303,7 @@ class JournalWriter:
                 return
             self._tidy_at = monotonic() + _TIDY_INTERVAL
             expired, has_more = self._journal.tidy(self._clock())
+            self._check_problem()
         except Exception as error:  # noqa: BLE001 - the thread has to go on
             LOGGER.debug('The journal %s cannot be tidied: %s', self._journal.path, error)
         else:

@@ -5,13 +5,14 @@ import logging
 import mmap
 import resource
 from contextlib import suppress
-from math import ceil
+from math import ceil, inf
 from threading import Event, Thread
 from typing import Any
 
 import zmq
 
 from pyams_zmq.pool import protocol
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.names import needs_ipv6
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -19,8 +20,40 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 OVERDUE = 'has a method that passed its deadline'
 """Reason of a worker to leave"""
 
+LATE = 0.5
+"""Seconds after a suspension in which what was sent before may come in"""
+
 _CONNECT_INTERVAL = 50  # milliseconds between two checks whether a worker without a broker ends
 _MIB = 1024 * 1024
+
+
+class SuspensionCheck:
+    """Notices that this process was stopped, or suspended with its machine, for some time.
+
+    The broker may have considered the worker lost meanwhile, and given its jobs to others: one that
+    was on its way must not begin. It does no I/O.
+
+    :param limit: seconds between two turns
+    """
+
+    def __init__(self, limit: float):
+        self._limit = limit
+        self._last = inf
+        self._late_until = -inf
+
+    def turn(self, now: float) -> None:
+        """Note that the process runs; a thread calls this at intervals."""
+        if now - self._last > self._limit:
+            self._late_until = now + LATE
+        self._last = now
+
+    def is_late(self, now: float) -> bool:
+        """Return True if what comes in now may have been sent before a suspension."""
+        return now < self._late_until or now - self._last > self._limit
+
+    def reset(self) -> None:
+        """Note that the broker knows this worker again."""
+        self._late_until = -inf
 
 
 class HeartbeatThread(Thread):
@@ -62,6 +95,7 @@ class HeartbeatThread(Thread):
         while not (self._is_known or self._end.is_set()):
             if socket.poll(_CONNECT_INTERVAL, zmq.POLLOUT):
                 self._is_known = True
+                worker.suspension.turn(monotonic())
                 worker.loop.add_callback(worker._on_heartbeats)
             elif not socket.ipv6 and needs_ipv6(worker._broker.endpoint):
                 worker.loop.add_callback(worker.connect_by_ipv6)
@@ -69,6 +103,7 @@ class HeartbeatThread(Thread):
         turns = ceil(worker.beat_interval / protocol.PROGRESS_INTERVAL)  # for each heartbeat
         turn = 0
         while not self._end.wait(worker.beat_interval / turns):
+            worker.suspension.turn(monotonic())
             for key, progress in worker.jobs.take_progress():
                 with suppress(zmq.Again):
                     socket.send_multipart([b'', protocol.PROGRESS, key, progress], zmq.NOBLOCK)

@@ -16,7 +16,7 @@ from pyams_zmq.jobs.records import CANCELLED, DONE, Cancelled, Claim, JobRecord
 from pyams_zmq.pool.job_outcomes import JobOutcomes
 from pyams_zmq.pool.job_owners import BROKER, STOPPING, Owner
 from pyams_zmq.pool.job_run import JobRun, Workers
-from pyams_zmq.pool.job_verdict import Verdict, judge_death, judge_reply
+from pyams_zmq.pool.job_verdict import SHARED_DEATH, Verdict, judge_death, judge_reply
 from pyams_zmq.pool.protocol import make_job_key, parse_job_key
 from pyams_zmq.wire.clock import monotonic, time
 from pyams_zmq.wire.message import is_error
@@ -63,6 +63,7 @@ class JobBook:
         self._by_id: dict[str, JobRun] = {}
         self._ready: deque[JobRun] = deque()
         self._orphans: dict[bytes, JobRecord] = {}
+        self._orphaned: dict[bytes, float] = {}  # since when, also of those that have gone
         self._claimed = 0  # jobs that were asked for
         self._claim_at = 0.0  # time when there may be more of them
         self.is_draining = False
@@ -240,8 +241,14 @@ class JobBook:
 
     def add_orphans(self, records: Iterable[JobRecord]) -> None:
         """Add the jobs that run, as the journal says when a broker starts."""
+        now, clock = monotonic(), time()
         for record in records:
-            self._orphans[make_job_key(record.number, record.attempt)] = record
+            key = make_job_key(record.number, record.attempt)
+            self._orphans[key] = record
+            # If the clock is set back, they would wait for so long; without a time, on a full disk
+            # for instance, they wait from now on.
+            since = clock if record.orphaned is None else record.orphaned
+            self._orphaned[key] = now - max(0.0, clock - since)
 
     def adopt(self, worker: Any, key: bytes) -> bool:
         """Note that a worker has a job; return False if it is not wanted any more."""
@@ -278,7 +285,7 @@ class JobBook:
         if run.record.cancel is not None:
             self._end(run, CANCELLED)
         elif is_death:
-            self._apply(run, judge_death(run, reason))
+            self._apply(run, judge_death(run, reason, SHARED_DEATH))
         else:
             self._try_again(run, 0.0)
 
@@ -289,8 +296,7 @@ class JobBook:
         """
         for key, record in list(self._orphans.items()):
             owner = Owner.parse(record.owner)
-            waited = inf if record.orphaned is None else time() - record.orphaned
-            if owner.is_gone(waited):
+            if owner.is_gone(now - self._orphaned[key]):
                 self._give_up(key, 'and its broker died', is_death=owner.has_died)
         for run in list(self.live.values()):
             if run.kill_at <= now and run.worker is not None:

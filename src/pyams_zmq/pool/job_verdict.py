@@ -15,10 +15,16 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 MAX_DEATHS = 3
 """Workers that may die during a job before the job fails"""
 
+DEATH, SHARED_DEATH = 3, 1
+"""By how much a death counts in `deaths` of a job. That of a worker together with its broker counts
+less: somebody has killed the whole service, or its machine has failed, which is rarely the job"""
+
 MAX_BACKOFF = 3600.0
 """Seconds between two attempts, at most"""
 
-_DEATH_DELAY = 0.1  # seconds until the attempt after the first death; it doubles
+# Seconds until the attempts after the first and the second death: several kills within a second,
+# of a service that is being ended or short of memory, are not the fault of one job.
+_DEATH_DELAYS = (1.0, 4.0)
 _JITTER = (0.8, 1.2)  # so that jobs that have failed together do not begin together
 _SERVER_ERROR = 500
 
@@ -71,14 +77,15 @@ def judge_reply(run: JobRun, frames: list[Any], policy: JobPolicy) -> Verdict:
     return _try_again(delay * uniform(*_JITTER), failures=failures)  # noqa: S311
 
 
-def judge_death(run: JobRun, reason: str) -> Verdict:
+def judge_death(run: JobRun, reason: str, weight: int = DEATH) -> Verdict:
     """Decide what becomes of a job whose worker has died.
 
     :param reason: verb for its error
+    :param weight: by how much that counts
     """
-    deaths = run.record.deaths + 1
-    if deaths >= MAX_DEATHS:
-        text = f'The worker {reason} during this job, as {deaths - 1} others did before'
+    deaths = run.record.deaths + weight
+    if deaths >= MAX_DEATHS * DEATH:
+        text = f'The worker {reason} during this job, as others did before'
         return _end(FAILED, encode([502, text]), deaths=deaths)
     LOGGER.warning(
         'The worker %s during the job %s (%s), which is tried again',
@@ -86,4 +93,4 @@ def judge_death(run: JobRun, reason: str) -> Verdict:
         run.record.id,
         run.record.type,
     )
-    return _try_again(_DEATH_DELAY * 2 ** (deaths - 1), deaths=deaths)
+    return _try_again(_DEATH_DELAYS[deaths >= 2 * DEATH], deaths=deaths)

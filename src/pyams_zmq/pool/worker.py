@@ -20,7 +20,7 @@ from pyams_zmq.client.permission import describe_missing_permission
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQStartError
 from pyams_zmq.handler.plain import make_handler
 from pyams_zmq.pool import protocol
-from pyams_zmq.pool.heartbeat import OVERDUE, HeartbeatThread
+from pyams_zmq.pool.heartbeat import OVERDUE, HeartbeatThread, SuspensionCheck
 from pyams_zmq.pool.local_port import LocalPort
 from pyams_zmq.pool.protocol import ROUTE_SIZE
 from pyams_zmq.pool.worker_jobs import WorkerJobs
@@ -93,6 +93,8 @@ class PoolWorker(ZMQProcess):
     is_leaving = False
     is_connected = False  #: True while the broker is connected, as far as is known
 
+    suspension: SuspensionCheck  # of this process; from `init_stream` on
+
     _has_been_ready = False
     _is_registered = False  # since the last connection
     _has_warned = False  # since it was registered
@@ -149,6 +151,8 @@ class PoolWorker(ZMQProcess):
 
     def init_stream(self) -> None:
         """Connect to the broker."""
+        # The last heartbeat before a suspension may be older by one interval.
+        self.suspension = SuspensionCheck(self.beat_interval * (protocol.MISSED_HEARTBEATS - 1))
         self._route = os.urandom(ROUTE_SIZE)
         self._is_disconnected = asyncio.Event()
         socket = self.make_socket(self._route)
@@ -279,6 +283,7 @@ class PoolWorker(ZMQProcess):
         match command:
             case protocol.READY_OK:
                 self._ready_sent = -inf
+                self.suspension.reset()
                 if not self._is_registered:
                     self._is_registered = True
                     self._has_warned = False

@@ -121,14 +121,16 @@ class WorkerStream(ReplyStream):
         is_full = self.in_hand >= self.concurrency  # an overdue method has the slot of this call
         if is_full:
             self.process.check_overdue()
-        if is_full or self.process.is_leaving or self.process.draining:
+        is_job = key[0] == JOB_MARK
+        is_late = is_job and self.process.suspension.is_late(monotonic())
+        if is_full or is_late or self.process.is_leaving or self.process.draining:
             self.process.send_command(protocol.REJECT, key)
             return None
         self.pending.add(key)
         self.envelope = Envelope((key,))
         sender = header[KEY_SIZE:]
         self.job = None
-        if key[0] == JOB_MARK:
+        if is_job:
             info, sender = parse_job_header(header)
             self.job = self.process.jobs.begin(key, info)
         if not self._recv_copy and body:

@@ -19,7 +19,7 @@ from tornado.ioloop import IOLoop
 
 from pyams_zmq.auth import AccessAttributes
 from pyams_zmq.auth.authenticator import Authenticator
-from pyams_zmq.exceptions import ZMQHandlerError
+from pyams_zmq.exceptions import ZMQHandlerError, ZMQJournalError
 from pyams_zmq.handler.executor import ServiceExecutor
 from pyams_zmq.process.base import SIGNALLED, ReadyProcess
 from pyams_zmq.process.channel import RELOAD, Command
@@ -154,7 +154,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             if self._exit_code:
                 sys.exit(self._exit_code)
         except Exception as error:
-            if isinstance(error, ZMQHandlerError):  # its text is enough
+            if isinstance(error, ZMQHandlerError | ZMQJournalError):  # its text is enough
                 LOGGER.error('%s failed: %s', self.name, error)
             else:
                 LOGGER.exception('%s failed', self.name)
@@ -419,6 +419,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             # are awaited.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             handlers = [signal.getsignal(num) for num in SIGNALS]
+            signal.set_wakeup_fd(-1)  # asyncio closes its socket before; another thread may use it
             loop.close()
             for num, handler in zip(SIGNALS, handlers, strict=True):
                 signal.signal(num, handler)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from pyams_zmq.exceptions import ZMQBindError, ZMQHandlerError
+from pyams_zmq.exceptions import ZMQBindError, ZMQHandlerError, ZMQJournalError
 from pyams_zmq.process.base import ReadyProcess, StopOrder
 from pyams_zmq.process.heartbeat import LivenessCheck
 
@@ -24,7 +24,7 @@ class RestartLimits:
 
 def describe_start_error(error: Exception) -> str:
     """Return the text of an error for clients, without what may be a secret of the handler."""
-    if isinstance(error, ZMQHandlerError | ZMQBindError):
+    if isinstance(error, ZMQHandlerError | ZMQBindError | ZMQJournalError):
         return str(error)
     return f'{type(error).__name__}, see the log of the service'
 
