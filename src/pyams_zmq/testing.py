@@ -40,6 +40,8 @@ Answer = Callable[[list[bytes]], Reply]
 LOCAL = '127.0.0.1'
 """Default address of a process; the system chooses the port"""
 
+_READY_TIMEOUT = 30.0  # seconds; machines that run tests are busy
+
 
 class _Sent(NamedTuple):
     name: str
@@ -100,7 +102,7 @@ def running(process: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         process = process(*args, **kwargs)
     process.start()
     try:
-        process.wait_ready()
+        process.wait_ready(_READY_TIMEOUT)
         yield process
     finally:
         process.stop()
