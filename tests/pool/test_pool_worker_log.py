@@ -97,6 +97,8 @@ def test_another_address_of_the_pool(join):
         wait_until(lambda: warnings_of(program), TIMEOUT)
         assert 'it is connected, but not registered' in program.log.read_text()
         assert 'serves' not in program.log.read_text()
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(TIMEOUT) == 0
 
 
 def test_local_workers(tmp_path):
