@@ -94,6 +94,7 @@ def running(process: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         arguments; a class that gets no address binds a free port
     :return: the process, which is ready: see its `bound_address`
     :raises ZMQStartError: if it cannot start; an exception of the process itself is raised as it is
+    :raises ZMQTimeoutError: if it is not ready after 30 seconds
     """
     if not isinstance(process, ReadyProcess):
         address = None if args else signature(process).parameters.get('bind_addr')
