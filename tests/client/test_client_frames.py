@@ -17,7 +17,6 @@ from frame_handlers import FrameMessageHandler
 from handlers import Process
 from pyams_zmq.aio import AsyncZMQClient
 from pyams_zmq.client import ZMQClient
-from pyams_zmq.client.connection import CLOSE_LINGER
 from pyams_zmq.exceptions import (
     ZMQBacklogError,
     ZMQMessageError,
@@ -31,6 +30,7 @@ from pyams_zmq.socket import zmq_response, zmq_socket
 from pyams_zmq.supervisor import SupervisorProcess
 from pyams_zmq.testing import RecordingClient
 from pyams_zmq.transaction import send_on_commit
+from pyams_zmq.wire.linger import CLOSE_LINGER
 from raw_peer import RawPeer
 from transaction_checks import notes
 

@@ -19,8 +19,8 @@ from checks import open_fds, running_threads, wait_until
 from handlers import Process
 from peers import ECHO, REPLY, ask_raw
 from pyams_zmq.client import socket as socket_module
-from pyams_zmq.client.connection import CLOSE_LINGER
 from pyams_zmq.client.socket import ZMQSocket, get_context, zmq_response, zmq_socket
+from pyams_zmq.wire.linger import CLOSE_LINGER
 
 FORK = multiprocessing.get_context('fork')
 
@@ -179,11 +179,51 @@ def test_close_while_messages_of_many_frames_are_sent(linger):
     subprocess.run([sys.executable, '-c', textwrap.dedent(program)], check=True, timeout=60)
 
 
-def test_linger_of_messages_of_many_frames(down):
-    for linger, expected in ((0, CLOSE_LINGER), (17, 17)):
-        with zmq_socket(down, linger=linger) as socket:
-            socket.send_multipart([b'1', b'2'])
-            assert socket.linger == expected
+SUSPENDED = """
+import os, signal, subprocess, sys, zmq
+from pyams_zmq.socket import zmq_socket
+
+server = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE, text=True)
+socket = zmq_socket('127.0.0.1:' + server.stdout.readline().strip(), zmq.DEALER)
+socket.send_multipart([b'1', b'2'])
+assert server.stdout.readline() == 'received\\n'
+os.kill(server.pid, signal.SIGSTOP)
+while socket.poll(100, zmq.POLLOUT):  # until the system buffers no more
+    socket.send_multipart([b'x' * 2000] * 10)
+suspend = f'read line; kill -STOP {os.getpid()}; kill -9 {server.pid}; sleep 0.3'
+resume = f'kill -CONT {os.getpid()}; sleep 0.3'
+with subprocess.Popen(['sh', '-c', f'{suspend}; {resume}'], stdin=subprocess.PIPE) as shell:
+    socket.close(int(sys.argv[2]))
+    shell.stdin.write(b'\\n')
+"""
+
+PUSHED_BACK = """
+import signal, zmq
+
+socket = zmq.Context().socket(zmq.ROUTER)
+socket.rcvhwm = 1
+print(socket.bind_to_random_port('tcp://127.0.0.1'), flush=True)
+socket.poll()
+print('received', flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize('linger', ['0', '17'])
+def test_close_before_a_suspension(linger):
+    """The thread of libzmq finds the end of the linger period and of the connection at once."""
+    program = [sys.executable, '-c', SUSPENDED, PUSHED_BACK, linger]
+    subprocess.run(program, check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ('linger', 'expected'), [(0, CLOSE_LINGER), (17, CLOSE_LINGER), (2000, 2000), (-1, -1)]
+)
+def test_linger_of_messages_of_many_frames(down, linger, expected):
+    with zmq_socket(down, linger=linger) as socket:
+        socket.send_multipart([b'1', b'2'])
+        assert socket.linger == expected
+        socket.linger = 0  # else the context waits for ever for the last one
 
 
 def test_shadow(down):

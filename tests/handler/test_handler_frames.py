@@ -40,12 +40,12 @@ class LateHandler(FrameHandler):
 
     @zmq_method(timeout=0.05)
     def late(self, picture, args):
-        time.sleep(0.2)  # longer than its time limit
+        time.sleep(0.2)  # measures time: longer than the time limit
         return Multipart([200, None], [picture])
 
     @zmq_method(timeout=0.05)
     async def async_late(self, picture, args):
-        await asyncio.sleep(60)
+        await asyncio.sleep(60)  # is cancelled at the time limit
 
 
 class LateMessageHandler(ZMQMessageHandler):
@@ -99,7 +99,7 @@ def test_stream_of_another_class(name):
         handler([b'abc', f'["{name}",1]'.encode()])
         handler([b'["echo",1]'])
         while len(stream.sent) < 2:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # one iteration of the loop; the handler replies in it
 
     asyncio.run(run())
     assert len(stream.sent) == 2

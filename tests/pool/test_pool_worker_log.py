@@ -58,6 +58,10 @@ def warnings_of(program):
     return program.log.read_text().count('gets no calls from')
 
 
+def serves(program):
+    return program.log.read_text().count('serves')
+
+
 def test_no_broker(join):
     """The worker says so once, and that it serves only when it does, each time."""
     with reserved_port() as port:
@@ -70,10 +74,10 @@ def test_no_broker(join):
         assert 'serves' not in text
         for count in (1, 2):
             with running(Pool, worker_address=address, worker_auth=ACCESS, workers=1) as pool:
-                wait_until(lambda: program.log.read_text().count('serves') == count, TIMEOUT)  # noqa: B023
+                wait_until(lambda number=count: serves(program) == number, TIMEOUT)
                 assert warnings_of(program) == count
                 wait_for_workers(pool, count=2)
-            wait_until(lambda: warnings_of(program) == count + 1, TIMEOUT)  # noqa: B023
+            wait_until(lambda number=count: warnings_of(program) == number + 1, TIMEOUT)
         program.send_signal(signal.SIGTERM)
         assert program.wait(TIMEOUT) == 0
     assert 'secret' not in program.log.read_text()
@@ -93,6 +97,8 @@ def test_another_address_of_the_pool(join):
         wait_until(lambda: warnings_of(program), TIMEOUT)
         assert 'it is connected, but not registered' in program.log.read_text()
         assert 'serves' not in program.log.read_text()
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(TIMEOUT) == 0
 
 
 def test_local_workers(tmp_path):

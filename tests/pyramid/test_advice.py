@@ -55,7 +55,7 @@ class Slow:
     """Takes its time, or fails."""
 
     def nap(self, seconds):
-        time.sleep(seconds)
+        time.sleep(seconds)  # as long as the test asks, for clients that wait less
         return [200, seconds]
 
     def fail(self, args):

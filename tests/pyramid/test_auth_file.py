@@ -105,7 +105,7 @@ def test_asset(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert service_of(**BASE, auth_file='package_with_users:users').auth == users
     for text in ('package_with_users:hush', 'no_such_package:hush', 'a b:hush', ':hush'):
-        with pytest.raises(ConfigurationError, match='There is no such file in a package') as error:
+        with pytest.raises(ConfigurationError, match='or its file was not found') as error:
             service_of(**BASE, auth_file=text)
         assert 'hush' not in str(error.value)
 

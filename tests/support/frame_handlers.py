@@ -20,7 +20,7 @@ class FrameHandler(RecordingHandler):
         return Multipart([200, len(picture)], [picture[:size]])
 
     async def async_crop(self, picture, size):
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # takes no time: the reply comes in another iteration of the loop
         return self.crop(picture, size)
 
     @zmq_method(timeout=60)

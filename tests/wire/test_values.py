@@ -127,7 +127,7 @@ def test_native(value, expected):
 def test_frozen_time():
     """The classes of freezegun are subclasses, and replace those of the modules."""
     with freeze_time('2026-01-02 03:04:05'):
-        now = [datetime.now(), datetime.now(UTC), date.today()]  # noqa: DTZ005, DTZ011
+        now = [datetime.now(), datetime.now(UTC), date.today()]  # noqa: DTZ005, DTZ011 - naive, too
         assert decode_reply(encode(now)) == [
             '2026-01-02T03:04:05',
             '2026-01-02T03:04:05Z',

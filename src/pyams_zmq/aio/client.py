@@ -13,7 +13,6 @@ from pyams_zmq.aio.deadlines import Deadlines
 from pyams_zmq.aio.jobs import AsyncJobMethods
 from pyams_zmq.aio.loop import get_context
 from pyams_zmq.aio.protocol import SocketEvent, ZmqProtocol
-from pyams_zmq.aio.pump import ABORT_LINGER
 from pyams_zmq.aio.transport import ZmqTransport
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
@@ -33,6 +32,7 @@ from pyams_zmq.wire.body import decode_body
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import receive
+from pyams_zmq.wire.linger import CLOSE_LINGER
 from pyams_zmq.wire.message import (
     MAX_MESSAGE_SIZE,
     check_boolean,
@@ -100,7 +100,7 @@ class Connection(ZmqProtocol):
             try:
                 configure(self._socket, *service, lookup_timeout=0)
                 self._is_ipv6 = bool(self._socket.ipv6)
-                self._socket.linger = ABORT_LINGER
+                self._socket.linger = CLOSE_LINGER
                 keep_connected(self._socket, heartbeats)
                 self._socket.sndhwm = SEND_HWM
                 self._transport = ZmqTransport(loop, self._socket, self)

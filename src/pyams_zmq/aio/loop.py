@@ -12,11 +12,11 @@ import zmq.asyncio
 import zmq.eventloop.future
 
 from pyams_zmq.aio.address import check_numeric, check_str
-from pyams_zmq.aio.pump import ABORT_LINGER
 from pyams_zmq.aio.transport import ZmqTransport
 from pyams_zmq.client.connection import as_os_error
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import MAX_SUBSCRIPTION_SIZE, PUBLISHERS, check_descriptors
+from pyams_zmq.wire.linger import CLOSE_LINGER
 
 LINGER = 1000
 """Milliseconds for which messages are still sent after a socket that was made here is closed"""
@@ -176,7 +176,7 @@ class ZmqEventLoop(asyncio.SelectorEventLoop):
         """
         super().close()
         if not self._is_collected:
-            self.zmq_context.destroy(linger=ABORT_LINGER)
+            self.zmq_context.destroy(linger=CLOSE_LINGER)
             _contexts.discard(self.zmq_context)
 
     def __del__(self) -> None:

@@ -22,6 +22,7 @@ from pyams_zmq.client.connection import as_os_error, make_os_error
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.close_hook import hook_close, unhook_close
 from pyams_zmq.wire.frames import EVENTS, MORE, NOBLOCK, POLLIN, POLLOUT
+from pyams_zmq.wire.linger import CLOSE_LINGER, lengthen
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -37,14 +38,6 @@ have room: libzmq does not announce room in one queue if another one has room"""
 
 GUARD = 0.1
 """Seconds between turns of a socket that other code may access, which clears its descriptor"""
-
-ABORT_LINGER = 1000
-"""Milliseconds until a socket that is closed drops what it has not sent, at least.
-
-libzmq 4.3.5 aborts the process if the connection of a socket ends just after that time, while a
-message of several frames is half sent (`session_base.cpp`, `clean_pipes`). So the peers must have
-time to end first: on a loaded machine the threads of libzmq may wait for a processor for 0.1 s.
-"""
 
 _open_sockets: set[Any] = set()  # keeps each socket alive until its pump has ended
 _SOCKET_ENDED = frozenset((zmq.ETERM, zmq.ENOTSOCK))
@@ -141,7 +134,7 @@ class MessagePump:
     def abort(self) -> None:
         """Drop the buffered messages and close the socket now."""
         self._stop(None)
-        self._close_socket(ABORT_LINGER)
+        self._close_socket(CLOSE_LINGER)
 
     def _has_ended(self) -> bool:
         return self.is_ended or self._loop.is_closed()
@@ -181,10 +174,9 @@ class MessagePump:
     def _close_socket(self, linger: int | None) -> None:
         unhook_close(self._sock)
         if linger is None:
-            linger = ABORT_LINGER
+            linger = CLOSE_LINGER
             with suppress(Exception):  # other code has closed it, or the interpreter ends
-                own = self._sock.getsockopt(zmq.LINGER)
-                linger = own if own < 0 else max(own, linger)
+                linger = lengthen(self._sock.getsockopt(zmq.LINGER))
         if self._sock in _open_sockets:
             _open_sockets.remove(self._sock)
             self._release()

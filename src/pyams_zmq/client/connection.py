@@ -48,13 +48,6 @@ connection whose host does not answer, or takes no data"""
 DOWN = 2.5
 """Seconds until a call fails to an address where nobody listens"""
 
-CLOSE_LINGER = 100
-"""Milliseconds until a closed socket drops what it has not sent.
-
-With 0, libzmq 4.3.5 aborts the process if the connection ends while a message of several frames is
-half sent (`session_base.cpp`, `clean_pipes`): bare pyzmq in 6 of 6 runs, with this linger in none.
-"""
-
 RETRIED = (ZMQTimeoutError, ZMQUnreachableError)
 """Errors after which a call that may run twice is repeated"""
 

@@ -13,7 +13,6 @@ from typing import Any
 import zmq
 
 from pyams_zmq.client.connection import (
-    CLOSE_LINGER,
     HEARTBEATS,
     MAX_RECONNECT_IVL,
     RECONNECT_IVL,
@@ -27,6 +26,7 @@ from pyams_zmq.client.unanswered import PATIENCE, UnansweredMessages
 from pyams_zmq.exceptions import ZMQRefusedError
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import receive, send_frames
+from pyams_zmq.wire.linger import CLOSE_LINGER
 from pyams_zmq.wire.message import DRAINING_REPLY
 from pyams_zmq.wire.poll import wait_for
 

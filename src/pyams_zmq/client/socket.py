@@ -18,7 +18,6 @@ from pyams_zmq import _
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import (
-    CLOSE_LINGER,
     CONNECTION_EVENTS,
     HANDSHAKE_IVL,
     HEARTBEATS,
@@ -36,6 +35,7 @@ from pyams_zmq.wire.context import check_descriptors
 from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.frames import EVENTS, NOBLOCK, POLLIN, POLLOUT, receive
+from pyams_zmq.wire.linger import lengthen
 from pyams_zmq.wire.message import MAX_MESSAGE_SIZE, check_size
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 from pyams_zmq.wire.names import LOOKUP_TIMEOUT
@@ -136,7 +136,7 @@ class ZMQSocket(zmq.Socket[bytes]):
         """Keep unsent messages for a moment when the socket is closed, see `CLOSE_LINGER`."""
         if not self._has_many_frames:
             self._has_many_frames = True
-            self.set(zmq.LINGER, self.get(zmq.LINGER) or CLOSE_LINGER)
+            self.set(zmq.LINGER, lengthen(int(self.get(zmq.LINGER))))
 
     def send_multipart(self, msg_parts: Any, *args: Any, **kwargs: Any) -> Any:
         """Send a message of several frames, or nothing of it.
@@ -150,11 +150,11 @@ class ZMQSocket(zmq.Socket[bytes]):
     def close(self, linger: int | None = None) -> None:
         """Close the socket and its monitor.
 
-        :param linger: milliseconds that unsent messages are kept for, by default the option; 0
-            means a tenth of a second after messages of several frames, see `CLOSE_LINGER`
+        :param linger: milliseconds that unsent messages are kept for, by default the option; after
+            messages of several frames at least a second, see `CLOSE_LINGER`
         """
-        if linger == 0 and self._has_many_frames:
-            linger = CLOSE_LINGER
+        if linger is not None and self._has_many_frames:
+            linger = lengthen(linger)
         monitor = self._monitor
         if monitor is not None:
             monitor.state.close()
@@ -249,7 +249,7 @@ def zmq_socket(
     :param address: `'host:port'`, `(host, port)` or a URI
     :param socket_type: type of the socket
     :param linger: milliseconds for which unsent messages are kept when the socket is closed; after
-        messages of several frames at least a tenth of a second, see :meth:`.ZMQSocket.close`
+        messages of several frames at least a second, see :meth:`.ZMQSocket.close`
     :param protocol: protocol of an address without one, `'tcp'` or `'ipc'`
     :param auth: `'user:password'` (RFC 24/PLAIN)
     :param curve: keys of the client and of the server it trusts (RFC 26/CURVEZMQ)

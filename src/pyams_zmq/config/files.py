@@ -47,7 +47,7 @@ def _find_asset(package: str, name: str) -> Path:
             found = asset.abspath() if asset.exists() else None
     if found is None:
         # Credentials look like an asset: they may have been given instead.
-        raise ValueError(f'There is no such file in a package {package!r}; {_FORMS}')
+        raise ValueError(f'The package {package!r} or its file was not found; {_FORMS}')
     return Path(found)
 
 

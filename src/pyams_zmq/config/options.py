@@ -100,13 +100,7 @@ class Option(NamedTuple):
 
 
 _SERVICE = (
-    (
-        'address',
-        ADDRESS,
-        '',
-        'required',
-        'where it binds, with a port; clients connect to it',
-    ),
+    ('address', ADDRESS, '', 'required', 'where it binds, with a port; clients connect to it'),
     ('handler', HANDLER, '', 'required', 'handler of the messages; not needed with start = never'),
     ('factory', CLASS, '', 'ZMQProcess; with workers ZMQPool', 'class of the process'),
     (
@@ -154,13 +148,7 @@ _POOL = (
     ),
 )
 _LIMITS = (
-    (
-        'concurrency',
-        POSITIVE,
-        'messages',
-        '',
-        'handled at a time, in each worker of a pool',
-    ),
+    ('concurrency', POSITIVE, 'messages', '', 'handled at a time, in each worker of a pool'),
     ('drain_timeout', NUMBER, 'seconds', '', 'for messages in hand when the service stops'),
     ('orphan_timeout', NUMBER, 'seconds', '', 'for messages in hand when its owner has died'),
     (

@@ -346,11 +346,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             self.draining = True  # `run` looks at it
         else:
             with suppress(RuntimeError):  # the loop is closed: this process is ending
-                loop.asyncio_loop.call_soon_threadsafe(self._exit_on_request)
-
-    def _exit_on_request(self) -> None:
-        if not self.draining:
-            self.exit()
+                loop.asyncio_loop.call_soon_threadsafe(self.exit)
 
     def _on_command(self, command: Command) -> None:
         """Execute a command of the owner; runs in the watchdog."""

@@ -34,6 +34,8 @@ __all__ = ['JobRecorder', 'RecordedJob', 'RecordingClient', 'Sent', 'Testing', '
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
+_READY_TIMEOUT = 30.0  # seconds; machines that run tests are busy
+
 
 class _Sent(NamedTuple):
     name: str
@@ -86,6 +88,7 @@ def running(process: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         arguments; a class that gets no address binds a free port
     :return: the process, which is ready: see its `bound_address`
     :raises ZMQStartError: if it cannot start; an exception of the process itself is raised as it is
+    :raises ZMQTimeoutError: if it is not ready after 30 seconds
     """
     if not isinstance(process, ReadyProcess):
         address = None if args else signature(process).parameters.get('bind_addr')
@@ -94,7 +97,7 @@ def running(process: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         process = process(*args, **kwargs)
     process.start()
     try:
-        process.wait_ready()
+        process.wait_ready(_READY_TIMEOUT)
         yield process
     finally:
         process.stop()

@@ -29,7 +29,7 @@ class _Encoders:
 
     def __init__(self) -> None:
         from zope.interface import Interface, providedBy  # noqa: PLC0415 - as above
-        from zope.interface.adapter import AdapterRegistry  # noqa: PLC0415
+        from zope.interface.adapter import AdapterRegistry  # noqa: PLC0415 - as above
 
         self._provided, self._specify = Interface, providedBy
         self._registry: Any = AdapterRegistry()
@@ -80,6 +80,7 @@ _FAMILIES = (dict, list, tuple, set, frozenset, UUID, msgspec.Struct)
 _NATIVE = {*_SCALARS, bool, type(None), memoryview, msgspec.Raw}
 # msgspec encodes these itself, except as keys of a dictionary.
 _KEYS = {None: 'null', True: 'true', False: 'false'}
+_MAX_NAME = 40  # characters of a name in an error
 
 
 def add_encoder(
@@ -260,5 +261,5 @@ def _locate(value: Any, matches: Callable[[Any], bool]) -> str:
 
 def _name(key: Any) -> str:
     """Return a key for a path if it is the name of a field; others may be secret."""
-    is_name = isinstance(key, str) and key.isidentifier() and len(key) <= 40  # noqa: PLR2004
+    is_name = isinstance(key, str) and key.isidentifier() and len(key) <= _MAX_NAME
     return f'.{key}' if is_name else '[...]'
