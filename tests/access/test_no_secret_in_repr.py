@@ -185,7 +185,7 @@ def make_objects(stack):
         PoolBroker(pool, 'ipc://local'),
         pool.make_worker('127.0.0.1:1'),
         PoolWorker('127.0.0.1:1', MessageHandler, auth=USER),
-        RecordedJob(Sent('x', 'y', 1), {'key': PASSWORD}, JobRecorder(), None),
+        RecordedJob(Sent('x', 'y', 1), {'key': PASSWORD}, JobRecorder(), None, 0),
         Supervisor({'one': partial(ZMQProcess, '127.0.0.1', MessageHandler, USER)}),
         configured,
         device.ProcessDevice(zmq.QUEUE, zmq.ROUTER, zmq.DEALER, curve=server),

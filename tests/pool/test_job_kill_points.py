@@ -63,7 +63,7 @@ class Killer:
             def _reply(self, *args):
                 around('answer', super()._reply, *args)
 
-        send, command = job_service._send_job, job_service._send_command
+        send, command = job_service.send_job, job_service.send_command
 
         def send_command(name, *args, **options):
             if name == protocol.ACK:
@@ -73,8 +73,8 @@ class Killer:
 
         monkeypatch.setattr(job_service, 'JournalWriter', Writer)
         monkeypatch.setattr(job_service, 'JobService', Service)
-        monkeypatch.setattr(job_service, '_send_job', partial(around, 'send', send))
-        monkeypatch.setattr(job_service, '_send_command', send_command)
+        monkeypatch.setattr(job_service, 'send_job', partial(around, 'send', send))
+        monkeypatch.setattr(job_service, 'send_command', send_command)
 
 
 @pytest.mark.parametrize('step', JOURNAL_STEPS + BROKER_STEPS)

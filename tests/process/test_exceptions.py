@@ -15,6 +15,8 @@ from pyams_zmq.exceptions import (
     ZMQBindError,
     ZMQClosedError,
     ZMQHandlerError,
+    ZMQJobError,
+    ZMQJournalError,
     ZMQMessageError,
     ZMQRefusedError,
     ZMQRemoteError,
@@ -38,6 +40,8 @@ ERRORS = [
     ZMQBacklogError('10000 messages wait'),
     ZMQRefusedError('wrong password'),
     ZMQRemoteError(409, {'reason': 'conflict'}),
+    ZMQJobError(404, 'There is no job with this id'),
+    ZMQJournalError('var/converter.jobs', 'another broker has it'),
 ]
 
 
@@ -67,6 +71,8 @@ def test_list_is_complete():
         (ZMQBacklogError, ZMQUnreachableError),
         (ZMQRefusedError, ConnectionRefusedError),
         (ZMQRemoteError, RuntimeError),
+        (ZMQJobError, ZMQRemoteError),
+        (ZMQJournalError, ZMQStartError),
     ],
 )
 def test_base_classes(error, builtin):
