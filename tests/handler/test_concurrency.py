@@ -219,7 +219,7 @@ class Two(Process):
 class Noting(Two):
     """Creates a file when it has ended; may take its time on a busy machine."""
 
-    drain_timeout = 60.0
+    drain_timeout = 8.0
 
     def __init__(self, path, *args, **kwargs):
         super().__init__(*args, **kwargs)
