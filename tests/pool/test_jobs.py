@@ -219,6 +219,8 @@ BAD_OPTIONS = [
     ({'delay': '1'}, 'delay'),
     ({'delay': 1e9}, 'delay'),
     ({'expires': True}, 'expires'),
+    ({'expires': 0}, 'expires'),
+    ({'expires': 5, 'delay': 5}, 'expires'),
     ({'priority': 1.5}, 'priority'),
     ({'priority': 1001}, 'priority'),
     ({'retries': -1}, 'retries'),

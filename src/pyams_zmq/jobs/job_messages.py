@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from math import inf
 from typing import Any
 
 from pyams_zmq.exceptions import ZMQMessageError
@@ -38,6 +39,8 @@ def read_submission(frames: Sequence[bytes], index: int, user: str, address: str
         for option, check in _OPTIONS.items()
         if options.get(option) is not None
     }
+    if given.get('expires', inf) <= given.get('delay', 0):
+        raise ZMQMessageError(400, 'Bad option expires: write more seconds than its delay has')
     if 'id' not in given:
         given['id'] = make_uuid7()
     kept[index] = encode([name, args])  # the worker may get it long after the deadline
