@@ -331,6 +331,7 @@ def test_jobs_need_a_journal(start):
         ('keep', 'a week', ValueError),
         ('cancel_grace', -1, ValueError),
         ('journal', 1, TypeError),
+        ('journal', '', ValueError),
     ],
 )
 def test_bad_attribute(job_pool, name, value, error):
