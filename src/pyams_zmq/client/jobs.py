@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pyams_zmq.client.job_info import (
     JobInfo,
     JobProgress,
+    check_keeps_jobs,
     read_change,
     read_done,
     read_job,
@@ -36,10 +37,12 @@ class JobMethods:
     """The methods of a client for jobs, which its method `request` sends.
 
     :ivar retries: see :class:`~pyams_zmq.client.ZMQClient`
+    :ivar keeps_jobs: False if it is known that the service has no journal: `submit` raises an error
     """
 
     retries: int
     request: Callable[..., Any]
+    keeps_jobs: bool = True
 
     def submit(
         self,
@@ -76,7 +79,7 @@ class JobMethods:
         :param retries: attempts after the first one, by default those of the method
         :param frames: binary frames, see :meth:`.ZMQClient.call`; they are kept with the job
         :raises ZMQRemoteError: if the service does not accept it; with status 507, if its disk is
-            full
+            full; ZMQJobError with status 501, if it is declared without a journal
         :raises ZMQReplyError: if the method is not a job, or the service has no journal: then it
             may have run as a call
         :raises: the errors of :meth:`.ZMQClient.call`
@@ -93,6 +96,7 @@ class JobMethods:
             timeout=timeout,
             retries=retries,
         )
+        check_keeps_jobs(self)
         attempts = max(self.retries, SUBMIT_RETRIES)
         return self._ask(submission.message, submission.read, retries=attempts, frames=frames)
 

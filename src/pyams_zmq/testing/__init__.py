@@ -315,6 +315,7 @@ class Testing:
             outbox=self.outbox,
             recorder=self.recorder,
         )
+        service.prepare_client(client)
         client._find_answer = partial(self.find_answer, service)  # type: ignore[method-assign]
         return client
 
