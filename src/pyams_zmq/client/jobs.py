@@ -171,16 +171,21 @@ class JobMethods:
 
     def _watch(self, watch: JobWatch) -> Iterator[JobInfo]:
         while watch:
-            message, timeout = watch.ask(monotonic())
-            try:
-                job = self._ask(message, read_change, timeout=timeout, retries=0)
-            except Exception as error:  # noqa: BLE001 - most of them are raised again
-                watch.fail(error, monotonic())
-            else:
-                if watch.handle(job, monotonic()):
-                    yield job
+            job = self._poll(watch)
+            if job is not None:
+                yield job
             if watch.pause:
                 time.sleep(watch.pause)
+
+    def _poll(self, watch: JobWatch) -> JobInfo | None:
+        """Ask for the next change of a watch; return None if there is none yet."""
+        message, timeout = watch.ask(monotonic())
+        try:
+            job = self._ask(message, read_change, timeout=timeout, retries=0)
+        except Exception as error:  # noqa: BLE001 - most of them are raised again
+            watch.fail(error, monotonic())
+            return None
+        return job if watch.handle(job, monotonic()) else None
 
     def result(
         self,

@@ -38,6 +38,7 @@ class RequestClient(JobMethods):
             self._client.explain(error)
 
     _ask = explained(JobMethods._ask)
+    _poll = explained(JobMethods._poll)  # its limit of time is that of the client
     _result_of = explained(JobMethods._result_of)
 
     @explained
