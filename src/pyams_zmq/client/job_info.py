@@ -94,6 +94,8 @@ class JobInfo(Struct, frozen=True, kw_only=True):
     def result(self) -> Any:
         """Return the payload of the reply of a job that has ended.
 
+        Its errors do not name the service and the next step: those of `result` of a client do.
+
         :raises ZMQRemoteError: if its status is not 2xx; 410 for a cancelled job, 504 for an
             expired one, and 409 for others, if they have no reply
         """
