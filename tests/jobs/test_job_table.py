@@ -331,14 +331,16 @@ def test_no_arguments_in_texts(job):
 # The clock
 
 
-def test_clock_set_back(bench):
+@pytest.mark.parametrize('seconds', [-3600, 3600])
+def test_clock_that_is_set(bench, seconds):
     bench.accept('now')
     bench.accept('later', delay=60)
     bench.accept('short', expires=60)
     number, attempt = bench.begin('again', priority=1)
     bench.change('change', number, attempt, delay=60)
-    bench.now -= 3600
-    bench.change('set_clock_back', 3600)
+    due = bench.get('later').due
+    bench.set_clock(seconds)
+    assert bench.get('later').due == due + seconds
     assert bench.claim_ids(1) == ['now']
     assert bench.change('claim', 0, ()).wait == 0.0
     assert bench.change('claim', 9, ['other']).wait == 60
@@ -366,3 +368,44 @@ def test_clock_set_back_while_nothing_runs(bench, event):
     bench.now -= 3600
     bench.reopen()
     assert bench.change('claim', 9, ['other']).wait == 60
+
+
+def test_clock_set_back_once_counts_once(bench):
+    """The next brokers go on from there, also with jobs that were submitted meanwhile."""
+    bench.change('end', *bench.begin('old'), 'done', REPLY)
+    bench.now -= 3600
+    bench.reopen()
+    bench.accept('new', delay=1800, expires=2700)
+    for _ in range(3):
+        bench.now += 60
+        bench.reopen()
+    assert bench.get('new').due == bench.now + 1620
+    assert bench.get('new').expires == bench.now + 2520
+    bench.now += 1620
+    bench.journal.tidy(bench.now)
+    assert bench.claim_ids() == ['new']
+
+
+def test_clock_that_was_in_another_century(bench):
+    """Jobs that ended at that time are removed, too."""
+    bench.set_clock(73 * 365 * 86400)
+    bench.change('end', *bench.begin('old'), 'done', REPLY)
+    bench.close()
+    bench.now = NOW
+    bench.reopen()
+    assert bench.get('old').ended == bench.get('old').created == NOW
+    bench.reopen()
+    bench.accept('new', delay=60)
+    bench.now += 8 * 86400
+    bench.journal.tidy(bench.now)
+    assert bench.states() == {'new': 'waiting'}
+
+
+def test_clock_that_is_set_while_the_journal_cannot_be_written(bench):
+    """The next transaction writes it."""
+    bench.accept('a', delay=60)
+    bench.set_clock(3600)
+    assert bench.refuse('cancel', 'none') == 404
+    bench.claim()
+    bench.reopen()
+    assert bench.get('a').due == bench.now + 60

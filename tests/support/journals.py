@@ -37,6 +37,11 @@ class Bench:
         self.close()
         self.journal = Journal(str(self.path), now=self.now, **options)
 
+    def set_clock(self, seconds):
+        """Set the clock of the system, as a writer notices it."""
+        self.now += seconds
+        self.journal.ahead -= seconds
+
     def change(self, method, *args, **kwargs):
         """Call a method of the jobs in a transaction."""
         with self.journal.transaction(self.now) as jobs:
@@ -104,7 +109,7 @@ class Loop:
 def writing(path, factory=JournalWriter, **options):
     """Open a journal with a writer; close both."""
     loop = Loop()
-    journal = Journal(str(path))
+    journal = Journal(str(path), now=options['clock']() if 'clock' in options else None)
     writer = factory(journal, loop.posted.put, **options)
     try:
         yield journal, writer, loop

@@ -48,12 +48,14 @@ class JobTable:
 
     :param db: connection with the tables of :mod:`pyams_zmq.jobs.schema`
     :ivar now: time of the transaction, in seconds since the epoch
+    :ivar ahead: seconds by which that is ahead of the clock of the system
     :ivar delta: by how much it changes the number of jobs in each state
     :ivar expired: ids of the jobs that it lets expire
     :ivar size: bytes of messages and results that were written
     """
 
     now = 0.0
+    ahead = 0.0
 
     def __init__(self, db: sqlite3.Connection):
         self._db = db
@@ -62,15 +64,19 @@ class JobTable:
         self.expired: list[str] = []
         self.size = 0
 
-    def begin(self, now: float) -> None:
-        """Begin a transaction; the caller does it in the database."""
-        self.now = now
+    def begin(self, now: float, ahead: float = 0.0) -> None:
+        """Begin a transaction; the caller does it in the database.
+
+        :param now: present time of the system, in seconds since the epoch
+        :param ahead: seconds by which the times in the file are ahead of it
+        """
+        self.now, self.ahead = now + ahead, ahead
         self.delta.clear()
         self.expired = []
 
     @property
     def _revision(self) -> int:
-        return int(self.now * 1000)
+        return int((self.now - self.ahead) * 1000)
 
     # What clients ask for
 
@@ -277,15 +283,6 @@ class JobTable:
             "update job set orphaned = ? where state = 'running' and orphaned is null", (self.now,)
         )
 
-    def set_clock_back(self, seconds: float) -> None:
-        """Change the times for which jobs wait, because the clock was set back."""
-        self._waiting.set_clock_back(seconds)
-        self._db.execute(
-            'update job indexed by job_by_state set orphaned = orphaned - ? '
-            "where state = 'running' and orphaned is not null",
-            (seconds,),
-        )
-
     def _begin(self, number: int, owner: str | None) -> JobRecord:
         self._db.execute(
             "update job set state = 'running', attempt = attempt + 1, started = ?, owner = ?, "
@@ -295,7 +292,7 @@ class JobTable:
         self._count(WAITING, RUNNING)
         row = list(self._db.execute(_CLAIMED, (number,)).fetchone())
         row[-1] = unpack_frames(row[-1])
-        return JobRecord(*row)
+        return JobRecord(*row).set_back(self.ahead)
 
     def _expire(self, number: int, job_id: str) -> None:
         self._end(number, WAITING, EXPIRED)

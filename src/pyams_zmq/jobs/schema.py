@@ -43,6 +43,9 @@ _TABLES = (
     )
     """,
     'create table request (number integer primary key, frames blob not null)',
+    # Seconds by which all times are ahead of the clock of the system.
+    'create table clock (ahead real not null)',
+    'insert into clock values(0.0)',
     # Ids of submissions whose key was that of a job: they are other names of it.
     'create table alias (row integer primary key, id text not null, number integer not null)',
     'create unique index alias_id on alias(id)',

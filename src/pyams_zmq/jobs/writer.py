@@ -16,7 +16,7 @@ from pyams_zmq.jobs.change import Change
 from pyams_zmq.jobs.job_table import JobTable
 from pyams_zmq.jobs.journal import CLOCK_SLACK, Journal
 from pyams_zmq.jobs.records import Accepted, Cancelled, Claim, Submission
-from pyams_zmq.wire.clock import monotonic, time
+from pyams_zmq.wire.clock import boottime, monotonic, time
 from pyams_zmq.wire.message import DRAINING
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -50,6 +50,7 @@ class JournalWriter:
     :param post: calls a function in the thread of the loop, as `loop.call_soon_threadsafe` does
     :param on_expired: called in the loop with the ids of jobs that have expired, or None
     :param clock: returns the seconds since the epoch
+    :param steady: returns the seconds of a clock that nobody sets
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class JournalWriter:
         post: Callable[[Callable[[], None]], object],
         on_expired: Callable[[list[str]], object] | None = None,
         clock: Callable[[], float] = time,
+        steady: Callable[[], float] = boottime,
     ):
         self._journal = journal
         self._post = post
         self._on_expired = on_expired
         self._clock = clock
-        self._offset = clock() - monotonic()
+        self._steady = steady
+        self._offset = clock() - steady()
         self._pid = os.getpid()
         self._queue: SimpleQueue[Change | None] = SimpleQueue()
         self._backlog = 0
@@ -265,28 +268,33 @@ class JournalWriter:
 
     def _write(self, changes: list[Change]) -> Exception | None:
         """Write changes in a transaction; return the error if that is not possible."""
-        now = self._clock()
-        offset = now - monotonic()
-        shift = self._offset - offset  # also of a clock that goes back slowly
         is_durable = any(change.is_durable for change in changes)
         self._reach('before begin')
         try:
             if any(change.is_new for change in changes):
                 self._journal.check_room()
-            with self._journal.transaction(now, is_durable) as jobs:
+            with self._journal.transaction(self._now(), is_durable) as jobs:
                 self._reach('begun')
-                if shift > CLOCK_SLACK:
-                    jobs.set_clock_back(shift)
                 outcomes = [(change, change.run(jobs)) for change in changes]
                 self._reach('before commit')
         except Exception as error:  # noqa: BLE001 - the thread has to go on; the caller logs it
             return error
         self._reach('committed')
-        if not 0 <= shift <= CLOCK_SLACK:
-            self._offset = offset
         self._report(outcomes, jobs.expired)
         self._reach('reported')
         return None
+
+    def _now(self) -> float:
+        """Return the time of the system; if it was set, that of the journal goes on all the same.
+
+        The time for which the machine has slept has passed for both.
+        """
+        now = self._clock()
+        step = now - self._steady() - self._offset  # also the sum of small ones
+        if abs(step) > CLOCK_SLACK:
+            self._offset += step
+            self._journal.ahead -= step
+        return now
 
     def _report(
         self, outcomes: Iterable[tuple[Change, Any]], expired: Collection[str] = ()
@@ -302,7 +310,7 @@ class JournalWriter:
             if monotonic() < self._tidy_at:
                 return
             self._tidy_at = monotonic() + _TIDY_INTERVAL
-            expired, has_more = self._journal.tidy(self._clock())
+            expired, has_more = self._journal.tidy(self._now())
             self._check_problem()
         except Exception as error:  # noqa: BLE001 - the thread has to go on
             LOGGER.debug('The journal %s cannot be tidied: %s', self._journal.path, error)
