@@ -157,8 +157,14 @@ def test_backlog_is_bounded(path, monkeypatch):
         outcomes = []
         large = make_job('large', frames=[bytes(200_000)])
         writer.accept(large, outcomes.append)  # alone, it may be larger
-        with pytest.raises(ZMQMessageError, match='503 The disk of the journal is too slow'):
-            writer.accept(make_job('a'), outcomes.append)
+        for method, what in (
+            (writer.accept, make_job('a')),
+            (writer.cancel, 'a'),
+            (writer.retry, 'a'),
+        ):
+            with pytest.raises(ZMQMessageError, match='503 The disk of the journal is too slow'):
+                method(what, outcomes.append)
+        writer.assign(1, 1, 'worker')  # what has happened is not refused
         writer.go.set()
         loop.turn()
         assert loop.wait(writer.accept, make_job('a')).is_new

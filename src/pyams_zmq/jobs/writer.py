@@ -25,7 +25,7 @@ CLOSE_TIMEOUT = 10.0
 """Seconds in which the thread has to end"""
 
 MAX_BACKLOG = 64 * 1024 * 1024
-"""Bytes of the submitted messages that wait to be written"""
+"""Bytes of what clients have asked for, and that waits to be written"""
 
 _BATCH = 1000  # changes of one transaction
 _BATCH_SIZE = 16 * 1024 * 1024  # bytes of its messages and results
@@ -44,7 +44,8 @@ class JournalWriter:
     their order, and claims last, so that one wait for the disk serves them all.
 
     While the journal cannot be written, because the disk is full for instance, what clients ask for
-    fails with status 507; what has become of jobs is kept until it can be written.
+    fails with status 507; what has become of jobs is kept until it can be written. If too many
+    bytes wait for the disk, the methods for clients raise a ZMQMessageError with status 503.
 
     :param journal: the journal, which only this object writes until it is closed
     :param post: calls a function in the thread of the loop, as `loop.call_soon_threadsafe` does
@@ -82,13 +83,8 @@ class JournalWriter:
     def accept(
         self, job: Submission, callback: Callable[[Accepted | ZMQMessageError], object]
     ) -> None:
-        """Add a job.
-
-        :raises ZMQMessageError: with status 503, if too many bytes wait for the disk
-        """
+        """Add a job."""
         size = sum(map(len, job.frames))
-        if self._backlog and self._backlog + size > MAX_BACKLOG:
-            raise ZMQMessageError(503, 'The disk of the journal is too slow, try again later')
         self._put(partial(JobTable.accept, job=job), callback, is_new=True, size=size)
 
     def cancel(
@@ -185,6 +181,8 @@ class JournalWriter:
         if self._is_closed or self._pid != os.getpid():  # a fork has no thread
             raise ZMQMessageError(*DRAINING)
         change = Change(call, callback, **options)
+        if not change.is_kept and self._backlog and self._backlog + change.size > MAX_BACKLOG:
+            raise ZMQMessageError(503, 'The disk of the journal is too slow, try again later')
         self._backlog += change.size
         self._queue.put(change)
 
