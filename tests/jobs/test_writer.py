@@ -429,6 +429,38 @@ def test_changes_that_are_given_up(path, monkeypatch, caplog):
     bench.close()
 
 
+def test_only_new_jobs_are_refused_without_room_for_them(path, monkeypatch):
+    """Cancels and retries in the same transaction need less."""
+    with writing(path, SlowWriter) as (journal, writer, loop):
+        writer.go.set()
+        for job_id in ('a', 'b'):
+            loop.wait(writer.accept, make_job(job_id))
+        loop.wait(writer.cancel, 'b')
+        monkeypatch.setattr(journal, 'check_room', lambda: os.statvfs(path / 'none'))
+        writer.go.clear()
+        writer.reached.clear()
+        writer.cancel('none', print)
+        writer.reached.wait()
+        outcomes, claims = [], []
+        for method, what in (
+            *((writer.cancel, 'a'), (writer.accept, make_job('new')), (writer.retry, 'b')),
+            *((writer.accept, make_job('newer')),),
+        ):
+            method(what, outcomes.append)
+        writer.claim(1, ['convert'], claims.append)
+        writer.go.set()
+        while not claims:
+            loop.turn()
+        assert [getattr(each, 'status', each) for each in outcomes[:2]] == [507, 507]
+        assert (outcomes[2].state, outcomes[3]) == ('cancelled', 'waiting')
+        assert [job.id for job in claims[0].jobs] == ['b']
+        assert loop.wait(writer.accept, make_job('alone')).status == 507
+        assert writer.problem
+        monkeypatch.undo()
+        assert loop.wait(writer.accept, make_job('new')).is_new
+        wait_until(lambda: not writer.problem)
+
+
 def test_file_that_was_removed(path):
     with writing(path) as (_journal, writer, loop):
         loop.wait(writer.accept, make_job('a'))

@@ -231,13 +231,32 @@ class JournalWriter:
         """Write changes; those that cannot be written fail, or are kept."""
         self._kept = []
         changes.sort(key=attrgetter('is_claim'))
-        error = self._write(changes)
-        if error is not None:
-            self._journal.make_room()
-            error = self._write(changes)
+        if any(change.is_new for change in changes):
+            error = self._try(self._check_room)
+            if error is not None:  # the others need less room
+                self._refuse([change for change in changes if change.is_new], error)
+                changes = [change for change in changes if not change.is_new]
+        error = self._try(partial(self._write, changes)) if changes else None
         if error is None:
             self._check_problem()
             return
+        self._refuse([change for change in changes if not change.is_kept], error)
+        kept = [change for change in changes if change.is_kept]
+        # What has happened needs less room than new jobs.
+        if kept and self._write(kept) is not None:
+            self._kept = kept
+            self._retry_at = monotonic() + _RETRY_PAUSE
+
+    def _try(self, write: Callable[[], Exception | None]) -> Exception | None:
+        """Call a function, and if there is an error, again when some room was made."""
+        error = write()
+        if error is not None:
+            self._journal.make_room()
+            error = write()
+        return error
+
+    def _refuse(self, changes: Iterable[Change], error: Exception) -> None:
+        """Let changes fail, and log why."""
         if not self._problem:
             LOGGER.error(
                 'The journal %s cannot be written: %s; no job is accepted until it can',
@@ -245,32 +264,30 @@ class JournalWriter:
                 error,
             )
         self._problem = str(error) or type(error).__name__
-        refused = [change for change in changes if not change.is_kept]
         # Without the path, which is of no concern to clients.
         reason = getattr(error, 'strerror', None) or self._problem
         text = f'The journal cannot be written: {reason}; try again later'
-        self._report([(change, ZMQMessageError(507, text)) for change in refused])
-        kept = [change for change in changes if change.is_kept]
-        # What has happened needs less room than new jobs.
-        if kept and self._write(kept) is not None:
-            self._kept = kept
-            self._retry_at = monotonic() + _RETRY_PAUSE
+        self._report([(change, ZMQMessageError(507, text)) for change in changes])
 
     def _check_problem(self) -> None:
         """Log that the journal can be written again, if new jobs are accepted again, too."""
-        if self._problem and not self._kept:
-            with suppress(OSError):
-                self._journal.check_room()
-                self._problem = ''
-                LOGGER.warning('The journal %s can be written again', self._journal.path)
+        if self._problem and not self._kept and self._check_room() is None:
+            self._problem = ''
+            LOGGER.warning('The journal %s can be written again', self._journal.path)
+
+    def _check_room(self) -> Exception | None:
+        """Return the error if there is no room for new jobs."""
+        try:
+            self._journal.check_room()
+        except OSError as error:
+            return error
+        return None
 
     def _write(self, changes: list[Change]) -> Exception | None:
         """Write changes in a transaction; return the error if that is not possible."""
         is_durable = any(change.is_durable for change in changes)
         self._reach('before begin')
         try:
-            if any(change.is_new for change in changes):
-                self._journal.check_room()
             with self._journal.transaction(self._now(), is_durable) as jobs:
                 self._reach('begun')
                 outcomes = [(change, change.run(jobs)) for change in changes]
