@@ -2,11 +2,12 @@
 """The rules of the jobs: what is accepted, what begins, what ends."""
 
 import json
+import sqlite3
 
 import pytest
 
 from journals import BODY, NOW, make_job
-from pyams_zmq.jobs.job_table import EXPIRED_STEP, MAX_REPLY_SIZE
+from pyams_zmq.jobs.job_table import EXPIRED_STEP, MAX_REPLY_SIZE, UNREADABLE
 from pyams_zmq.jobs.records import Accepted, JobRecord
 from pyams_zmq.jobs.waiting import PROMOTED_STEP
 
@@ -164,6 +165,41 @@ def test_expired_jobs_do_not_begin(bench):
     assert bench.get('c').ended == bench.now
     assert bench.change('retry', 'a') == 'waiting'
     assert bench.claim_ids() == ['a']
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        'delete from request where number = 2',
+        "update request set frames = x'0000' where number = 2",
+        "update request set frames = x'0000000301' where number = 2",
+        "update request set frames = 'text' where number = 2",
+    ],
+)
+def test_job_that_cannot_be_read_fails_alone(bench, damage, caplog):
+    for job_id in 'abc':
+        bench.accept(job_id)
+    bench.journal._db.execute(damage)
+    assert bench.claim_ids() == ['a', 'c']
+    assert bench.expired == ['b']
+    assert bench.states() == {'a': 'running', 'b': 'failed', 'c': 'running'}
+    assert json.loads(bench.get('b').reply) == [500, UNREADABLE]
+    assert bench.get('b').attempt == 0
+    assert 'The message of the job b in the journal is damaged' in caplog.text
+    bench.journal.tidy(bench.now + 1e9)
+    assert bench.states() == {'a': 'running', 'c': 'running'}
+
+
+def test_message_that_is_too_long_for_sqlite(bench):
+    """The change leaves the transaction as it was."""
+    bench.journal._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+    with bench.journal.transaction(bench.now) as jobs:
+        jobs.accept(make_job('a'))
+        with pytest.raises(sqlite3.DataError):
+            jobs.accept(make_job('b', frames=[bytes(100_000)]))
+        jobs.accept(make_job('c'))
+    assert bench.states() == {'a': 'waiting', 'c': 'waiting'}
+    assert bench.claim_ids() == ['a', 'c']
 
 
 def test_many_jobs_expire(bench):

@@ -169,12 +169,20 @@ def pack_frames(frames: Iterable[bytes]) -> bytes:
 
 
 def unpack_frames(data: bytes) -> list[bytes]:
-    """Return the frames that :func:`pack_frames` has packed."""
+    """Return the frames that :func:`pack_frames` has packed.
+
+    :raises TypeError, ValueError: for anything else
+    """
     frames = []
     start = 0
     while start < len(data):
-        (length,) = _LENGTH.unpack_from(data, start)
+        try:
+            (length,) = _LENGTH.unpack_from(data, start)
+        except struct.error as error:
+            raise ValueError(f'Bad frames: {error}') from None
         start += _LENGTH.size
         frames.append(data[start : start + length])
         start += length
+    if start > len(data):
+        raise ValueError('Bad frames: the last one is too short')
     return frames

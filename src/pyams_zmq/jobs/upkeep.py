@@ -44,8 +44,8 @@ class Upkeep:
         :return: how many jobs in each state were removed, and True if there may be more
         """
         found = self._db.execute(
-            'select number, state, length(frames) + coalesce(length(reply), 0) '
-            'from job join request using (number) where ended < ? order by ended limit ?',
+            'select number, state, coalesce(length(frames), 0) + coalesce(length(reply), 0) '
+            'from job left join request using (number) where ended < ? order by ended limit ?',
             (before, PRUNED_STEP),
         ).fetchall()
         removed: dict[str, int] = {}

@@ -49,7 +49,8 @@ class JournalWriter:
 
     :param journal: the journal, which only this object writes until it is closed
     :param post: calls a function in the thread of the loop, as `loop.call_soon_threadsafe` does
-    :param on_expired: called in the loop with the ids of jobs that have expired, or None
+    :param on_expired: called in the loop with the ids of jobs that have expired, or have failed
+        without having begun; or None
     :param clock: returns the seconds since the epoch
     :param steady: returns the seconds of a clock that nobody sets
     """
