@@ -167,6 +167,20 @@ def test_expired_jobs_do_not_begin(bench):
     assert bench.claim_ids() == ['a']
 
 
+def test_job_that_has_begun_does_not_expire(bench):
+    """Neither before another attempt, nor after a retry."""
+    number, attempt = bench.begin('a', expires=10)
+    assert bench.get('a').expires is None
+    bench.now += 20
+    assert bench.change('change', number, attempt) == 'waiting'
+    assert bench.journal.tidy(bench.now) == ([], False)
+    [job] = bench.claim()
+    assert job.attempt == 2
+    bench.change('end', number, 2, 'failed', REPLY)
+    bench.change('retry', 'a')
+    assert bench.claim_ids() == ['a']
+
+
 @pytest.mark.parametrize(
     'damage',
     [

@@ -160,7 +160,7 @@ class Machine(RuleBasedStateMachine):
                 expected.append(job)
                 job.state, job.started, job.owner = 'running', self.now, 'me'
                 job.attempt += 1
-                job.orphaned = job.cancel = None
+                job.orphaned = job.cancel = job.expires = None
         assert [job.id for job in claimed] == [job.id for job in expected]
         assert all(len(job.frames) == 2 for job in claimed)
 

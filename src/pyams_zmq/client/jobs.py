@@ -70,7 +70,8 @@ class JobMethods:
         :param delay: seconds until it may begin
         :param due: when it may begin instead, a datetime with a time zone; it is sent as a delay,
             so that the clocks need not agree
-        :param expires: seconds after which it is not begun any more
+        :param expires: seconds after which it does not begin any more; further attempts of one that
+            has begun in time do
         :param priority: from -1000 to 1000; jobs with a higher one begin earlier
         :param timeout: seconds of an attempt, by default those of the method
         :param retries: attempts after the first one, by default those of the method

@@ -306,7 +306,8 @@ class JobTable:
     def _begin(self, number: int, owner: str | None, frames: list[bytes]) -> JobRecord:
         self._db.execute(
             "update job set state = 'running', attempt = attempt + 1, started = ?, owner = ?, "
-            'orphaned = null, cancel = null, revision = max(revision + 1, ?) where number = ?',
+            'expires = null, orphaned = null, cancel = null, '
+            'revision = max(revision + 1, ?) where number = ?',
             (self.now, owner, self._revision, number),
         )
         self._count(WAITING, RUNNING)

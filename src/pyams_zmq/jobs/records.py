@@ -33,7 +33,7 @@ class Submission:
     :ivar key: text that no other unfinished job of this type has, or None
     :ivar priority: jobs with a higher one begin earlier
     :ivar delay: seconds until it may begin
-    :ivar expires: seconds after which it may not begin any more, or None
+    :ivar expires: seconds after which it may not begin any more, or None; further attempts may
     :ivar retries: attempts after the first one, or None for those of the method
     :ivar timeout: seconds of an attempt, or None for those of the method
     """
@@ -63,6 +63,7 @@ class JobRecord:
     :ivar failures: attempts that have failed
     :ivar deaths: weight of the attempts whose worker has died
     :ivar due: time at which it may begin, or None for at once
+    :ivar expires: time after which it may not begin any more, or None; None once it has begun
     :ivar revision: integer that grows with each change of the state
     :ivar cancel: time at which somebody has asked to cancel this attempt, or None
     :ivar owner: text of whoever runs the attempt
