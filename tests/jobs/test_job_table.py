@@ -72,6 +72,15 @@ def test_key_of_an_unfinished_job(bench):
     assert bench.states() == {'a': 'waiting', 'c': 'waiting', 'e': 'cancelled'}
 
 
+def test_key_of_another_user(bench):
+    """Nobody keeps the jobs of others away by taking their keys."""
+    assert bench.accept('b', key='clip', user='bob', delay=1e8).is_new
+    assert bench.accept('a', key='clip', user='alice').is_new
+    assert bench.accept('a2', key='clip', user='alice').id == 'a'
+    assert bench.accept('b2', key='clip', user='bob').id == 'b'
+    assert bench.claim_ids() == ['a']
+
+
 def test_id_of_a_submission_with_a_known_key(bench, monkeypatch):
     """It is another name of the job, as long as there is the job."""
     monkeypatch.setattr('pyams_zmq.jobs.job_table.MAX_ALIASES', 2)

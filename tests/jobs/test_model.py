@@ -23,8 +23,8 @@ COUNTS = st.none() | st.integers(0, 3)
 class Job:
     """A job of the model."""
 
-    def __init__(self, number, job_id, kind, key, priority, created, due, expires):
-        self.number, self.id, self.type, self.key = number, job_id, kind, key
+    def __init__(self, number, job_id, scope, priority, created, due, expires):
+        self.number, self.id, (self.type, self.user, self.key) = number, job_id, scope
         self.priority, self.created, self.due, self.expires = priority, created, due, expires
         self.state, self.attempt, self.failures, self.deaths = 'waiting', 0, 0, 0
         self.started = self.ended = self.reply = self.cancel = self.owner = self.orphaned = None
@@ -76,20 +76,20 @@ class Machine(RuleBasedStateMachine):
     @rule(
         job_id=IDS,
         kind=st.sampled_from(TYPES),
+        user=st.sampled_from(['', '', 'bob']),
         key=st.sampled_from([None, None, 'k', 'l']),
         priority=st.integers(-1, 1),
         delay=st.sampled_from([0, 0, 5, 50]),
         expires=st.sampled_from([None, None, 0, 20]),
     )
-    def accept(self, job_id, kind, key, priority, delay, expires):
-        accepted = self.bench.accept(
-            job_id, type=kind, key=key, priority=priority, delay=delay, expires=expires
-        )
+    def accept(self, job_id, kind, user, key, priority, delay, expires):
+        options = {'key': key, 'priority': priority, 'delay': delay, 'expires': expires}
+        accepted = self.bench.accept(job_id, type=kind, user=user, **options)
         known = self.jobs.get(self.aliases.get(job_id, job_id)) or next(
             (
                 job
                 for job in self.jobs.values()
-                if key is not None and (job.type, job.key) == (kind, key) and not job.ended
+                if (job.type, job.user, job.key) == (kind, user, key) and key and not job.ended
             ),
             None,
         )
@@ -102,7 +102,8 @@ class Machine(RuleBasedStateMachine):
         due = self.now + delay if delay else None
         end = None if expires is None else self.now + expires
         self.number = max(self.number, self.bench.get(job_id).number - 1) + 1
-        self.jobs[job_id] = Job(self.number, job_id, kind, key, priority, self.now, due, end)
+        scope = kind, user, key
+        self.jobs[job_id] = Job(self.number, job_id, scope, priority, self.now, due, end)
 
     @rule(job_id=IDS)
     def cancel(self, job_id):
@@ -128,7 +129,7 @@ class Machine(RuleBasedStateMachine):
         elif job.state in ('waiting', 'running', 'done') or (
             job.key
             and any(
-                (other.type, other.key) == (job.type, job.key)
+                (other.type, other.user, other.key) == (job.type, job.user, job.key)
                 for other in self.jobs.values()
                 if not other.ended
             )

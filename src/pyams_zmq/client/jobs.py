@@ -65,8 +65,8 @@ class JobMethods:
         :param args: arguments, any value with a JSON form
         :param id: id of the job, 1 to 64 ASCII letters, digits, `_`, `-` and `.`, which no other
             job of the service has; by default a UUID of version 7
-        :param key: text, unique among the unfinished jobs of this type: if another job has it, no
-            job is made, and the id is that of the other one
+        :param key: text, unique among the unfinished jobs of this type and user: if another job
+            has it, no job is made, and the id is that of the other one
         :param delay: seconds until it may begin
         :param due: when it may begin instead, a datetime with a time zone; it is sent as a delay,
             so that the clocks need not agree

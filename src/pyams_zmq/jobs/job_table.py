@@ -84,7 +84,9 @@ class JobTable:
     # What clients ask for
 
     def accept(self, job: Submission) -> Accepted:
-        """Add a job, unless its id is known, or its key is that of an unfinished job of the type.
+        """Add a job, unless its id is known, or its key is that of an unfinished job.
+
+        Only jobs of the same type and user count: else one user could keep those of another away.
 
         In the latter case its id becomes another name of that job, for those who know only it.
 
@@ -116,8 +118,9 @@ class JobTable:
         known, number = self._db.execute(
             'select id, number from job where id = ? union all '
             'select job.id, number from alias join job using (number) where alias.id = ? union all '
-            'select id, number from job where type = ? and key = ? and ended is null',
-            (job.id, job.id, job.type, job.key),
+            'select id, number from job '
+            'where type = ? and user = ? and key = ? and ended is null',
+            (job.id, job.id, job.type, job.user, job.key),
         ).fetchone()
         if known != job.id:
             self._add_alias(job.id, number)

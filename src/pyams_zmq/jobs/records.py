@@ -30,7 +30,7 @@ class Submission:
     :ivar frames: frames of the message
     :ivar user: user id of the client
     :ivar address: IP address of the client
-    :ivar key: text that no other unfinished job of this type has, or None
+    :ivar key: text that no other unfinished job of this type and user has, or None
     :ivar priority: jobs with a higher one begin earlier
     :ivar delay: seconds until it may begin
     :ivar expires: seconds after which it may not begin any more, or None; further attempts may

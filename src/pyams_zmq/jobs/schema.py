@@ -51,7 +51,7 @@ _TABLES = (
     'create unique index alias_id on alias(id)',
     'create index alias_number on alias(number)',
     'create unique index job_id on job(id)',
-    'create unique index job_key on job(type, key) where key is not null and ended is null',
+    'create unique index job_key on job(type, user, key) where key is not null and ended is null',
     # An index ends with the number of the row, so that these are in the order of lists, too.
     'create index job_state on job(state, type)',
     'create index job_by_state on job(state)',
