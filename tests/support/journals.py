@@ -106,10 +106,11 @@ class Loop:
 
 
 @contextmanager
-def writing(path, factory=JournalWriter, **options):
+def writing(path, factory=JournalWriter, size=0, **options):
     """Open a journal with a writer; close both."""
     loop = Loop()
-    journal = Journal(str(path), now=options['clock']() if 'clock' in options else None)
+    now = options['clock']() if 'clock' in options else None
+    journal = Journal(str(path), size=size, now=now)
     writer = factory(journal, loop.posted.put, **options)
     try:
         yield journal, writer, loop

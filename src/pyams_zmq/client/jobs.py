@@ -76,8 +76,8 @@ class JobMethods:
         :param timeout: seconds of an attempt, by default those of the method
         :param retries: attempts after the first one, by default those of the method
         :param frames: binary frames, see :meth:`.ZMQClient.call`; they are kept with the job
-        :raises ZMQRemoteError: if the service does not accept it; with status 507, if its disk is
-            full
+        :raises ZMQRemoteError: if the service does not accept it; with status 507, if its disk or
+            journal is full
         :raises ZMQReplyError: if the method is not a job, or the service has no journal: then it
             may have run as a call
         :raises: the errors of :meth:`.ZMQClient.call`

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The journal: jobs on disk."""
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,9 @@ from pyams_zmq.wire.message import check_timeout
 
 KEEP = 7 * 86400.0
 """Seconds that ended jobs are kept, by default"""
+
+SIZE = 4 * 1024 * 1024 * 1024
+"""Bytes of a journal, by default: some millions of small jobs, and a fraction of common disks"""
 
 CLOCK_SLACK = 0.5
 """Seconds by which the clock has to be set, to be noticed"""
@@ -36,6 +40,7 @@ class Journal:
 
     :param path: path of the file, which is made if it is missing
     :param keep: seconds that ended jobs are kept
+    :param size: bytes of jobs above which no further ones are accepted; 0 for no limit
     :param lock_timeout: seconds to wait for a former broker that has not closed the file yet
     :param now: present time, in seconds since the epoch, by default that of the system
     :ivar path: path of the file, without symbolic links
@@ -50,9 +55,11 @@ class Journal:
         path: str,
         keep: float = KEEP,
         *,
+        size: int = SIZE,
         lock_timeout: float = 0.0,
         now: float | None = None,
     ):
+        self._size = size
         try:
             self.keep = check_timeout(keep)
         except ValueError:
@@ -164,6 +171,20 @@ class Journal:
             raise
         self._ahead = ahead
         self.counts = {state: self.counts[state] + jobs.delta[state] for state in STATES}
+
+    def check_size(self) -> None:
+        """Check that the jobs have not reached the limit of the size.
+
+        :raises OSError: EDQUOT, if they have
+        :raises sqlite3.Error: if the file cannot be read
+        """
+        used = self._upkeep.used
+        if used >= self._size > 0:
+            raise OSError(
+                errno.EDQUOT,
+                f'its jobs take {used} bytes, and the limit is {self._size}: raise journal_size, '
+                'or lower keep',
+            )
 
     def check_room(self) -> None:
         """Check that the disk has room for new jobs, and for what becomes of all jobs after that.

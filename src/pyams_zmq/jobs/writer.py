@@ -3,6 +3,7 @@
 
 import logging
 import os
+import sqlite3
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
@@ -233,7 +234,8 @@ class JournalWriter:
         self._kept = []
         changes.sort(key=attrgetter('is_claim'))
         if any(change.is_new for change in changes):
-            error = self._try(self._check_room)
+            check_room = partial(_check, self._journal.check_room)
+            error = _check(self._journal.check_size) or self._try(check_room)
             if error is not None:  # the others need less room
                 self._refuse([change for change in changes if change.is_new], error)
                 changes = [change for change in changes if not change.is_new]
@@ -272,17 +274,11 @@ class JournalWriter:
 
     def _check_problem(self) -> None:
         """Log that the journal can be written again, if new jobs are accepted again, too."""
-        if self._problem and not self._kept and self._check_room() is None:
-            self._problem = ''
-            LOGGER.warning('The journal %s can be written again', self._journal.path)
-
-    def _check_room(self) -> Exception | None:
-        """Return the error if there is no room for new jobs."""
-        try:
-            self._journal.check_room()
-        except OSError as error:
-            return error
-        return None
+        if self._problem and not self._kept:
+            error = _check(self._journal.check_size) or _check(self._journal.check_room)
+            if error is None:
+                self._problem = ''
+                LOGGER.warning('The journal %s can be written again', self._journal.path)
 
     def _write(self, changes: list[Change]) -> Exception | None:
         """Write changes in a transaction; return the error if that is not possible."""
@@ -337,6 +333,15 @@ class JournalWriter:
 
     def _reach(self, step: str) -> None:
         """Do nothing: tests end the process at a step."""
+
+
+def _check(function: Callable[[], None]) -> Exception | None:
+    """Return the error of a check, or None."""
+    try:
+        function()
+    except (OSError, sqlite3.Error) as error:
+        return error
+    return None
 
 
 def _call_back(callback: Callable[[Any], object], outcome: Any) -> None:
