@@ -22,7 +22,7 @@ from pyams_zmq.pool.job_verdict import DEATH, MAX_BACKOFF, MAX_DEATHS, SHARED_DE
 from pyams_zmq.pool.protocol import make_job_key
 from pyams_zmq.pool.queue import FairQueue
 from pyams_zmq.process.descendants import ProcessInfo
-from pyams_zmq.wire.clock import monotonic, time
+from pyams_zmq.wire.clock import boottime, monotonic, time
 
 OK = b'[200,1]'
 ROUTE = b'r' * 16
@@ -189,6 +189,17 @@ def test_nothing_is_claimed_without_a_reason(bench):
     assert bench.journal.take('claim') == []
     bench.book.expect(0)
     bench.book.claim()
+    assert len(bench.journal.take('claim')) == 1
+
+
+def test_delayed_job_is_due_while_the_machine_sleeps(bench, monkeypatch):
+    bench.ready()
+    bench.book.claim()
+    bench.journal.answer('claim', Claim([], 3600.0))
+    bench.book.check(monotonic())
+    assert len(bench.journal.take('claim')) == 1
+    monkeypatch.setattr(book_module, 'boottime', lambda: boottime() + 3600)
+    bench.book.check(monotonic())
     assert len(bench.journal.take('claim')) == 1
 
 

@@ -325,6 +325,7 @@ def test_jobs_need_a_journal(start):
     ('name', 'value', 'error'),
     [
         ('jobs', -1, ValueError),
+        ('journal_size', -1, ValueError),
         ('keep', 0, ValueError),
         ('keep', 'a week', ValueError),
         ('cancel_grace', -1, ValueError),

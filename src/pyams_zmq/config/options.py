@@ -182,6 +182,10 @@ _LIMITS = (
 _JOBS = (
     ('journal', FILE, '', '', 'where jobs are kept; made if it is missing, on a local disk'),
     (
+        *('journal_size', INTEGER, 'bytes', ''),
+        'of the journal, above which no job is accepted; 0 for no limit',
+    ),
+    (
         *('jobs', POSITIVE, 'jobs', 'workers - 1, at least 1'),
         'at a time; the other workers answer calls',
     ),

@@ -21,7 +21,10 @@ class JournalReader:
     All methods raise a ZMQMessageError with status 500 if the file cannot be read.
 
     :param db: a connection that only reads
+    :ivar ahead: seconds by which the times in the file are ahead of the clock of the system
     """
+
+    ahead = 0.0
 
     def __init__(self, db: sqlite3.Connection):
         self._db = db
@@ -32,7 +35,7 @@ class JournalReader:
         :param job_id: id of the job, or of a later submission with its key
         """
         found = self._query(f'{_LONG} where id = ?', job_id) or self._query(_BY_ALIAS, job_id)
-        return JobRecord(*found[0]) if found else None
+        return JobRecord(*found[0]).set_back(self.ahead) if found else None
 
     def page(
         self,
@@ -54,12 +57,12 @@ class JournalReader:
         where = f'where {" and ".join(given)}' if given else ''
         limit = max(0, min(limit, MAX_PAGE))
         found = self._query(f'{_SHORT} {where} order by number desc limit {limit}', *given.values())
-        return [JobRecord(*row) for row in found]
+        return [JobRecord(*row).set_back(self.ahead) for row in found]
 
     def running(self) -> list[JobRecord]:
         """Return the running jobs, the oldest one first."""
         found = self._query(f"{_SHORT} where state = 'running' order by number")
-        return [JobRecord(*row) for row in found]
+        return [JobRecord(*row).set_back(self.ahead) for row in found]
 
     def waiting_types(self) -> list[str]:
         """Return the types of the jobs that wait."""
@@ -74,7 +77,7 @@ class JournalReader:
         return [name for (name,) in found]
 
     def last_time(self) -> float:
-        """Return the time of the last event of which the time is known, or 0."""
+        """Return the time of the last event of which the time is known, as in the file, or 0."""
         [(seconds,)] = self._query(
             'select max('
             'coalesce((select created from job order by number desc limit 1), 0.0), '

@@ -3,6 +3,7 @@
 
 import logging
 import os
+import sqlite3
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
@@ -16,7 +17,7 @@ from pyams_zmq.jobs.change import Change
 from pyams_zmq.jobs.job_table import JobTable
 from pyams_zmq.jobs.journal import CLOCK_SLACK, Journal
 from pyams_zmq.jobs.records import Accepted, Cancelled, Claim, Submission
-from pyams_zmq.wire.clock import monotonic, time
+from pyams_zmq.wire.clock import boottime, monotonic, time
 from pyams_zmq.wire.message import DRAINING
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -25,7 +26,7 @@ CLOSE_TIMEOUT = 10.0
 """Seconds in which the thread has to end"""
 
 MAX_BACKLOG = 64 * 1024 * 1024
-"""Bytes of the submitted messages that wait to be written"""
+"""Bytes of what clients have asked for, and that waits to be written"""
 
 _BATCH = 1000  # changes of one transaction
 _BATCH_SIZE = 16 * 1024 * 1024  # bytes of its messages and results
@@ -44,12 +45,15 @@ class JournalWriter:
     their order, and claims last, so that one wait for the disk serves them all.
 
     While the journal cannot be written, because the disk is full for instance, what clients ask for
-    fails with status 507; what has become of jobs is kept until it can be written.
+    fails with status 507; what has become of jobs is kept until it can be written. If too many
+    bytes wait for the disk, the methods for clients raise a ZMQMessageError with status 503.
 
     :param journal: the journal, which only this object writes until it is closed
     :param post: calls a function in the thread of the loop, as `loop.call_soon_threadsafe` does
-    :param on_expired: called in the loop with the ids of jobs that have expired, or None
+    :param on_expired: called in the loop with the ids of jobs that have expired, or have failed
+        without having begun; or None
     :param clock: returns the seconds since the epoch
+    :param steady: returns the seconds of a clock that nobody sets
     """
 
     def __init__(
@@ -58,12 +62,14 @@ class JournalWriter:
         post: Callable[[Callable[[], None]], object],
         on_expired: Callable[[list[str]], object] | None = None,
         clock: Callable[[], float] = time,
+        steady: Callable[[], float] = boottime,
     ):
         self._journal = journal
         self._post = post
         self._on_expired = on_expired
         self._clock = clock
-        self._offset = clock() - monotonic()
+        self._steady = steady
+        self._offset = clock() - steady()
         self._pid = os.getpid()
         self._queue: SimpleQueue[Change | None] = SimpleQueue()
         self._backlog = 0
@@ -79,13 +85,8 @@ class JournalWriter:
     def accept(
         self, job: Submission, callback: Callable[[Accepted | ZMQMessageError], object]
     ) -> None:
-        """Add a job.
-
-        :raises ZMQMessageError: with status 503, if too many bytes wait for the disk
-        """
+        """Add a job."""
         size = sum(map(len, job.frames))
-        if self._backlog and self._backlog + size > MAX_BACKLOG:
-            raise ZMQMessageError(503, 'The disk of the journal is too slow, try again later')
         self._put(partial(JobTable.accept, job=job), callback, is_new=True, size=size)
 
     def cancel(
@@ -182,6 +183,8 @@ class JournalWriter:
         if self._is_closed or self._pid != os.getpid():  # a fork has no thread
             raise ZMQMessageError(*DRAINING)
         change = Change(call, callback, **options)
+        if not change.is_kept and self._backlog and self._backlog + change.size > MAX_BACKLOG:
+            raise ZMQMessageError(503, 'The disk of the journal is too slow, try again later')
         self._backlog += change.size
         self._queue.put(change)
 
@@ -230,13 +233,33 @@ class JournalWriter:
         """Write changes; those that cannot be written fail, or are kept."""
         self._kept = []
         changes.sort(key=attrgetter('is_claim'))
-        error = self._write(changes)
-        if error is not None:
-            self._journal.make_room()
-            error = self._write(changes)
+        if any(change.is_new for change in changes):
+            check_room = partial(_check, self._journal.check_room)
+            error = _check(self._journal.check_size) or self._try(check_room)
+            if error is not None:  # the others need less room
+                self._refuse([change for change in changes if change.is_new], error)
+                changes = [change for change in changes if not change.is_new]
+        error = self._try(partial(self._write, changes)) if changes else None
         if error is None:
             self._check_problem()
             return
+        self._refuse([change for change in changes if not change.is_kept], error)
+        kept = [change for change in changes if change.is_kept]
+        # What has happened needs less room than new jobs.
+        if kept and self._write(kept) is not None:
+            self._kept = kept
+            self._retry_at = monotonic() + _RETRY_PAUSE
+
+    def _try(self, write: Callable[[], Exception | None]) -> Exception | None:
+        """Call a function, and if there is an error, again when some room was made."""
+        error = write()
+        if error is not None:
+            self._journal.make_room()
+            error = write()
+        return error
+
+    def _refuse(self, changes: Iterable[Change], error: Exception) -> None:
+        """Let changes fail, and log why."""
         if not self._problem:
             LOGGER.error(
                 'The journal %s cannot be written: %s; no job is accepted until it can',
@@ -244,49 +267,46 @@ class JournalWriter:
                 error,
             )
         self._problem = str(error) or type(error).__name__
-        refused = [change for change in changes if not change.is_kept]
         # Without the path, which is of no concern to clients.
         reason = getattr(error, 'strerror', None) or self._problem
         text = f'The journal cannot be written: {reason}; try again later'
-        self._report([(change, ZMQMessageError(507, text)) for change in refused])
-        kept = [change for change in changes if change.is_kept]
-        # What has happened needs less room than new jobs.
-        if kept and self._write(kept) is not None:
-            self._kept = kept
-            self._retry_at = monotonic() + _RETRY_PAUSE
+        self._report([(change, ZMQMessageError(507, text)) for change in changes])
 
     def _check_problem(self) -> None:
         """Log that the journal can be written again, if new jobs are accepted again, too."""
         if self._problem and not self._kept:
-            with suppress(OSError):
-                self._journal.check_room()
+            error = _check(self._journal.check_size) or _check(self._journal.check_room)
+            if error is None:
                 self._problem = ''
                 LOGGER.warning('The journal %s can be written again', self._journal.path)
 
     def _write(self, changes: list[Change]) -> Exception | None:
         """Write changes in a transaction; return the error if that is not possible."""
-        now = self._clock()
-        offset = now - monotonic()
-        shift = self._offset - offset  # also of a clock that goes back slowly
         is_durable = any(change.is_durable for change in changes)
         self._reach('before begin')
         try:
-            if any(change.is_new for change in changes):
-                self._journal.check_room()
-            with self._journal.transaction(now, is_durable) as jobs:
+            with self._journal.transaction(self._now(), is_durable) as jobs:
                 self._reach('begun')
-                if shift > CLOCK_SLACK:
-                    jobs.set_clock_back(shift)
                 outcomes = [(change, change.run(jobs)) for change in changes]
                 self._reach('before commit')
         except Exception as error:  # noqa: BLE001 - the thread has to go on; the caller logs it
             return error
         self._reach('committed')
-        if not 0 <= shift <= CLOCK_SLACK:
-            self._offset = offset
         self._report(outcomes, jobs.expired)
         self._reach('reported')
         return None
+
+    def _now(self) -> float:
+        """Return the time of the system; if it was set, that of the journal goes on all the same.
+
+        The time for which the machine has slept has passed for both.
+        """
+        now = self._clock()
+        step = now - self._steady() - self._offset  # also the sum of small ones
+        if abs(step) > CLOCK_SLACK:
+            self._offset += step
+            self._journal.ahead -= step
+        return now
 
     def _report(
         self, outcomes: Iterable[tuple[Change, Any]], expired: Collection[str] = ()
@@ -302,7 +322,7 @@ class JournalWriter:
             if monotonic() < self._tidy_at:
                 return
             self._tidy_at = monotonic() + _TIDY_INTERVAL
-            expired, has_more = self._journal.tidy(self._clock())
+            expired, has_more = self._journal.tidy(self._now())
             self._check_problem()
         except Exception as error:  # noqa: BLE001 - the thread has to go on
             LOGGER.debug('The journal %s cannot be tidied: %s', self._journal.path, error)
@@ -313,6 +333,15 @@ class JournalWriter:
 
     def _reach(self, step: str) -> None:
         """Do nothing: tests end the process at a step."""
+
+
+def _check(function: Callable[[], None]) -> Exception | None:
+    """Return the error of a check, or None."""
+    try:
+        function()
+    except (OSError, sqlite3.Error) as error:
+        return error
+    return None
 
 
 def _call_back(callback: Callable[[Any], object], outcome: Any) -> None:

@@ -18,7 +18,7 @@ from pyams_zmq.pool.job_owners import BROKER, STOPPING, Owner
 from pyams_zmq.pool.job_run import JobRun, Workers
 from pyams_zmq.pool.job_verdict import SHARED_DEATH, Verdict, judge_death, judge_reply
 from pyams_zmq.pool.protocol import make_job_key, parse_job_key
-from pyams_zmq.wire.clock import monotonic, time
+from pyams_zmq.wire.clock import boottime, monotonic, time
 from pyams_zmq.wire.message import is_error
 
 
@@ -65,7 +65,7 @@ class JobBook:
         self._orphans: dict[bytes, JobRecord] = {}
         self._orphaned: dict[bytes, float] = {}  # since when, also of those that have gone
         self._claimed = 0  # jobs that were asked for
-        self._claim_at = 0.0  # time when there may be more of them
+        self._claim_at = 0.0  # when there may be more of them; the sleep of the machine counts
         self.is_draining = False
         self._outcomes = JobOutcomes(journal)
 
@@ -83,13 +83,13 @@ class JobBook:
     def expect(self, wait: float | None) -> None:
         """Look for jobs that wait again in so many seconds; None: not without another reason."""
         if wait is not None:
-            self._claim_at = min(self._claim_at, monotonic() + wait)
+            self._claim_at = min(self._claim_at, boottime() + wait)
 
     def claim(self) -> None:
         """Ask the journal for as many jobs as can begin now."""
         in_hand = len(self.live) + len(self._orphans) + self._claimed
         # Each submit comes here, and most of the time all that may run do.
-        if self.is_draining or in_hand >= self._limit or monotonic() < self._claim_at:
+        if self.is_draining or in_hand >= self._limit or boottime() < self._claim_at:
             return
         workers = self._workers
         room = min(self._limit, workers.open_slots) - in_hand

@@ -51,7 +51,7 @@ _DAY = 86400.0
 class JobService:
     """The jobs of a broker.
 
-    :param pool: has `journal`, `keep`, `jobs`, `workers` and `cancel_grace`
+    :param pool: has `journal`, `journal_size`, `keep`, `jobs`, `workers` and `cancel_grace`
     :param scheduler: the scheduler of the broker
     :param post: calls a function in the thread of the loop, which may use the sockets
     :param reply: sends a reply with an envelope
@@ -80,7 +80,10 @@ class JobService:
         self._drain_until = 0.0
         self._scheduler = scheduler
         self._journal = Journal(
-            os.fspath(pool.journal), pool.keep * _DAY, lock_timeout=_LOCK_TIMEOUT
+            os.fspath(pool.journal),
+            pool.keep * _DAY,
+            size=pool.journal_size,
+            lock_timeout=_LOCK_TIMEOUT,
         )
         self._reader = self._journal.reader
         self._views = JobViews(
