@@ -56,7 +56,7 @@ def test_jobs_of_this_machine(job_pool):
 
 
 def test_too_many_watchers(job_pool, monkeypatch):
-    monkeypatch.setattr(watchers_module, 'MAX_WATCHERS', 0)
+    monkeypatch.setattr(watchers_module, 'MAX_SIZE', 0)
     with Asker(job_pool()) as asker:
         job_id = asker.submit('add', [1], delay=60)
         args = {'id': job_id, 'after': asker.job(job_id)['revision']}

@@ -247,6 +247,7 @@ BAD_MESSAGES = [
     ('pyams_zmq.job.wait', {'ids': ['x'] * 101}, 400),
     ('pyams_zmq.job.wait', {'id': 'x', 'timeout': 'long'}, 400),
     ('pyams_zmq.job.wait', {'id': 'x', 'after': 'a'}, 400),
+    ('pyams_zmq.job.wait', {'id': 'x', 'after': dict.fromkeys(map(str, range(101)), 1)}, 400),
     ('pyams_zmq.job.cancel', {'id': 'unknown'}, 404),
     ('pyams_zmq.job.cancel', {'id': 'x', 'force': 1}, 400),
     ('pyams_zmq.job.retry', 'unknown', 404),

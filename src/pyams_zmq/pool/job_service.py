@@ -85,8 +85,9 @@ class JobService:
         self._reader = self._journal.reader
         self._views = JobViews(
             self._reader,
-            self._reply,
+            reply,
             lambda job_id: self.book.find(job_id),  # noqa: PLW0108 - the book is made below
+            post,
         )
         self._writer = JournalWriter(self._journal, post, self._views.notify_all)
         self.book = scheduler.book = JobBook(
