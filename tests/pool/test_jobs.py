@@ -202,6 +202,14 @@ def test_large_result(asker):
     assert job['reply'][0] == 413
 
 
+def test_result_above_the_limit_of_replies(job_pool):
+    """It is final as well: another attempt would have it, too."""
+    with Asker(job_pool(max_reply_size=100_000)) as asker:
+        job = asker.run('repeat', 200_000, retries=3)
+    assert (job['state'], job['attempt'], job['reply'][0]) == ('failed', 1, 413)
+    assert 'the limit is 100000: store it in a file' in job['reply'][1]
+
+
 def test_result_with_frames(asker):
     job = asker.run('with_frames')
     assert job['state'] == 'failed'
