@@ -50,6 +50,7 @@ class JournalWriter:
     :param post: calls a function in the thread of the loop, as `loop.call_soon_threadsafe` does
     :param on_expired: called in the loop with the ids of jobs that have expired, or None
     :param clock: returns the seconds since the epoch
+    :ivar unanswered: number of changes that clients have asked for, and that have no outcome yet
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class JournalWriter:
         self._offset = clock() - monotonic()
         self._pid = os.getpid()
         self._queue: SimpleQueue[Change | None] = SimpleQueue()
-        self._backlog = 0
+        self._backlog = self.unanswered = 0
         self._kept: list[Change] = []
         self._problem = ''
         self._retry_at = self._tidy_at = self._give_up_at = 0.0
@@ -183,11 +184,13 @@ class JournalWriter:
             raise ZMQMessageError(*DRAINING)
         change = Change(call, callback, **options)
         self._backlog += change.size
+        self.unanswered += not change.is_kept
         self._queue.put(change)
 
     def _deliver(self, outcomes: Iterable[tuple[Change, Any]], expired: list[str]) -> None:
         for change, outcome in outcomes:
             self._backlog -= change.size
+            self.unanswered -= not change.is_kept
             if change.callback is not None:
                 _call_back(change.callback, outcome)
         if expired and self._on_expired is not None:
