@@ -105,6 +105,9 @@ class Bench:
     def begin(self, *records):
         """Let a claim return jobs; return their keys."""
         assert self.journal.take('claim')
+        return self.begin_claimed(*records)
+
+    def begin_claimed(self, *records):
         self.journal.answer('claim', Claim(list(records), None))
         return [make_job_key(record.number, record.attempt) for record in records]
 
@@ -140,6 +143,31 @@ def test_limit_of_jobs_at_a_time(bench):
     bench.journal.answer('claim', Claim([make_record(1), make_record(2)], None))
     assert bench.journal.take('claim') == []
     assert bench.scheduler.free_slots == 3
+
+
+def test_limit_without_a_number():
+    """One request less than all workers can handle, also those of other machines."""
+    bench = Bench(limit=0)
+    bench.ready(slots=3)
+    assert [call[1] for call in bench.journal.take('claim')] == [2]
+    bench.begin_claimed(make_record(1), make_record(2))
+    assert bench.journal.take('claim') == []
+    bench.ready(b's' * 16, slots=2)
+    assert [call[1] for call in bench.journal.take('claim')] == [2]
+    small = Bench(limit=0)
+    small.ready()
+    assert [call[1] for call in small.journal.take('claim')] == [1]
+
+
+def test_submit_before_the_first_worker(bench):
+    """It waits for the disk, not for a worker."""
+    submitted = []
+    bench.scheduler.submit = submitted.append
+    for name in (b'work', b'ping', b'work'):
+        bench.scheduler.handle_request([b'client', b''], b'', [b'x'], 1, name, monotonic())
+    bench.ready(slots=0)
+    assert [call.name for call in submitted] == [b'work', b'work']
+    assert bench.scheduler.stats(monotonic())['queue'] == 1
 
 
 def test_workers_are_not_counted_while_the_limit_is_reached(bench, monkeypatch):
@@ -410,6 +438,28 @@ def test_disk_that_does_not_answer_at_the_end():
     """The thread that writes still uses the journal."""
     service = SimpleNamespace(_writer=SimpleNamespace(close=lambda timeout: False))
     assert JobService.close(service) is None
+
+
+def test_warning_for_unknown_types(caplog):
+    """Once until a worker knows the type again."""
+    reader = SimpleNamespace(waiting_types=lambda: ['one', 'two'])
+    scheduler = SimpleNamespace(job_types=set())
+    journal = SimpleNamespace(path='x.jobs')
+    service = SimpleNamespace(_warned=set(), _reader=reader, _scheduler=scheduler, _journal=journal)
+    expected = []
+    for known, warned in [
+        ('', ['one', 'two']),
+        ('', []),
+        ('two', []),
+        ('two', []),
+        ('', ['two']),
+        ('', []),
+    ]:
+        scheduler.job_types = {known}
+        JobService.warn_of_unknown_types(service)
+        expected += warned
+        found = [name for record in caplog.records for name in record.args if name != 'x.jobs']
+        assert found == expected
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     overdue_grace: float = PoolWorker.overdue_grace
     #: File with the jobs, see :func:`pyams_zmq.jobs.zmq_job`; it is made if it is missing
     journal: str | os.PathLike[str] | None = None
-    #: Jobs at a time, so that other workers can answer calls; 0 for one less than there are workers
+    #: Jobs at a time, so that calls have room; 0 for one less than all workers handle at a time
     jobs: int = 0
     #: Days that ended jobs are kept
     keep: float = 7.0
