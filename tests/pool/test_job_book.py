@@ -117,11 +117,11 @@ class Bench:
     def note(self, name, worker, key):
         self.log.append((name, key))
 
-    def ready(self, route=ROUTE, calls=(), replies=(), slots=1, retries=1):
+    def ready(self, route=ROUTE, calls=(), replies=(), slots=1, retries=1, **options):
         """Register a worker."""
         info = {'pid': os.getpid(), 'host': 'h', 'slots': slots, 'interval': 1, 'methods': []}
         keys = {'calls': [key.hex() for key in calls], 'replies': [key.hex() for key in replies]}
-        more = {'repeatable': [], 'jobs': {'work': [retries, 1]}}
+        more = {'repeatable': [], 'jobs': {'work': [retries, 1]}, **options}
         worker = self.scheduler.handle_ready(route, {**info, **keys, **more}, monotonic())
         self.scheduler.assign_queued()
         return worker
@@ -214,7 +214,7 @@ def test_connection_that_is_lost(bench):
 def test_rejected_job(bench):
     bench.ready()
     [key] = bench.begin(make_record(1))
-    bench.scheduler.handle_disconnect(ROUTE, is_leaving=True)
+    bench.scheduler.handle_disconnect(ROUTE)
     bench.scheduler.handle_reject(ROUTE, key)
     bench.log.clear()
     bench.ready(b's' * 16)
@@ -278,12 +278,29 @@ def test_death_of_a_worker(bench):
     bench.scheduler.remove(ROUTE, monotonic())  # again
 
 
-def test_worker_that_leaves_is_not_a_death(bench):
+def test_worker_that_was_asked_to_leave_is_not_a_death(bench):
     bench.ready()
     bench.begin(make_record(1))
-    bench.scheduler.handle_disconnect(ROUTE, is_leaving=True)
+    bench.scheduler.handle_disconnect(ROUTE, was_asked=True)
     bench.scheduler.remove(ROUTE, monotonic())
     assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
+
+
+def test_worker_that_was_asked_to_leave_by_a_former_broker(bench):
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    bench.ready(calls=[key], slots=0, asked=True)
+    bench.scheduler.remove(ROUTE, monotonic())
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
+
+
+def test_death_of_a_worker_that_leaves_by_itself(bench):
+    """The job may be why it needs much memory, and why the kernel kills it then."""
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.scheduler.handle_disconnect(ROUTE)
+    bench.scheduler.remove(ROUTE, monotonic())
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 1.0, 'deaths': DEATH})]
 
 
 def test_cancel(bench):

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 
 import psutil
 import pytest
@@ -60,6 +61,24 @@ def test_third_death(asker, tmp_path):
     job = asker.run('die', {'log': str(tmp_path / 'log'), 'until': 9})
     assert (job['state'], job['attempt']) == ('failed', 3)
     assert job['reply'] == [502, 'The worker died during this job, as others did before']
+
+
+def test_job_that_kills_workers_which_leave(job_pool, held, tmp_path, monkeypatch):
+    """A job that needs much memory makes its worker leave, before the kernel kills it."""
+    monkeypatch.setattr(job_verdict, '_DEATH_DELAYS', (0.01, 0.01))
+    pool = job_pool(workers=1, max_memory=1.0)
+    with Asker(pool) as asker:
+        job_id = asker.submit('work', held)
+        for number in range(1, 4):
+            pid = int(lines_of(tmp_path / 'log', number)[-1][2])
+            wait_until(partial(is_leaving, pool, pid), TIMEOUT)
+            os.kill(pid, signal.SIGKILL)
+        job = asker.wait(job_id)
+    assert (job['state'], job['attempt']) == ('failed', 3)
+
+
+def is_leaving(pool, pid):
+    return (pid, 'leaving') in [(each['pid'], each['state']) for each in pool.stats()['workers']]
 
 
 @pytest.mark.parametrize('num', [signal.SIGKILL, signal.SIGTERM])

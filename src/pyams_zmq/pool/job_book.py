@@ -181,7 +181,7 @@ class JobBook:
                 del self._by_id[run.record.id]
             elif run.is_cancelled:
                 self._end(run, CANCELLED)
-            elif worker.is_leaving:
+            elif worker.was_asked:
                 self._try_again(run, 0.0)
             else:
                 self._apply(run, judge_death(run, reason))
