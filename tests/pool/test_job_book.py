@@ -350,6 +350,42 @@ def test_cancelled_orphan(bench):
     assert bench.log[-1] == ('kill', key)
 
 
+@pytest.mark.parametrize('force', [False, True])
+def test_orphan_is_cancelled(bench, force):
+    """Its worker registers later at this broker."""
+    key = make_job_key(1, 1)
+    bench.book.add_orphans([make_record(1, owner='broker', orphaned=time())])
+    bench.book.cancel(Cancelled('running', 1, 1), force=force)
+    bench.book.cancel(Cancelled('running', 1, 1), force=False)
+    assert bench.log == []
+    bench.ready(calls=[key])
+    assert bench.log == [('cancel', key)]
+    bench.book.check(monotonic())
+    assert bench.log[1:] == [('kill', key)] * force
+    bench.book.check(monotonic() + 6)
+    assert bench.log[1:] == [('kill', key)]
+
+
+def test_cancelled_orphan_whose_worker_does_not_come(bench):
+    bench.book.add_orphans([make_record(1, owner='broker', orphaned=time())])
+    bench.book.cancel(Cancelled('running', 1, 1), force=False)
+    bench.book.check(monotonic() + ADOPT_TIME + 1)
+    assert bench.journal.take('end') == [('end', 1, 1, 'cancelled', None, {})]
+
+
+def test_message_to_end_a_worker_is_lost(bench):
+    """It comes again when the worker of another machine has registered again."""
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    bench.book.cancel(Cancelled('running', 1, 1), force=True)
+    bench.log.clear()
+    bench.book.check(monotonic())
+    assert bench.log == []
+    bench.ready(calls=[key])
+    bench.book.check(monotonic())
+    assert bench.log == [('cancel', key), ('kill', key)]
+
+
 def test_orphan_that_its_worker_does_not_have(bench):
     owner = str(Owner('remote', route=ROUTE.hex()))
     bench.book.add_orphans([make_record(1, owner=owner, orphaned=time())])

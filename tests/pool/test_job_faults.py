@@ -135,6 +135,21 @@ def test_cancel_while_there_is_no_broker(job_pool, held, tmp_path):
         assert asker.wait(job_id)['state'] == 'cancelled'
 
 
+@pytest.mark.parametrize('force', [True, False])
+def test_cancel_before_a_worker_has_registered(job_pool, held, tmp_path, force):
+    pool = job_pool(cancel_grace=30 if force else 0.3)
+    with Asker(pool) as asker:
+        job_id = asker.submit('stubborn', held)
+        worker = int(lines_of(tmp_path / 'log')[0][2])
+        freeze(worker)
+        kill_broker(pool)
+        cancel = {'id': job_id, 'force': force}
+        assert asker.ask('pyams_zmq.job.cancel', cancel) == [200, None]
+        os.kill(worker, signal.SIGCONT)
+        job = asker.wait(job_id)
+    assert (job['state'], job['attempt']) == ('cancelled', 1)
+
+
 def test_stop_and_start(job_pool, held, tmp_path, address):
     """A stop does not count as a death."""
     for number in range(1, 5):

@@ -62,7 +62,7 @@ class JobBook:
         self.live: dict[bytes, JobRun] = {}
         self._by_id: dict[str, JobRun] = {}
         self._ready: deque[JobRun] = deque()
-        self._orphans: dict[bytes, JobRecord] = {}
+        self._orphans: dict[bytes, JobRun] = {}
         self._orphaned: dict[bytes, float] = {}  # since when, also of those that have gone
         self._claimed = 0  # jobs that were asked for
         self._claim_at = 0.0  # time when there may be more of them
@@ -109,14 +109,20 @@ class JobBook:
             if self.is_draining:
                 self._journal.change(record.number, record.attempt)
             else:
-                self._ready.append(self._add(record))
+                run = JobRun(record)
+                self._add(run)
+                self._ready.append(run)
                 self._on_change(record.id)
         self.assign()
         self.claim()
 
-    def _add(self, record: JobRecord, worker: Any = None) -> JobRun:
-        run = JobRun(record, worker)
-        self.live[run.key] = self._by_id[record.id] = run
+    def _add(self, run: JobRun) -> None:
+        self.live[run.key] = self._by_id[run.record.id] = run
+
+    def _take_orphan(self, key: bytes) -> JobRun | None:
+        run = self._orphans.pop(key, None)
+        if run is not None:
+            self._add(run)
         return run
 
     def _remove(self, run: JobRun) -> None:
@@ -138,6 +144,9 @@ class JobBook:
     def _give(self, run: JobRun, worker: Any) -> None:
         run.worker = worker
         worker.jobs.add(run.key)
+        self._note_owner(run, worker)
+
+    def _note_owner(self, run: JobRun, worker: Any) -> None:
         record = run.record
         self._journal.assign(record.number, record.attempt, str(worker.owner))
 
@@ -154,9 +163,7 @@ class JobBook:
 
     def handle_reply(self, worker: Any, key: bytes, frames: list[Any]) -> None:
         """Record what has become of a job."""
-        run = self.live.get(key)
-        if run is None and key in self._orphans:
-            run = self._add(self._orphans.pop(key))
+        run = self.live.get(key) or self._take_orphan(key)
         if run is not None:
             run.worker = worker
             policy = self.policies.get(run.record.type, JobPolicy())
@@ -219,19 +226,33 @@ class JobBook:
 
     def cancel(self, found: Cancelled, force: bool) -> None:
         """Cancel a job that runs."""
-        run = self.live.get(make_job_key(found.number, found.attempt))
-        if run is None:  # has ended just now; or an orphan, whose row says that it is cancelled
+        key = make_job_key(found.number, found.attempt)
+        if (orphan := self._orphans.get(key)) is not None:  # its worker learns of it by `adopt`
+            orphan.is_cancelled = True
+            orphan.is_forced = orphan.is_forced or force
+            return
+        run = self.live.get(key)
+        if run is None:  # has ended just now
             return
         if run.worker is None:
             self._end(run, CANCELLED)
             return
         if not run.is_cancelled:
             run.is_cancelled = True
-            run.kill_at = monotonic() + self._cancel_grace
-            self._cancel(run.worker, run.key)
+            self._send_cancel(run)
         if force:
-            run.kill_at = inf
-            self._kill(run)
+            self._end_worker(run)
+
+    def _send_cancel(self, run: JobRun) -> None:
+        """Let a worker cancel a job; it has `cancel_grace` seconds, unless that was forced."""
+        self._cancel(run.worker, run.key)
+        due = 0.0 if run.is_forced else monotonic() + self._cancel_grace
+        run.kill_at = min(run.kill_at, due)
+
+    def _end_worker(self, run: JobRun) -> None:
+        run.is_forced = True  # also if the worker does not hear of it, and registers again
+        run.kill_at = inf
+        self._kill(run)
 
     def cancel_former(self, worker: Any, key: bytes) -> None:
         """Cancel an attempt that was given up, and that a worker still runs."""
@@ -244,7 +265,7 @@ class JobBook:
         now, clock = monotonic(), time()
         for record in records:
             key = make_job_key(record.number, record.attempt)
-            self._orphans[key] = record
+            self._orphans[key] = JobRun(record)
             # If the clock is set back, they would wait for so long; without a time, on a full disk
             # for instance, they wait from now on.
             since = clock if record.orphaned is None else record.orphaned
@@ -254,17 +275,13 @@ class JobBook:
         """Note that a worker has a job; return False if it is not wanted any more."""
         run = self.live.get(key)
         if run is None:
-            record = self._orphans.pop(key, None)
-            if record is None:
+            run = self._take_orphan(key)
+            if run is None:
                 return False
-            run = self._add(record)
-            self._journal.assign(record.number, record.attempt, str(worker.owner))
-            if record.cancel is not None:
-                run.is_cancelled = True
-                run.kill_at = monotonic() + self._cancel_grace
+            self._note_owner(run, worker)
         run.worker = worker
         if run.is_cancelled:
-            self._cancel(worker, key)
+            self._send_cancel(run)
         return True
 
     def forget(self, worker: Any, listed: set[bytes]) -> None:
@@ -276,13 +293,13 @@ class JobBook:
             if run.worker is worker and run.key not in listed:
                 self.take_back(run.key)
         owner = str(worker.owner)
-        for key, record in list(self._orphans.items()):
-            if record.owner == owner and key not in listed:
-                self._give_up(key, 'was connected again without this job', is_death=False)
+        for key, orphan in list(self._orphans.items()):
+            if orphan.record.owner == owner and key not in listed:
+                self._give_up(orphan, 'was connected again without this job', is_death=False)
 
-    def _give_up(self, key: bytes, reason: str, *, is_death: bool) -> None:
-        run = self._add(self._orphans.pop(key))
-        if run.record.cancel is not None:
+    def _give_up(self, run: JobRun, reason: str, *, is_death: bool) -> None:
+        self._take_orphan(run.key)
+        if run.is_cancelled:
             self._end(run, CANCELLED)
         elif is_death:
             self._apply(run, judge_death(run, reason, SHARED_DEATH))
@@ -294,14 +311,13 @@ class JobBook:
 
         :param now: present time in seconds
         """
-        for key, record in list(self._orphans.items()):
-            owner = Owner.parse(record.owner)
+        for key, orphan in list(self._orphans.items()):
+            owner = Owner.parse(orphan.record.owner)
             if owner.is_gone(now - self._orphaned[key]):
-                self._give_up(key, 'and its broker died', is_death=owner.has_died)
+                self._give_up(orphan, 'and its broker died', is_death=owner.has_died)
         for run in list(self.live.values()):
             if run.kill_at <= now and run.worker is not None:
-                run.kill_at = inf
-                self._kill(run)
+                self._end_worker(run)
         self.claim()
 
     def drain(self) -> None:
