@@ -78,7 +78,9 @@ def test_job_that_kills_workers_which_leave(job_pool, held, tmp_path, monkeypatc
 
 
 def is_leaving(pool, pid):
-    return (pid, 'leaving') in [(each['pid'], each['state']) for each in pool.stats()['workers']]
+    with suppress(ZMQTimeoutError):  # the broker is being replaced
+        workers = pool.stats()['workers']
+        return (pid, 'leaving') in [(worker['pid'], worker['state']) for worker in workers]
 
 
 @pytest.mark.parametrize('num', [signal.SIGKILL, signal.SIGTERM])
@@ -133,6 +135,28 @@ def test_cancel_while_there_is_no_broker(job_pool, held, tmp_path):
         assert asker.ask('pyams_zmq.job.cancel', job_id) == [200, None]
         kill_broker(pool)
         assert asker.wait(job_id)['state'] == 'cancelled'
+
+
+def test_worker_is_stopped_while_there_is_no_broker(job_pool, held, tmp_path):
+    """Its job is told to end, but nobody has cancelled it: it begins again."""
+    pool = job_pool(workers=1, drain_timeout=TIMEOUT)
+    with Asker(pool) as asker:
+        job_id = asker.submit('report', held)
+        worker = int(lines_of(tmp_path / 'log')[0][2])
+        broker, former = broker_of(pool), connections_of(worker)
+        freeze(pool.pid)  # it must not start another one before the worker knows that this is gone
+        os.kill(broker, signal.SIGKILL)
+        wait_until(lambda: not former & connections_of(worker), TIMEOUT)
+        os.kill(worker, signal.SIGTERM)
+        os.kill(pool.pid, signal.SIGCONT)
+        wait_until(partial(is_leaving, pool, worker), TIMEOUT)
+        (tmp_path / 'hold').unlink()
+        assert asker.wait(job_id)['state'] == 'done'
+
+
+def connections_of(pid):
+    found = psutil.Process(pid).net_connections('tcp')
+    return {each.laddr for each in found if each.status == psutil.CONN_ESTABLISHED}
 
 
 @pytest.mark.parametrize('force', [True, False])

@@ -21,11 +21,13 @@ class WorkerJobs:
 
     :ivar running: the jobs whose methods run
     :ivar replies: frames of the replies without ACK
+    :ivar stopped: keys of those that `stop` has cancelled
     """
 
     def __init__(self) -> None:
         self.running: dict[bytes, RunningJob] = {}
         self.replies: dict[bytes, list[bytes]] = {}
+        self.stopped: set[bytes] = set()
         self._sent: dict[bytes, Any] = {}
         self._on_acks: asyncio.Event | None = None
 
@@ -71,9 +73,10 @@ class WorkerJobs:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def stop(self) -> None:
-        """Cancel all jobs, which begin again when there is a broker."""
+        """Cancel all jobs; they begin again when this process has ended and there is a broker."""
         for job in list(self.running.values()):
             job.cancel()
+        self.stopped.update(self.running)
 
     def repeat_progress(self) -> None:
         """Let `take_progress` return the last progress of all jobs: there is a new broker."""

@@ -15,7 +15,7 @@ from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.wire.body import Reply, size_of
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN, send_frames
-from pyams_zmq.wire.message import encode
+from pyams_zmq.wire.message import encode, is_error
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -141,7 +141,11 @@ class WorkerStream(ReplyStream):
         self._route_reply(frames[:-1], frames[-1])
 
     def _route_reply(self, envelope: list[bytes], data: Reply) -> None:
-        self.pending.discard(envelope[0])
+        key = envelope[0]
+        if key in self.process.jobs.stopped:
+            if is_error(data[-1] if isinstance(data, list) else data):
+                return  # nobody has cancelled the job, so the next broker must not get this as its end
+        self.pending.discard(key)
         self.process.count_reply()
         size = size_of(data) if isinstance(data, list) else len(data)
         if len(envelope) > 1:
@@ -150,8 +154,8 @@ class WorkerStream(ReplyStream):
             text = f'The reply is {size} bytes; the limit is {self.max_size} (max_reply_size)'
             LOGGER.error('%s: %s', self.process.name, text)
             envelope, data = envelope[:1], encode([500, text])
-        if envelope[0][0] == JOB_MARK:  # it is kept until it is on disk
+        if key[0] == JOB_MARK:  # it is kept until it is on disk
             reply = [*envelope[1:], *(data if isinstance(data, list) else [data])]
-            self.process.jobs.end(envelope[0], reply)
+            self.process.jobs.end(key, reply)
         if self.process.is_connected:  # the next broker does not know this call
             super()._route_reply(envelope, data)
