@@ -465,6 +465,18 @@ def test_end_of_a_broker(bench):
     assert not bench.book.live
 
 
+def test_rejected_job_at_the_end_of_a_broker(bench):
+    bench.ready()
+    bench.ready(b's' * 16)
+    [key] = bench.begin(make_record(1))
+    bench.book.drain()
+    bench.log.clear()
+    bench.journal.take()
+    bench.scheduler.handle_reject(ROUTE, key)
+    assert bench.log == []
+    assert bench.journal.take() == [('change', 1, 1, {'delay': 0.0})]
+
+
 def test_claim_that_ends_after_the_broker(bench):
     bench.ready()
     bench.book.drain()

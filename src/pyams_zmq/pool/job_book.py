@@ -156,6 +156,8 @@ class JobBook:
         run.worker = None
         if run.is_cancelled:
             self._end(run, CANCELLED)
+        elif self.is_draining:
+            self._try_again(run, 0.0)
         else:
             self._ready.appendleft(run)
 
