@@ -386,8 +386,9 @@ def test_message_to_end_a_worker_is_lost(bench):
     assert bench.log == [('cancel', key), ('kill', key)]
 
 
-def test_orphan_that_its_worker_does_not_have(bench):
-    owner = str(Owner('remote', route=ROUTE.hex()))
+@pytest.mark.parametrize('prefix', ['', 'stopping '])
+def test_orphan_that_its_worker_does_not_have(bench, prefix):
+    owner = f'{prefix}remote {ROUTE.hex()}'
     bench.book.add_orphans([make_record(1, owner=owner, orphaned=time())])
     bench.ready()
     assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]

@@ -294,9 +294,9 @@ class JobBook:
         for run in list(self.live.values()):
             if run.worker is worker and run.key not in listed:
                 self.take_back(run.key)
-        owner = str(worker.owner)
         for key, orphan in list(self._orphans.items()):
-            if orphan.record.owner == owner and key not in listed:
+            owner = Owner.parse(orphan.record.owner)._replace(is_stopping=False)
+            if owner == worker.owner and key not in listed:
                 self._give_up(orphan, 'was connected again without this job', is_death=False)
 
     def _give_up(self, run: JobRun, reason: str, *, is_death: bool) -> None:
