@@ -179,6 +179,30 @@ def test_workers_are_not_counted_while_the_limit_is_reached(bench, monkeypatch):
     assert bench.journal.take('claim') == counted == []
 
 
+def test_worker_registers_while_a_claim_is_on_its_way(bench):
+    """The claim does not have the type of its jobs."""
+    bench.ready(slots=2)
+    [(_name, _count, types, *_more)] = bench.journal.take('claim')
+    assert types == {'work'}
+    bench.ready(b's' * 16, jobs={'other': [1, 1]})
+    bench.journal.answer('claim', Claim([], None))
+    [(_name, _count, types, *_more)] = bench.journal.take('claim')
+    assert types == {'work', 'other'}
+    bench.journal.answer('claim', Claim([], None))
+    assert bench.journal.take('claim') == []
+
+
+def test_free_workers_get_jobs_while_others_leave(bench):
+    bench.book._limit = 10
+    bench.ready()
+    bench.begin(make_record(1))
+    assert bench.journal.take('claim') == []
+    bench.scheduler.handle_disconnect(ROUTE)
+    bench.ready(b's' * 16)
+    [key] = bench.begin(make_record(2))
+    assert ('send', key) in bench.log
+
+
 def test_nothing_is_claimed_without_a_reason(bench):
     bench.ready()
     bench.begin()

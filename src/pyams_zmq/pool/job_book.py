@@ -92,17 +92,18 @@ class JobBook:
         if self.is_draining or in_hand >= self._limit or monotonic() < self._claim_at:
             return
         workers = self._workers
-        room = min(self._limit, workers.open_slots) - in_hand
         # One more than can begin at once, else calls that wait for workers would starve the jobs.
-        room = min(room, max(workers.free_slots, 1) - len(self._ready) - self._claimed)
+        room = min(workers.open_slots, max(workers.free_slots, 1))
+        room = min(room - len(self._ready) - self._claimed, self._limit - in_hand)
         types = workers.job_types
         if room > 0 and types:
             self._claimed += room
-            self._journal.claim(room, types, partial(self._begin, room), BROKER)
+            self._journal.claim(room, types, partial(self._begin, room, types), BROKER)
 
-    def _begin(self, count: int, claim: Claim) -> None:
+    def _begin(self, count: int, types: set[str], claim: Claim) -> None:
         self._claimed -= count
-        if len(claim.jobs) < count:
+        # Workers with other types may have registered since the claim.
+        if len(claim.jobs) < count and self._workers.job_types <= types:
             self._claim_at = inf
             self.expect(claim.wait)
         for record in claim.jobs:

@@ -54,7 +54,7 @@ class Workers(Protocol):
 
     @property
     def open_slots(self) -> int:
-        """Number of requests that open workers handle at a time."""
+        """Number of requests that open workers handle at a time, without those that are jobs."""
 
     @property
     def free_slots(self) -> int:
