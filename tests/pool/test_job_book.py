@@ -106,6 +106,7 @@ class Bench:
             cancel=partial(self.note, 'cancel'),
             kill=lambda run: self.log.append(('kill', run.key)),
             on_change=lambda job_id: self.log.append(('changed', job_id)),
+            on_late_end=lambda number: self.log.append(('late', number)),
             limit=limit,
             cancel_grace=5,
         )
@@ -259,8 +260,25 @@ def test_reply_of_a_former_attempt(bench):
     bench.reply(old, OK)
     assert bench.journal.take('end') == [('end', 7, 1, 'done', OK, {})]
     bench.journal.answer('end', False)
-    assert bench.log == [('ack', old)] * 2
+    assert bench.log == [('ack', old), ('ack', old), ('late', 7)]
     bench.reply(old, OK, route=b'unknown')
+
+
+@pytest.mark.parametrize('is_dead', [False, True])
+def test_failure_is_repeated_before_it_is_recorded(bench, is_dead):
+    """The worker must keep its reply until the failure is counted on disk."""
+    bench.ready(retries=1)
+    [key] = bench.begin(make_record(1))
+    if is_dead:
+        bench.scheduler.remove(ROUTE, monotonic())
+    else:
+        bench.reply(key, b'[500,"x"]')
+    bench.log.clear()
+    bench.ready(replies=[key])
+    bench.reply(key, b'[500,"x"]')
+    assert bench.log == []
+    bench.journal.answer('change', 'waiting')
+    assert bench.log == [('ack', key), ('changed', 'job1')]
 
 
 def test_back_off_is_limited(bench):

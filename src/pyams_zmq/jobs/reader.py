@@ -34,6 +34,11 @@ class JournalReader:
         found = self._query(f'{_LONG} where id = ?', job_id) or self._query(_BY_ALIAS, job_id)
         return JobRecord(*found[0]) if found else None
 
+    def find_id(self, number: int) -> str:
+        """Return the id of a job, empty if there is none."""
+        found = self._query('select id from job where number = ?', number)
+        return str(found[0][0]) if found else ''
+
     def page(
         self,
         state: str | None = None,

@@ -32,6 +32,7 @@ class JobBook:
     :param cancel: lets a worker cancel a job
     :param kill: ends the worker of a job
     :param on_change: called with the id of a job that has changed
+    :param on_late_end: called with the number of a job that has ended after it was given up
     :param limit: jobs at a time
     :param cancel_grace: seconds from a cancel until the worker is killed
     """
@@ -46,6 +47,7 @@ class JobBook:
         cancel: Callable[[Any, bytes], object],
         kill: Callable[[JobRun], object],
         on_change: Callable[[str], object],
+        on_late_end: Callable[[int], object],
         limit: int,
         cancel_grace: float,
     ):
@@ -56,6 +58,7 @@ class JobBook:
         self._cancel = cancel
         self._kill = kill
         self._on_change = on_change
+        self._on_late_end = on_late_end
         self._limit = limit
         self._cancel_grace = cancel_grace
         self.policies: dict[str, JobPolicy] = {}
@@ -174,9 +177,13 @@ class JobBook:
         elif len(frames) == 1 and not is_error(frames[0]):
             # A success also counts if the attempt was given up, unless the next one has begun.
             number, attempt = parse_job_key(key)
-            then = partial(self._acknowledge, worker, key)
+            then = partial(self._on_late_success, worker, key, number)
             self._outcomes.end(number, attempt, DONE, bytes(frames[0]), then)
         else:
+            for unrecorded in self._by_id.values():
+                if unrecorded.key == key:  # its acknowledgement follows
+                    unrecorded.worker = worker
+                    return
             self._acknowledge(worker, key)
 
     def handle_death(self, worker: Any, reason: str) -> None:
@@ -224,6 +231,10 @@ class JobBook:
         self._on_recorded(run)
         self.expect(delay)
         self.claim()
+
+    def _on_late_success(self, worker: Any, key: bytes, number: int) -> None:
+        self._acknowledge(worker, key)
+        self._on_late_end(number)
 
     # What clients ask for
 
