@@ -14,13 +14,14 @@ from pyams_zmq.jobs.records import Cancelled, Claim, JobRecord
 from pyams_zmq.jobs.watchers import Watcher, Watchers
 from pyams_zmq.pool import job_book as book_module
 from pyams_zmq.pool.job_book import JobBook
-from pyams_zmq.pool.job_owners import ADOPT_TIME, Owner
+from pyams_zmq.pool.job_owners import ADOPT_TIME, REMOTE_TIME
 from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.job_service import JobService
 from pyams_zmq.pool.job_verdict import DEATH, MAX_BACKOFF, MAX_DEATHS, SHARED_DEATH
 from pyams_zmq.pool.protocol import make_job_key
 from pyams_zmq.pool.queue import FairQueue
+from pyams_zmq.pool.scheduler import LOST_ACCESS, SILENT
 from pyams_zmq.process.descendants import ProcessInfo
 from pyams_zmq.wire.clock import monotonic, time
 
@@ -312,10 +313,10 @@ def test_death_of_a_worker(bench):
     bench.journal.answer('change', 'waiting')
     bench.ready()
     [key] = bench.begin(make_record(1, attempt=2, deaths=2 * DEATH))
-    bench.scheduler.remove(ROUTE, monotonic(), 'missed its heartbeats')
+    bench.scheduler.remove(ROUTE, monotonic())
     [(_name, _number, _attempt, state, reply, options)] = bench.journal.take('end')
     assert (state, options) == ('failed', {'deaths': 3 * DEATH})
-    assert b'missed its heartbeats' in reply
+    assert b'died' in reply
     assert key not in bench.book.live
     bench.scheduler.remove(ROUTE, monotonic())  # again
 
@@ -343,6 +344,49 @@ def test_death_of_a_worker_that_leaves_by_itself(bench):
     bench.scheduler.handle_disconnect(ROUTE)
     bench.scheduler.remove(ROUTE, monotonic())
     assert bench.journal.take('change') == [('change', 1, 1, {'delay': 1.0, 'deaths': DEATH})]
+
+
+@pytest.mark.parametrize('asked', [False, True])
+def test_silent_worker_of_another_machine(bench, asked):
+    """It has some seconds to register again, with its job."""
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    bench.book.live[key].publish(1, 2, 'x')
+    for _time in range(3):
+        bench.scheduler.remove(ROUTE, monotonic(), SILENT)
+        bench.book.check(monotonic() + REMOTE_TIME - 1)
+        assert bench.book.find('job1').progress['done'] == 1
+        bench.ready(calls=[key], asked=asked)
+        bench.book.check(monotonic())
+    assert bench.journal.take('change', 'end') == []
+    bench.scheduler.remove(ROUTE, monotonic(), SILENT)
+    bench.book.check(monotonic() + REMOTE_TIME + 1)
+    options = {'delay': 0.0} if asked else {'delay': 1.0, 'deaths': SHARED_DEATH}
+    assert bench.journal.take('change') == [('change', 1, 1, options)]
+
+
+def test_silent_worker_of_a_cancelled_job(bench):
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.book.cancel(Cancelled('running', 1, 1), force=False)
+    bench.scheduler.remove(ROUTE, monotonic(), SILENT)
+    assert bench.journal.take('end') == [('end', 1, 1, 'cancelled', None, {})]
+
+
+def test_silent_worker_of_this_machine(bench):
+    """The system did not notify the broker of its end."""
+    bench.scheduler.is_local = lambda worker: True
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.scheduler.remove(ROUTE, monotonic(), SILENT)
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 1.0, 'deaths': DEATH})]
+
+
+def test_worker_that_has_lost_its_access_is_not_a_death(bench):
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.scheduler.remove(ROUTE, monotonic(), LOST_ACCESS)
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
 
 
 def test_cancel(bench):
@@ -443,7 +487,8 @@ def test_orphan_that_its_worker_does_not_have(bench, prefix):
         ('broker', 4, None, ('change', {'delay': 0.0})),
         (None, 4, None, ('change', {'delay': 0.0})),
         ('remote 00', 4, None, None),
-        ('remote 00', 11, None, ('change', {'delay': 0.0})),
+        ('remote 00', 11, None, ('change', {'delay': 1.0, 'deaths': SHARED_DEATH})),
+        ('stopping remote 00', 11, None, ('change', {'delay': 0.0})),
         ('local own', 50, None, None),
         ('local own', 61, None, ('change', {'delay': 0.0})),
         ('local 1 0', 0, None, ('change', {'delay': 1.0, 'deaths': SHARED_DEATH})),

@@ -17,7 +17,7 @@ from job_checks import Asker, lines_of
 from job_handlers import Jobs
 from pool_checks import wait_for_workers
 from pyams_zmq.exceptions import ZMQTimeoutError
-from pyams_zmq.pool import job_verdict
+from pyams_zmq.pool import job_owners, job_verdict
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.testing import running
 
@@ -247,8 +247,9 @@ def test_kills_at_random_times(job_pool, address, tmp_path):
     assert all(begins[job_id] <= job['attempt'] for job_id, job in jobs.items())
 
 
-def test_worker_is_suspended_with_a_job_on_its_way(job_pool, tmp_path):
+def test_worker_is_suspended_with_a_job_on_its_way(job_pool, tmp_path, monkeypatch):
     """It does not begin the job when it continues: another worker has done it meanwhile."""
+    monkeypatch.setattr(job_owners, 'REMOTE_TIME', 0.5)
     log = tmp_path / 'log'
     args = {'log': str(log), 'seconds': 0}
     remote = {'worker_address': '127.0.0.1', 'worker_auth': 'worker:secret'}

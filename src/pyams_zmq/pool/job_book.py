@@ -18,6 +18,7 @@ from pyams_zmq.pool.job_owners import BROKER, STOPPING, Owner
 from pyams_zmq.pool.job_run import JobRun, Workers
 from pyams_zmq.pool.job_verdict import SHARED_DEATH, Verdict, judge_death, judge_reply
 from pyams_zmq.pool.protocol import make_job_key, parse_job_key
+from pyams_zmq.pool.scheduler import LOST_ACCESS, SILENT
 from pyams_zmq.wire.clock import monotonic, time
 from pyams_zmq.wire.message import is_error
 
@@ -152,7 +153,8 @@ class JobBook:
 
     def _note_owner(self, run: JobRun, worker: Any) -> None:
         record = run.record
-        self._journal.assign(record.number, record.attempt, str(worker.owner))
+        record.owner = str(worker.owner)
+        self._journal.assign(record.number, record.attempt, record.owner)
 
     def take_back(self, key: bytes) -> None:
         """Let a job wait for another worker: its worker has not begun it."""
@@ -198,10 +200,20 @@ class JobBook:
                 del self._by_id[run.record.id]
             elif run.is_cancelled:
                 self._end(run, CANCELLED)
-            elif worker.was_asked:
+            elif reason == SILENT and worker.owner.kind == 'remote':
+                self._wait_for_worker(run, worker)
+            elif worker.was_asked or reason == LOST_ACCESS:
                 self._try_again(run, 0.0)
             else:
                 self._apply(run, judge_death(run, reason))
+
+    def _wait_for_worker(self, run: JobRun, worker: Any) -> None:
+        """Let a job be an orphan: its worker is silent, and may register again."""
+        if worker.was_asked:
+            run.record.owner = f'{STOPPING} {worker.owner}'
+        del self.live[run.key]
+        self._orphans[run.key] = run
+        self._orphaned[run.key] = monotonic()
 
     def _apply(self, run: JobRun, verdict: Verdict) -> None:
         state, reply, delay, counts = verdict
@@ -272,7 +284,7 @@ class JobBook:
         """Cancel an attempt that was given up, and that a worker still runs."""
         self._cancel(worker, key)
 
-    # What workers of a former broker have
+    # What workers of a former broker have, and those that are silent
 
     def add_orphans(self, records: Iterable[JobRecord]) -> None:
         """Add the jobs that run, as the journal says when a broker starts."""
@@ -328,7 +340,8 @@ class JobBook:
         for key, orphan in list(self._orphans.items()):
             owner = Owner.parse(orphan.record.owner)
             if owner.is_gone(now - self._orphaned[key]):
-                self._give_up(orphan, 'and its broker died', is_death=owner.has_died)
+                reason = 'and its broker died' if owner.kind == 'local' else 'disappeared'
+                self._give_up(orphan, reason, is_death=owner.has_died)
         for run in list(self.live.values()):
             if run.kill_at <= now and run.worker is not None:
                 self._end_worker(run)

@@ -20,6 +20,12 @@ from pyams_zmq.wire.message import DRAINING_REPLY, encode, is_error
 MAX_ATTEMPTS = 3
 """Workers that may die during a call before the call fails"""
 
+SILENT = 'missed its heartbeats'
+"""Why a worker is removed: it may only be silent, or its connection is lost"""
+
+LOST_ACCESS = 'lost its access'
+"""Why a worker is removed, although it runs"""
+
 SUSPENDED = 1.0
 """Seconds between two checks from which on the broker itself is considered to have been suspended,
 and the heartbeats that it has not read do not count as missed"""
@@ -380,7 +386,7 @@ class Scheduler:
             ):
                 if worker.is_open or worker.needs_ready or worker.in_flight:
                     lost.append(worker)
-                self.remove(worker.route, now, 'missed its heartbeats')
+                self.remove(worker.route, now, SILENT)
         return lost
 
     # The end
