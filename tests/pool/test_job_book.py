@@ -62,9 +62,11 @@ class Journal:
     def __init__(self):
         self.calls = []
         self.callbacks = []
+        self.revision = 0  # of the last call that has one
 
     def __getattr__(self, name):
         def call(*args, **options):
+            self.revision = options.pop('revision', self.revision)
             callback = next((arg for arg in args if callable(arg)), None)
             self.calls.append((name, *(arg for arg in args if arg is not callback), options))
             if callback is not None:
@@ -607,6 +609,20 @@ def test_estimate(progress, eta):
     job = describe_job(run.record, 12.0, run)
     assert job['eta'] == eta
     assert job['started'] == '1970-01-01T00:00:10.000Z'
+
+
+@pytest.mark.parametrize('reply', [OK, b'[500,"x"]'])
+def test_clients_know_a_revision_of_the_progress(bench, reply):
+    """The journal has not seen it, and must have a higher one at the end."""
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    run = bench.book.live[key]
+    run.publish(1, 2, 'x')
+    bench.reply(key, reply)
+    assert bench.journal.revision == run.revision > 1
+    if reply == OK:
+        bench.journal.answer('end', ZMQMessageError(400, 'bad row'))
+        assert bench.journal.revision == run.revision
 
 
 def test_watchers():

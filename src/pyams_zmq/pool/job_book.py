@@ -225,13 +225,14 @@ class JobBook:
     def _end(self, run: JobRun, state: str, reply: bytes | None = None, **counts: int) -> None:
         self._remove(run)
         number, attempt = run.record.number, run.record.attempt
-        self._outcomes.end(number, attempt, state, reply, partial(self._on_recorded, run), **counts)
+        then = partial(self._on_recorded, run)
+        self._outcomes.end(number, attempt, state, reply, then, run.revision, **counts)
 
     def _try_again(self, run: JobRun, delay: float, **counts: int) -> None:
         self._remove(run)
-        record = run.record
+        number, attempt = run.record.number, run.record.attempt
         then = partial(self._on_changed, run, delay)
-        self._outcomes.try_again(record.number, record.attempt, delay, then, **counts)
+        self._outcomes.try_again(number, attempt, delay, then, run.revision, **counts)
 
     def _on_recorded(self, run: JobRun) -> None:
         del self._by_id[run.record.id]  # before the next attempt: claims come last in the journal
