@@ -98,7 +98,7 @@ class JobBook:
         workers = self._workers
         # One more than can begin at once, else calls that wait for workers would starve the jobs.
         room = min(workers.open_slots, max(workers.free_slots, 1))
-        limit = self._limit or max(1, workers.open_slots - 1)
+        limit = self._limit or max(1, workers.slots - 1)
         room = min(room - len(self._ready) - self._claimed, limit - in_hand)
         types = workers.job_types
         if room > 0 and types:

@@ -53,8 +53,12 @@ class Workers(Protocol):
     """What the book needs of the :class:`~pyams_zmq.pool.job_scheduler.JobScheduler`."""
 
     @property
+    def slots(self) -> int:
+        """Number of requests that open workers handle at a time."""
+
+    @property
     def open_slots(self) -> int:
-        """Number of requests that open workers handle at a time, without those that are jobs."""
+        """Number of these that no job occupies."""
 
     @property
     def free_slots(self) -> int:

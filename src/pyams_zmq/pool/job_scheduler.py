@@ -25,8 +25,13 @@ class JobScheduler(Scheduler):
     is_local: Callable[[WorkerState], bool]
 
     @property
+    def slots(self) -> int:
+        """Number of requests that open workers handle at a time."""
+        return sum(worker.slots for worker in self.workers.values() if worker.is_open)
+
+    @property
     def open_slots(self) -> int:
-        """Number of requests that open workers handle at a time, without those that are jobs."""
+        """Number of these that no job occupies."""
         workers = self.workers.values()
         return sum(worker.slots - len(worker.jobs) for worker in workers if worker.is_open)
 

@@ -143,12 +143,12 @@ class WorkerStream(ReplyStream):
 
     def _route_reply(self, envelope: list[bytes], data: Reply) -> None:
         key = envelope[0]
-        last = data[-1] if isinstance(data, list) else data
-        if key in self.process.jobs.stopped and is_error(last):
-            return  # nobody has cancelled the job: the next broker must not take this as its end
+        is_job = key[0] == JOB_MARK
+        if is_job and key in self.process.jobs.stopped:
+            if is_error(data[-1] if isinstance(data, list) else data):
+                return  # nobody has cancelled the job: the next broker must not take it as its end
         self.pending.discard(key)
         self.process.count_reply()
-        is_job = key[0] == JOB_MARK
         size = size_of(data) if isinstance(data, list) else len(data)
         if len(envelope) > 1:
             size += sum(map(len, envelope[1:]))
