@@ -50,6 +50,21 @@ def trace(journal):
     return statements
 
 
+def test_changes_without_an_answer(path):
+    """What has become of jobs does not count: a full disk keeps it."""
+    with writing(path, SlowWriter) as (_journal, writer, loop):
+        outcomes = []
+        writer.accept(make_job('a'), outcomes.append)
+        writer.cancel('a', outcomes.append)
+        writer.retry('b', outcomes.append)
+        writer.end(1, 1, 'done', REPLY, outcomes.append)
+        assert writer.unanswered == 3
+        writer.go.set()
+        while len(outcomes) < 4:
+            loop.turn()
+        assert writer.unanswered == 0
+
+
 def test_life_of_a_job(path):
     with writing(path) as (journal, writer, loop):
         accepted = loop.wait(writer.accept, make_job('a'))

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from job_checks import make_record
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs import watchers as watchers_module
 from pyams_zmq.jobs.job_messages import Wait, describe_job
-from pyams_zmq.jobs.records import Cancelled, Claim, JobRecord
+from pyams_zmq.jobs.records import Cancelled, Claim
 from pyams_zmq.jobs.watchers import Watcher, Watchers
 from pyams_zmq.pool import job_book as book_module
 from pyams_zmq.pool.job_book import JobBook
@@ -21,38 +23,12 @@ from pyams_zmq.pool.job_service import JobService
 from pyams_zmq.pool.job_verdict import DEATH, MAX_BACKOFF, MAX_DEATHS, SHARED_DEATH
 from pyams_zmq.pool.protocol import make_job_key
 from pyams_zmq.pool.queue import FairQueue
+from pyams_zmq.process.connections import Connection, Envelope
 from pyams_zmq.process.descendants import ProcessInfo
 from pyams_zmq.wire.clock import boottime, monotonic, time
 
 OK = b'[200,1]'
 ROUTE = b'r' * 16
-
-
-def make_record(number, attempt=1, **options):
-    values = {
-        'id': f'job{number}',
-        'type': 'work',
-        'user': '',
-        'address': '',
-        'key': None,
-        'state': 'running',
-        'failures': 0,
-        'deaths': 0,
-        'priority': 0,
-        'due': None,
-        'expires': None,
-        'retries': None,
-        'timeout': None,
-        'created': 1.0,
-        'started': 2.0,
-        'ended': None,
-        'revision': 1,
-        'cancel': None,
-        'owner': None,
-        'orphaned': None,
-        **options,
-    }
-    return JobRecord(number=number, attempt=attempt, **values)
 
 
 class Journal:
@@ -129,6 +105,9 @@ class Bench:
     def begin(self, *records):
         """Let a claim return jobs; return their keys."""
         assert self.journal.take('claim')
+        return self.begin_claimed(*records)
+
+    def begin_claimed(self, *records):
         self.journal.answer('claim', Claim(list(records), None))
         return [make_job_key(record.number, record.attempt) for record in records]
 
@@ -164,6 +143,31 @@ def test_limit_of_jobs_at_a_time(bench):
     bench.journal.answer('claim', Claim([make_record(1), make_record(2)], None))
     assert bench.journal.take('claim') == []
     assert bench.scheduler.free_slots == 3
+
+
+def test_limit_without_a_number():
+    """One request less than all workers can handle, also those of other machines."""
+    bench = Bench(limit=0)
+    bench.ready(slots=3)
+    assert [call[1] for call in bench.journal.take('claim')] == [2]
+    bench.begin_claimed(make_record(1), make_record(2))
+    assert bench.journal.take('claim') == []
+    bench.ready(b's' * 16, slots=2)
+    assert [call[1] for call in bench.journal.take('claim')] == [2]
+    small = Bench(limit=0)
+    small.ready()
+    assert [call[1] for call in small.journal.take('claim')] == [1]
+
+
+def test_submit_before_the_first_worker(bench):
+    """It waits for the disk, not for a worker."""
+    submitted = []
+    bench.scheduler.submit = submitted.append
+    for name in (b'work', b'ping', b'work'):
+        bench.scheduler.handle_request([b'client', b''], b'', [b'x'], 1, name, monotonic())
+    bench.ready(slots=0)
+    assert [call.name for call in submitted] == [b'work', b'work']
+    assert bench.scheduler.stats(monotonic())['queue'] == 1
 
 
 def test_workers_are_not_counted_while_the_limit_is_reached(bench, monkeypatch):
@@ -447,6 +451,28 @@ def test_disk_that_does_not_answer_at_the_end():
     assert JobService.close(service) is None
 
 
+def test_warning_for_unknown_types(caplog):
+    """Once until a worker knows the type again."""
+    reader = SimpleNamespace(waiting_types=lambda: ['one', 'two'])
+    scheduler = SimpleNamespace(job_types=set())
+    journal = SimpleNamespace(path='x.jobs')
+    service = SimpleNamespace(_warned=set(), _reader=reader, _scheduler=scheduler, _journal=journal)
+    expected = []
+    for known, warned in [
+        ('', ['one', 'two']),
+        ('', []),
+        ('two', []),
+        ('two', []),
+        ('', ['two']),
+        ('', []),
+    ]:
+        scheduler.job_types = {known}
+        JobService.warn_of_unknown_types(service)
+        expected += warned
+        found = [name for record in caplog.records for name in record.args if name != 'x.jobs']
+        assert found == expected
+
+
 @pytest.mark.parametrize(
     ('progress', 'eta'),
     [
@@ -467,12 +493,18 @@ def test_estimate(progress, eta):
     assert job['started'] == '1970-01-01T00:00:10.000Z'
 
 
+def make_watcher(connection, until=9.0, ids=('x',), envelope=(b'route', b'')):
+    envelope = Envelope(envelope)
+    envelope.connection = connection
+    return Watcher(Wait({'ids': list(ids)}), {name: name for name in ids}, envelope, until)
+
+
 def test_watchers():
     watchers = Watchers()
-    one, two = (Watcher(Wait({'id': 'x'}), {'x': 'x'}, None, until) for until in (1.0, 2.0))
-    both = Watcher(Wait({'ids': ['x', 'y']}), {'x': 'x', 'y': 'y'}, None, 3.0)
+    one, two = (make_watcher(None, until) for until in (1.0, 2.0))
+    both = make_watcher(None, 3.0, 'xy')
     for watcher in (one, two, both):
-        watchers.add(watcher)
+        assert watchers.add(watcher) == []
     assert set(watchers.watchers_of('x')) == {one, two, both}
     assert watchers.take_late(1.5) == [one]
     watchers.remove(two)
@@ -480,3 +512,41 @@ def test_watchers():
     assert len(watchers) == 1
     assert watchers.take_all() == [both]
     assert watchers.watchers_of('y') == []
+
+
+def test_watchers_have_a_limit_of_bytes(monkeypatch):
+    sizes = [
+        make_watcher(None, ids=['x', *more], envelope=[b'route', *tags, b'']).size
+        for more, tags in [((), ()), (map(str, range(99)), ()), ((), [b't' * 1000])]
+    ]
+    assert sizes[1] > 10 * sizes[0]
+    assert sizes[2] > sizes[0] + 1000
+    monkeypatch.setattr(watchers_module, 'MAX_SIZE', sizes[1])
+    watchers = Watchers()
+    large = make_watcher(None, ids=['x', *map(str, range(99))])
+    assert watchers.add(large) == []
+    watcher = make_watcher(None)
+    assert watchers.add(watcher) == [watcher]
+    watchers.remove(large)
+    assert watchers.add(watcher) == []
+
+
+def test_connections_share_the_limit_for_watchers(monkeypatch):
+    monkeypatch.setattr(watchers_module, 'MAX_SIZE', 6 * make_watcher(None).size)
+    watchers = Watchers()
+    greedy, modest, third = (Connection(0.0) for _number in range(3))
+    first = [make_watcher(greedy) for _number in range(7)]
+    assert [watchers.add(watcher) for watcher in first] == [[]] * 6 + [[first[6]]]
+    others = [make_watcher(modest) for _number in range(4)]
+    refused = [watchers.add(watcher) for watcher in others]
+    assert refused == [[first[5]], [first[4]], [first[3]], [others[3]]]
+    assert watchers.add(make_watcher(third)) == [first[2]]
+    assert len(watchers) == 6
+    assert set(watchers.watchers_of('x')) > {*first[:2], *others[:3]}
+    greedy.is_ended = True
+    assert watchers.add(others[3]) == []
+    assert set(watchers.watchers_of('x')) > set(others)
+    assert len(watchers) == 5
+    modest.is_ended = True
+    assert watchers.take_late(0.0) == []
+    assert len(watchers) == 1

@@ -18,7 +18,9 @@ from pool_checks import wait_for_workers
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import ZMQBaseError
 from pyams_zmq.jobs import watchers as watchers_module
+from pyams_zmq.jobs.writer import JournalWriter
 from pyams_zmq.pool import broker as broker_module
+from pyams_zmq.pool.broker import PoolBroker
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.testing import running
 
@@ -56,7 +58,7 @@ def test_jobs_of_this_machine(job_pool):
 
 
 def test_too_many_watchers(job_pool, monkeypatch):
-    monkeypatch.setattr(watchers_module, 'MAX_WATCHERS', 0)
+    monkeypatch.setattr(watchers_module, 'MAX_SIZE', 0)
     with Asker(job_pool()) as asker:
         job_id = asker.submit('add', [1], delay=60)
         args = {'id': job_id, 'after': asker.job(job_id)['revision']}
@@ -132,15 +134,54 @@ def test_messages_while_draining(job_pool, tmp_path):
         assert asker.job(job_id)['state'] == 'done'
 
 
+@pytest.mark.parametrize('name', ['add', 'pyams_zmq.job.cancel', 'pyams_zmq.job.retry'])
+def test_slow_disk_at_the_end(job_pool, tmp_path, monkeypatch, name):
+    """What is being written when the pool stops gets its reply."""
+    slow, reached = tmp_path / 'slow', tmp_path / 'reached'
+    turns = []  # of the loop while the broker drains
+    count_received = PoolBroker._count_received
+
+    def count_turn(broker):
+        turns.append(1)
+        return count_received(broker)
+
+    def reach(_writer, step):
+        if step == 'before commit' and slow.exists():
+            reached.touch()
+            wait_until(lambda: len(turns) > 10, TIMEOUT)
+
+    monkeypatch.setattr(PoolBroker, '_count_received', count_turn)
+    monkeypatch.setattr(JournalWriter, '_reach', reach)
+    pool = job_pool(drain_timeout=TIMEOUT)
+    replies = []
+    with Asker(pool) as asker, Asker(pool) as other:
+        job_id = other.submit('add', [1], delay=60)
+        if name == 'pyams_zmq.job.retry':
+            assert other.ask('pyams_zmq.job.cancel', job_id) == [200, None]
+        message = (name, [1] if name == 'add' else job_id)
+        slow.touch()
+        question = Thread(target=lambda: replies.append(asker.ask(*message)))
+        question.start()
+        wait_until(reached.exists, TIMEOUT)
+        pool.stop()
+        question.join(TIMEOUT)
+    assert [status for status, _payload in replies] == [202 if name == 'add' else 200]
+
+
 def pool_has_jobs(pool):
     return pool.stats()['jobs']['in_hand']
 
 
 def test_jobs_in_the_queue_of_calls(job_pool, address, tmp_path, held):
-    """A new broker does not know that a message is a job before a worker has registered."""
+    """A new broker does not know that a message is a job before a worker has registered.
+
+    The worker is busy with another job then.
+    """
     pool = job_pool(address=address, workers=1)
     with Asker(pool) as asker:
         [worker] = wait_for_workers(pool, count=1)
+        first = asker.submit('work', held)
+        lines_of(tmp_path / 'log')
         freeze(worker)
         pid = pool.stats()['pid']
         os.kill(pid, signal.SIGKILL)
@@ -154,6 +195,8 @@ def test_jobs_in_the_queue_of_calls(job_pool, address, tmp_path, held):
             os.kill(worker, signal.SIGCONT)
             for thread in threads:
                 thread.join(TIMEOUT)
+        assert [asker.job(job_id)['state'] for job_id in ('x', first)] == ['waiting', 'running']
+        (tmp_path / 'hold').unlink()
         assert asker.wait('x')['reply'] == [200, 1]
 
 

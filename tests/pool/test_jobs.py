@@ -202,6 +202,14 @@ def test_large_result(asker):
     assert job['reply'][0] == 413
 
 
+def test_result_above_the_limit_of_replies(job_pool):
+    """It is final as well: another attempt would have it, too."""
+    with Asker(job_pool(max_reply_size=100_000)) as asker:
+        job = asker.run('repeat', 200_000, retries=3)
+    assert (job['state'], job['attempt'], job['reply'][0]) == ('failed', 1, 413)
+    assert 'the limit is 100000: store it in a file' in job['reply'][1]
+
+
 def test_result_with_frames(asker):
     job = asker.run('with_frames')
     assert job['state'] == 'failed'
@@ -247,6 +255,7 @@ BAD_MESSAGES = [
     ('pyams_zmq.job.wait', {'ids': ['x'] * 101}, 400),
     ('pyams_zmq.job.wait', {'id': 'x', 'timeout': 'long'}, 400),
     ('pyams_zmq.job.wait', {'id': 'x', 'after': 'a'}, 400),
+    ('pyams_zmq.job.wait', {'id': 'x', 'after': dict.fromkeys(map(str, range(101)), 1)}, 400),
     ('pyams_zmq.job.cancel', {'id': 'unknown'}, 404),
     ('pyams_zmq.job.cancel', {'id': 'x', 'force': 1}, 400),
     ('pyams_zmq.job.retry', 'unknown', 404),

@@ -25,7 +25,7 @@ from pyams_zmq.jobs.records import (
     unpack_frames,
 )
 from pyams_zmq.jobs.waiting import WaitingJobs
-from pyams_zmq.wire.message import encode
+from pyams_zmq.wire.job_limits import refuse_result
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -236,9 +236,7 @@ class JobTable:
         if former is None or not (former == RUNNING or (former, state) == (WAITING, DONE)):
             return False
         if reply is not None and len(reply) > MAX_REPLY_SIZE:
-            text = f'The result of the job has {len(reply)} bytes; the limit is {MAX_REPLY_SIZE}: '
-            state = FAILED
-            reply = encode([413, text + 'store it in a file, and return its path'])
+            state, reply = FAILED, refuse_result(len(reply), MAX_REPLY_SIZE)
         self._end(number, former, state, reply, failures, deaths)
         self.size += len(reply or b'')
         return True

@@ -12,7 +12,9 @@ MAX_PAGE = 100
 
 _SHORT = f'select {", ".join(COLUMNS)} from job'  # noqa: S608 - constants
 _LONG = f'select {", ".join(COLUMNS)}, reply from job'  # noqa: S608 - constants
-_BY_ALIAS = f'{_LONG} where number = (select number from alias where id = ?)'  # noqa: S608 - constants
+_STATE = 'select id, state, revision from job'
+_BY_ID = 'where id = ?'
+_BY_ALIAS = 'where number = (select number from alias where id = ?)'
 
 
 class JournalReader:
@@ -34,8 +36,21 @@ class JournalReader:
 
         :param job_id: id of the job, or of a later submission with its key
         """
-        found = self._query(f'{_LONG} where id = ?', job_id) or self._query(_BY_ALIAS, job_id)
+        found = self._find(_LONG, job_id)
         return JobRecord(*found[0]).set_back(self.ahead) if found else None
+
+    def look(self, job_id: str) -> tuple[str, str, int] | None:
+        """Return id, state and revision of a job, or None; its reply is not read.
+
+        :param job_id: id of the job, or of a later submission with its key
+        """
+        found = self._find(_STATE, job_id)
+        return tuple(found[0]) if found else None
+
+    def _find(self, query: str, job_id: str) -> list[Any]:
+        return self._query(f'{query} {_BY_ID}', job_id) or self._query(
+            f'{query} {_BY_ALIAS}', job_id
+        )
 
     def page(
         self,

@@ -54,6 +54,7 @@ class JournalWriter:
         without having begun; or None
     :param clock: returns the seconds since the epoch
     :param steady: returns the seconds of a clock that nobody sets
+    :ivar unanswered: number of changes that clients have asked for, and that have no outcome yet
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class JournalWriter:
         self._offset = clock() - steady()
         self._pid = os.getpid()
         self._queue: SimpleQueue[Change | None] = SimpleQueue()
-        self._backlog = 0
+        self._backlog = self.unanswered = 0
         self._kept: list[Change] = []
         self._problem = ''
         self._retry_at = self._tidy_at = self._give_up_at = 0.0
@@ -186,11 +187,13 @@ class JournalWriter:
         if not change.is_kept and self._backlog and self._backlog + change.size > MAX_BACKLOG:
             raise ZMQMessageError(503, 'The disk of the journal is too slow, try again later')
         self._backlog += change.size
+        self.unanswered += not change.is_kept
         self._queue.put(change)
 
     def _deliver(self, outcomes: Iterable[tuple[Change, Any]], expired: list[str]) -> None:
         for change, outcome in outcomes:
             self._backlog -= change.size
+            self.unanswered -= not change.is_kept
             if change.callback is not None:
                 _call_back(change.callback, outcome)
         if expired and self._on_expired is not None:

@@ -96,7 +96,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     journal: str | os.PathLike[str] | None = None
     #: Bytes of that file above which no job is accepted; 0 for no limit
     journal_size: int = 4 * 1024 * 1024 * 1024
-    #: Jobs at a time, so that other workers can answer calls; 0 for one less than there are workers
+    #: Jobs at a time, so that calls have room; 0 for one less than all workers handle at a time
     jobs: int = 0
     #: Days that ended jobs are kept
     keep: float = 7.0

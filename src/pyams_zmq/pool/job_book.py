@@ -32,7 +32,7 @@ class JobBook:
     :param cancel: lets a worker cancel a job
     :param kill: ends the worker of a job
     :param on_change: called with the id of a job that has changed
-    :param limit: jobs at a time
+    :param limit: jobs at a time; 0 for one less than all workers handle requests at a time
     :param cancel_grace: seconds from a cancel until the worker is killed
     """
 
@@ -89,10 +89,11 @@ class JobBook:
         """Ask the journal for as many jobs as can begin now."""
         in_hand = len(self.live) + len(self._orphans) + self._claimed
         # Each submit comes here, and most of the time all that may run do.
-        if self.is_draining or in_hand >= self._limit or boottime() < self._claim_at:
+        if self.is_draining or in_hand >= self._limit > 0 or boottime() < self._claim_at:
             return
         workers = self._workers
-        room = min(self._limit, workers.open_slots) - in_hand
+        slots = workers.open_slots
+        room = min(self._limit or max(1, slots - 1), slots) - in_hand
         # One more than can begin at once, else calls that wait for workers would starve the jobs.
         room = min(room, max(workers.free_slots, 1) - len(self._ready) - self._claimed)
         types = workers.job_types

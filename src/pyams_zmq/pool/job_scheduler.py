@@ -110,6 +110,8 @@ class JobScheduler(Scheduler):
             self.book.adopt(worker, key)
         for key in jobs - worker.jobs:
             self.book.cancel_former(worker, key)
+        for call in self._queue.take_types({name.encode() for name in policies}):
+            self.submit(call)  # it waits for the disk, not for a worker
 
     def remove(self, route: bytes, now: float, reason: str = 'died') -> None:
         """Remove a worker, and repeat or fail its calls and jobs."""

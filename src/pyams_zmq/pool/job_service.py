@@ -88,8 +88,9 @@ class JobService:
         self._reader = self._journal.reader
         self._views = JobViews(
             self._reader,
-            self._reply,
+            reply,
             lambda job_id: self.book.find(job_id),  # noqa: PLW0108 - the book is made below
+            post,
         )
         self._writer = JournalWriter(self._journal, post, self._views.notify_all)
         self.book = scheduler.book = JobBook(
@@ -100,7 +101,7 @@ class JobService:
             cancel=partial(send_command, protocol.CANCEL, force=b'0'),
             kill=lambda run: kill_worker(run, is_local=is_local(run.worker)),
             on_change=self._views.notify,
-            limit=pool.jobs or max(1, pool.workers - 1),
+            limit=pool.jobs,
             cancel_grace=pool.cancel_grace,
         )
         scheduler.submit = self._submit_queued
@@ -214,16 +215,17 @@ class JobService:
             self._views.notify(run.record.id)
 
     def warn_of_unknown_types(self) -> None:
-        """Log which jobs wait because no worker knows their types, once for each type."""
-        unknown = set(self._reader.waiting_types()) - self._scheduler.job_types - self._warned
-        for name in sorted(unknown):
+        """Log which jobs wait because no worker knows their types, once until one does."""
+        known = self._scheduler.job_types
+        unknown = set(self._reader.waiting_types()) - known
+        for name in sorted(unknown - self._warned):
             LOGGER.warning(
                 'Jobs of the type %r wait in %s: no worker has a method of this name that is a '
                 'job; they begin when one has it again',
                 name,
                 self._journal.path,
             )
-        self._warned |= unknown
+        self._warned = (self._warned | unknown) - known
 
     # Life
 
@@ -243,8 +245,8 @@ class JobService:
 
     @property
     def is_busy(self) -> bool:
-        """True while short jobs may end, and what has become of jobs is not written."""
-        if self.book.live and monotonic() < self._drain_until:
+        """True while short jobs may end, and replies or the ends of jobs wait for the disk."""
+        if self._writer.unanswered or (self.book.live and monotonic() < self._drain_until):
             return True
         return self.book.unrecorded > 0 and not self._writer.problem
 

@@ -15,6 +15,7 @@ from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.wire.body import Reply, size_of
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN, send_frames
+from pyams_zmq.wire.job_limits import refuse_result
 from pyams_zmq.wire.message import encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -143,14 +144,16 @@ class WorkerStream(ReplyStream):
     def _route_reply(self, envelope: list[bytes], data: Reply) -> None:
         self.pending.discard(envelope[0])
         self.process.count_reply()
+        is_job = envelope[0][0] == JOB_MARK
         size = size_of(data) if isinstance(data, list) else len(data)
         if len(envelope) > 1:
             size += sum(map(len, envelope[1:]))
         if size > self.max_size:  # the broker would end the connection
             text = f'The reply is {size} bytes; the limit is {self.max_size} (max_reply_size)'
             LOGGER.error('%s: %s', self.process.name, text)
-            envelope, data = envelope[:1], encode([500, text])
-        if envelope[0][0] == JOB_MARK:  # it is kept until it is on disk
+            data = refuse_result(size, self.max_size) if is_job else encode([500, text])
+            envelope = envelope[:1]
+        if is_job:  # it is kept until it is on disk
             reply = [*envelope[1:], *(data if isinstance(data, list) else [data])]
             self.process.jobs.end(envelope[0], reply)
         if self.process.is_connected:  # the next broker does not know this call
