@@ -26,6 +26,7 @@ from pyams_zmq.jobs.records import (
 )
 from pyams_zmq.jobs.waiting import WaitingJobs
 from pyams_zmq.wire.job_limits import refuse_result
+from pyams_zmq.wire.message import encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
