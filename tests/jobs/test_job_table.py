@@ -347,6 +347,21 @@ def test_retry(bench):
     assert bench.refuse('retry', 'a') == 409
 
 
+@pytest.mark.parametrize('method', ['end', 'change', 'cancelled'])
+def test_revision_of_the_progress(bench, method):
+    """Clients have seen it, and the end has a higher one, also after the clock was set back."""
+    bench.accept('a')
+    [claimed] = bench.claim()
+    seen = claimed.revision + 10**6
+    if method == 'end':
+        bench.change('end', 1, 1, 'done', REPLY, revision=seen)
+    else:
+        if method == 'cancelled':
+            bench.change('cancel', 'a')
+        bench.change('change', 1, 1, revision=seen)
+    assert bench.get('a').revision == seen + 1
+
+
 def test_revision_grows_even_if_the_clock_does_not(bench):
     number, attempt = bench.begin('a')
     revisions = [bench.get('a').revision]

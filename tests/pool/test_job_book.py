@@ -16,13 +16,14 @@ from pyams_zmq.jobs.records import Cancelled, Claim
 from pyams_zmq.jobs.watchers import Watcher, Watchers
 from pyams_zmq.pool import job_book as book_module
 from pyams_zmq.pool.job_book import JobBook
-from pyams_zmq.pool.job_owners import ADOPT_TIME, Owner
+from pyams_zmq.pool.job_owners import ADOPT_TIME, REMOTE_TIME
 from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.job_service import JobService
 from pyams_zmq.pool.job_verdict import DEATH, MAX_BACKOFF, MAX_DEATHS, SHARED_DEATH
 from pyams_zmq.pool.protocol import make_job_key
 from pyams_zmq.pool.queue import FairQueue
+from pyams_zmq.pool.scheduler import LOST_ACCESS, SILENT
 from pyams_zmq.process.connections import Connection, Envelope
 from pyams_zmq.process.descendants import ProcessInfo
 from pyams_zmq.wire.clock import boottime, monotonic, time
@@ -37,9 +38,11 @@ class Journal:
     def __init__(self):
         self.calls = []
         self.callbacks = []
+        self.revision = 0  # of the last call that has one
 
     def __getattr__(self, name):
         def call(*args, **options):
+            self.revision = options.pop('revision', self.revision)
             callback = next((arg for arg in args if callable(arg)), None)
             self.calls.append((name, *(arg for arg in args if arg is not callback), options))
             if callback is not None:
@@ -82,6 +85,7 @@ class Bench:
             cancel=partial(self.note, 'cancel'),
             kill=lambda run: self.log.append(('kill', run.key)),
             on_change=lambda job_id: self.log.append(('changed', job_id)),
+            on_late_end=lambda number: self.log.append(('late', number)),
             limit=limit,
             cancel_grace=5,
         )
@@ -93,11 +97,11 @@ class Bench:
     def note(self, name, worker, key):
         self.log.append((name, key))
 
-    def ready(self, route=ROUTE, calls=(), replies=(), slots=1, retries=1):
+    def ready(self, route=ROUTE, calls=(), replies=(), slots=1, retries=1, **options):
         """Register a worker."""
         info = {'pid': os.getpid(), 'host': 'h', 'slots': slots, 'interval': 1, 'methods': []}
         keys = {'calls': [key.hex() for key in calls], 'replies': [key.hex() for key in replies]}
-        more = {'repeatable': [], 'jobs': {'work': [retries, 1]}}
+        more = {'repeatable': [], 'jobs': {'work': [retries, 1]}, **options}
         worker = self.scheduler.handle_ready(route, {**info, **keys, **more}, monotonic())
         self.scheduler.assign_queued()
         return worker
@@ -183,6 +187,30 @@ def test_workers_are_not_counted_while_the_limit_is_reached(bench, monkeypatch):
     assert bench.journal.take('claim') == counted == []
 
 
+def test_worker_registers_while_a_claim_is_on_its_way(bench):
+    """The claim does not have the type of its jobs."""
+    bench.ready(slots=2)
+    [(_name, _count, types, *_more)] = bench.journal.take('claim')
+    assert types == {'work'}
+    bench.ready(b's' * 16, jobs={'other': [1, 1]})
+    bench.journal.answer('claim', Claim([], None))
+    [(_name, _count, types, *_more)] = bench.journal.take('claim')
+    assert types == {'work', 'other'}
+    bench.journal.answer('claim', Claim([], None))
+    assert bench.journal.take('claim') == []
+
+
+def test_free_workers_get_jobs_while_others_leave(bench):
+    bench.book._limit = 10
+    bench.ready()
+    bench.begin(make_record(1))
+    assert bench.journal.take('claim') == []
+    bench.scheduler.handle_disconnect(ROUTE)
+    bench.ready(b's' * 16)
+    [key] = bench.begin(make_record(2))
+    assert ('send', key) in bench.log
+
+
 def test_nothing_is_claimed_without_a_reason(bench):
     bench.ready()
     bench.begin()
@@ -229,7 +257,7 @@ def test_connection_that_is_lost(bench):
 def test_rejected_job(bench):
     bench.ready()
     [key] = bench.begin(make_record(1))
-    bench.scheduler.handle_disconnect(ROUTE, is_leaving=True)
+    bench.scheduler.handle_disconnect(ROUTE)
     bench.scheduler.handle_reject(ROUTE, key)
     bench.log.clear()
     bench.ready(b's' * 16)
@@ -250,8 +278,25 @@ def test_reply_of_a_former_attempt(bench):
     bench.reply(old, OK)
     assert bench.journal.take('end') == [('end', 7, 1, 'done', OK, {})]
     bench.journal.answer('end', False)
-    assert bench.log == [('ack', old)] * 2
+    assert bench.log == [('ack', old), ('ack', old), ('late', 7)]
     bench.reply(old, OK, route=b'unknown')
+
+
+@pytest.mark.parametrize('is_dead', [False, True])
+def test_failure_is_repeated_before_it_is_recorded(bench, is_dead):
+    """The worker must keep its reply until the failure is counted on disk."""
+    bench.ready(retries=1)
+    [key] = bench.begin(make_record(1))
+    if is_dead:
+        bench.scheduler.remove(ROUTE, monotonic())
+    else:
+        bench.reply(key, b'[500,"x"]')
+    bench.log.clear()
+    bench.ready(replies=[key])
+    bench.reply(key, b'[500,"x"]')
+    assert bench.log == []
+    bench.journal.answer('change', 'waiting')
+    assert bench.log == [('ack', key), ('changed', 'job1')]
 
 
 def test_back_off_is_limited(bench):
@@ -285,19 +330,79 @@ def test_death_of_a_worker(bench):
     bench.journal.answer('change', 'waiting')
     bench.ready()
     [key] = bench.begin(make_record(1, attempt=2, deaths=2 * DEATH))
-    bench.scheduler.remove(ROUTE, monotonic(), 'missed its heartbeats')
+    bench.scheduler.remove(ROUTE, monotonic())
     [(_name, _number, _attempt, state, reply, options)] = bench.journal.take('end')
     assert (state, options) == ('failed', {'deaths': 3 * DEATH})
-    assert b'missed its heartbeats' in reply
+    assert b'died' in reply
     assert key not in bench.book.live
     bench.scheduler.remove(ROUTE, monotonic())  # again
 
 
-def test_worker_that_leaves_is_not_a_death(bench):
+def test_worker_that_was_asked_to_leave_is_not_a_death(bench):
     bench.ready()
     bench.begin(make_record(1))
-    bench.scheduler.handle_disconnect(ROUTE, is_leaving=True)
+    bench.scheduler.handle_disconnect(ROUTE, was_asked=True)
     bench.scheduler.remove(ROUTE, monotonic())
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
+
+
+def test_worker_that_was_asked_to_leave_by_a_former_broker(bench):
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    bench.ready(calls=[key], slots=0, asked=True)
+    bench.scheduler.remove(ROUTE, monotonic())
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
+
+
+def test_death_of_a_worker_that_leaves_by_itself(bench):
+    """The job may be why it needs much memory, and why the kernel kills it then."""
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.scheduler.handle_disconnect(ROUTE)
+    bench.scheduler.remove(ROUTE, monotonic())
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 1.0, 'deaths': DEATH})]
+
+
+@pytest.mark.parametrize('asked', [False, True])
+def test_silent_worker_of_another_machine(bench, asked):
+    """It has some seconds to register again, with its job."""
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    bench.book.live[key].publish(1, 2, 'x')
+    for _time in range(3):
+        bench.scheduler.remove(ROUTE, monotonic(), SILENT)
+        bench.book.check(monotonic() + REMOTE_TIME - 1)
+        assert bench.book.find('job1').progress['done'] == 1
+        bench.ready(calls=[key], asked=asked)
+        bench.book.check(monotonic())
+    assert bench.journal.take('change', 'end') == []
+    bench.scheduler.remove(ROUTE, monotonic(), SILENT)
+    bench.book.check(monotonic() + REMOTE_TIME + 1)
+    options = {'delay': 0.0} if asked else {'delay': 1.0, 'deaths': SHARED_DEATH}
+    assert bench.journal.take('change') == [('change', 1, 1, options)]
+
+
+def test_silent_worker_of_a_cancelled_job(bench):
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.book.cancel(Cancelled('running', 1, 1), force=False)
+    bench.scheduler.remove(ROUTE, monotonic(), SILENT)
+    assert bench.journal.take('end') == [('end', 1, 1, 'cancelled', None, {})]
+
+
+def test_silent_worker_of_this_machine(bench):
+    """The system did not notify the broker of its end."""
+    bench.scheduler.is_local = lambda worker: True
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.scheduler.remove(ROUTE, monotonic(), SILENT)
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 1.0, 'deaths': DEATH})]
+
+
+def test_worker_that_has_lost_its_access_is_not_a_death(bench):
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.scheduler.remove(ROUTE, monotonic(), LOST_ACCESS)
     assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
 
 
@@ -348,8 +453,45 @@ def test_cancelled_orphan(bench):
     assert bench.log[-1] == ('kill', key)
 
 
-def test_orphan_that_its_worker_does_not_have(bench):
-    owner = str(Owner('remote', route=ROUTE.hex()))
+@pytest.mark.parametrize('force', [False, True])
+def test_orphan_is_cancelled(bench, force):
+    """Its worker registers later at this broker."""
+    key = make_job_key(1, 1)
+    bench.book.add_orphans([make_record(1, owner='broker', orphaned=time())])
+    bench.book.cancel(Cancelled('running', 1, 1), force=force)
+    bench.book.cancel(Cancelled('running', 1, 1), force=False)
+    assert bench.log == []
+    bench.ready(calls=[key])
+    assert bench.log == [('cancel', key)]
+    bench.book.check(monotonic())
+    assert bench.log[1:] == [('kill', key)] * force
+    bench.book.check(monotonic() + 6)
+    assert bench.log[1:] == [('kill', key)]
+
+
+def test_cancelled_orphan_whose_worker_does_not_come(bench):
+    bench.book.add_orphans([make_record(1, owner='broker', orphaned=time())])
+    bench.book.cancel(Cancelled('running', 1, 1), force=False)
+    bench.book.check(monotonic() + ADOPT_TIME + 1)
+    assert bench.journal.take('end') == [('end', 1, 1, 'cancelled', None, {})]
+
+
+def test_message_to_end_a_worker_is_lost(bench):
+    """It comes again when the worker of another machine has registered again."""
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    bench.book.cancel(Cancelled('running', 1, 1), force=True)
+    bench.log.clear()
+    bench.book.check(monotonic())
+    assert bench.log == []
+    bench.ready(calls=[key])
+    bench.book.check(monotonic())
+    assert bench.log == [('cancel', key), ('kill', key)]
+
+
+@pytest.mark.parametrize('prefix', ['', 'stopping '])
+def test_orphan_that_its_worker_does_not_have(bench, prefix):
+    owner = f'{prefix}remote {ROUTE.hex()}'
     bench.book.add_orphans([make_record(1, owner=owner, orphaned=time())])
     bench.ready()
     assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
@@ -362,7 +504,8 @@ def test_orphan_that_its_worker_does_not_have(bench):
         ('broker', 4, None, ('change', {'delay': 0.0})),
         (None, 4, None, ('change', {'delay': 0.0})),
         ('remote 00', 4, None, None),
-        ('remote 00', 11, None, ('change', {'delay': 0.0})),
+        ('remote 00', 11, None, ('change', {'delay': 1.0, 'deaths': SHARED_DEATH})),
+        ('stopping remote 00', 11, None, ('change', {'delay': 0.0})),
         ('local own', 50, None, None),
         ('local own', 61, None, ('change', {'delay': 0.0})),
         ('local 1 0', 0, None, ('change', {'delay': 1.0, 'deaths': SHARED_DEATH})),
@@ -425,6 +568,18 @@ def test_end_of_a_broker(bench):
     bench.scheduler.remove(ROUTE, monotonic(), 'was stopped')
     assert bench.journal.take() == []
     assert not bench.book.live
+
+
+def test_rejected_job_at_the_end_of_a_broker(bench):
+    bench.ready()
+    bench.ready(b's' * 16)
+    [key] = bench.begin(make_record(1))
+    bench.book.drain()
+    bench.log.clear()
+    bench.journal.take()
+    bench.scheduler.handle_reject(ROUTE, key)
+    assert bench.log == []
+    assert bench.journal.take() == [('change', 1, 1, {'delay': 0.0})]
 
 
 def test_claim_that_ends_after_the_broker(bench):
@@ -491,6 +646,20 @@ def test_estimate(progress, eta):
     job = describe_job(run.record, 12.0, run)
     assert job['eta'] == eta
     assert job['started'] == '1970-01-01T00:00:10.000Z'
+
+
+@pytest.mark.parametrize('reply', [OK, b'[500,"x"]'])
+def test_clients_know_a_revision_of_the_progress(bench, reply):
+    """The journal has not seen it, and must have a higher one at the end."""
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    run = bench.book.live[key]
+    run.publish(1, 2, 'x')
+    bench.reply(key, reply)
+    assert bench.journal.revision == run.revision > 1
+    if reply == OK:
+        bench.journal.answer('end', ZMQMessageError(400, 'bad row'))
+        assert bench.journal.revision == run.revision
 
 
 def make_watcher(connection, until=9.0, ids=('x',), envelope=(b'route', b'')):

@@ -6,6 +6,7 @@ import signal
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -20,6 +21,7 @@ from pyams_zmq.exceptions import ZMQBaseError
 from pyams_zmq.jobs import watchers as watchers_module
 from pyams_zmq.jobs.writer import JournalWriter
 from pyams_zmq.pool import broker as broker_module
+from pyams_zmq.pool import job_owners, job_verdict
 from pyams_zmq.pool.broker import PoolBroker
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.testing import running
@@ -276,6 +278,63 @@ def test_worker_of_another_machine(remote, held, tmp_path):
         (tmp_path / 'hold').unlink()
         job = asker.wait(jobs[-1])
         assert (job['state'], job['attempt']) == ('done', 1)
+
+
+def submit_to(worker, asker, name, held, log):
+    """Submit a job until it runs on a worker; return its id."""
+    for number in (1, 2):
+        job_id = asker.submit(name, held)
+        if int(lines_of(log, number)[-1][2]) == worker.pid:
+            return job_id
+        Path(held['path']).unlink()
+        asker.wait(job_id)
+        Path(held['path']).touch()
+    raise AssertionError('jobs do not go to the worker that has been free for the longest time')
+
+
+def test_silent_worker_of_another_machine(remote, held, tmp_path):
+    """It goes on with its job."""
+    pool, worker, _local = remote
+    with Asker(pool) as asker:
+        job_id = submit_to(worker, asker, 'work', held, tmp_path / 'log')
+        freeze(worker.pid)
+        wait_until(lambda: worker.pid not in pids_of(pool), TIMEOUT)
+        os.kill(worker.pid, signal.SIGCONT)
+        wait_until(lambda: worker.pid in pids_of(pool), TIMEOUT)
+        (tmp_path / 'hold').unlink()
+        job = asker.wait(job_id)
+    assert (job['state'], job['attempt'], job['reply'][1]) == ('done', 1, [1, worker.pid])
+
+
+def pids_of(pool):
+    return [worker['pid'] for worker in pool.stats()['workers']]
+
+
+@pytest.fixture
+def no_patience(monkeypatch):
+    monkeypatch.setattr(job_owners, 'REMOTE_TIME', 0.0)
+    monkeypatch.setattr(job_verdict, '_DEATH_DELAYS', (600.0, 600.0))
+
+
+def test_success_of_a_job_that_was_given_up(no_patience, remote, held, tmp_path):
+    """Those who wait hear of it."""
+    pool, worker, _local = remote
+    replies = []
+    with Asker(pool) as asker, Asker(pool) as other:
+        job_id = submit_to(worker, asker, 'stubborn', held, tmp_path / 'log')
+        freeze(worker.pid)
+        job = asker.wait(job_id, 'waiting')
+        args = {'id': job_id, 'after': job['revision'], 'timeout': 60}
+        thread = Thread(target=lambda: replies.append(other.ask('pyams_zmq.job.wait', args)))
+        thread.start()
+        wait_until(lambda: pool.stats()['jobs']['watchers'], TIMEOUT)
+        (tmp_path / 'hold').unlink()
+        os.kill(worker.pid, signal.SIGCONT)
+        thread.join(TIMEOUT * 0.8)  # the client asks again after TIMEOUT
+        is_late = not replies
+        thread.join()
+    assert not is_late
+    assert (replies[0][1]['state'], replies[0][1]['attempt']) == ('done', 1)
 
 
 def test_forced_cancel_on_another_machine(remote, held, tmp_path):

@@ -221,6 +221,7 @@ class JobTable:
         reply: bytes | None,
         failures: int | None = None,
         deaths: int | None = None,
+        revision: int = 0,
     ) -> bool:
         """Record the end of a job.
 
@@ -231,6 +232,7 @@ class JobTable:
             has failed
         :param failures: new number of failed attempts, or None
         :param deaths: new weight of the attempts whose worker has died, or None
+        :param revision: a revision that clients have seen, of a progress; the new one is higher
         :return: False if the attempt is not the last one, or the job has ended
         """
         former = self._state_of(number, attempt)
@@ -238,7 +240,7 @@ class JobTable:
             return False
         if reply is not None and len(reply) > MAX_REPLY_SIZE:
             state, reply = FAILED, refuse_result(len(reply), MAX_REPLY_SIZE)
-        self._end(number, former, state, reply, failures, deaths)
+        self._end(number, former, state, reply, failures, deaths, revision)
         self.size += len(reply or b'')
         return True
 
@@ -249,12 +251,14 @@ class JobTable:
         delay: float = 0.0,
         failures: int | None = None,
         deaths: int | None = None,
+        revision: int = 0,
     ) -> str | None:
         """Let a running job wait for another attempt.
 
         :param delay: seconds until it may begin
         :param failures: new number of failed attempts, or None
         :param deaths: new weight of the attempts whose worker has died, or None
+        :param revision: a revision that clients have seen, of a progress; the new one is higher
         :return: its state: `waiting`; `cancelled`, if that was asked for; None if the attempt is
             not the last one, or does not run
         """
@@ -262,7 +266,7 @@ class JobTable:
             return None
         query = 'select cancel from job where number = ?'
         if self._db.execute(query, (number,)).fetchone() != (None,):
-            self._end(number, RUNNING, CANCELLED, None, failures, deaths)
+            self._end(number, RUNNING, CANCELLED, None, failures, deaths, revision)
             return CANCELLED
         self._db.execute(
             "update job set state = 'waiting', ready = ?, due = ?, owner = null, orphaned = null, "
@@ -271,7 +275,7 @@ class JobTable:
             (
                 delay <= 0,
                 self.now + delay if delay > 0 else None,
-                *(failures, deaths, self._revision, number),
+                *(failures, deaths, max(self._revision, revision + 1), number),
             ),
         )
         self._count(RUNNING, WAITING)
@@ -327,12 +331,13 @@ class JobTable:
         reply: bytes | None = None,
         failures: int | None = None,
         deaths: int | None = None,
+        revision: int = 0,
     ) -> None:
         self._db.execute(
             'update job set state = ?, reply = ?, ended = ?, owner = null, orphaned = null, '
             'failures = coalesce(?, failures), deaths = coalesce(?, deaths), '
             'revision = max(revision + 1, ?) where number = ?',
-            (state, reply, self.now, failures, deaths, self._revision, number),
+            (state, reply, self.now, failures, deaths, max(self._revision, revision + 1), number),
         )
         self._count(former, state)
 

@@ -52,6 +52,11 @@ class JournalReader:
             f'{query} {_BY_ALIAS}', job_id
         )
 
+    def find_id(self, number: int) -> str:
+        """Return the id of a job, empty if there is none."""
+        found = self._query('select id from job where number = ?', number)
+        return str(found[0][0]) if found else ''
+
     def page(
         self,
         state: str | None = None,

@@ -110,6 +110,7 @@ class JournalWriter:
         *,
         failures: int | None = None,
         deaths: int | None = None,
+        revision: int = 0,
     ) -> None:
         """Record the end of a job."""
         call = partial(
@@ -120,6 +121,7 @@ class JournalWriter:
             reply=reply,
             failures=failures,
             deaths=deaths,
+            revision=revision,
         )
         self._put(call, callback, is_kept=True, size=len(reply or b''))
 
@@ -132,6 +134,7 @@ class JournalWriter:
         delay: float = 0.0,
         failures: int | None = None,
         deaths: int | None = None,
+        revision: int = 0,
     ) -> None:
         """Let a running job wait for another attempt."""
         call = partial(
@@ -141,6 +144,7 @@ class JournalWriter:
             delay=delay,
             failures=failures,
             deaths=deaths,
+            revision=revision,
         )
         self._put(call, callback, is_kept=True, is_durable=False)
 

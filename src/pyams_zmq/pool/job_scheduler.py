@@ -26,8 +26,9 @@ class JobScheduler(Scheduler):
 
     @property
     def open_slots(self) -> int:
-        """Number of requests that open workers handle at a time."""
-        return sum(worker.slots for worker in self.workers.values() if worker.is_open)
+        """Number of requests that open workers handle at a time, without those that are jobs."""
+        workers = self.workers.values()
+        return sum(worker.slots - len(worker.jobs) for worker in workers if worker.is_open)
 
     @property
     def free_slots(self) -> int:

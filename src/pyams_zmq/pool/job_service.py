@@ -101,6 +101,7 @@ class JobService:
             cancel=partial(send_command, protocol.CANCEL, force=b'0'),
             kill=lambda run: kill_worker(run, is_local=is_local(run.worker)),
             on_change=self._views.notify,
+            on_late_end=self._views.notify_number,
             limit=pool.jobs,
             cancel_grace=pool.cancel_grace,
         )

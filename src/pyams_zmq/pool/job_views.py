@@ -129,6 +129,10 @@ class JobViews:
                 self._watchers.remove(watcher)
                 self._reply_soon(watcher, encode_once)
 
+    def notify_number(self, number: int) -> None:
+        """Do the same for a job of which the number is known."""
+        self.notify(self._reader.find_id(number))
+
     def notify_all(self, ids: list[str]) -> None:
         """Send jobs that have changed to those who wait for them."""
         for job_id in ids:
