@@ -108,6 +108,10 @@ def test_limit_of_the_size(path, monkeypatch, caplog):
             assert loop.wait(writer.end, job.number, job.attempt, 'done', bytes(5000)) is True
         assert journal.counts['done'] == len(accepted)
         assert loop.wait(writer.accept, make_job('refused')).status == 507
+        journal._size = int(journal._upkeep.used / 0.97)
+        assert loop.wait(writer.accept, make_job('one')).is_new
+        assert writer.problem  # else the log would have each job that is removed
+        journal._size = 300_000
         journal.keep = 0.01
         wait_until(lambda: not writer.problem)
         assert loop.wait(writer.accept, make_job('new')).is_new

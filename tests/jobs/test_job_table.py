@@ -213,6 +213,16 @@ def test_job_that_cannot_be_read_fails_alone(bench, damage, caplog):
     assert bench.states() == {'a': 'running', 'c': 'running'}
 
 
+@pytest.mark.parametrize('column', ['id', 'user', 'address', 'key', 'owner'])
+def test_text_that_is_damaged(bench, column):
+    """The job begins, and so do the others."""
+    for job_id in 'abc':
+        bench.accept(job_id)
+    bench.journal._db.execute(f"update job set {column} = cast(x'ff41' as text) where number = 2")
+    assert [job.number for job in bench.claim(9)] == [1, 2, 3]
+    assert len(bench.states()) == 3
+
+
 def test_message_that_is_too_long_for_sqlite(bench):
     """The change leaves the transaction as it was."""
     bench.journal._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)

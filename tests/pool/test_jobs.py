@@ -346,6 +346,16 @@ def test_bad_attribute(job_pool, name, value, error):
         job_pool(**{name: value})
 
 
+def test_journal_that_has_reached_its_limit(job_pool):
+    pool = job_pool(journal_size=1)
+    with Asker(pool) as asker:
+        status, text = asker.ask('add', [1, 2])
+        assert status == 507
+        assert 'the limit is 1: raise journal_size, or lower keep' in text
+        assert asker.ask('ping')[0] == 200
+        assert 'journal_size' in pool.stats()['jobs']['problem']
+
+
 def test_journal_that_cannot_be_used(job_pool, tmp_path):
     with pytest.raises(ZMQJournalError, match='nowhere'):
         job_pool(journal=tmp_path / 'nowhere' / 'x.jobs')

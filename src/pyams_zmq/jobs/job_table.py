@@ -87,9 +87,8 @@ class JobTable:
     def accept(self, job: Submission) -> Accepted:
         """Add a job, unless its id is known, or its key is that of an unfinished job.
 
-        Only jobs of the same type and user count: else one user could keep those of another away.
-
-        In the latter case its id becomes another name of that job, for those who know only it.
+        In the latter case its id becomes another name of that job, for those who know only it. Keys
+        count for a type and a user: else one user could keep the jobs of another one away.
 
         :raises TypeError, ValueError, OverflowError, sqlite3.Error: if it cannot be written
         """

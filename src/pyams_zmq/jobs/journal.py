@@ -172,14 +172,15 @@ class Journal:
         self._ahead = ahead
         self.counts = {state: self.counts[state] + jobs.delta[state] for state in STATES}
 
-    def check_size(self) -> None:
+    def check_size(self, part: float = 1.0) -> None:
         """Check that the jobs have not reached the limit of the size.
 
+        :param part: part of the limit that they must not reach
         :raises OSError: EDQUOT, if they have
         :raises sqlite3.Error: if the file cannot be read
         """
         used = self._upkeep.used
-        if used >= self._size > 0:
+        if used >= self._size * part > 0:
             raise OSError(
                 errno.EDQUOT,
                 f'its jobs take {used} bytes, and the limit is {self._size}: raise journal_size, '

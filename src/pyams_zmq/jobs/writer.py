@@ -3,7 +3,6 @@
 
 import logging
 import os
-import sqlite3
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
@@ -32,6 +31,7 @@ _BATCH = 1000  # changes of one transaction
 _BATCH_SIZE = 16 * 1024 * 1024  # bytes of its messages and results
 _JOIN_SLACK = 1.0  # seconds to end after that
 _RETRY_PAUSE = 0.5  # seconds after which a journal that could not be written is tried again
+_RECOVERED = 0.95  # part of the limit of the size; else each job that is removed would be logged
 _TIDY_INTERVAL = 1.0  # seconds between two looks for old jobs
 _TIDY_PAUSE = 0.05  # seconds between two steps, so that they take a small part of the time
 
@@ -282,8 +282,8 @@ class JournalWriter:
     def _check_problem(self) -> None:
         """Log that the journal can be written again, if new jobs are accepted again, too."""
         if self._problem and not self._kept:
-            error = _check(self._journal.check_size) or _check(self._journal.check_room)
-            if error is None:
+            check_size = partial(self._journal.check_size, _RECOVERED)
+            if (_check(check_size) or _check(self._journal.check_room)) is None:
                 self._problem = ''
                 LOGGER.warning('The journal %s can be written again', self._journal.path)
 
@@ -346,7 +346,7 @@ def _check(function: Callable[[], None]) -> Exception | None:
     """Return the error of a check, or None."""
     try:
         function()
-    except (OSError, sqlite3.Error) as error:
+    except Exception as error:  # noqa: BLE001 - the thread has to go on; the caller logs it
         return error
     return None
 
