@@ -285,18 +285,17 @@ def test_reply_of_a_former_attempt(bench):
 @pytest.mark.parametrize('is_dead', [False, True])
 def test_failure_is_repeated_before_it_is_recorded(bench, is_dead):
     """The worker must keep its reply until the failure is counted on disk."""
-    bench.ready(retries=1)
-    [key] = bench.begin(make_record(1))
+    bench.ready(slots=2, retries=1)
+    other, key = bench.begin(make_record(2), make_record(1))
     if is_dead:
         bench.scheduler.remove(ROUTE, monotonic())
     else:
         bench.reply(key, b'[500,"x"]')
-    bench.log.clear()
-    bench.ready(replies=[key])
+    bench.ready(calls=[other], replies=[key])
     bench.reply(key, b'[500,"x"]')
-    assert bench.log == []
+    assert ('ack', key) not in bench.log
     bench.journal.answer('change', 'waiting')
-    assert bench.log == [('ack', key), ('changed', 'job1')]
+    assert bench.log[-2:] == [('ack', key), ('changed', 'job1')]
 
 
 def test_back_off_is_limited(bench):
