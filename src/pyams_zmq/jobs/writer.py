@@ -78,14 +78,19 @@ class JournalWriter:
     # In the thread of the loop
 
     def accept(
-        self, job: Submission, callback: Callable[[Accepted | ZMQMessageError], object]
+        self,
+        job: Submission,
+        callback: Callable[[Accepted | ZMQMessageError], object],
+        held: int = 0,
     ) -> None:
         """Add a job.
 
+        :param held: bytes of the same client that wait for the disk already; that many have to be
+            left for others
         :raises ZMQMessageError: with status 503, if too many bytes wait for the disk
         """
         size = sum(map(len, job.frames))
-        if self._backlog and self._backlog + size > MAX_BACKLOG:
+        if self._backlog and self._backlog + held + size > MAX_BACKLOG:
             raise ZMQMessageError(503, 'The disk of the journal is too slow, try again later')
         self._put(partial(JobTable.accept, job=job), callback, is_new=True, size=size)
 
