@@ -93,11 +93,11 @@ class Bench:
     def note(self, name, worker, key):
         self.log.append((name, key))
 
-    def ready(self, route=ROUTE, calls=(), replies=(), slots=1, retries=1):
+    def ready(self, route=ROUTE, calls=(), replies=(), slots=1, retries=1, jobs=('work',)):
         """Register a worker."""
         info = {'pid': os.getpid(), 'host': 'h', 'slots': slots, 'interval': 1, 'methods': []}
         keys = {'calls': [key.hex() for key in calls], 'replies': [key.hex() for key in replies]}
-        more = {'repeatable': [], 'jobs': {'work': [retries, 1]}}
+        more = {'repeatable': [], 'jobs': {name: [retries, 1] for name in jobs}}
         worker = self.scheduler.handle_ready(route, {**info, **keys, **more}, monotonic())
         self.scheduler.assign_queued()
         return worker
@@ -168,6 +168,18 @@ def test_submit_before_the_first_worker(bench):
     bench.ready(slots=0)
     assert [call.name for call in submitted] == [b'work', b'work']
     assert bench.scheduler.stats(monotonic())['queue'] == 1
+
+
+def test_call_that_comes_back_when_its_type_is_that_of_a_job(bench):
+    submitted = []
+    bench.scheduler.submit = submitted.append
+    worker = bench.ready(jobs=())
+    bench.scheduler.handle_request([b'client', b''], b'', [b'x'], 1, b'work', monotonic())
+    bench.ready(b's' * 16)
+    assert submitted == []
+    [key] = worker.calls
+    bench.scheduler.handle_reject(ROUTE, key)
+    assert [call.key for call in submitted] == [key]
 
 
 def test_workers_are_not_counted_while_the_limit_is_reached(bench, monkeypatch):
