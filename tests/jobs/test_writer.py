@@ -186,6 +186,22 @@ def test_backlog_is_bounded(path, monkeypatch):
         assert len(outcomes) == 1
 
 
+def test_client_that_has_much_in_the_backlog(path, monkeypatch):
+    """It leaves as much to others as it has."""
+    monkeypatch.setattr(writer_module, 'MAX_BACKLOG', 100_000)
+    with writing(path, SlowWriter) as (_journal, writer, loop):
+        outcomes = []
+        job = make_job('a', frames=[bytes(30_000)])
+        writer.accept(job, outcomes.append)
+        writer.accept(job, outcomes.append, held=30_000)
+        with pytest.raises(ZMQMessageError, match='503 The disk of the journal is too slow'):
+            writer.accept(job, outcomes.append, held=60_000)
+        writer.accept(job, outcomes.append)
+        writer.go.set()
+        while len(outcomes) < 3:
+            loop.turn()
+
+
 @pytest.mark.parametrize(
     'options',
     [

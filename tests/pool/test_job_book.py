@@ -174,6 +174,18 @@ def test_submit_before_the_first_worker(bench):
     assert bench.scheduler.stats(monotonic())['queue'] == 1
 
 
+def test_call_that_comes_back_when_its_type_is_that_of_a_job(bench):
+    submitted = []
+    bench.scheduler.submit = submitted.append
+    worker = bench.ready(jobs={})
+    bench.scheduler.handle_request([b'client', b''], b'', [b'x'], 1, b'work', monotonic())
+    bench.ready(b's' * 16)
+    assert submitted == []
+    [key] = worker.calls
+    bench.scheduler.handle_reject(ROUTE, key)
+    assert [call.key for call in submitted] == [key]
+
+
 def test_workers_are_not_counted_while_the_limit_is_reached(bench, monkeypatch):
     """Every submit asks for a claim."""
     counted = []

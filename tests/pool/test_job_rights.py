@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Who may see, cancel and retry which jobs; what happens at limits and at the end."""
 
+import json
 import os
 import signal
 from contextlib import suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import zmq
 
 from checks import TIMEOUT, freeze, wait_until
 from job_checks import Asker, lines_of
@@ -19,12 +21,15 @@ from pool_checks import wait_for_workers
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import ZMQBaseError
 from pyams_zmq.jobs import watchers as watchers_module
+from pyams_zmq.jobs import writer as writer_module
 from pyams_zmq.jobs.writer import JournalWriter
 from pyams_zmq.pool import broker as broker_module
 from pyams_zmq.pool import job_owners, job_verdict
 from pyams_zmq.pool.broker import PoolBroker
 from pyams_zmq.pool.worker import PoolWorker
+from pyams_zmq.socket import zmq_socket
 from pyams_zmq.testing import running
+from pyams_zmq.wire.message import encode
 
 
 @pytest.fixture
@@ -352,3 +357,43 @@ def test_forced_cancel_on_another_machine(remote, held, tmp_path):
         assert asker.wait(job_id)['state'] == 'cancelled'
         wait_until(partial(worker.join, 0.1), TIMEOUT) if worker.is_alive() else None
     assert not worker.is_alive()
+
+
+def test_client_that_submits_more_than_the_disk_can_write(job_pool, tmp_path, monkeypatch):
+    """Its jobs are refused, and those of another one are accepted."""
+    slow, reached = tmp_path / 'slow', tmp_path / 'reached'
+
+    def reach(_writer, step):
+        if step == 'before commit' and slow.exists():
+            reached.touch()
+            wait_until(lambda: not slow.exists(), TIMEOUT)
+
+    monkeypatch.setattr(JournalWriter, '_reach', reach)
+    monkeypatch.setattr(writer_module, 'MAX_BACKLOG', 1_000_000)
+    address = job_pool().bound_address
+    slow.touch()
+    with (
+        zmq_socket(address, zmq.DEALER) as greedy,
+        zmq_socket(address, zmq.DEALER) as modest,
+    ):
+
+        def submit(socket, count=1):
+            for _number in range(count):
+                socket.send_multipart([b'', encode(['text', 'x' * 100_000, {'delay': 60}])])
+
+        def read_status(socket, count=1):
+            assert all(socket.poll(TIMEOUT * 1000) for _number in range(count))
+            return [json.loads(socket.recv_multipart()[-1])[0] for _number in range(count)]
+
+        submit(greedy)
+        wait_until(reached.exists, TIMEOUT)
+        submit(greedy, 9)
+        assert read_status(greedy, 5) == [503] * 5
+        submit(modest)
+        modest.send_multipart([b'', b'["pyams_zmq.stats", null]'])
+        assert read_status(modest) == [200]  # its job waits for the disk
+        slow.unlink()
+        assert read_status(modest) == [202]
+        assert read_status(greedy, 5) == [202] * 5
+        submit(greedy)
+        assert read_status(greedy) == [202]

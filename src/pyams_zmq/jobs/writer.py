@@ -84,11 +84,19 @@ class JournalWriter:
     # In the thread of the loop
 
     def accept(
-        self, job: Submission, callback: Callable[[Accepted | ZMQMessageError], object]
+        self,
+        job: Submission,
+        callback: Callable[[Accepted | ZMQMessageError], object],
+        held: int = 0,
     ) -> None:
-        """Add a job."""
+        """Add a job.
+
+        :param held: bytes of the same client that wait for the disk already; that many have to be
+            left for others
+        :raises ZMQMessageError: with status 503, if too many bytes wait for the disk
+        """
         size = sum(map(len, job.frames))
-        self._put(partial(JobTable.accept, job=job), callback, is_new=True, size=size)
+        self._put(partial(JobTable.accept, job=job), callback, held, is_new=True, size=size)
 
     def cancel(
         self, job_id: str, callback: Callable[[Cancelled | ZMQMessageError], object]
@@ -184,11 +192,14 @@ class JournalWriter:
         """Why the journal cannot be written; empty if it can."""
         return self._problem
 
-    def _put(self, call: Callable[[JobTable], Any], callback: Any, **options: Any) -> None:
+    def _put(
+        self, call: Callable[[JobTable], Any], callback: Any, held: int = 0, **options: Any
+    ) -> None:
         if self._is_closed or self._pid != os.getpid():  # a fork has no thread
             raise ZMQMessageError(*DRAINING)
         change = Change(call, callback, **options)
-        if not change.is_kept and self._backlog and self._backlog + change.size > MAX_BACKLOG:
+        total = self._backlog + held + change.size
+        if not change.is_kept and self._backlog and total > MAX_BACKLOG:
             raise ZMQMessageError(503, 'The disk of the journal is too slow, try again later')
         self._backlog += change.size
         self.unanswered += not change.is_kept

@@ -4,11 +4,13 @@
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs.change import OVERHEAD
 from pyams_zmq.jobs.job_messages import (
     Cancel,
     Wait,
@@ -77,6 +79,7 @@ class JobService:
         self._check_access = check_access
         self._json_load = json_load
         self._warned: set[str] = set()
+        self._held: Counter[Any] = Counter()  # bytes that wait for the disk, by connection
         self._drain_until = 0.0
         self._scheduler = scheduler
         self._journal = Journal(
@@ -156,7 +159,10 @@ class JobService:
 
     def _submit(self, envelope: Any, frames: list[bytes], user: str, address: str) -> None:
         job = read_submission(frames, self._json_load, user, address)
-        self._writer.accept(job, partial(self._on_accepted, envelope))
+        connection, size = envelope.connection, sum(map(len, job.frames)) + OVERHEAD
+        callback = partial(self._on_accepted, envelope, size)
+        self._writer.accept(job, callback, held=self._held[connection])
+        self._held[connection] += size
         if not job.delay:  # the same transaction may begin it
             self.book.expect(0.0)
             self.book.claim()
@@ -169,7 +175,10 @@ class JobService:
         except ZMQMessageError as error:
             self._reply_error(call.envelope, error)
 
-    def _on_accepted(self, envelope: Any, outcome: Accepted | ZMQMessageError) -> None:
+    def _on_accepted(self, envelope: Any, size: int, outcome: Accepted | ZMQMessageError) -> None:
+        self._held[envelope.connection] -= size
+        if not self._held[envelope.connection]:
+            del self._held[envelope.connection]
         if isinstance(outcome, ZMQMessageError):
             self._reply_error(envelope, outcome)
             return

@@ -144,9 +144,9 @@ class WorkerStream(ReplyStream):
     def _route_reply(self, envelope: list[bytes], data: Reply) -> None:
         key = envelope[0]
         is_job = key[0] == JOB_MARK
-        if is_job and key in self.process.jobs.stopped:
-            if is_error(data[-1] if isinstance(data, list) else data):
-                return  # nobody has cancelled the job: the next broker must not take it as its end
+        last = data[-1] if isinstance(data, list) else data
+        if is_job and key in self.process.jobs.stopped and is_error(last):
+            return  # nobody has cancelled the job: the next broker must not take this as its end
         self.pending.discard(key)
         self.process.count_reply()
         size = size_of(data) if isinstance(data, list) else len(data)
