@@ -128,15 +128,21 @@ def test_all_options(client, fake):
     assert fake.messages[-1][2] == {'id': 'y'}
 
 
-def test_delay_and_expiry(client):
+def test_delay(client):
     job = client.submit('echo', 1, delay=3600)
     info = client.job(job.id)
     assert (info.state, info.is_ended, info.attempt) == ('waiting', False, 0)
     assert info.due - info.created == pytest.approx(timedelta(hours=1), abs=timedelta(seconds=1))
-    job = client.submit('echo', 1, delay=60, expires=0)
+
+
+def test_expiry(client, path):
+    for _job_at_a_time in 'ab':
+        client.submit('follow', str(path), priority=1)
+    job = client.submit('echo', 1, expires=0.01)
     with pytest.raises(ZMQRemoteError, match=f'504 The job {job.id} has expired') as raised:
         client.result(job.id, timeout=TIMEOUT)
     assert not isinstance(raised.value, ZMQJobError)
+    add(path, 'end')
 
 
 @pytest.mark.parametrize(
@@ -161,15 +167,20 @@ def test_delay_and_expiry(client):
         (ValueError, 'Bad delay', {'delay': float('nan')}),
         (ValueError, 'Bad delay', {'delay': 1e10}),
         (ValueError, 'Bad expires', {'expires': -1}),
+        (ValueError, 'Bad expires 0: write more seconds than its delay', {'expires': 0}),
+        (ValueError, 'Bad expires 5: write more', {'expires': 5, 'delay': 5}),
         (ValueError, 'Bad due', {'due': datetime(2030, 1, 1)}),  # noqa: DTZ001 - what is tested
         (ValueError, 'Bad due', {'due': 5}),
         (ValueError, 'not both', {'due': datetime.now(timezone.utc), 'delay': 1}),
-        (ValueError, 'Bad delay', {'due': datetime(9999, 1, 1, tzinfo=timezone.utc)}),
+        (ValueError, 'Bad due .* ten years', {'due': datetime(9999, 1, 1, tzinfo=timezone.utc)}),
         (ValueError, 'Bad priority', {'priority': 1001}),
         (ValueError, 'Bad priority', {'priority': -1001}),
         (ValueError, 'Bad priority', {'priority': 0.5}),
         (ValueError, 'Bad timeout', {'timeout': 0}),
         (ValueError, 'Bad timeout', {'timeout': float('inf')}),
+        (ValueError, "Bad priority 'high': write an integer from -1000", {'priority': 'high'}),
+        (ValueError, 'Bad timeout .*seconds above 0, up to 100000000', {'timeout': 1e9}),
+        (ValueError, "Bad retries '3': write an integer from 0 to 1000", {'retries': '3'}),
         (ValueError, 'Bad retries', {'retries': -1}),
         (ValueError, 'Bad retries', {'retries': 1001}),
         (TypeError, 'Bad frame 0', {'frames': ['text']}),

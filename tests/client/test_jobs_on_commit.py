@@ -62,7 +62,7 @@ def test_order(client, service):
 def test_errors_at_once(client):
     with pytest.raises(ValueError, match='Bad delay'):
         submit_on_commit(client, 'echo', delay=-1)
-    with pytest.raises(TypeError, match='unexpected keyword'):
+    with pytest.raises(TypeError, match=r'^submit_on_commit\(\) got an unexpected keyword'):
         submit_on_commit(client, 'echo', prority=1)
     client.max_message_size = 100
     with pytest.raises(ZMQMessageError, match='413'):

@@ -3,10 +3,16 @@
 
 import ast
 import re
+from copy import deepcopy
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from pyams_zmq.config.advice import advise
+from pyams_zmq.exceptions import ZMQJobError, ZMQRemoteError
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / 'src' / 'pyams_zmq'
@@ -31,6 +37,10 @@ UNLISTED = {
 """Messages of which the text is enough"""
 
 
+_OF_QUESTIONS = (400, 404, 409)
+"""Status of which most replies are to questions about jobs"""
+
+
 def text_of(node):
     """Return the text of an expression, with … for what is known at run time only."""
     match node:
@@ -42,6 +52,56 @@ def text_of(node):
             return text_of(left) + text_of(right)
         case _:
             return '…'
+
+
+class _Values(ast.NodeTransformer):
+    """Replaces the names of variables by the values that a function, or a module, assigns."""
+
+    def __init__(self, *scopes):
+        self._values = {
+            target.id: node.value
+            for scope in scopes
+            for node in ast.walk(scope)
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+
+    def visit_Name(self, node):
+        return self._values.get(node.id, node)
+
+
+@cache
+def replies():
+    """Return status and text of the replies that services make themselves."""
+    found = set()
+    for package in PACKAGES:
+        for path in (SOURCE / package).rglob('*.py'):
+            tree = ast.parse(path.read_text(encoding='utf-8'))
+            for function in ast.walk(tree):
+                if isinstance(function, ast.FunctionDef):
+                    values = _Values(tree, function)
+                    found |= {(status, text) for status, text in replies_of(function, values)}
+    return found
+
+
+def replies_of(function, values):
+    for node in ast.walk(function):
+        match node:
+            case ast.Call(
+                func=ast.Name(id='encode'),
+                args=[ast.List(elts=[ast.Constant(value=int(status)), text])],
+            ):
+                pass
+            case ast.Call(
+                func=ast.Name(id='ZMQMessageError'), args=[ast.Constant(value=int(status)), text]
+            ):
+                pass
+            case _:
+                continue
+        text = simplify(text_of(values.visit(deepcopy(text))))
+        if re.search(r'\w', text):
+            yield status, text
 
 
 def simplify(text):
@@ -67,6 +127,7 @@ def messages():
             for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
                 if isinstance(node, ast.Call) and node.args:
                     yield from message_of(node)
+    yield from (text for status, text in replies() if status != HTTPStatus.OK)
 
 
 def message_of(call):
@@ -107,6 +168,17 @@ def fits(message, text):
 def test_message_is_on_the_page(message):
     page = listed()
     assert any(item in message or fits(item, message) or message in item for item in page)
+
+
+@pytest.mark.parametrize(('status', 'text'), sorted(replies()))
+def test_reply_has_a_step(status, text):
+    """A client of a declared service says what to do about each reply that is not of a method."""
+    service = SimpleNamespace(name='worker', client_address='tcp://h:1', start='never')
+    errors = [ZMQJobError(status, text)]
+    if status not in _OF_QUESTIONS:
+        errors.append(ZMQRemoteError(status, text))
+    for error in errors:
+        assert not advise(service, error).endswith('its method has chosen this status')
 
 
 def test_list_is_not_too_long():

@@ -514,7 +514,9 @@ def test_drain_of_a_late_method(process, occupy, tmp_path):
 def test_bad_concurrency(concurrency):
     process = Process()
     process.concurrency = concurrency
-    with pytest.raises(ValueError, match=f'^Bad concurrency {concurrency!r}: write 1 or more$'):
+    with pytest.raises(
+        ValueError, match=f'^Bad concurrency {concurrency!r}: write an integer, 1 or more$'
+    ):
         process.start()
 
 

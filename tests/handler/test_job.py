@@ -5,9 +5,9 @@ import asyncio
 
 import pytest
 
-from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.exceptions import ZMQHandlerError, ZMQMessageError
 from pyams_zmq.handler.job import JobPolicy, RunningJob
-from pyams_zmq.handler.methods import methods_of
+from pyams_zmq.handler.methods import methods_of, zmq_method
 from pyams_zmq.handler.plain import check_handler
 from pyams_zmq.jobs import Job, JobCancelled, zmq_job
 
@@ -57,6 +57,9 @@ def test_options_by_position():
         {'retries': 1001},
         {'backoff': 0},
         {'backoff': '1'},
+        {'backoff': float('inf')},
+        {'backoff': float('nan')},
+        {'backoff': 3601},
         {'timeout': 0},
         {'timeout': 'long'},
     ],
@@ -65,6 +68,68 @@ def test_bad_declaration(options):
     [name] = options
     with pytest.raises(ValueError, match=f'Bad {name}'):
         zmq_job(**options)
+
+
+class WithoutStar:
+    @zmq_job
+    def convert(self, args, job):
+        """Get no job."""
+
+
+class OnlyJob:
+    @zmq_job
+    def convert(self, job):
+        """Get the arguments as the job."""
+
+
+class WithLimit:
+    @zmq_job
+    @zmq_method(timeout=5)
+    def convert(self, args):
+        """Have a limit for calls."""
+
+
+class Repeatable:
+    @zmq_method(repeatable=False)
+    @zmq_job
+    def convert(self, args):
+        """Run again, whatever it says."""
+
+
+@pytest.mark.parametrize(
+    ('handler', 'text'),
+    [
+        (WithoutStar, r'The parameter job of WithoutStar\.convert would not .* behind `\*`'),
+        (OnlyJob, r'The parameter job of OnlyJob\.convert would not get the job'),
+        (WithLimit, r'WithLimit\.convert is a job: timeout .* zmq_job\(timeout=\.\.\.\)'),
+        (Repeatable, r'Repeatable\.convert is a job: timeout and repeatable of zmq_method'),
+    ],
+)
+def test_declaration_without_effect(handler, text):
+    with pytest.raises(ZMQHandlerError, match=text):
+        check_handler(handler)
+
+
+def test_spread_job():
+    class Spread:
+        @zmq_job
+        @zmq_method(spread=True)
+        def convert(self, path, *, job):
+            """Get its only argument by name."""
+
+    [method] = methods_of(Spread()).values()
+    assert method.wants_job
+    assert method.arguments.bind({'path': 'x'}).args == ('x',)
+
+
+def test_call_with_a_parameter_job(caplog):
+    class Forgotten:
+        def convert(self, args, *, job):
+            """Get it from the message."""
+
+    assert list(methods_of(Forgotten())) == ['convert']
+    [record] = caplog.records
+    assert 'Forgotten.convert is not a job' in record.getMessage()
 
 
 def test_check_of_a_handler_with_jobs():

@@ -97,11 +97,11 @@ class Bench:
     def note(self, name, worker, key):
         self.log.append((name, key))
 
-    def ready(self, route=ROUTE, calls=(), replies=(), slots=1, retries=1, **options):
+    def ready(self, route=ROUTE, calls=(), replies=(), slots=1, retries=1, backoff=1, **options):
         """Register a worker."""
         info = {'pid': os.getpid(), 'host': 'h', 'slots': slots, 'interval': 1, 'methods': []}
         keys = {'calls': [key.hex() for key in calls], 'replies': [key.hex() for key in replies]}
-        more = {'repeatable': [], 'jobs': {'work': [retries, 1]}, **options}
+        more = {'repeatable': [], 'jobs': {'work': [retries, backoff]}, **options}
         worker = self.scheduler.handle_ready(route, {**info, **keys, **more}, monotonic())
         self.scheduler.assign_queued()
         return worker
@@ -122,6 +122,13 @@ class Bench:
 @pytest.fixture
 def bench():
     return Bench()
+
+
+def test_ready_with_jobs_that_cannot_be_read(bench):
+    """Nothing is registered: the worker would have no jobs, and be asked for no other READY."""
+    with pytest.raises(ValueError, match=r'jobs of the worker .* on h cannot be read: .*float'):
+        bench.ready(backoff=None)
+    assert not bench.scheduler.workers
 
 
 def test_job_is_begun_and_recorded(bench):

@@ -11,6 +11,13 @@ from pyams_zmq.config import services_of
 from pyams_zmq.pool import ZMQPool
 
 
+class Calls:
+    """A method that is not a job."""
+
+    def echo(self, args):
+        return [200, args]
+
+
 def declare(config, **options):
     config.include('pyams_zmq')
     config.add_zmq_process('converter', **{'address': '127.0.0.1:6666', 'handler': Jobs, **options})
@@ -48,3 +55,15 @@ def test_journal_needs_a_pool(config, tmp_path):
 def test_class_of_a_pool_with_a_journal(config, tmp_path):
     factory = type('Own', (ZMQPool,), {'journal': tmp_path / 'x.jobs'})
     assert declare(config, start='external', workers=2, factory=factory).factory is factory
+
+
+@pytest.mark.parametrize('name', ['jobs', 'keep', 'cancel_grace'])
+def test_options_of_jobs_need_a_journal(config, name):
+    text = f'has {name}, which is for jobs: set .*pyams_zmq.converter.journal'
+    with pytest.raises(ConfigurationError, match=text):
+        declare(config, start='external', workers=2, handler=Calls, **{name: 1})
+
+
+def test_options_of_jobs_with_the_journal_of_a_class(config, tmp_path):
+    factory = type('Own', (ZMQPool,), {'journal': tmp_path / 'x.jobs'})
+    assert declare(config, start='external', workers=2, factory=factory, keep=1).limits['keep'] == 1

@@ -227,6 +227,8 @@ BAD_OPTIONS = [
     ({'delay': '1'}, 'delay'),
     ({'delay': 1e9}, 'delay'),
     ({'expires': True}, 'expires'),
+    ({'expires': 0}, 'expires'),
+    ({'expires': 5, 'delay': 5}, 'expires'),
     ({'priority': 1.5}, 'priority'),
     ({'priority': 1001}, 'priority'),
     ({'retries': -1}, 'retries'),
@@ -339,6 +341,7 @@ def test_jobs_need_a_journal(start):
         ('keep', 'a week', ValueError),
         ('cancel_grace', -1, ValueError),
         ('journal', 1, TypeError),
+        ('journal', '', ValueError),
     ],
 )
 def test_bad_attribute(job_pool, name, value, error):

@@ -169,3 +169,9 @@ def test_hooks_of_a_process(name):
     mixin = type('Mixin', (), {name: print})
     with pytest.raises(TypeError, match=text):
         type('Guarded', (mixin, Pool), {})
+
+
+def test_workers_as_a_class_attribute():
+    """The constructor would replace it by its default."""
+    with pytest.raises(TypeError, match=r'Two\.workers .* Two\(address, handler, workers=2\)'):
+        type('Two', (ZMQPool,), {'workers': 2})

@@ -71,7 +71,7 @@ def test_started_event_in_workers_only(pool, tmp_path):
 
 @pytest.mark.parametrize('workers', [0, 2.5, True, '4', None])
 def test_bad_workers(workers):
-    with pytest.raises(ValueError, match=f'Bad workers {workers!r}: write 1 or more'):
+    with pytest.raises(ValueError, match=f'Bad workers {workers!r}: write an integer, 1 or more'):
         Pool(workers=workers)
 
 
@@ -131,7 +131,7 @@ def test_handler_fails():
 def test_bad_concurrency():
     """The pool does not start; its workers would fail one after the other."""
     process = type('Narrow', (Pool,), {'concurrency': 0})('127.0.0.1', PoolMessageHandler)
-    with pytest.raises(ValueError, match=r'^Bad concurrency 0: write 1 or more$'):
+    with pytest.raises(ValueError, match=r'^Bad concurrency 0: write an integer, 1 or more$'):
         process.start()
 
 

@@ -145,16 +145,44 @@ REPLIES = [
         'raise pyams_zmq.worker.journal_',
     ),
     (507, 'The journal cannot be written: disk full; try again later', 'make room on the disk'),
+    (
+        413,
+        'The result of the job has 9 bytes; the limit is 8: x',
+        'let the method store its result',
+    ),
+    (500, 'The result of a job cannot have binary frames: x', 'let the method store its result'),
+    (502, 'The worker died during this job, as others did before', 'see the log .* retry the job'),
+    (503, 'The service is overloaded: 9 messages wait for jobs', '.* watch several jobs at once'),
+    (503, 'The disk of the journal is too slow, try again later', '.* a faster disk'),
+    (504, "The job 'book' has not ended after 1 s", 'raise the timeout of submit, or'),
+    (409, 'The job 018f is running and has no result', 'wait for its end'),
+    (400, 'Bad option delay: write a number', 'correct what the text names'),
+]
+JOB_REPLIES = [
+    (400, 'Bad option limit: write an integer from 1 to 100', 'correct what the text names'),
+    (403, "User 'a' at h may not read the statistics: x", 'ask on the machine of the service'),
+    (404, 'There is no job with this id', 'compare the id; .* pyams_zmq.worker.keep'),
+    (404, 'There is no job with the id in "before"', 'ask for the first page again'),
+    (409, 'The job has ended, it is done', 'ask for its state'),
+    (409, 'Another job with its key has not ended', 'wait for the end of the other one'),
+    (500, 'The journal cannot be read: x', 'see the log of the service, and check the disk'),
+    (501, 'The service keeps no jobs: it has no journal', 'set pyams_zmq.worker.journal'),
+    (503, 'The service is stopping, try again later', 'try again later'),
 ]
 SERVICE = SimpleNamespace(name='worker', client_address='tcp://h:1', start='never')
 
 
 @pytest.mark.parametrize(('status', 'text', 'step'), REPLIES)
 def test_step_of_a_reply_of_the_service(status, text, step):
-    assert f'): {step}' in advise(SERVICE, ZMQRemoteError(status, text))
+    assert re.search(rf'\): {step}', advise(SERVICE, ZMQRemoteError(status, text)))
 
 
-@pytest.mark.parametrize('status', sorted({409, *(status for status, _text, _step in REPLIES)}))
+@pytest.mark.parametrize(('status', 'text', 'step'), JOB_REPLIES)
+def test_step_of_a_reply_about_a_job(status, text, step):
+    assert re.search(rf'\): {step}', advise(SERVICE, ZMQJobError(status, text)))
+
+
+@pytest.mark.parametrize('status', sorted({*(status for status, _text, _step in REPLIES)}))
 def test_step_of_a_reply_of_a_method(status):
     """The methods of the service do not lack a `book`, for instance: one of them says 404."""
     text = advise(SERVICE, ZMQRemoteError(status, 'No book 7'))

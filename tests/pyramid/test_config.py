@@ -36,6 +36,11 @@ ADDRESS = '127.0.0.1:5555'
 HANDLER = 'handlers.MessageHandler'
 
 
+def make_process(*args):
+    """Make a process, as a `factory` does of which only a call shows what it makes."""
+    return ZMQProcess(*args)
+
+
 def make_config(*services, **settings):
     """An application with services."""
     config = Configurator(
@@ -105,11 +110,23 @@ def test_limits_of_a_pool(key, value, expected):
     assert getattr(process, key) == expected
 
 
-@pytest.mark.parametrize(('mib', 'expected'), [(1, 32), (16, 32), (64, 64)])
-def test_client_may_send_what_its_service_takes(mib, expected):
+@pytest.mark.parametrize(
+    ('mib', 'options', 'expected'),
+    [
+        ('', {}, 16),
+        (1, {}, 1),
+        (64, {}, 64),
+        ('', {'start': 'never'}, 32),
+        (64, {'start': 'never'}, 64),
+        ('', {'factory': type('Large', (ZMQProcess,), {'max_message_size': 20 << 20})}, 20),
+        ('', {'factory': make_process}, 32),
+    ],
+)
+def test_client_may_send_what_its_service_takes(mib, options, expected):
+    """A message that is larger is refused where it is sent: its sender may not see the reply."""
     service = service_of(
-        ('indexer', {'handler': HANDLER, 'address': ADDRESS}),
-        pyams_zmq__indexer__max_message_size=mib << 20,
+        ('indexer', {'handler': HANDLER, 'address': ADDRESS, **options}),
+        pyams_zmq__indexer__max_message_size=mib and mib << 20,
     )
     with service.make_client() as client:
         assert client.max_message_size == expected << 20

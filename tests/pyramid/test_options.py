@@ -15,7 +15,7 @@ from handlers import MessageHandler, Process
 from pool_handlers import Pool
 from pyams_zmq.config import add_zmq_process, services_of
 from pyams_zmq.config.kinds import DURATION, INTEGER, INTERVAL, NUMBER, POSITIVE
-from pyams_zmq.config.options import FORMS, OPTIONS
+from pyams_zmq.config.options import FORMS, OPTIONS, Group
 from pyams_zmq.config.service import POOL_OPTIONS, Service
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.pool import ZMQPool
@@ -49,6 +49,7 @@ def declare(options=(), settings=(), way='commit'):
 BASE = {'address': '127.0.0.1:5555', 'handler': 'handlers.MessageHandler'}
 POOL = {'workers': '2', 'worker_address': '*:5580'}
 WITH_USERS = {**POOL, 'worker_auth': 'worker:secret'}
+WITH_JOURNAL = {**WITH_USERS, 'journal': '/run/app/echo.jobs'}
 
 
 @pytest.fixture
@@ -89,11 +90,12 @@ def values(tmp_path):
         'beat_interval': ('0.25', WITH_USERS),
         'max_memory': ('300.5', WITH_USERS),
         'journal': ('/run/app/echo.jobs', WITH_USERS),
-        'keep': ('30', WITH_USERS),
+        'keep': ('30', WITH_JOURNAL),
     }
     for name, option in OPTIONS.items():
         if name not in given:
-            given[name] = ('7', WITH_USERS if option.is_for_pools else {})
+            others = WITH_JOURNAL if option.group is Group.JOBS else WITH_USERS
+            given[name] = ('7', others if option.is_for_pools else {})
     return given
 
 

@@ -19,6 +19,7 @@ from pyams_zmq.exceptions import (
 )
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.testing import running
+from pyams_zmq.transaction import submit_on_commit
 
 
 class Calls:
@@ -111,8 +112,10 @@ def test_errors(service, client):
         client.result(failed, timeout=TIMEOUT)
     check(raised.value, '500 it has failed', 'its method has chosen this status')
     waiting = client.submit('echo', delay=60).id
-    with pytest.raises(ZMQTimeoutError, match=f'^Job {waiting} has not ended within 0.1 s$'):
-        client.result(waiting, timeout=0.1)
+    for wait in (client.result, lambda *args, **kwargs: [*client.watch(*args, **kwargs)]):
+        with pytest.raises(ZMQTimeoutError) as raised:
+            wait(waiting, timeout=0.1)
+        check(raised.value, f'Job {waiting} has not ended within 0.1 s', 'it goes on: wait longer')
     client.cancel(waiting)
     with pytest.raises(ZMQRemoteError) as raised:
         client.result(waiting, timeout=TIMEOUT)
@@ -140,13 +143,37 @@ def test_service_without_journal(address, client):
         check(raised.value, '404 Unknown message type', 'compare the message with the public')
 
 
+@pytest.mark.parametrize('includes', ['pyams_zmq', 'pyams_zmq.testing'])
+def test_service_that_is_declared_without_journal(config, address, includes):
+    """Its method would run as a call, and nobody but the log would know."""
+    config.include(includes)
+    config.add_zmq_process('worker', start='external', address=address, handler=Calls)
+    config.commit()
+    request = Request.blank('/')
+    request.registry = config.registry
+    apply_request_extensions(request)
+    client = request.zmq('worker')
+    for request.tm in (None, transaction.TransactionManager(explicit=True)):
+        if request.tm is not None:
+            request.tm.begin()
+        with pytest.raises(ZMQJobError, match='501 The service keeps no jobs'):
+            client.submit('echo', 1)
+    config.registry.zmq_clients.close()
+
+
+def test_unknown_option(client, manager):
+    for name in 'prority', 'client', 'manager':
+        with pytest.raises(TypeError, match=rf'submit\(\) got an unexpected keyword .*{name}'):
+            client.submit('echo', 1, **{name: 1})
+
+
 def test_service_that_is_down(client, manager):
     client._client.down_timeout = 0.05
     for call in (client.job, client.cancel):
         with pytest.raises(ZMQUnreachableError) as raised:
             call('x')
         check(raised.value, 'No service has answered', 'start it there')
-    client.submit('echo', commit_timeout=0.05)
+    submit_on_commit(client._client, 'echo', manager=manager, commit_timeout=0.05)
     with pytest.raises(ZMQUnreachableError) as raised:
         manager.commit()
     check(raised.value, 'No service has answered', 'start it there')

@@ -171,7 +171,7 @@ def test_replies_about_jobs():
 def test_messages_that_are_not_jobs(client):
     assert client.call('convert') is None
     assert client.request(['convert', 1, None]) == [200, None]
-    assert client.request(['convert', 1, {'id': 'x'}, 'too much'])[0] == 202
+    assert client.request(['convert', 1, {'id': 'x'}, 'too much']) == [200, None]
     client.recorder.reset()
     assert client.call('pyams_zmq.jobs') == []
     assert client.request({'raw': 1}) == [200, None]
@@ -230,6 +230,46 @@ def test_delay_failure_and_retry(eager):
     assert eager.result(job.id) == 2
     with pytest.raises(ZMQJobError, match='409 The job is done'):
         eager.retry(job.id)
+
+
+def test_job_in_another_state(eager):
+    """The methods of a recorded job are refused as the messages are."""
+    submitted = eager.submit('convert', 1, delay=60)
+    [job] = eager.recorder.jobs
+    with pytest.raises(ZMQJobError, match='409 The job is waiting: only a job without success'):
+        job.retry()
+    job.run()
+    for method, text in (
+        (job.run, 'The job is done: only a job that waits is run'),
+        (job.cancel, 'The job has ended, it is done'),
+        (job.retry, 'The job is done: only a job without success is retried'),
+    ):
+        with pytest.raises(ZMQJobError, match=f'409 {text}'):
+            method()
+    assert (eager.job(submitted.id).state, job.attempt) == ('done', 1)
+    eager.recorder.on_progress = RecordedJob.run
+    assert eager.job(eager.submit('convert', 1, retries=0).id).state == 'failed'
+
+
+def test_retry_while_another_job_has_the_key(client):
+    first = client.submit('convert', 1, key='k').id
+    client.cancel(first)
+    client.submit('convert', 2, key='k')
+    with pytest.raises(ZMQJobError, match='409 Another job with its key has not ended'):
+        client.retry(first)
+
+
+def test_exception_of_the_replies():
+    """The job waits again, as if its service had not been there."""
+    replies = {'convert': ValueError('x')}
+    with RecordingClient(replies=replies) as client:
+        client.submit('convert', delay=60)
+        [job] = client.recorder.jobs
+        with pytest.raises(ValueError, match='x'):
+            job.run()
+        replies['convert'] = [200, 'a.webm']
+        job.run()
+        assert client.result(job.id) == 'a.webm'
 
 
 def test_attempts(eager):

@@ -42,11 +42,10 @@ class ClientPool(ZMQPool):
     """Pool with short times."""
 
     beat_interval = 0.1
-    workers = 2
     jobs = 2
 
 
 def make_pool(address, folder):
     """Return a pool with a journal in a folder."""
     pool = type('OwnPool', (ClientPool,), {'journal': folder / 'client.jobs'})
-    return pool(address, ClientJobs)
+    return pool(address, ClientJobs, workers=2)

@@ -482,5 +482,14 @@ def test_is_not_error(reply):
 @pytest.mark.parametrize('value', [True, 0, -1, 1.0, '1', None])
 def test_check_integer(value):
     assert check_integer('retries', 1, 1) == 1
-    with pytest.raises(ValueError, match=re.escape(f'Bad retries {value!r}: write 1 or more')):
+    text = re.escape(f'Bad retries {value!r}: write an integer')
+    with pytest.raises(ValueError, match=f'{text}, 1 or more'):
         check_integer('retries', value, 1)
+    with pytest.raises(ValueError, match=f'{text} from 1 to 9'):
+        check_integer('retries', value, 1, 9)
+
+
+def test_check_integer_with_a_maximum():
+    assert check_integer('retries', 9, 1, 9) == 9
+    with pytest.raises(ValueError, match='Bad retries 10: write an integer from 1 to 9'):
+        check_integer('retries', 10, 1, 9)

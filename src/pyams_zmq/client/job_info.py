@@ -106,6 +106,15 @@ class JobInfo(Struct, frozen=True, kw_only=True):
         return f'{type(self).__name__}({self.type!r}, id={self.id!r}, {self.state!r})'
 
 
+def check_keeps_jobs(client: Any) -> None:
+    """Check that it is not known that the service of a client keeps no jobs.
+
+    :raises ZMQJobError: with status 501, if that is known: the method would run as a call
+    """
+    if not getattr(client, 'keeps_jobs', True):
+        raise ZMQJobError(*NO_JOURNAL)
+
+
 def read_payload(reply: Any) -> Any:
     """Return the payload of a reply about jobs.
 

@@ -110,14 +110,18 @@ def make_submission(
         if delay is not None:
             raise ValueError('Bad due: a job has a delay or a due, not both')
         delay = _seconds_until(due)
+    if delay is not None:
+        delay = _check_seconds('delay', delay)
+    if expires is not None and _check_seconds('expires', expires) <= (delay or 0):
+        raise ValueError(f'Bad expires {expires!r}: write more seconds than its delay has')
     options = {
         'id': make_uuid7() if id is None else check_id(id),
         'key': None if key is None else _check_key(key),
-        'delay': None if delay is None else _check_seconds('delay', delay) or None,
-        'expires': None if expires is None else _check_seconds('expires', expires),
-        'priority': _check_range('priority', priority, -MAX_PRIORITY, MAX_PRIORITY) or None,
-        'timeout': None if timeout is None else _check_attempt(timeout),
-        'retries': None if retries is None else _check_range('retries', retries, 0, MAX_RETRIES),
+        'delay': delay or None,
+        'expires': expires,
+        'priority': check_integer('priority', priority, -MAX_PRIORITY, MAX_PRIORITY) or None,
+        'timeout': None if timeout is None else check_timeout(timeout, most=MAX_ATTEMPT),
+        'retries': None if retries is None else check_integer('retries', retries, 0, MAX_RETRIES),
     }
     options = {name: value for name, value in options.items() if value is not None}
     return Submission([type, args, options], id is None)
@@ -165,18 +169,6 @@ def _check_seconds(name: str, value: Any) -> float:
     return value
 
 
-def _check_attempt(timeout: Any) -> float:
-    if check_timeout(timeout) > MAX_ATTEMPT:
-        raise ValueError(f'Bad timeout {timeout!r}: write {MAX_ATTEMPT:.0f} or less')
-    return float(timeout)
-
-
-def _check_range(name: str, value: Any, least: int, most: int) -> int:
-    if check_integer(name, value, least) > most:
-        raise ValueError(f'Bad {name} {value!r}: write {most} or less')
-    return int(value)
-
-
 def _seconds_until(due: Any) -> float:
     if not isinstance(due, datetime) or due.tzinfo is None:
         raise ValueError(
@@ -185,7 +177,10 @@ def _seconds_until(due: Any) -> float:
         )
     # Not `due.timestamp() - time()`: that of an aware datetime is exact, but may be out of range.
     now = datetime.fromtimestamp(time(), timezone.utc)
-    return max(0.0, (due - now).total_seconds())
+    seconds = (due - now).total_seconds()
+    if seconds > MAX_DELAY:
+        raise ValueError(f'Bad due {due!r}: write a time within the next ten years')
+    return max(0.0, seconds)
 
 
 def ask_job(id: str) -> list[Any]:  # noqa: A002 - the name of the field

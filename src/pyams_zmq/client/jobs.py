@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pyams_zmq.client.job_info import (
     JobInfo,
     JobProgress,
+    check_keeps_jobs,
     read_change,
     read_done,
     read_job,
@@ -36,10 +37,12 @@ class JobMethods:
     """The methods of a client for jobs, which its method `request` sends.
 
     :ivar retries: see :class:`~pyams_zmq.client.ZMQClient`
+    :ivar keeps_jobs: False if it is known that the service has no journal: `submit` raises an error
     """
 
     retries: int
     request: Callable[..., Any]
+    keeps_jobs: bool = True
 
     def submit(
         self,
@@ -70,14 +73,14 @@ class JobMethods:
         :param delay: seconds until it may begin
         :param due: when it may begin instead, a datetime with a time zone; it is sent as a delay,
             so that the clocks need not agree
-        :param expires: seconds after which it does not begin any more; further attempts of one that
-            has begun in time do
+        :param expires: seconds after which it does not begin any more, more than the delay; further
+            attempts of one that has begun in time do
         :param priority: from -1000 to 1000; jobs with a higher one begin earlier
         :param timeout: seconds of an attempt, by default those of the method
         :param retries: attempts after the first one, by default those of the method
         :param frames: binary frames, see :meth:`.ZMQClient.call`; they are kept with the job
         :raises ZMQRemoteError: if the service does not accept it; with status 507, if its disk or
-            journal is full
+            journal is full; ZMQJobError with status 501, if it is declared without a journal
         :raises ZMQReplyError: if the method is not a job, or the service has no journal: then it
             may have run as a call
         :raises: the errors of :meth:`.ZMQClient.call`
@@ -94,6 +97,7 @@ class JobMethods:
             timeout=timeout,
             retries=retries,
         )
+        check_keeps_jobs(self)
         attempts = max(self.retries, SUBMIT_RETRIES)
         return self._ask(submission.message, submission.read, retries=attempts, frames=frames)
 
@@ -168,16 +172,21 @@ class JobMethods:
 
     def _watch(self, watch: JobWatch) -> Iterator[JobInfo]:
         while watch:
-            message, timeout = watch.ask(monotonic())
-            try:
-                job = self._ask(message, read_change, timeout=timeout, retries=0)
-            except Exception as error:  # noqa: BLE001 - most of them are raised again
-                watch.fail(error, monotonic())
-            else:
-                if watch.handle(job, monotonic()):
-                    yield job
+            job = self._poll(watch)
+            if job is not None:
+                yield job
             if watch.pause:
                 time.sleep(watch.pause)
+
+    def _poll(self, watch: JobWatch) -> JobInfo | None:
+        """Ask for the next change of a watch; return None if there is none yet."""
+        message, timeout = watch.ask(monotonic())
+        try:
+            job = self._ask(message, read_change, timeout=timeout, retries=0)
+        except Exception as error:  # noqa: BLE001 - most of them are raised again
+            watch.fail(error, monotonic())
+            return None
+        return job if watch.handle(job, monotonic()) else None
 
     def result(
         self,

@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from itertools import count
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from transaction.interfaces import IDataManagerSavepoint, ISavepointDataManager
 from zope.interface import implementer
 
 from pyams_zmq.client import PREPARE_TIMEOUT
+from pyams_zmq.client.job_info import check_keeps_jobs
 from pyams_zmq.client.job_request import SubmittedJob, make_submission
 from pyams_zmq.client.problem import EncodedMessage
 from pyams_zmq.wire.clock import monotonic
@@ -82,8 +84,15 @@ def submit_on_commit(
     *,
     manager: Any = None,
     commit_timeout: float = PREPARE_TIMEOUT,
+    id: str | None = None,  # noqa: A002 - the name of the field
+    key: str | None = None,
+    delay: float | None = None,
+    due: datetime | None = None,
+    expires: float | None = None,
+    priority: int = 0,
+    timeout: float | None = None,
+    retries: int | None = None,
     frames: Iterable[Any] | None = None,
-    **options: Any,
 ) -> SubmittedJob:
     """Submit a job when the current transaction is committed, and only then.
 
@@ -92,15 +101,28 @@ def submit_on_commit(
     again if the connection is lost before the reply, or the disk of the service is full. Times
     such as a *delay* begin when the service gets it.
 
+    The other arguments are those of :meth:`.ZMQClient.submit`. If another job has the *key*, no new
+    one is made, and the id of this one is another name of that.
+
     :param commit_timeout: the *timeout* of `send_on_commit`
-    :param options: those of :meth:`.ZMQClient.submit`: `id`, `key`, `delay`, `due`, `expires`,
-        `priority`, `timeout` and `retries`. If another job has the *key*, no new one is made, and
-        the id of this one is another name of that
     :return: the job, with its id
     :raises: the errors of `send_on_commit`
     :raises ValueError: for a bad option
+    :raises ZMQJobError: with status 501, if the service is declared without a journal
     """
-    submission = make_submission(type, args, **options)
+    submission = make_submission(
+        type,
+        args,
+        id=id,
+        key=key,
+        delay=delay,
+        due=due,
+        expires=expires,
+        priority=priority,
+        timeout=timeout,
+        retries=retries,
+    )
+    check_keeps_jobs(client)
     binary = to_frames(frames)
     data = encode_request(submission.message, max_size=_max_size_of(client), frames=binary)
     _join(manager, client, type, data, commit_timeout, binary, is_repeatable=True)

@@ -31,11 +31,19 @@ _STEPS: dict[type[ZMQBaseError], str] = {
     ZMQMessageError: 'send less, or raise {prefix}max_message_size',
 }
 
+_STORE = 'let the method store its result in a file, and return the path'
+_COMPARE_ID = (
+    'compare the id; jobs that have ended are kept for {prefix}keep days, and one that is '
+    'submitted on commit is known after that'
+)
+_SET_JOURNAL = 'set {prefix}journal and {prefix}workers, and start the service again'
+
 _REMOTE_STEPS = (
     (
         *(400, 'Bad (message|arguments of)|.* does not take a message of '),
         'compare the message with the parameters of the method',
     ),
+    (400, r'Bad option \w+: write |The job cannot be written', 'correct what the text names'),
     (
         *(401, 'Your access was withdrawn'),
         'auth of the service has lost the user of this client: compare {prefix}client_auth',
@@ -45,22 +53,42 @@ _REMOTE_STEPS = (
         *(404, 'Unknown message type '),
         'compare the message with the public methods of the handler',
     ),
+    (409, 'The job .* has no result', 'wait for its end, by request.zmq({name!r}).result(id)'),
     (
         *(410, 'The job .* was cancelled'),
         'somebody has cancelled the job: retry it, or submit another one',
     ),
     (413, 'Message is ', 'send less, or raise {prefix}max_message_size'),
+    (413, 'The result of the job has ', _STORE),
     (500, 'Internal error', 'see the log of the service under this id'),
     (500, 'The reply is ', 'return less, or raise {prefix}max_reply_size'),
+    (500, 'The result of a job cannot have binary frames', _STORE),
+    (500, 'The message of the job is damaged', 'submit it again, and check the disk'),
+    (500, 'The result could not be recorded', 'see the log of the service'),
+    (500, '.* is a job, and was sent as a call', _SET_JOURNAL),
+    (500, 'The journal cannot be read', 'see the log of the service, and check the disk'),
+    (
+        *(502, 'The worker .* during this job'),
+        'see the log of the service: if the method ends its worker, mend it, then retry the job',
+    ),
     (
         *(502, 'The worker '),
         'see the log of the service; a method that may run twice can be declared repeatable',
     ),
     (503, 'The service is stopping', 'try again later'),
     (
+        *(503, 'The service is overloaded: .* wait for jobs'),
+        'try again later; if that happens often, watch several jobs at once, or fewer',
+    ),
+    (
         *(503, 'The service is overloaded'),
         'try again later; if that happens often, raise {prefix}concurrency or {prefix}workers',
     ),
+    (
+        *(503, 'The disk of the journal is too slow'),
+        'try again later; if that happens often, choose a faster disk for {prefix}journal',
+    ),
+    (504, 'The job .* has not ended after ', 'raise the timeout of submit, or that of zmq_job'),
     (
         *(504, '.* has not ended after |The deadline of the message '),
         'raise the timeout of the method, or {prefix}timeout for the deadline of the call',
@@ -80,14 +108,20 @@ _REMOTE_STEPS = (
 A method may choose the same status, with a text of its own and for another reason.
 """
 
-_JOB_STEPS = {
-    403: 'ask on the machine of the service, or as a user of {prefix}stats_users',
-    404: 'compare the id; jobs that have ended are kept for {prefix}keep days, and one that is '
-    'submitted on commit is known after that',
-    409: 'ask for its state: request.zmq({name!r}).job(id).state',
-    501: 'set {prefix}journal and {prefix}workers, and start the service again',
-}
-"""Replies about a job: next step, by status"""
+_JOB_STEPS = (
+    (400, '', 'correct what the text names'),
+    (403, '', 'ask on the machine of the service, or as a user of {prefix}stats_users'),
+    (404, '.*"before"', 'ask for the first page again'),
+    (404, '', _COMPARE_ID),
+    (409, 'Another job with its key', 'wait for the end of the other one, or cancel it'),
+    (409, '', 'ask for its state: request.zmq({name!r}).job(id).state'),
+    (501, '', _SET_JOURNAL),
+    *_REMOTE_STEPS,
+)
+"""Replies to questions about a job: status, start of the text, next step"""
+
+_NOT_ENDED = 'Job .* has not ended within '
+"""Start of the text of a ZMQTimeoutError about jobs"""
 
 
 def advise(service: Any, error: ZMQBaseError, *, ini: str = '', problem: str = '') -> str:
@@ -118,15 +152,18 @@ def _next_step(service: Any, error: ZMQBaseError, problem: str) -> str:
     if isinstance(error, ZMQUnreachableError) and not isinstance(error, ZMQBacklogError):
         return _next_step_of_start(service, problem)
     if isinstance(error, ZMQRemoteError):
-        steps = _JOB_STEPS if isinstance(error, ZMQJobError) else {}
-        step = steps.get(error.status) or next(
+        step = next(
             (
                 step
-                for status, text, step in _REMOTE_STEPS
+                for status, text, step in (
+                    _JOB_STEPS if isinstance(error, ZMQJobError) else _REMOTE_STEPS
+                )
                 if status == error.status and re.match(text, error.text)
             ),
             'its method has chosen this status',
         )
+    elif isinstance(error, ZMQTimeoutError) and re.match(_NOT_ENDED, str(error)):
+        step = 'it goes on: wait longer, or cancel it; {prefix}jobs is how many run at a time'
     else:
         step = next(
             (_STEPS[cls] for cls in type(error).__mro__ if cls in _STEPS),

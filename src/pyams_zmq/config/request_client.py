@@ -2,7 +2,8 @@
 """The clients of an application: ``request.zmq(name)``."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,7 @@ class RequestClient(JobMethods):
             self._client.explain(error)
 
     _ask = explained(JobMethods._ask)
+    _poll = explained(JobMethods._poll)  # its limit of time is that of the client
     _result_of = explained(JobMethods._result_of)
 
     @explained
@@ -68,31 +70,45 @@ class RequestClient(JobMethods):
     @explained
     def submit(
         self,
-        /,
         type: str,  # noqa: A002 - the name of the field
         args: Any = None,
         *,
+        id: str | None = None,  # noqa: A002 - the name of the field
+        key: str | None = None,
+        delay: float | None = None,
+        due: datetime | None = None,
+        expires: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        retries: int | None = None,
         frames: Iterable[Any] | None = None,
-        **options: Any,
     ) -> SubmittedJob:
         """Submit a job when the transaction of the request is committed; its id is known at once.
 
         Without a transaction, see `send`, it is submitted now, and is on disk when this returns.
+        The arguments are those of :meth:`.ZMQClient.submit`.
 
-        :param type: type of the message, the name of the method
-        :param args: its arguments, any value with a JSON form
-        :param frames: binary frames, see :meth:`.ZMQClient.call`
-        :param options: those of :meth:`.ZMQClient.submit`: `id`, `key`, `delay`, `due`, `expires`,
-            `priority`, `timeout` and `retries`
         :return: the job, with its id
         :raises: the errors of :meth:`pyams_zmq.client.ZMQClient.submit` and
             :func:`pyams_zmq.transaction.submit_on_commit`
         """
+        submit: Callable[..., SubmittedJob] = self._client.submit
         manager = self._find_transaction()
-        if manager is None:
-            job: SubmittedJob = self._client.submit(type, args, frames=frames, **options)
-            return job
-        return submit_on_commit(self._client, type, args, manager=manager, frames=frames, **options)
+        if manager is not None:
+            submit = partial(submit_on_commit, self._client, manager=manager)
+        return submit(
+            type,
+            args,
+            id=id,
+            key=key,
+            delay=delay,
+            due=due,
+            expires=expires,
+            priority=priority,
+            timeout=timeout,
+            retries=retries,
+            frames=frames,
+        )
 
     def _find_transaction(self) -> Any:
         """Return the transaction manager of the request, or None if no transaction has begun."""

@@ -90,9 +90,20 @@ class Service:
             send_deadline=self.send_deadline,
         )
         client.get_advice = partial(advise, self)
-        limit = self.limits.get('max_message_size', 0)
-        client.max_message_size = max(client.max_message_size, limit)
+        self.prepare_client(client)
         return client
+
+    def prepare_client(self, client: Any) -> None:
+        """Let a client refuse what the service would, unless that runs elsewhere."""
+        if self.start != 'never' and isinstance(self.factory, type):
+            client.max_message_size = self._limit('max_message_size', client.max_message_size)
+            client.keeps_jobs = bool(self._limit('journal', None))
+        elif 'max_message_size' in self.limits:
+            client.max_message_size = self.limits['max_message_size']
+
+    def _limit(self, name: str, default: Any) -> Any:
+        """Return a limit of the process, which settings or its class have."""
+        return self.limits.get(name, getattr(self.factory, name, default))
 
     @property
     def client_address(self) -> Any:

@@ -48,6 +48,7 @@ class ServiceClient(ZMQClient):
     prepare = explained(ZMQClient.prepare)
     post = explained(ZMQClient.post)
     _ask = explained(ZMQClient._ask)  # of all questions about jobs
+    _poll = explained(ZMQClient._poll)  # its limit of time is that of the client
     _result_of = explained(ZMQClient._result_of)
 
     @explained

@@ -15,7 +15,7 @@ from pyams_zmq.auth.curve import CurveClient, CurveServer, read_keys
 from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.config.errors import describe_source, is_set, locate, named, suggest
 from pyams_zmq.config.identity import APPLICATION
-from pyams_zmq.config.options import FORMS, OPTIONS, PREFIX
+from pyams_zmq.config.options import FORMS, OPTIONS, PREFIX, Group
 from pyams_zmq.config.service import POOL_OPTIONS, Service, services_of
 from pyams_zmq.handler.plain import check_handler
 from pyams_zmq.pool import ZMQPool
@@ -272,6 +272,13 @@ class _Reader:
                 f'has workers, but {factory!r} is not a subclass of ZMQPool: derive it from that, '
                 f'or remove workers ({self._describe("factory")})'
             )
+        if not (values.get('journal') or factory.journal):
+            for option in OPTIONS.values():
+                if option.group is Group.JOBS and option.name in values:
+                    raise self._error(
+                        f'has {option.name}, which is for jobs: set {self._locate("journal")}, or '
+                        f'remove it ({self._describe(option.name)})'
+                    )
         with self._named('worker_address'):
             make_worker_access(*(values.get(key) for key in POOL_OPTIONS[1:]))
 

@@ -110,7 +110,8 @@ class DeferredReply:
     def _pass_deadline(self, is_measured: bool = False) -> None:
         if self._deadlines is not None and self._postpone(self._deadlines, is_measured):
             return
-        text = f'{self._method.name!r} has not ended after {self._method.timeout} s'
+        kind = '' if self._method.job is None else 'The job '
+        text = f'{kind}{self._method.name!r} has not ended after {self._method.timeout} s'
         self._reply(encode([504, text]))
         self._cancel()
         self._timer = asyncio.get_running_loop().call_later(_LATE, self._mark_overdue)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeVar, overload
 
 from pyams_zmq.exceptions import ZMQMessageError
-from pyams_zmq.wire.job_limits import MAX_RETRIES
+from pyams_zmq.wire.job_limits import MAX_BACKOFF, MAX_RETRIES
 from pyams_zmq.wire.message import check_integer, check_timeout
 
 MAX_PROGRESS = 2**53
@@ -49,18 +49,15 @@ def zmq_job(
     the :class:`Job`.
 
     :param retries: further attempts after an exception, or a result with status 5xx
-    :param backoff: seconds until the second attempt; they double with each further one
+    :param backoff: seconds until the second attempt; they double with each further one,
+        up to an hour
     :param timeout: seconds of an attempt, after which it has failed; None for no limit
-    :raises ValueError: if *retries* is not an integer from 0 to 1000, or *backoff* or *timeout* is
-        not a number above 0
+    :raises ValueError: if *retries* is not an integer from 0 to 1000, *backoff* not a number above
+        0 and up to 3600, or *timeout* not a number above 0
     :raises TypeError: if it decorates something else
     """
-    if check_integer('retries', retries, 0) > MAX_RETRIES:
-        raise ValueError(f'Bad retries {retries!r}: write {MAX_RETRIES} or less')
-    try:
-        check_timeout(backoff)
-    except ValueError:
-        raise ValueError(f'Bad backoff {backoff!r}: write a number of seconds above 0') from None
+    check_integer('retries', retries, 0, MAX_RETRIES)
+    check_timeout(backoff, 'backoff', MAX_BACKOFF)  # infinity has no JSON form
     if timeout is not None:
         check_timeout(timeout)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The methods of a message handler, and their declared properties."""
 
+import logging
 from collections.abc import Callable
 from functools import partialmethod, singledispatchmethod
 from inspect import Parameter, Signature, iscoroutinefunction, signature, unwrap
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 from pyams_zmq.handler.arguments import INJECTED, VARIADIC, Arguments, arguments_of
 from pyams_zmq.handler.job import JobPolicy
 from pyams_zmq.wire.message import check_boolean, check_timeout
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 _DESCRIPTORS = (staticmethod, classmethod, partialmethod, singledispatchmethod)
 _NO_OPTIONS = (None, None, False)
@@ -83,8 +86,8 @@ def methods_of(handler: Any) -> dict[str, Method]:
     be reached, and a private name is the same as an unknown one.
 
     :param handler: instance of a handler class
-    :raises ValueError: if the `timeout` of the class is not a number above 0, or its `repeatable`
-        contains an unknown method
+    :raises ValueError: if the `timeout` of the class is not a number above 0, its `repeatable`
+        contains an unknown method, or a job is declared in a way that has no effect
     """
     attributes: dict[str, Any] = {}
     for base in reversed(type(handler).__mro__):
@@ -109,6 +112,11 @@ def methods_of(handler: Any) -> dict[str, Method]:
                 method = _inspect(method, type(handler), spread)
             methods[name] = method._replace(timeout=timeout, repeatable=repeatable)
             if job is not None:  # the time limit of the class is one for calls
+                if (timeout, repeatable) != (None, None):
+                    raise ValueError(
+                        f'{type(handler).__name__}.{name} is a job: timeout and repeatable of '
+                        'zmq_method are for calls; write zmq_job(timeout=...), and let it run again'
+                    )
                 limit = inf if job[1] is None else job[1]
                 methods[name] = methods[name]._replace(timeout=limit, repeatable=False)
     return _apply_defaults(type(handler), methods)
@@ -128,6 +136,7 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
         if item.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     ]
     required = sum(item.default is Parameter.empty for item in positional)
+    _check_parameter_job(method, declared, owner)
     is_variadic = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
     keywords = {item.name for item in parameters if item.kind is Parameter.KEYWORD_ONLY}
     injected = INJECTED if method.job is None else INJECTED | {'job'}
@@ -142,6 +151,29 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
         arguments=arguments,
         frame_arguments=frame_arguments,
     )
+
+
+def _check_parameter_job(method: Method, declared: Signature, owner: type) -> None:
+    """Check that a parameter `job` gets the job, and that only the method of a job has it.
+
+    :raises ValueError: if it would get the arguments of the message
+    """
+    job = declared.parameters.get('job')
+    if job is None:
+        return
+    is_keyword = job.kind is Parameter.KEYWORD_ONLY
+    if method.job is not None and not is_keyword:
+        raise ValueError(
+            f'The parameter job of {owner.__name__}.{method.name} would not get the job: write it '
+            'behind `*`, as in (self, args, *, job)'
+        )
+    if method.job is None and is_keyword and job.default is Parameter.empty:
+        LOGGER.warning(
+            '%s.%s is not a job, so that messages have to pass its argument job: declare it with '
+            'zmq_job, or choose another name',
+            owner.__name__,
+            method.name,
+        )
 
 
 def _signature_of(call: Callable[..., Any]) -> Signature:

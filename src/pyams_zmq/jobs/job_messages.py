@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from math import inf
 from typing import Any
 
 from pyams_zmq.exceptions import ZMQMessageError
@@ -33,15 +34,24 @@ def read_submission(frames: Sequence[bytes], index: int, user: str, address: str
     """
     kept = list(frames)
     name, args, options = split_request(kept[index])
+    given = {'id': make_uuid7(), **read_options(options)}
+    kept[index] = encode([name, args])  # the worker may get it long after the deadline
+    return Submission(type=name, frames=kept, user=user, address=address, **given)
+
+
+def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options of a message that are given, and belong to the job.
+
+    :raises ZMQMessageError: with status 400 for a bad option
+    """
     given = {
         option: _read(options, option, check)
         for option, check in _OPTIONS.items()
         if options.get(option) is not None
     }
-    if 'id' not in given:
-        given['id'] = make_uuid7()
-    kept[index] = encode([name, args])  # the worker may get it long after the deadline
-    return Submission(type=name, frames=kept, user=user, address=address, **given)
+    if given.get('expires', inf) <= given.get('delay', 0):
+        raise ZMQMessageError(400, 'Bad option expires: write more seconds than its delay has')
+    return given
 
 
 def describe_job(record: JobRecord, now: float, live: Any = None) -> dict[str, Any]:

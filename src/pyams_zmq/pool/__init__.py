@@ -48,7 +48,8 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     workers one by one; no call is lost.
 
     It does not have the methods that a subclass of a ZMQProcess overrides, `setup` for instance: a
-    subclass that defines one raises a TypeError. Override them in `worker_factory`.
+    subclass that defines one raises a TypeError. Override them in `worker_factory`. Neither can
+    `workers` be a class attribute.
 
     :param bind_addr: address to bind, see :class:`pyams_zmq.endpoint.Endpoint`
     :param handler: class with the methods, or a message handler, see
@@ -116,6 +117,11 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
                     'a subclass of PoolWorker, the worker_factory of the pool, and pass auth, '
                     'clients and curve to the pool'
                 )
+        if hasattr(cls, 'workers'):
+            raise TypeError(
+                f'{cls.__name__}.workers would be ignored: pass workers to the constructor, as in '
+                f'{cls.__name__}(address, handler, workers=2)'
+            )
 
     def __init__(
         self,
@@ -147,7 +153,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         """Fork the pool and return at once.
 
         :raises ValueError: for an invalid `concurrency`, `beat_interval`, `journal_size`, `jobs`,
-            `keep` or `cancel_grace`
+            `keep` or `cancel_grace`, and an empty `journal`
         :raises TypeError: for `stats_users` that are a string, and a `journal` that is not a path
         :raises ZMQStartError: in a program that cannot fork, and if `curve` was assigned
             after the construction
@@ -171,6 +177,8 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
                     raise ValueError(f'Bad {name} {value!r}: write a number above 0') from None
         if not isinstance(self.journal, str | os.PathLike | None):
             raise TypeError(f'Bad journal {self.journal!r}: write the path of a file')
+        if self.journal == '':  # it would be the current folder
+            raise ValueError("Bad journal '': write the path of a file, or None for no jobs")
 
     @property
     def bound_worker_address(self) -> str | None:

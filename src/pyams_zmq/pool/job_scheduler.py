@@ -4,6 +4,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from msgspec import ValidationError, convert
+
 from pyams_zmq.handler.job import JobPolicy
 from pyams_zmq.pool.job_book import JobBook
 from pyams_zmq.pool.job_owners import Owner
@@ -94,13 +96,20 @@ class JobScheduler(Scheduler):
         else:
             super().handle_reject(route, key)
 
+    def handle_ready(
+        self, route: bytes, info: Mapping[str, Any], now: float, **options: Any
+    ) -> WorkerState:
+        """Register a worker, see :meth:`.Scheduler.handle_ready`.
+
+        :raises ValueError: if its jobs cannot be read; then nothing has changed
+        """
+        _read_policies(info)
+        return super().handle_ready(route, info, now, **options)
+
     def _register_jobs(
         self, worker: WorkerState, info: Mapping[str, Any], keys: set[bytes]
     ) -> None:
-        policies = {
-            str(name): JobPolicy(int(retries), float(backoff))
-            for name, (retries, backoff) in info.get('jobs', {}).items()
-        }
+        policies = _read_policies(info)
         replies = {bytes.fromhex(key) for key in info.get('replies', ())}
         worker.job_types = frozenset(policies)
         if worker.owner is None:
@@ -126,3 +135,13 @@ class JobScheduler(Scheduler):
             worker.is_open = False
             self.book.handle_death(worker, reason)
         super().remove(route, now, reason)
+
+
+def _read_policies(info: Mapping[str, Any]) -> dict[str, JobPolicy]:
+    """Return how often the jobs of a worker are tried, by type."""
+    try:
+        policies: dict[str, JobPolicy] = convert(info.get('jobs', {}), dict[str, JobPolicy])
+    except ValidationError as error:
+        worker = f'{info.get("pid")} on {info.get("host")}'
+        raise ValueError(f'The jobs of the worker {worker} cannot be read: {error}') from None
+    return policies

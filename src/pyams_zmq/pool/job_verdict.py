@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pyams_zmq.handler.job import JobPolicy
 from pyams_zmq.jobs.records import CANCELLED, DONE, FAILED
 from pyams_zmq.pool.job_run import JobRun
+from pyams_zmq.wire.job_limits import MAX_BACKOFF
 from pyams_zmq.wire.message import decode_reply, encode, is_error, status_of
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -18,9 +19,6 @@ MAX_DEATHS = 3
 DEATH, SHARED_DEATH = 3, 1
 """By how much a death counts in `deaths` of a job. That of a worker together with its broker counts
 less: somebody has killed the whole service, or its machine has failed, which is rarely the job"""
-
-MAX_BACKOFF = 3600.0
-"""Seconds between two attempts, at most"""
 
 # Seconds until the attempts after the first and the second death: several kills within a second,
 # of a service that is being ended or short of memory, are not the fault of one job.

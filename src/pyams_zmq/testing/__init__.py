@@ -14,6 +14,7 @@ from zope.interface import implementer
 from pyams_zmq.client import PREPARE_TIMEOUT, ZMQClient
 from pyams_zmq.client.problem import EncodedMessage, check_reply
 from pyams_zmq.config.request_client import request_zmq
+from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler.job import JobPolicy, RunningJob
 from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.process.base import ReadyProcess
@@ -27,6 +28,7 @@ from pyams_zmq.wire.message import (
     decode_reply,
     encode,
     encode_request,
+    split_request,
 )
 from pyams_zmq.wire.multipart import describe, to_frames
 
@@ -183,20 +185,18 @@ class RecordingClient(ZMQClient):
 
     def _exchange(self, data: bytes, frames: list[bytes]) -> list[bytes]:
         match message := decode_reply(data):
-            case [str(name), args, *options]:
+            case [str(name), args, *_options]:
                 sent = Sent(self.name, name, args, frames)
             case _:
-                sent, options = Sent(self.name, None, message, frames), []
+                sent = Sent(self.name, None, message, frames)
         self.outbox.append(sent)
         answer = None if sent.type in self.replies else self._find_answer()
-        reply = self._answer_about_jobs(sent, answer, data, *options[:1])
+        reply = self._answer_about_jobs(sent, answer, data)
         if reply is not None:
             return [encode(reply)]
         return self._reply_to(sent, answer, data)
 
-    def _answer_about_jobs(
-        self, sent: Sent, answer: EagerHandler | None, data: bytes, options: Any = None
-    ) -> Any:
+    def _answer_about_jobs(self, sent: Sent, answer: EagerHandler | None, data: bytes) -> Any:
         """Return the reply to a message about jobs, or that submits one; None for others."""
         if sent.type is None:
             return None
@@ -204,7 +204,10 @@ class RecordingClient(ZMQClient):
             reply = self.recorder.answer(self.name, sent.type, sent.args)
             if reply is not None:
                 return reply
-        options = options if isinstance(options, dict) else {}
+        try:
+            _name, _args, options = split_request(data)
+        except ZMQMessageError:
+            return None  # a handler says what is wrong
         # A service takes the call of a job as its submission, and the other way round.
         policy = JobPolicy() if 'id' in options else None
         if answer is not None:
@@ -214,11 +217,11 @@ class RecordingClient(ZMQClient):
         runner = None
         if answer is not None or sent.type in self.replies:
             runner = partial(self._run, sent, data)
-        return self.recorder.submit(sent, options, runner, policy.retries)
+        return self.recorder.submit(sent, options, runner, policy)
 
-    def _run(self, sent: Sent, data: bytes, job: RunningJob) -> bytes:
+    def _run(self, sent: Sent, data: bytes, job: RunningJob) -> list[bytes]:
         answer = None if sent.type in self.replies else self._find_answer()
-        return self._reply_to(sent, answer, data, job)[-1]
+        return self._reply_to(sent, answer, data, job)
 
     def _reply_to(
         self, sent: Sent, answer: EagerHandler | None, data: bytes, job: RunningJob | None = None
@@ -315,6 +318,7 @@ class Testing:
             outbox=self.outbox,
             recorder=self.recorder,
         )
+        service.prepare_client(client)
         client._find_answer = partial(self.find_answer, service)  # type: ignore[method-assign]
         return client
 

@@ -2,21 +2,26 @@
 """Jobs that are recorded instead of sent, and run in the process of the test."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import Any
 
+from msgspec.structs import asdict
+
 from pyams_zmq.client.job_info import JobProgress
-from pyams_zmq.handler.job import RunningJob
+from pyams_zmq.exceptions import ZMQJobError, ZMQMessageError
+from pyams_zmq.handler.job import JobPolicy, RunningJob
+from pyams_zmq.jobs.job_messages import Cancel, Wait, describe_job, read_id, read_options, read_page
+from pyams_zmq.jobs.job_table import MAX_REPLY_SIZE
+from pyams_zmq.pool.job_verdict import Verdict, judge_reply
 from pyams_zmq.wire.clock import time
-from pyams_zmq.wire.message import decode_reply, status_of
+from pyams_zmq.wire.job_limits import refuse_result
+from pyams_zmq.wire.message import decode_reply, encode
 from pyams_zmq.wire.uuid7 import make_uuid7
 
-JobRunner = Callable[[RunningJob], bytes]
-"""Function that runs a job and returns its encoded reply"""
+JobRunner = Callable[[RunningJob], list[bytes]]
+"""Function that runs a job and returns the frames of its reply"""
 
 _Status = list[Any]  # a reply, [status, payload]
-
-_SERVER_ERROR = 500
 
 
 class RecordedJob:
@@ -42,7 +47,7 @@ class RecordedJob:
         options: Mapping[str, Any],
         recorder: 'JobRecorder',
         runner: JobRunner | None,
-        retries: int,
+        policy: JobPolicy,
     ):
         self.name, self.type, self.args = sent
         self.frames: Sequence[bytes] = sent.frames
@@ -60,7 +65,7 @@ class RecordedJob:
             self._times['due'] = self._times['created'] + self.options['delay']
         self._recorder = recorder
         self._runner = runner
-        self._retries: int = self.options.get('retries', retries)
+        self._policy = policy
         self._running: RunningJob | None = None
 
     def __repr__(self) -> str:
@@ -78,45 +83,68 @@ class RecordedJob:
         """Run the job now, whatever its delay, if it has a handler or a reply.
 
         After a failure it is tried again as in a service, but without waiting.
+
+        :raises ZMQJobError: with status 409, if it runs or has ended
         """
+        if self.state != 'waiting':
+            raise ZMQJobError(409, f'The job is {self.state}: only a job that waits is run')
         if self._runner is None:
             return
         self.failures = 0
-        state = 'waiting'
-        while state == 'waiting':
+        verdict = None
+        while verdict is None or verdict.state is None:
             self.attempt += 1
             self._change('running', started=time())
             running = self._running = _EagerJob(self)
             try:
-                reply = decode_reply(self._runner(running))
+                frames = self._runner(running)
+            except BaseException:
+                self._change('waiting')
+                raise
             finally:
                 self._running = None
-            state = self._judge(status_of(reply), running.is_cancelled)
-        self.reply = None if state == 'cancelled' else reply
-        self._change(state, ended=time())
+            verdict = self._judge(frames, running.is_cancelled)
+            self.failures = verdict.counts.get('failures', self.failures)
+        self.reply = None if verdict.reply is None else decode_reply(verdict.reply)
+        self._change(verdict.state, ended=time())
 
-    def _judge(self, status: int | None, is_cancelled: bool) -> str:
-        """Return the state after an attempt."""
-        if status is None or status // 100 == 2:  # noqa: PLR2004 - as in HTTP
-            return 'done'
-        if is_cancelled:
-            return 'cancelled'
-        if status >= _SERVER_ERROR:
-            self.failures += 1
-            if self.failures <= self._retries:
-                return 'waiting'
-        return 'failed'
+    def _judge(self, frames: list[bytes], is_cancelled: bool) -> Verdict:
+        """Return what becomes of the job after an attempt, as a service decides it."""
+        run: Any = SimpleNamespace(
+            record=SimpleNamespace(retries=self.options.get('retries'), failures=self.failures),
+            is_cancelled=is_cancelled,
+        )
+        verdict = judge_reply(run, frames, self._policy)
+        size = len(verdict.reply or b'')
+        if size > MAX_REPLY_SIZE:
+            return verdict._replace(state='failed', reply=refuse_result(size, MAX_REPLY_SIZE))
+        return verdict
 
     def cancel(self) -> None:
-        """Cancel the job; if it runs, its next progress raises JobCancelled."""
+        """Cancel the job; if it runs, its next progress raises JobCancelled.
+
+        :raises ZMQJobError: with status 409, if it has ended
+        """
+        if self.is_ended:
+            raise ZMQJobError(409, f'The job has ended, it is {self.state}')
         if self._running is not None:
             self._running.cancel()
         else:
             self._change('cancelled', ended=time())
 
     def retry(self) -> None:
-        """Let a job that has ended run again."""
-        del self._times['ended']
+        """Let a job that has ended without success run again.
+
+        :raises ZMQJobError: with status 409, if it has not ended, was successful, or another one
+            with its key has not ended
+        """
+        if not self.is_ended or self.state == 'done':
+            text = f'The job is {self.state}: only a job without success is retried'
+            raise ZMQJobError(409, text)
+        if self._recorder.find_unfinished(self.name, self.type, self.options.get('key')):
+            raise ZMQJobError(409, 'Another job with its key has not ended')
+        for name in ('due', 'ended'):
+            self._times.pop(name, None)
         self.reply = None
         self._change('waiting')
         self.run()
@@ -138,22 +166,20 @@ class RecordedJob:
 
     def _describe(self, job_id: str) -> dict[str, Any]:
         """Return the job as a service describes it to a client that asks for it by an id."""
-        progress = self.progress[-1] if self.progress and self.state == 'running' else None
-        times = {
-            name: datetime.fromtimestamp(seconds, timezone.utc)
-            for name, seconds in self._times.items()
-        }
-        return {
-            'id': job_id,
-            'type': self.type,
-            'state': self.state,
-            'attempt': self.attempt,
-            'failures': self.failures,
-            **times,
-            'progress': progress,
-            'revision': self.revision,
-            'reply': self.reply,
-        }
+        live = None
+        if self.progress and self.state == 'running':
+            live = SimpleNamespace(progress=asdict(self.progress[-1]), revision=self.revision)
+        record: Any = SimpleNamespace(
+            id=job_id,
+            type=self.type,
+            state=self.state,
+            attempt=self.attempt,
+            failures=self.failures,
+            **{name: self._times.get(name) for name in ('created', 'due', 'started', 'ended')},
+            revision=self.revision,
+            reply=None if self.reply is None else encode(self.reply),
+        )
+        return describe_job(record, time(), live)
 
 
 class _EagerJob(RunningJob):
@@ -186,26 +212,32 @@ class JobRecorder:
         self.on_progress = None
 
     def submit(
-        self, sent: Any, options: Mapping[str, Any], runner: JobRunner | None, retries: int = 0
+        self,
+        sent: Any,
+        options: Mapping[str, Any],
+        runner: JobRunner | None,
+        policy: JobPolicy = JobPolicy(),  # noqa: B008 - a tuple
     ) -> _Status:
         """Record a job, run it if it has no delay, and return the reply of the service.
 
         :param sent: the :class:`Sent` message
         :param runner: runs it, or None if nothing does
-        :param retries: attempts after a failure, if the options do not say it
+        :param policy: how often it is tried, if the options do not say it
         """
-        job_id, key = options.get('id'), options.get('key')
-        jobs = [job for job in self.jobs if job.name == sent.name]
-        for job in jobs:
+        try:
+            options = read_options(options)
+        except ZMQMessageError as error:
+            return [error.status, error.text]
+        job_id = options.get('id')
+        for job in self._jobs_of(sent.name):
             if job_id is not None and job._has_id(job_id):
                 return [200, {'id': job.id}]
-        for job in jobs:
-            is_same = (job.type, job.options.get('key')) == (sent.type, key)
-            if is_same and key is not None and not job.is_ended:
-                if job_id is not None:
-                    job.aliases.append(job_id)
-                return [200, {'id': job.id}]
-        job = RecordedJob(sent, options, self, runner, retries)
+        known = self.find_unfinished(sent.name, sent.type, options.get('key'))
+        if known is not None:
+            if job_id is not None:
+                known.aliases.append(job_id)
+            return [200, {'id': known.id}]
+        job = RecordedJob(sent, options, self, runner, policy)
         self.jobs.append(job)
         if not options.get('delay'):
             try:
@@ -215,67 +247,76 @@ class JobRecorder:
                 raise
         return [202, {'id': job.id}]
 
+    def find_unfinished(self, name: str, type: str, key: str | None) -> RecordedJob | None:  # noqa: A002
+        """Return the unfinished job of a type that has a key, None if there is none."""
+        for job in self._jobs_of(name):
+            is_same = (job.type, job.options.get('key')) == (type, key)
+            if key is not None and is_same and not job.is_ended:
+                return job
+        return None
+
     def answer(self, name: str, type: str, args: Any) -> _Status | None:  # noqa: A002
         """Return the reply of a service to a message about jobs, None for other messages."""
-        jobs = [job for job in self.jobs if job.name == name]
-        if type == 'pyams_zmq.jobs':
-            return _list(jobs, **(args or {}))
-        if type != 'pyams_zmq.job.wait' and type not in _QUESTIONS:
+        if not type.startswith('pyams_zmq.job'):
             return None
-        options = args if isinstance(args, dict) else {'id': args}
-        ids = options.get('ids') or [options.get('id')]
-        found = {job_id: job for job_id in ids for job in jobs if job._has_id(job_id)}
-        if len(found) < len(ids):
-            return [404, 'There is no job with this id']
-        if type == 'pyams_zmq.job.wait':
-            return _wait(found, options)
-        return _QUESTIONS[type](*found.popitem())
+        try:
+            return [200, self._answer(name, type, args)]
+        except (ZMQMessageError, ZMQJobError) as error:
+            return [error.status, error.text]
 
+    def _answer(self, name: str, type: str, args: Any) -> Any:  # noqa: A002
+        match type:
+            case 'pyams_zmq.job':
+                job_id = read_id(args)
+                return self._find(name, job_id)._describe(job_id)
+            case 'pyams_zmq.job.wait':
+                return self._wait(name, Wait(args))
+            case 'pyams_zmq.job.cancel':
+                self._find(name, Cancel(args).id).cancel()
+                return None
+            case 'pyams_zmq.job.retry':
+                self._find(name, read_id(args)).retry()
+                return None
+            case 'pyams_zmq.jobs':
+                return self._list(name, **read_page(args))
+        raise ZMQMessageError(404, f'Unknown message type {type!r}')
 
-def _wait(jobs: dict[str, RecordedJob], options: dict[str, Any]) -> _Status:
-    after = options.get('after')
-    known = after if isinstance(after, dict) else {options.get('id'): after}
-    for job_id, job in jobs.items():
-        if job.revision != known.get(job_id):
-            return [200, job._describe(job_id)]
-    names = ', '.join(jobs)
-    return [409, f'Job {names} does not go on by itself in a test: use eager, replies or its `run`']
+    def _jobs_of(self, name: str) -> list[RecordedJob]:
+        return [job for job in self.jobs if job.name == name]
 
+    def _find(self, name: str, job_id: str) -> RecordedJob:
+        for job in self._jobs_of(name):
+            if job._has_id(job_id):
+                return job
+        raise ZMQMessageError(404, 'There is no job with this id')
 
-def _cancel(_job_id: str, job: RecordedJob) -> _Status:
-    if job.is_ended:
-        return [409, f'The job has ended, it is {job.state}']
-    job.cancel()
-    return [200, None]
+    def _wait(self, name: str, wait: Wait) -> dict[str, Any]:
+        jobs = {job_id: self._find(name, job_id) for job_id in wait.ids}
+        for job_id, job in jobs.items():
+            if wait.is_new(job_id, job.revision, job.is_ended):
+                return job._describe(job_id)
+        raise ZMQMessageError(
+            409,
+            f'Job {", ".join(jobs)} does not go on by itself in a test: use eager, replies or its '
+            '`run`',
+        )
 
-
-def _retry(_job_id: str, job: RecordedJob) -> _Status:
-    if not job.is_ended or job.state == 'done':
-        return [409, f'The job is {job.state}: only a job without success is retried']
-    job.retry()
-    return [200, None]
-
-
-_QUESTIONS: dict[str, Callable[[str, RecordedJob], _Status]] = {
-    'pyams_zmq.job': lambda job_id, job: [200, job._describe(job_id)],
-    'pyams_zmq.job.cancel': _cancel,
-    'pyams_zmq.job.retry': _retry,
-}
-
-
-def _list(
-    jobs: list[RecordedJob],
-    state: str | None = None,
-    type: str | None = None,  # noqa: A002 - the name of the field
-    limit: int = 100,
-    before: str | None = None,
-) -> _Status:
-    if before is not None:
-        ids = [job.id for job in jobs]
-        if before not in ids:
-            return [404, 'There is no job with the id in "before"']
-        jobs = jobs[: ids.index(before)]
-    found = [
-        job for job in reversed(jobs) if state in (None, job.state) and type in (None, job.type)
-    ]
-    return [200, [{**job._describe(job.id), 'reply': None} for job in found[:limit]]]
+    def _list(
+        self,
+        name: str,
+        *,
+        state: str | None,
+        type: str | None,  # noqa: A002 - the name of the field
+        limit: int,
+        before: str | None,
+    ) -> list[dict[str, Any]]:
+        jobs = self._jobs_of(name)
+        if before is not None:
+            ids = [job.id for job in jobs]
+            if before not in ids:
+                raise ZMQMessageError(404, 'There is no job with the id in "before"')
+            jobs = jobs[: ids.index(before)]
+        found = [
+            job for job in reversed(jobs) if state in (None, job.state) and type in (None, job.type)
+        ]
+        return [{**job._describe(job.id), 'reply': None} for job in found[:limit]]

@@ -11,6 +11,9 @@ MAX_DELAY = 10 * 366 * 86400
 MAX_ATTEMPT = 1e8
 """Seconds of the longest attempt: three years"""
 
+MAX_BACKOFF = 3600.0
+"""Seconds between two attempts, at most"""
+
 MAX_RETRIES = 1000
 """Further attempts of a job, at most"""
 

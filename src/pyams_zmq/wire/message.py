@@ -191,30 +191,34 @@ def check_size(data: Any, max_size: int, frames: Sequence[Any] = ()) -> None:
         raise ZMQMessageError(413, f'Message is {size} bytes; the limit is {max_size}')
 
 
-def check_timeout(timeout: Any) -> float:
+def check_timeout(timeout: Any, name: str = 'timeout', most: float = inf) -> float:
     """Check a number of seconds, and return it.
 
-    :raises ValueError: if it is not a number above 0
+    :param name: what the number is, for the error
+    :raises ValueError: if it is not a number above 0, or more than *most*
     """
     if (
         isinstance(timeout, bool)
         or not isinstance(timeout, (int, float))
-        or not timeout > 0
+        or not 0 < timeout <= most
         or (isinstance(timeout, int) and timeout > sys.maxsize)
     ):
-        raise ValueError(f'Bad timeout {timeout!r}: write a number of seconds above 0')
+        limit = '' if most == inf else f', up to {most:.0f}'
+        raise ValueError(f'Bad {name} {timeout!r}: write a number of seconds above 0{limit}')
     return timeout
 
 
-def check_integer(name: str, value: Any, least: int) -> int:
+def check_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Check an integer, and return it.
 
     :param name: what the number is, for the error
-    :raises ValueError: if it is not an integer, or less than *least*
+    :raises ValueError: if it is not an integer, less than *least* or more than *most*
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f'Bad {name} {value!r}: write {least} or more')
-    return value
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or value < least or (most is not None and value > most):
+        limits = f', {least} or more' if most is None else f' from {least} to {most}'
+        raise ValueError(f'Bad {name} {value!r}: write an integer{limits}')
+    return int(value)
 
 
 def check_boolean(name: str, value: Any) -> bool:
