@@ -391,6 +391,18 @@ def test_demo_with_a_clip(demo, clip):
     assert Path(f'{own}.mp4').is_file()
 
 
+# The demo, whose conversions get time to end on a loaded machine.
+PATIENT_DEMO = f"""
+import runpy, sys
+sys.path.insert(0, {str(EXAMPLE)!r})
+from pyams_zmq.pool import ZMQPool, supervisor
+from pyams_zmq.process import service
+supervisor.WORKER_GRACE = service.TERM_GRACE = service.KILL_GRACE = {TIMEOUT}
+ZMQPool.drain_timeout = {TIMEOUT}
+runpy.run_path({str(EXAMPLE / 'demo.py')!r}, run_name='__main__')
+"""
+
+
 @pytest.mark.parametrize(
     ('what', 'text'),
     [
@@ -406,25 +418,13 @@ def test_demo_fails(demo, clip, what, text):
     elif what == 'taken':
         Path(f'{clip}.webm').mkdir()
     argument = {'missing': f'{clip}.none', 'folder': Path(clip).parent}.get(what, clip)
-    program = demo(argument)
+    program = demo(argument, script=('-c', PATIENT_DEMO))
     output, errors = program.communicate(timeout=TIMEOUT)
     assert program.returncode == 1
     assert len(errors.splitlines()) == 1, errors
     assert errors.startswith('FAILED: ')
     assert text in errors
     assert 'The service is still running; it converts to gif, mp4, webm' in output
-
-
-# The demo, whose conversions get time to end on a loaded machine.
-PATIENT_DEMO = f"""
-import runpy, sys
-sys.path.insert(0, {str(EXAMPLE)!r})
-from pyams_zmq.pool import ZMQPool
-from pyams_zmq.process import service
-service.TERM_GRACE = service.KILL_GRACE = {TIMEOUT}
-ZMQPool.drain_timeout = {TIMEOUT}
-runpy.run_path({str(EXAMPLE / 'demo.py')!r}, run_name='__main__')
-"""
 
 
 @pytest.mark.slow

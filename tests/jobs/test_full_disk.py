@@ -92,6 +92,32 @@ def check_full_disk_of_jobs(path):
             outcome = loop.wait(writer.accept, make_job('next', frames=[bytes(20_000)]))
 
 
+def test_limit_of_the_size(path, monkeypatch, caplog):
+    """Only new jobs are refused, until old ones are removed."""
+    monkeypatch.setattr(writer_module, '_TIDY_INTERVAL', 0.01)
+    with writing(path, size=300_000) as (journal, writer, loop):
+        accepted = accept_until_full(writer, loop)
+        assert 8 < len(accepted) < 15
+        assert path.with_name(f'{path.name}-wal').stat().st_size > 0  # nothing made room in vain
+        refused = loop.wait(writer.accept, make_job('refused'))
+        assert 'bytes, and the limit is 300000: raise journal_size, or lower keep' in refused.text
+        assert 'the limit is 300000' in writer.problem
+        assert loop.wait(writer.cancel, accepted[0]).state == 'cancelled'
+        assert loop.wait(writer.retry, accepted[0]) == 'waiting'
+        for job in loop.wait(writer.claim, len(accepted), ['convert']).jobs:
+            assert loop.wait(writer.end, job.number, job.attempt, 'done', bytes(5000)) is True
+        assert journal.counts['done'] == len(accepted)
+        assert loop.wait(writer.accept, make_job('refused')).status == 507
+        journal._size = int(journal._upkeep.used / 0.97)
+        assert loop.wait(writer.accept, make_job('one')).is_new
+        assert writer.problem  # else the log would have each job that is removed
+        journal._size = 300_000
+        journal.keep = 0.01
+        wait_until(lambda: not writer.problem)
+        assert loop.wait(writer.accept, make_job('new')).is_new
+    assert [record.levelname for record in caplog.records] == ['ERROR', 'WARNING']
+
+
 def check_kill_on_full_disk(path, ballast):
     """A broker is killed while the disk is full; the next one starts and serves."""
     read, write = os.pipe()

@@ -2,11 +2,12 @@
 """The rules of the jobs: what is accepted, what begins, what ends."""
 
 import json
+import sqlite3
 
 import pytest
 
 from journals import BODY, NOW, make_job
-from pyams_zmq.jobs.job_table import EXPIRED_STEP, MAX_REPLY_SIZE
+from pyams_zmq.jobs.job_table import EXPIRED_STEP, MAX_REPLY_SIZE, UNREADABLE
 from pyams_zmq.jobs.records import Accepted, JobRecord
 from pyams_zmq.jobs.waiting import PROMOTED_STEP
 
@@ -69,6 +70,15 @@ def test_key_of_an_unfinished_job(bench):
     bench.change('cancel', 'e')
     assert bench.change('retry', 'a') == 'waiting'
     assert bench.states() == {'a': 'waiting', 'c': 'waiting', 'e': 'cancelled'}
+
+
+def test_key_of_another_user(bench):
+    """Nobody keeps the jobs of others away by taking their keys."""
+    assert bench.accept('b', key='clip', user='bob', delay=1e8).is_new
+    assert bench.accept('a', key='clip', user='alice').is_new
+    assert bench.accept('a2', key='clip', user='alice').id == 'a'
+    assert bench.accept('b2', key='clip', user='bob').id == 'b'
+    assert bench.claim_ids() == ['a']
 
 
 def test_id_of_a_submission_with_a_known_key(bench, monkeypatch):
@@ -164,6 +174,65 @@ def test_expired_jobs_do_not_begin(bench):
     assert bench.get('c').ended == bench.now
     assert bench.change('retry', 'a') == 'waiting'
     assert bench.claim_ids() == ['a']
+
+
+def test_job_that_has_begun_does_not_expire(bench):
+    """Neither before another attempt, nor after a retry."""
+    number, attempt = bench.begin('a', expires=10)
+    assert bench.get('a').expires is None
+    bench.now += 20
+    assert bench.change('change', number, attempt) == 'waiting'
+    assert bench.journal.tidy(bench.now) == ([], False)
+    [job] = bench.claim()
+    assert job.attempt == 2
+    bench.change('end', number, 2, 'failed', REPLY)
+    bench.change('retry', 'a')
+    assert bench.claim_ids() == ['a']
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        'delete from request where number = 2',
+        "update request set frames = x'0000' where number = 2",
+        "update request set frames = x'0000000301' where number = 2",
+        "update request set frames = 'text' where number = 2",
+    ],
+)
+def test_job_that_cannot_be_read_fails_alone(bench, damage, caplog):
+    for job_id in 'abc':
+        bench.accept(job_id)
+    bench.journal._db.execute(damage)
+    assert bench.claim_ids() == ['a', 'c']
+    assert bench.expired == ['b']
+    assert bench.states() == {'a': 'running', 'b': 'failed', 'c': 'running'}
+    assert json.loads(bench.get('b').reply) == [500, UNREADABLE]
+    assert bench.get('b').attempt == 0
+    assert 'The message of the job b in the journal is damaged' in caplog.text
+    bench.journal.tidy(bench.now + 1e9)
+    assert bench.states() == {'a': 'running', 'c': 'running'}
+
+
+@pytest.mark.parametrize('column', ['id', 'user', 'address', 'key', 'owner'])
+def test_text_that_is_damaged(bench, column):
+    """The job begins, and so do the others."""
+    for job_id in 'abc':
+        bench.accept(job_id)
+    bench.journal._db.execute(f"update job set {column} = cast(x'ff41' as text) where number = 2")
+    assert [job.number for job in bench.claim(9)] == [1, 2, 3]
+    assert len(bench.states()) == 3
+
+
+def test_message_that_is_too_long_for_sqlite(bench):
+    """The change leaves the transaction as it was."""
+    bench.journal._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+    with bench.journal.transaction(bench.now) as jobs:
+        jobs.accept(make_job('a'))
+        with pytest.raises(sqlite3.DataError):
+            jobs.accept(make_job('b', frames=[bytes(100_000)]))
+        jobs.accept(make_job('c'))
+    assert bench.states() == {'a': 'waiting', 'c': 'waiting'}
+    assert bench.claim_ids() == ['a', 'c']
 
 
 def test_many_jobs_expire(bench):
@@ -278,6 +347,21 @@ def test_retry(bench):
     assert bench.refuse('retry', 'a') == 409
 
 
+@pytest.mark.parametrize('method', ['end', 'change', 'cancelled'])
+def test_revision_of_the_progress(bench, method):
+    """Clients have seen it, and the end has a higher one, also after the clock was set back."""
+    bench.accept('a')
+    [claimed] = bench.claim()
+    seen = claimed.revision + 10**6
+    if method == 'end':
+        bench.change('end', 1, 1, 'done', REPLY, revision=seen)
+    else:
+        if method == 'cancelled':
+            bench.change('cancel', 'a')
+        bench.change('change', 1, 1, revision=seen)
+    assert bench.get('a').revision == seen + 1
+
+
 def test_revision_grows_even_if_the_clock_does_not(bench):
     number, attempt = bench.begin('a')
     revisions = [bench.get('a').revision]
@@ -331,14 +415,16 @@ def test_no_arguments_in_texts(job):
 # The clock
 
 
-def test_clock_set_back(bench):
+@pytest.mark.parametrize('seconds', [-3600, 3600])
+def test_clock_that_is_set(bench, seconds):
     bench.accept('now')
     bench.accept('later', delay=60)
     bench.accept('short', expires=60)
     number, attempt = bench.begin('again', priority=1)
     bench.change('change', number, attempt, delay=60)
-    bench.now -= 3600
-    bench.change('set_clock_back', 3600)
+    due = bench.get('later').due
+    bench.set_clock(seconds)
+    assert bench.get('later').due == due + seconds
     assert bench.claim_ids(1) == ['now']
     assert bench.change('claim', 0, ()).wait == 0.0
     assert bench.change('claim', 9, ['other']).wait == 60
@@ -366,3 +452,44 @@ def test_clock_set_back_while_nothing_runs(bench, event):
     bench.now -= 3600
     bench.reopen()
     assert bench.change('claim', 9, ['other']).wait == 60
+
+
+def test_clock_set_back_once_counts_once(bench):
+    """The next brokers go on from there, also with jobs that were submitted meanwhile."""
+    bench.change('end', *bench.begin('old'), 'done', REPLY)
+    bench.now -= 3600
+    bench.reopen()
+    bench.accept('new', delay=1800, expires=2700)
+    for _ in range(3):
+        bench.now += 60
+        bench.reopen()
+    assert bench.get('new').due == bench.now + 1620
+    assert bench.get('new').expires == bench.now + 2520
+    bench.now += 1620
+    bench.journal.tidy(bench.now)
+    assert bench.claim_ids() == ['new']
+
+
+def test_clock_that_was_in_another_century(bench):
+    """Jobs that ended at that time are removed, too."""
+    bench.set_clock(73 * 365 * 86400)
+    bench.change('end', *bench.begin('old'), 'done', REPLY)
+    bench.close()
+    bench.now = NOW
+    bench.reopen()
+    assert bench.get('old').ended == bench.get('old').created == NOW
+    bench.reopen()
+    bench.accept('new', delay=60)
+    bench.now += 8 * 86400
+    bench.journal.tidy(bench.now)
+    assert bench.states() == {'new': 'waiting'}
+
+
+def test_clock_that_is_set_while_the_journal_cannot_be_written(bench):
+    """The next transaction writes it."""
+    bench.accept('a', delay=60)
+    bench.set_clock(3600)
+    assert bench.refuse('cancel', 'none') == 404
+    bench.claim()
+    bench.reopen()
+    assert bench.get('a').due == bench.now + 60

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from journals import Bench
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs.journal import CLOCK_SLACK
 from pyams_zmq.jobs.records import ENDED
 
 KEEP = 1000.0
@@ -22,8 +23,8 @@ COUNTS = st.none() | st.integers(0, 3)
 class Job:
     """A job of the model."""
 
-    def __init__(self, number, job_id, kind, key, priority, created, due, expires):
-        self.number, self.id, self.type, self.key = number, job_id, kind, key
+    def __init__(self, number, job_id, scope, priority, created, due, expires):
+        self.number, self.id, (self.type, self.user, self.key) = number, job_id, scope
         self.priority, self.created, self.due, self.expires = priority, created, due, expires
         self.state, self.attempt, self.failures, self.deaths = 'waiting', 0, 0, 0
         self.started = self.ended = self.reply = self.cancel = self.owner = self.orphaned = None
@@ -57,7 +58,8 @@ class Machine(RuleBasedStateMachine):
 
     @property
     def now(self):
-        return self.bench.now
+        """Time of the journal, which nobody sets."""
+        return self.bench.now + self.bench.journal.ahead
 
     def change(self, method, *args, **kwargs):
         try:
@@ -74,20 +76,20 @@ class Machine(RuleBasedStateMachine):
     @rule(
         job_id=IDS,
         kind=st.sampled_from(TYPES),
+        user=st.sampled_from(['', '', 'bob']),
         key=st.sampled_from([None, None, 'k', 'l']),
         priority=st.integers(-1, 1),
         delay=st.sampled_from([0, 0, 5, 50]),
         expires=st.sampled_from([None, None, 0, 20]),
     )
-    def accept(self, job_id, kind, key, priority, delay, expires):
-        accepted = self.bench.accept(
-            job_id, type=kind, key=key, priority=priority, delay=delay, expires=expires
-        )
+    def accept(self, job_id, kind, user, key, priority, delay, expires):
+        options = {'key': key, 'priority': priority, 'delay': delay, 'expires': expires}
+        accepted = self.bench.accept(job_id, type=kind, user=user, **options)
         known = self.jobs.get(self.aliases.get(job_id, job_id)) or next(
             (
                 job
                 for job in self.jobs.values()
-                if key is not None and (job.type, job.key) == (kind, key) and not job.ended
+                if (job.type, job.user, job.key) == (kind, user, key) and key and not job.ended
             ),
             None,
         )
@@ -100,7 +102,8 @@ class Machine(RuleBasedStateMachine):
         due = self.now + delay if delay else None
         end = None if expires is None else self.now + expires
         self.number = max(self.number, self.bench.get(job_id).number - 1) + 1
-        self.jobs[job_id] = Job(self.number, job_id, kind, key, priority, self.now, due, end)
+        scope = kind, user, key
+        self.jobs[job_id] = Job(self.number, job_id, scope, priority, self.now, due, end)
 
     @rule(job_id=IDS)
     def cancel(self, job_id):
@@ -126,7 +129,7 @@ class Machine(RuleBasedStateMachine):
         elif job.state in ('waiting', 'running', 'done') or (
             job.key
             and any(
-                (other.type, other.key) == (job.type, job.key)
+                (other.type, other.user, other.key) == (job.type, job.user, job.key)
                 for other in self.jobs.values()
                 if not other.ended
             )
@@ -158,7 +161,7 @@ class Machine(RuleBasedStateMachine):
                 expected.append(job)
                 job.state, job.started, job.owner = 'running', self.now, 'me'
                 job.attempt += 1
-                job.orphaned = job.cancel = None
+                job.orphaned = job.cancel = job.expires = None
         assert [job.id for job in claimed] == [job.id for job in expected]
         assert all(len(job.frames) == 2 for job in claimed)
 
@@ -214,7 +217,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def tidy(self):
-        expired, has_more = self.bench.journal.tidy(self.now)
+        expired, has_more = self.bench.journal.tidy(self.bench.now)
         assert not has_more
         due = [
             job
@@ -236,24 +239,19 @@ class Machine(RuleBasedStateMachine):
     def wait(self, seconds):
         self.bench.now += seconds
 
-    @rule(seconds=st.sampled_from([1, 3600]))
-    def set_clock_back(self, seconds):
-        self.bench.now -= seconds
-        self.change('set_clock_back', seconds)
-        for job in self.jobs.values():
-            if job.orphaned is not None:
-                job.orphaned -= seconds
-            if job.state == 'waiting':
-                if not job.is_ready:
-                    job.due -= seconds
-                if job.expires is not None:
-                    job.expires -= seconds
+    @rule(seconds=st.sampled_from([-1, -3600, 2000]))
+    def set_clock(self, seconds):
+        self.bench.set_clock(seconds)
 
-    @rule()
-    def next_broker(self):
+    @rule(seconds=st.sampled_from([0, 0, -3600]))
+    def next_broker(self, seconds):
+        self.change('assign', 0, 0, '')  # writes by how much the clock is ahead
+        ahead = self.bench.journal.ahead
         last = self.bench.journal.reader.last_time()
-        self.bench.now = max(self.bench.now, last)  # another test sets the clock back here
+        self.bench.now += seconds
         self.bench.reopen(keep=KEEP)
+        is_set = last > self.bench.now + ahead + CLOCK_SLACK
+        assert self.now == (last if is_set else self.bench.now + ahead)
         for job in self.jobs.values():
             if job.state == 'running' and job.orphaned is None:
                 job.orphaned = self.now
@@ -262,8 +260,7 @@ class Machine(RuleBasedStateMachine):
     def fail(self, job_id):
         """A transaction that cannot be written changes nothing."""
         failed = suppress(ZeroDivisionError, ZMQMessageError)
-        with failed, self.bench.journal.transaction(self.now) as jobs:
-            jobs.set_clock_back(9)
+        with failed, self.bench.journal.transaction(self.bench.now) as jobs:
             jobs.claim(9, TYPES)
             jobs.cancel(job_id)
             jobs.retry(1 / 0)
@@ -272,8 +269,9 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def same_jobs(self):
+        ahead = self.bench.journal.ahead
         for job in self.jobs.values():
-            record = self.bench.get(job.id)
+            record = self.bench.get(job.id).set_back(-ahead)
             for name, value in vars(job).items():
                 if name != 'is_ready':
                     assert getattr(record, name) == value, (name, job.id)

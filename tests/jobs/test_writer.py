@@ -17,6 +17,7 @@ from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.jobs import writer as writer_module
 from pyams_zmq.jobs.journal import Journal
 from pyams_zmq.jobs.writer import JournalWriter
+from pyams_zmq.wire.clock import boottime
 
 LOGGER = 'PyAMS (zmq)'
 REPLY = b'[200, null]'
@@ -47,6 +48,21 @@ def trace(journal):
     statements = []
     journal._db.set_trace_callback(lambda text: statements.append(text.split('(')[0].lower()))
     return statements
+
+
+def test_changes_without_an_answer(path):
+    """What has become of jobs does not count: a full disk keeps it."""
+    with writing(path, SlowWriter) as (_journal, writer, loop):
+        outcomes = []
+        writer.accept(make_job('a'), outcomes.append)
+        writer.cancel('a', outcomes.append)
+        writer.retry('b', outcomes.append)
+        writer.end(1, 1, 'done', REPLY, outcomes.append)
+        assert writer.unanswered == 3
+        writer.go.set()
+        while len(outcomes) < 4:
+            loop.turn()
+        assert writer.unanswered == 0
 
 
 def test_life_of_a_job(path):
@@ -156,12 +172,34 @@ def test_backlog_is_bounded(path, monkeypatch):
         outcomes = []
         large = make_job('large', frames=[bytes(200_000)])
         writer.accept(large, outcomes.append)  # alone, it may be larger
-        with pytest.raises(ZMQMessageError, match='503 The disk of the journal is too slow'):
-            writer.accept(make_job('a'), outcomes.append)
+        for method, what in (
+            (writer.accept, make_job('a')),
+            (writer.cancel, 'a'),
+            (writer.retry, 'a'),
+        ):
+            with pytest.raises(ZMQMessageError, match='503 The disk of the journal is too slow'):
+                method(what, outcomes.append)
+        writer.assign(1, 1, 'worker')  # what has happened is not refused
         writer.go.set()
         loop.turn()
         assert loop.wait(writer.accept, make_job('a')).is_new
         assert len(outcomes) == 1
+
+
+def test_client_that_has_much_in_the_backlog(path, monkeypatch):
+    """It leaves as much to others as it has."""
+    monkeypatch.setattr(writer_module, 'MAX_BACKLOG', 100_000)
+    with writing(path, SlowWriter) as (_journal, writer, loop):
+        outcomes = []
+        job = make_job('a', frames=[bytes(30_000)])
+        writer.accept(job, outcomes.append)
+        writer.accept(job, outcomes.append, held=30_000)
+        with pytest.raises(ZMQMessageError, match='503 The disk of the journal is too slow'):
+            writer.accept(job, outcomes.append, held=60_000)
+        writer.accept(job, outcomes.append)
+        writer.go.set()
+        while len(outcomes) < 3:
+            loop.turn()
 
 
 @pytest.mark.parametrize(
@@ -228,7 +266,7 @@ def test_old_jobs_are_removed(path, monkeypatch):
             jobs.end(job.number, job.attempt, 'done', REPLY)
     bench.close()
     clock = bench.now
-    with writing(path, clock=lambda: clock) as (journal, writer, loop):
+    with writing(path, clock=lambda: clock, steady=lambda: clock) as (journal, writer, loop):
         assert loop.wait(writer.claim, 1, ['convert']).jobs == []
         assert journal.counts['done'] == 250
         clock += 8 * 86400
@@ -248,21 +286,26 @@ def test_error_of_the_upkeep_is_harmless(path, caplog, monkeypatch):
 
 
 class Clock:
-    """A clock that a test sets."""
+    """The clock of a system.
+
+    :ivar shift: seconds by which it was set
+    :ivar passed: seconds in which the machine has slept
+    """
 
     def __init__(self):
-        self.shift = 0.0
+        self.shift = self.passed = 0.0
+        self.start = boottime()
 
     def __call__(self):
-        return NOW + self.shift + writer_module.monotonic() - self.start
+        return NOW + self.steady() - self.start + self.shift
 
-    start = writer_module.monotonic()
+    def steady(self):
+        return boottime() + self.passed
 
 
 def test_clock_set_back_an_hour(path):
     clock = Clock()
-    Bench(path).close()
-    with writing(path, clock=clock) as (journal, writer, loop):
+    with writing(path, clock=clock, steady=clock.steady) as (journal, writer, loop):
         loop.wait(writer.accept, make_job('now'))
         loop.wait(writer.accept, make_job('later', delay=60))
         loop.wait(writer.accept, make_job('never', delay=3600, expires=3000))
@@ -270,7 +313,7 @@ def test_clock_set_back_an_hour(path):
         claim = loop.wait(writer.claim, 9, ['convert'])
         assert [job.id for job in claim.jobs] == ['now']
         assert claim.wait < 60
-        clock.shift += 60
+        clock.passed += 60
         claim = loop.wait(writer.claim, 9, ['convert'])
         assert [job.id for job in claim.jobs] == ['later']
         clock.shift -= 30
@@ -278,16 +321,33 @@ def test_clock_set_back_an_hour(path):
         assert journal.counts['expired'] == 0
 
 
-def test_small_steps_of_the_clock_add_up(path):
+@pytest.mark.parametrize('steps', [[3600], [3600, -3600], [-3600, 3600], [-86400, 90000]])
+def test_clock_that_is_set(path, steps):
+    """A job neither begins nor expires earlier or later, also with the next broker."""
     clock = Clock()
-    Bench(path).close()
-    with writing(path, clock=clock) as (_journal, writer, loop):
-        loop.wait(writer.accept, make_job('a', delay=100))
-        waits = []
-        for _ in range(10):
-            clock.shift -= 0.2
-            waits.append(loop.wait(writer.claim, 1, ['convert']).wait)
-        assert max(waits) < 100 + 0.8
+    with writing(path, clock=clock, steady=clock.steady) as (_journal, writer, loop):
+        loop.wait(writer.accept, make_job('a', delay=1800, expires=2400))
+        for step in steps:
+            clock.shift += step
+            assert 1500 < loop.wait(writer.claim, 9, ['convert']).wait <= 1800
+    with writing(path, clock=clock, steady=clock.steady) as (journal, writer, loop):
+        assert 1500 < loop.wait(writer.claim, 9, ['convert']).wait <= 1800
+        assert 1500 < journal.reader.get('a').due - clock() <= 1800
+        clock.passed += 1800
+        assert [job.id for job in loop.wait(writer.claim, 9, ['convert']).jobs] == ['a']
+
+
+@pytest.mark.parametrize('step', [-0.2, 0.2])
+def test_small_steps_of_the_clock_add_up(path, step):
+    clock = Clock()
+    with writing(path, clock=clock, steady=clock.steady) as (_journal, writer, loop):
+        loop.wait(writer.accept, make_job('a', delay=10_000))
+        clock.shift += step
+        for _ in range(100):
+            clock.shift += step
+            wait = loop.wait(writer.claim, 1, ['convert']).wait
+        assert wait < 10_000 + 0.8
+        assert wait > 10_000 - TIMEOUT
 
 
 # The end
@@ -398,6 +458,38 @@ def test_changes_that_are_given_up(path, monkeypatch, caplog):
     bench = Bench(path)
     assert bench.states() == {'a': 'running'}
     bench.close()
+
+
+def test_only_new_jobs_are_refused_without_room_for_them(path, monkeypatch):
+    """Cancels and retries in the same transaction need less."""
+    with writing(path, SlowWriter) as (journal, writer, loop):
+        writer.go.set()
+        for job_id in ('a', 'b'):
+            loop.wait(writer.accept, make_job(job_id))
+        loop.wait(writer.cancel, 'b')
+        monkeypatch.setattr(journal, 'check_room', lambda: os.statvfs(path / 'none'))
+        writer.go.clear()
+        writer.reached.clear()
+        writer.cancel('none', print)
+        writer.reached.wait()
+        outcomes, claims = [], []
+        for method, what in (
+            *((writer.cancel, 'a'), (writer.accept, make_job('new')), (writer.retry, 'b')),
+            *((writer.accept, make_job('newer')),),
+        ):
+            method(what, outcomes.append)
+        writer.claim(1, ['convert'], claims.append)
+        writer.go.set()
+        while not claims:
+            loop.turn()
+        assert [getattr(each, 'status', each) for each in outcomes[:2]] == [507, 507]
+        assert (outcomes[2].state, outcomes[3]) == ('cancelled', 'waiting')
+        assert [job.id for job in claims[0].jobs] == ['b']
+        assert loop.wait(writer.accept, make_job('alone')).status == 507
+        assert writer.problem
+        monkeypatch.undo()
+        assert loop.wait(writer.accept, make_job('new')).is_new
+        wait_until(lambda: not writer.problem)
 
 
 def test_file_that_was_removed(path):

@@ -8,51 +8,28 @@ from types import SimpleNamespace
 
 import pytest
 
+from job_checks import make_record
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs import watchers as watchers_module
 from pyams_zmq.jobs.job_messages import Wait, describe_job
-from pyams_zmq.jobs.records import Cancelled, Claim, JobRecord
+from pyams_zmq.jobs.records import Cancelled, Claim
 from pyams_zmq.jobs.watchers import Watcher, Watchers
 from pyams_zmq.pool import job_book as book_module
 from pyams_zmq.pool.job_book import JobBook
-from pyams_zmq.pool.job_owners import ADOPT_TIME, Owner
+from pyams_zmq.pool.job_owners import ADOPT_TIME, REMOTE_TIME
 from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.job_service import JobService
 from pyams_zmq.pool.job_verdict import DEATH, MAX_BACKOFF, MAX_DEATHS, SHARED_DEATH
 from pyams_zmq.pool.protocol import make_job_key
 from pyams_zmq.pool.queue import FairQueue
+from pyams_zmq.pool.scheduler import LOST_ACCESS, SILENT
+from pyams_zmq.process.connections import Connection, Envelope
 from pyams_zmq.process.descendants import ProcessInfo
-from pyams_zmq.wire.clock import monotonic, time
+from pyams_zmq.wire.clock import boottime, monotonic, time
 
 OK = b'[200,1]'
 ROUTE = b'r' * 16
-
-
-def make_record(number, attempt=1, **options):
-    values = {
-        'id': f'job{number}',
-        'type': 'work',
-        'user': '',
-        'address': '',
-        'key': None,
-        'state': 'running',
-        'failures': 0,
-        'deaths': 0,
-        'priority': 0,
-        'due': None,
-        'expires': None,
-        'retries': None,
-        'timeout': None,
-        'created': 1.0,
-        'started': 2.0,
-        'ended': None,
-        'revision': 1,
-        'cancel': None,
-        'owner': None,
-        'orphaned': None,
-        **options,
-    }
-    return JobRecord(number=number, attempt=attempt, **values)
 
 
 class Journal:
@@ -61,9 +38,11 @@ class Journal:
     def __init__(self):
         self.calls = []
         self.callbacks = []
+        self.revision = 0  # of the last call that has one
 
     def __getattr__(self, name):
         def call(*args, **options):
+            self.revision = options.pop('revision', self.revision)
             callback = next((arg for arg in args if callable(arg)), None)
             self.calls.append((name, *(arg for arg in args if arg is not callback), options))
             if callback is not None:
@@ -106,6 +85,7 @@ class Bench:
             cancel=partial(self.note, 'cancel'),
             kill=lambda run: self.log.append(('kill', run.key)),
             on_change=lambda job_id: self.log.append(('changed', job_id)),
+            on_late_end=lambda number: self.log.append(('late', number)),
             limit=limit,
             cancel_grace=5,
         )
@@ -117,11 +97,11 @@ class Bench:
     def note(self, name, worker, key):
         self.log.append((name, key))
 
-    def ready(self, route=ROUTE, calls=(), replies=(), slots=1, retries=1, backoff=1):
+    def ready(self, route=ROUTE, calls=(), replies=(), slots=1, retries=1, backoff=1, **options):
         """Register a worker."""
         info = {'pid': os.getpid(), 'host': 'h', 'slots': slots, 'interval': 1, 'methods': []}
         keys = {'calls': [key.hex() for key in calls], 'replies': [key.hex() for key in replies]}
-        more = {'repeatable': [], 'jobs': {'work': [retries, backoff]}}
+        more = {'repeatable': [], 'jobs': {'work': [retries, backoff]}, **options}
         worker = self.scheduler.handle_ready(route, {**info, **keys, **more}, monotonic())
         self.scheduler.assign_queued()
         return worker
@@ -129,6 +109,9 @@ class Bench:
     def begin(self, *records):
         """Let a claim return jobs; return their keys."""
         assert self.journal.take('claim')
+        return self.begin_claimed(*records)
+
+    def begin_claimed(self, *records):
         self.journal.answer('claim', Claim(list(records), None))
         return [make_job_key(record.number, record.attempt) for record in records]
 
@@ -173,6 +156,43 @@ def test_limit_of_jobs_at_a_time(bench):
     assert bench.scheduler.free_slots == 3
 
 
+def test_limit_without_a_number():
+    """One request less than all workers can handle, also those of other machines."""
+    bench = Bench(limit=0)
+    bench.ready(slots=3)
+    assert [call[1] for call in bench.journal.take('claim')] == [2]
+    bench.begin_claimed(make_record(1), make_record(2))
+    assert bench.journal.take('claim') == []
+    bench.ready(b's' * 16, slots=2)
+    assert [call[1] for call in bench.journal.take('claim')] == [2]
+    small = Bench(limit=0)
+    small.ready()
+    assert [call[1] for call in small.journal.take('claim')] == [1]
+
+
+def test_submit_before_the_first_worker(bench):
+    """It waits for the disk, not for a worker."""
+    submitted = []
+    bench.scheduler.submit = submitted.append
+    for name in (b'work', b'ping', b'work'):
+        bench.scheduler.handle_request([b'client', b''], b'', [b'x'], 1, name, monotonic())
+    bench.ready(slots=0)
+    assert [call.name for call in submitted] == [b'work', b'work']
+    assert bench.scheduler.stats(monotonic())['queue'] == 1
+
+
+def test_call_that_comes_back_when_its_type_is_that_of_a_job(bench):
+    submitted = []
+    bench.scheduler.submit = submitted.append
+    worker = bench.ready(jobs={})
+    bench.scheduler.handle_request([b'client', b''], b'', [b'x'], 1, b'work', monotonic())
+    bench.ready(b's' * 16)
+    assert submitted == []
+    [key] = worker.calls
+    bench.scheduler.handle_reject(ROUTE, key)
+    assert [call.key for call in submitted] == [key]
+
+
 def test_workers_are_not_counted_while_the_limit_is_reached(bench, monkeypatch):
     """Every submit asks for a claim."""
     counted = []
@@ -186,6 +206,30 @@ def test_workers_are_not_counted_while_the_limit_is_reached(bench, monkeypatch):
     assert bench.journal.take('claim') == counted == []
 
 
+def test_worker_registers_while_a_claim_is_on_its_way(bench):
+    """The claim does not have the type of its jobs."""
+    bench.ready(slots=2)
+    [(_name, _count, types, *_more)] = bench.journal.take('claim')
+    assert types == {'work'}
+    bench.ready(b's' * 16, jobs={'other': [1, 1]})
+    bench.journal.answer('claim', Claim([], None))
+    [(_name, _count, types, *_more)] = bench.journal.take('claim')
+    assert types == {'work', 'other'}
+    bench.journal.answer('claim', Claim([], None))
+    assert bench.journal.take('claim') == []
+
+
+def test_free_workers_get_jobs_while_others_leave(bench):
+    bench.book._limit = 10
+    bench.ready()
+    bench.begin(make_record(1))
+    assert bench.journal.take('claim') == []
+    bench.scheduler.handle_disconnect(ROUTE)
+    bench.ready(b's' * 16)
+    [key] = bench.begin(make_record(2))
+    assert ('send', key) in bench.log
+
+
 def test_nothing_is_claimed_without_a_reason(bench):
     bench.ready()
     bench.begin()
@@ -196,6 +240,17 @@ def test_nothing_is_claimed_without_a_reason(bench):
     assert bench.journal.take('claim') == []
     bench.book.expect(0)
     bench.book.claim()
+    assert len(bench.journal.take('claim')) == 1
+
+
+def test_delayed_job_is_due_while_the_machine_sleeps(bench, monkeypatch):
+    bench.ready()
+    bench.book.claim()
+    bench.journal.answer('claim', Claim([], 3600.0))
+    bench.book.check(monotonic())
+    assert len(bench.journal.take('claim')) == 1
+    monkeypatch.setattr(book_module, 'boottime', lambda: boottime() + 3600)
+    bench.book.check(monotonic())
     assert len(bench.journal.take('claim')) == 1
 
 
@@ -221,7 +276,7 @@ def test_connection_that_is_lost(bench):
 def test_rejected_job(bench):
     bench.ready()
     [key] = bench.begin(make_record(1))
-    bench.scheduler.handle_disconnect(ROUTE, is_leaving=True)
+    bench.scheduler.handle_disconnect(ROUTE)
     bench.scheduler.handle_reject(ROUTE, key)
     bench.log.clear()
     bench.ready(b's' * 16)
@@ -242,8 +297,24 @@ def test_reply_of_a_former_attempt(bench):
     bench.reply(old, OK)
     assert bench.journal.take('end') == [('end', 7, 1, 'done', OK, {})]
     bench.journal.answer('end', False)
-    assert bench.log == [('ack', old)] * 2
+    assert bench.log == [('ack', old), ('ack', old), ('late', 7)]
     bench.reply(old, OK, route=b'unknown')
+
+
+@pytest.mark.parametrize('is_dead', [False, True])
+def test_failure_is_repeated_before_it_is_recorded(bench, is_dead):
+    """The worker must keep its reply until the failure is counted on disk."""
+    bench.ready(slots=2, retries=1)
+    other, key = bench.begin(make_record(2), make_record(1))
+    if is_dead:
+        bench.scheduler.remove(ROUTE, monotonic())
+    else:
+        bench.reply(key, b'[500,"x"]')
+    bench.ready(calls=[other], replies=[key])
+    bench.reply(key, b'[500,"x"]')
+    assert ('ack', key) not in bench.log
+    bench.journal.answer('change', 'waiting')
+    assert bench.log[-2:] == [('ack', key), ('changed', 'job1')]
 
 
 def test_back_off_is_limited(bench):
@@ -277,19 +348,79 @@ def test_death_of_a_worker(bench):
     bench.journal.answer('change', 'waiting')
     bench.ready()
     [key] = bench.begin(make_record(1, attempt=2, deaths=2 * DEATH))
-    bench.scheduler.remove(ROUTE, monotonic(), 'missed its heartbeats')
+    bench.scheduler.remove(ROUTE, monotonic())
     [(_name, _number, _attempt, state, reply, options)] = bench.journal.take('end')
     assert (state, options) == ('failed', {'deaths': 3 * DEATH})
-    assert b'missed its heartbeats' in reply
+    assert b'died' in reply
     assert key not in bench.book.live
     bench.scheduler.remove(ROUTE, monotonic())  # again
 
 
-def test_worker_that_leaves_is_not_a_death(bench):
+def test_worker_that_was_asked_to_leave_is_not_a_death(bench):
     bench.ready()
     bench.begin(make_record(1))
-    bench.scheduler.handle_disconnect(ROUTE, is_leaving=True)
+    bench.scheduler.handle_disconnect(ROUTE, was_asked=True)
     bench.scheduler.remove(ROUTE, monotonic())
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
+
+
+def test_worker_that_was_asked_to_leave_by_a_former_broker(bench):
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    bench.ready(calls=[key], slots=0, asked=True)
+    bench.scheduler.remove(ROUTE, monotonic())
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
+
+
+def test_death_of_a_worker_that_leaves_by_itself(bench):
+    """The job may be why it needs much memory, and why the kernel kills it then."""
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.scheduler.handle_disconnect(ROUTE)
+    bench.scheduler.remove(ROUTE, monotonic())
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 1.0, 'deaths': DEATH})]
+
+
+@pytest.mark.parametrize('asked', [False, True])
+def test_silent_worker_of_another_machine(bench, asked):
+    """It has some seconds to register again, with its job."""
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    bench.book.live[key].publish(1, 2, 'x')
+    for _time in range(3):
+        bench.scheduler.remove(ROUTE, monotonic(), SILENT)
+        bench.book.check(monotonic() + REMOTE_TIME - 1)
+        assert bench.book.find('job1').progress['done'] == 1
+        bench.ready(calls=[key], asked=asked)
+        bench.book.check(monotonic())
+    assert bench.journal.take('change', 'end') == []
+    bench.scheduler.remove(ROUTE, monotonic(), SILENT)
+    bench.book.check(monotonic() + REMOTE_TIME + 1)
+    options = {'delay': 0.0} if asked else {'delay': 1.0, 'deaths': SHARED_DEATH}
+    assert bench.journal.take('change') == [('change', 1, 1, options)]
+
+
+def test_silent_worker_of_a_cancelled_job(bench):
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.book.cancel(Cancelled('running', 1, 1), force=False)
+    bench.scheduler.remove(ROUTE, monotonic(), SILENT)
+    assert bench.journal.take('end') == [('end', 1, 1, 'cancelled', None, {})]
+
+
+def test_silent_worker_of_this_machine(bench):
+    """The system did not notify the broker of its end."""
+    bench.scheduler.is_local = lambda worker: True
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.scheduler.remove(ROUTE, monotonic(), SILENT)
+    assert bench.journal.take('change') == [('change', 1, 1, {'delay': 1.0, 'deaths': DEATH})]
+
+
+def test_worker_that_has_lost_its_access_is_not_a_death(bench):
+    bench.ready()
+    bench.begin(make_record(1))
+    bench.scheduler.remove(ROUTE, monotonic(), LOST_ACCESS)
     assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
 
 
@@ -340,8 +471,45 @@ def test_cancelled_orphan(bench):
     assert bench.log[-1] == ('kill', key)
 
 
-def test_orphan_that_its_worker_does_not_have(bench):
-    owner = str(Owner('remote', route=ROUTE.hex()))
+@pytest.mark.parametrize('force', [False, True])
+def test_orphan_is_cancelled(bench, force):
+    """Its worker registers later at this broker."""
+    key = make_job_key(1, 1)
+    bench.book.add_orphans([make_record(1, owner='broker', orphaned=time())])
+    bench.book.cancel(Cancelled('running', 1, 1), force=force)
+    bench.book.cancel(Cancelled('running', 1, 1), force=False)
+    assert bench.log == []
+    bench.ready(calls=[key])
+    assert bench.log == [('cancel', key)]
+    bench.book.check(monotonic())
+    assert bench.log[1:] == [('kill', key)] * force
+    bench.book.check(monotonic() + 6)
+    assert bench.log[1:] == [('kill', key)]
+
+
+def test_cancelled_orphan_whose_worker_does_not_come(bench):
+    bench.book.add_orphans([make_record(1, owner='broker', orphaned=time())])
+    bench.book.cancel(Cancelled('running', 1, 1), force=False)
+    bench.book.check(monotonic() + ADOPT_TIME + 1)
+    assert bench.journal.take('end') == [('end', 1, 1, 'cancelled', None, {})]
+
+
+def test_message_to_end_a_worker_is_lost(bench):
+    """It comes again when the worker of another machine has registered again."""
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    bench.book.cancel(Cancelled('running', 1, 1), force=True)
+    bench.log.clear()
+    bench.book.check(monotonic())
+    assert bench.log == []
+    bench.ready(calls=[key])
+    bench.book.check(monotonic())
+    assert bench.log == [('cancel', key), ('kill', key)]
+
+
+@pytest.mark.parametrize('prefix', ['', 'stopping '])
+def test_orphan_that_its_worker_does_not_have(bench, prefix):
+    owner = f'{prefix}remote {ROUTE.hex()}'
     bench.book.add_orphans([make_record(1, owner=owner, orphaned=time())])
     bench.ready()
     assert bench.journal.take('change') == [('change', 1, 1, {'delay': 0.0})]
@@ -354,7 +522,8 @@ def test_orphan_that_its_worker_does_not_have(bench):
         ('broker', 4, None, ('change', {'delay': 0.0})),
         (None, 4, None, ('change', {'delay': 0.0})),
         ('remote 00', 4, None, None),
-        ('remote 00', 11, None, ('change', {'delay': 0.0})),
+        ('remote 00', 11, None, ('change', {'delay': 1.0, 'deaths': SHARED_DEATH})),
+        ('stopping remote 00', 11, None, ('change', {'delay': 0.0})),
         ('local own', 50, None, None),
         ('local own', 61, None, ('change', {'delay': 0.0})),
         ('local 1 0', 0, None, ('change', {'delay': 1.0, 'deaths': SHARED_DEATH})),
@@ -419,6 +588,18 @@ def test_end_of_a_broker(bench):
     assert not bench.book.live
 
 
+def test_rejected_job_at_the_end_of_a_broker(bench):
+    bench.ready()
+    bench.ready(b's' * 16)
+    [key] = bench.begin(make_record(1))
+    bench.book.drain()
+    bench.log.clear()
+    bench.journal.take()
+    bench.scheduler.handle_reject(ROUTE, key)
+    assert bench.log == []
+    assert bench.journal.take() == [('change', 1, 1, {'delay': 0.0})]
+
+
 def test_claim_that_ends_after_the_broker(bench):
     bench.ready()
     bench.book.drain()
@@ -443,6 +624,28 @@ def test_disk_that_does_not_answer_at_the_end():
     assert JobService.close(service) is None
 
 
+def test_warning_for_unknown_types(caplog):
+    """Once until a worker knows the type again."""
+    reader = SimpleNamespace(waiting_types=lambda: ['one', 'two'])
+    scheduler = SimpleNamespace(job_types=set())
+    journal = SimpleNamespace(path='x.jobs')
+    service = SimpleNamespace(_warned=set(), _reader=reader, _scheduler=scheduler, _journal=journal)
+    expected = []
+    for known, warned in [
+        ('', ['one', 'two']),
+        ('', []),
+        ('two', []),
+        ('two', []),
+        ('', ['two']),
+        ('', []),
+    ]:
+        scheduler.job_types = {known}
+        JobService.warn_of_unknown_types(service)
+        expected += warned
+        found = [name for record in caplog.records for name in record.args if name != 'x.jobs']
+        assert found == expected
+
+
 @pytest.mark.parametrize(
     ('progress', 'eta'),
     [
@@ -463,12 +666,32 @@ def test_estimate(progress, eta):
     assert job['started'] == '1970-01-01T00:00:10.000Z'
 
 
+@pytest.mark.parametrize('reply', [OK, b'[500,"x"]'])
+def test_clients_know_a_revision_of_the_progress(bench, reply):
+    """The journal has not seen it, and must have a higher one at the end."""
+    bench.ready()
+    [key] = bench.begin(make_record(1))
+    run = bench.book.live[key]
+    run.publish(1, 2, 'x')
+    bench.reply(key, reply)
+    assert bench.journal.revision == run.revision > 1
+    if reply == OK:
+        bench.journal.answer('end', ZMQMessageError(400, 'bad row'))
+        assert bench.journal.revision == run.revision
+
+
+def make_watcher(connection, until=9.0, ids=('x',), envelope=(b'route', b'')):
+    envelope = Envelope(envelope)
+    envelope.connection = connection
+    return Watcher(Wait({'ids': list(ids)}), {name: name for name in ids}, envelope, until)
+
+
 def test_watchers():
     watchers = Watchers()
-    one, two = (Watcher(Wait({'id': 'x'}), {'x': 'x'}, None, until) for until in (1.0, 2.0))
-    both = Watcher(Wait({'ids': ['x', 'y']}), {'x': 'x', 'y': 'y'}, None, 3.0)
+    one, two = (make_watcher(None, until) for until in (1.0, 2.0))
+    both = make_watcher(None, 3.0, 'xy')
     for watcher in (one, two, both):
-        watchers.add(watcher)
+        assert watchers.add(watcher) == []
     assert set(watchers.watchers_of('x')) == {one, two, both}
     assert watchers.take_late(1.5) == [one]
     watchers.remove(two)
@@ -476,3 +699,41 @@ def test_watchers():
     assert len(watchers) == 1
     assert watchers.take_all() == [both]
     assert watchers.watchers_of('y') == []
+
+
+def test_watchers_have_a_limit_of_bytes(monkeypatch):
+    sizes = [
+        make_watcher(None, ids=['x', *more], envelope=[b'route', *tags, b'']).size
+        for more, tags in [((), ()), (map(str, range(99)), ()), ((), [b't' * 1000])]
+    ]
+    assert sizes[1] > 10 * sizes[0]
+    assert sizes[2] > sizes[0] + 1000
+    monkeypatch.setattr(watchers_module, 'MAX_SIZE', sizes[1])
+    watchers = Watchers()
+    large = make_watcher(None, ids=['x', *map(str, range(99))])
+    assert watchers.add(large) == []
+    watcher = make_watcher(None)
+    assert watchers.add(watcher) == [watcher]
+    watchers.remove(large)
+    assert watchers.add(watcher) == []
+
+
+def test_connections_share_the_limit_for_watchers(monkeypatch):
+    monkeypatch.setattr(watchers_module, 'MAX_SIZE', 6 * make_watcher(None).size)
+    watchers = Watchers()
+    greedy, modest, third = (Connection(0.0) for _number in range(3))
+    first = [make_watcher(greedy) for _number in range(7)]
+    assert [watchers.add(watcher) for watcher in first] == [[]] * 6 + [[first[6]]]
+    others = [make_watcher(modest) for _number in range(4)]
+    refused = [watchers.add(watcher) for watcher in others]
+    assert refused == [[first[5]], [first[4]], [first[3]], [others[3]]]
+    assert watchers.add(make_watcher(third)) == [first[2]]
+    assert len(watchers) == 6
+    assert set(watchers.watchers_of('x')) > {*first[:2], *others[:3]}
+    greedy.is_ended = True
+    assert watchers.add(others[3]) == []
+    assert set(watchers.watchers_of('x')) > set(others)
+    assert len(watchers) == 5
+    modest.is_ended = True
+    assert watchers.take_late(0.0) == []
+    assert len(watchers) == 1

@@ -9,6 +9,7 @@ import pytest
 from app.program import is_running
 from checks import TIMEOUT, wait_until
 from job_checks import Asker, lines_of
+from pyams_zmq.pool.job_verdict import MAX_DEATHS
 
 
 @pytest.fixture
@@ -65,6 +66,25 @@ def test_success_after_a_cancel(asker, held, tmp_path):
     assert asker.ask('pyams_zmq.job.cancel', job_id) == [200, None]
     (tmp_path / 'hold').unlink()
     assert asker.wait(job_id)['state'] == 'done'
+
+
+def test_forced_cancel_of_another_job(job_pool, held, tmp_path):
+    """It ends the worker of a job that is not the cause: for that one it does not count."""
+    pool = job_pool(workers=1, concurrency=3, jobs=2)
+    other = {'path': held['path'], 'log': str(tmp_path / 'other')}
+    with Asker(pool) as asker:
+        job_id = asker.submit('work', held)
+        for number in range(1, MAX_DEATHS + 1):
+            lines_of(tmp_path / 'log', number)
+            cancelled = asker.submit('stubborn', other)
+            lines_of(tmp_path / 'other', number)
+            cancel = {'id': cancelled, 'force': True}
+            assert asker.ask('pyams_zmq.job.cancel', cancel) == [200, None]
+            assert asker.wait(cancelled)['state'] == 'cancelled'
+        lines_of(tmp_path / 'log', MAX_DEATHS + 1)
+        (tmp_path / 'hold').unlink()
+        job = asker.wait(job_id)
+    assert (job['state'], job['attempt']) == ('done', MAX_DEATHS + 1)
 
 
 @pytest.mark.parametrize('force', [True, False])

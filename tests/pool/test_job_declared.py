@@ -27,12 +27,14 @@ def declare(config, **options):
 
 def test_settings_of_jobs(config, tmp_path):
     names = {'workers': '4', 'journal': str(tmp_path / 'x.jobs'), 'jobs': '3', 'keep': '2.5'}
+    names['journal_size'] = '100000'
     settings = {f'pyams_zmq.converter.{name}': value for name, value in names.items()}
     config.registry.settings.update(settings)
     process = declare(config, start='external').make_process(config.registry)
     assert isinstance(process, ZMQPool)
     assert process.journal == Path(tmp_path / 'x.jobs')
     assert (process.jobs, process.keep, process.cancel_grace) == (3, 2.5, 10.0)
+    assert process.journal_size == 100_000
 
 
 @pytest.mark.parametrize('options', [{'workers': 2}, {}])

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ from job_checks import Asker, lines_of
 from job_handlers import Jobs
 from pool_checks import wait_for_workers
 from pyams_zmq.exceptions import ZMQTimeoutError
-from pyams_zmq.pool import job_verdict
+from pyams_zmq.pool import job_owners, job_verdict
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.testing import running
 
@@ -60,6 +61,26 @@ def test_third_death(asker, tmp_path):
     job = asker.run('die', {'log': str(tmp_path / 'log'), 'until': 9})
     assert (job['state'], job['attempt']) == ('failed', 3)
     assert job['reply'] == [502, 'The worker died during this job, as others did before']
+
+
+def test_job_that_kills_workers_which_leave(job_pool, held, tmp_path, monkeypatch):
+    """A job that needs much memory makes its worker leave, before the kernel kills it."""
+    monkeypatch.setattr(job_verdict, '_DEATH_DELAYS', (0.01, 0.01))
+    pool = job_pool(workers=1, max_memory=1.0)
+    with Asker(pool) as asker:
+        job_id = asker.submit('work', held)
+        for number in range(1, 4):
+            pid = int(lines_of(tmp_path / 'log', number)[-1][2])
+            wait_until(partial(is_leaving, pool, pid), TIMEOUT)
+            os.kill(pid, signal.SIGKILL)
+        job = asker.wait(job_id)
+    assert (job['state'], job['attempt']) == ('failed', 3)
+
+
+def is_leaving(pool, pid):
+    with suppress(ZMQTimeoutError):  # the broker is being replaced
+        workers = pool.stats()['workers']
+        return (pid, 'leaving') in [(worker['pid'], worker['state']) for worker in workers]
 
 
 @pytest.mark.parametrize('num', [signal.SIGKILL, signal.SIGTERM])
@@ -114,6 +135,43 @@ def test_cancel_while_there_is_no_broker(job_pool, held, tmp_path):
         assert asker.ask('pyams_zmq.job.cancel', job_id) == [200, None]
         kill_broker(pool)
         assert asker.wait(job_id)['state'] == 'cancelled'
+
+
+def test_worker_is_stopped_while_there_is_no_broker(job_pool, held, tmp_path):
+    """Its job is told to end, but nobody has cancelled it: it begins again."""
+    pool = job_pool(workers=1, drain_timeout=TIMEOUT)
+    with Asker(pool) as asker:
+        job_id = asker.submit('report', held)
+        worker = int(lines_of(tmp_path / 'log')[0][2])
+        broker, former = broker_of(pool), connections_of(worker)
+        freeze(pool.pid)  # it must not start another one before the worker knows that this is gone
+        os.kill(broker, signal.SIGKILL)
+        wait_until(lambda: not former & connections_of(worker), TIMEOUT)
+        os.kill(worker, signal.SIGTERM)
+        os.kill(pool.pid, signal.SIGCONT)
+        wait_until(partial(is_leaving, pool, worker), TIMEOUT)
+        (tmp_path / 'hold').unlink()
+        assert asker.wait(job_id)['state'] == 'done'
+
+
+def connections_of(pid):
+    found = psutil.Process(pid).net_connections('tcp')
+    return {each.laddr for each in found if each.status == psutil.CONN_ESTABLISHED}
+
+
+@pytest.mark.parametrize('force', [True, False])
+def test_cancel_before_a_worker_has_registered(job_pool, held, tmp_path, force):
+    pool = job_pool(cancel_grace=30 if force else 0.3)
+    with Asker(pool) as asker:
+        job_id = asker.submit('stubborn', held)
+        worker = int(lines_of(tmp_path / 'log')[0][2])
+        freeze(worker)
+        kill_broker(pool)
+        cancel = {'id': job_id, 'force': force}
+        assert asker.ask('pyams_zmq.job.cancel', cancel) == [200, None]
+        os.kill(worker, signal.SIGCONT)
+        job = asker.wait(job_id)
+    assert (job['state'], job['attempt']) == ('cancelled', 1)
 
 
 def test_stop_and_start(job_pool, held, tmp_path, address):
@@ -189,8 +247,9 @@ def test_kills_at_random_times(job_pool, address, tmp_path):
     assert all(begins[job_id] <= job['attempt'] for job_id, job in jobs.items())
 
 
-def test_worker_is_suspended_with_a_job_on_its_way(job_pool, tmp_path):
+def test_worker_is_suspended_with_a_job_on_its_way(job_pool, tmp_path, monkeypatch):
     """It does not begin the job when it continues: another worker has done it meanwhile."""
+    monkeypatch.setattr(job_owners, 'REMOTE_TIME', 0.5)
     log = tmp_path / 'log'
     args = {'log': str(log), 'seconds': 0}
     remote = {'worker_address': '127.0.0.1', 'worker_auth': 'worker:secret'}

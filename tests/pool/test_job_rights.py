@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Who may see, cancel and retry which jobs; what happens at limits and at the end."""
 
+import json
 import os
 import signal
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
 from threading import Thread
 
 import pytest
+import zmq
 
 from checks import TIMEOUT, freeze, wait_until
 from job_checks import Asker, lines_of
@@ -18,9 +21,15 @@ from pool_checks import wait_for_workers
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import ZMQBaseError
 from pyams_zmq.jobs import watchers as watchers_module
+from pyams_zmq.jobs import writer as writer_module
+from pyams_zmq.jobs.writer import JournalWriter
 from pyams_zmq.pool import broker as broker_module
+from pyams_zmq.pool import job_owners, job_verdict
+from pyams_zmq.pool.broker import PoolBroker
 from pyams_zmq.pool.worker import PoolWorker
+from pyams_zmq.socket import zmq_socket
 from pyams_zmq.testing import running
+from pyams_zmq.wire.message import encode
 
 
 @pytest.fixture
@@ -56,7 +65,7 @@ def test_jobs_of_this_machine(job_pool):
 
 
 def test_too_many_watchers(job_pool, monkeypatch):
-    monkeypatch.setattr(watchers_module, 'MAX_WATCHERS', 0)
+    monkeypatch.setattr(watchers_module, 'MAX_SIZE', 0)
     with Asker(job_pool()) as asker:
         job_id = asker.submit('add', [1], delay=60)
         args = {'id': job_id, 'after': asker.job(job_id)['revision']}
@@ -132,15 +141,54 @@ def test_messages_while_draining(job_pool, tmp_path):
         assert asker.job(job_id)['state'] == 'done'
 
 
+@pytest.mark.parametrize('name', ['add', 'pyams_zmq.job.cancel', 'pyams_zmq.job.retry'])
+def test_slow_disk_at_the_end(job_pool, tmp_path, monkeypatch, name):
+    """What is being written when the pool stops gets its reply."""
+    slow, reached = tmp_path / 'slow', tmp_path / 'reached'
+    turns = []  # of the loop while the broker drains
+    count_received = PoolBroker._count_received
+
+    def count_turn(broker):
+        turns.append(1)
+        return count_received(broker)
+
+    def reach(_writer, step):
+        if step == 'before commit' and slow.exists():
+            reached.touch()
+            wait_until(lambda: len(turns) > 10, TIMEOUT)
+
+    monkeypatch.setattr(PoolBroker, '_count_received', count_turn)
+    monkeypatch.setattr(JournalWriter, '_reach', reach)
+    pool = job_pool(drain_timeout=TIMEOUT)
+    replies = []
+    with Asker(pool) as asker, Asker(pool) as other:
+        job_id = other.submit('add', [1], delay=60)
+        if name == 'pyams_zmq.job.retry':
+            assert other.ask('pyams_zmq.job.cancel', job_id) == [200, None]
+        message = (name, [1] if name == 'add' else job_id)
+        slow.touch()
+        question = Thread(target=lambda: replies.append(asker.ask(*message)))
+        question.start()
+        wait_until(reached.exists, TIMEOUT)
+        pool.stop()
+        question.join(TIMEOUT)
+    assert [status for status, _payload in replies] == [202 if name == 'add' else 200]
+
+
 def pool_has_jobs(pool):
     return pool.stats()['jobs']['in_hand']
 
 
 def test_jobs_in_the_queue_of_calls(job_pool, address, tmp_path, held):
-    """A new broker does not know that a message is a job before a worker has registered."""
+    """A new broker does not know that a message is a job before a worker has registered.
+
+    The worker is busy with another job then.
+    """
     pool = job_pool(address=address, workers=1)
     with Asker(pool) as asker:
         [worker] = wait_for_workers(pool, count=1)
+        first = asker.submit('work', held)
+        lines_of(tmp_path / 'log')
         freeze(worker)
         pid = pool.stats()['pid']
         os.kill(pid, signal.SIGKILL)
@@ -154,6 +202,8 @@ def test_jobs_in_the_queue_of_calls(job_pool, address, tmp_path, held):
             os.kill(worker, signal.SIGCONT)
             for thread in threads:
                 thread.join(TIMEOUT)
+        assert [asker.job(job_id)['state'] for job_id in ('x', first)] == ['waiting', 'running']
+        (tmp_path / 'hold').unlink()
         assert asker.wait('x')['reply'] == [200, 1]
 
 
@@ -235,6 +285,63 @@ def test_worker_of_another_machine(remote, held, tmp_path):
         assert (job['state'], job['attempt']) == ('done', 1)
 
 
+def submit_to(worker, asker, name, held, log):
+    """Submit a job until it runs on a worker; return its id."""
+    for number in (1, 2):
+        job_id = asker.submit(name, held)
+        if int(lines_of(log, number)[-1][2]) == worker.pid:
+            return job_id
+        Path(held['path']).unlink()
+        asker.wait(job_id)
+        Path(held['path']).touch()
+    raise AssertionError('jobs do not go to the worker that has been free for the longest time')
+
+
+def test_silent_worker_of_another_machine(remote, held, tmp_path):
+    """It goes on with its job."""
+    pool, worker, _local = remote
+    with Asker(pool) as asker:
+        job_id = submit_to(worker, asker, 'work', held, tmp_path / 'log')
+        freeze(worker.pid)
+        wait_until(lambda: worker.pid not in pids_of(pool), TIMEOUT)
+        os.kill(worker.pid, signal.SIGCONT)
+        wait_until(lambda: worker.pid in pids_of(pool), TIMEOUT)
+        (tmp_path / 'hold').unlink()
+        job = asker.wait(job_id)
+    assert (job['state'], job['attempt'], job['reply'][1]) == ('done', 1, [1, worker.pid])
+
+
+def pids_of(pool):
+    return [worker['pid'] for worker in pool.stats()['workers']]
+
+
+@pytest.fixture
+def no_patience(monkeypatch):
+    monkeypatch.setattr(job_owners, 'REMOTE_TIME', 0.0)
+    monkeypatch.setattr(job_verdict, '_DEATH_DELAYS', (600.0, 600.0))
+
+
+def test_success_of_a_job_that_was_given_up(no_patience, remote, held, tmp_path):
+    """Those who wait hear of it."""
+    pool, worker, _local = remote
+    replies = []
+    with Asker(pool) as asker, Asker(pool) as other:
+        job_id = submit_to(worker, asker, 'stubborn', held, tmp_path / 'log')
+        freeze(worker.pid)
+        job = asker.wait(job_id, 'waiting')
+        args = {'id': job_id, 'after': job['revision'], 'timeout': 60}
+        thread = Thread(target=lambda: replies.append(other.ask('pyams_zmq.job.wait', args)))
+        thread.start()
+        wait_until(lambda: pool.stats()['jobs']['watchers'], TIMEOUT)
+        (tmp_path / 'hold').unlink()
+        os.kill(worker.pid, signal.SIGCONT)
+        thread.join(TIMEOUT * 0.8)  # the client asks again after TIMEOUT
+        is_late = not replies
+        thread.join()
+    assert not is_late
+    assert (replies[0][1]['state'], replies[0][1]['attempt']) == ('done', 1)
+
+
 def test_forced_cancel_on_another_machine(remote, held, tmp_path):
     pool, worker, _local = remote
     with Asker(pool) as asker:
@@ -250,3 +357,43 @@ def test_forced_cancel_on_another_machine(remote, held, tmp_path):
         assert asker.wait(job_id)['state'] == 'cancelled'
         wait_until(partial(worker.join, 0.1), TIMEOUT) if worker.is_alive() else None
     assert not worker.is_alive()
+
+
+def test_client_that_submits_more_than_the_disk_can_write(job_pool, tmp_path, monkeypatch):
+    """Its jobs are refused, and those of another one are accepted."""
+    slow, reached = tmp_path / 'slow', tmp_path / 'reached'
+
+    def reach(_writer, step):
+        if step == 'before commit' and slow.exists():
+            reached.touch()
+            wait_until(lambda: not slow.exists(), TIMEOUT)
+
+    monkeypatch.setattr(JournalWriter, '_reach', reach)
+    monkeypatch.setattr(writer_module, 'MAX_BACKLOG', 1_000_000)
+    address = job_pool().bound_address
+    slow.touch()
+    with (
+        zmq_socket(address, zmq.DEALER) as greedy,
+        zmq_socket(address, zmq.DEALER) as modest,
+    ):
+
+        def submit(socket, count=1):
+            for _number in range(count):
+                socket.send_multipart([b'', encode(['text', 'x' * 100_000, {'delay': 60}])])
+
+        def read_status(socket, count=1):
+            assert all(socket.poll(TIMEOUT * 1000) for _number in range(count))
+            return [json.loads(socket.recv_multipart()[-1])[0] for _number in range(count)]
+
+        submit(greedy)
+        wait_until(reached.exists, TIMEOUT)
+        submit(greedy, 9)
+        assert read_status(greedy, 5) == [503] * 5
+        submit(modest)
+        modest.send_multipart([b'', b'["pyams_zmq.stats", null]'])
+        assert read_status(modest) == [200]  # its job waits for the disk
+        slow.unlink()
+        assert read_status(modest) == [202]
+        assert read_status(greedy, 5) == [202] * 5
+        submit(greedy)
+        assert read_status(greedy) == [202]

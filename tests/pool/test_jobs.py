@@ -257,6 +257,7 @@ BAD_MESSAGES = [
     ('pyams_zmq.job.wait', {'ids': ['x'] * 101}, 400),
     ('pyams_zmq.job.wait', {'id': 'x', 'timeout': 'long'}, 400),
     ('pyams_zmq.job.wait', {'id': 'x', 'after': 'a'}, 400),
+    ('pyams_zmq.job.wait', {'id': 'x', 'after': dict.fromkeys(map(str, range(101)), 1)}, 400),
     ('pyams_zmq.job.cancel', {'id': 'unknown'}, 404),
     ('pyams_zmq.job.cancel', {'id': 'x', 'force': 1}, 400),
     ('pyams_zmq.job.retry', 'unknown', 404),
@@ -335,6 +336,7 @@ def test_jobs_need_a_journal(start):
     ('name', 'value', 'error'),
     [
         ('jobs', -1, ValueError),
+        ('journal_size', -1, ValueError),
         ('keep', 0, ValueError),
         ('keep', 'a week', ValueError),
         ('cancel_grace', -1, ValueError),
@@ -345,6 +347,16 @@ def test_jobs_need_a_journal(start):
 def test_bad_attribute(job_pool, name, value, error):
     with pytest.raises(error, match=f'Bad {name}'):
         job_pool(**{name: value})
+
+
+def test_journal_that_has_reached_its_limit(job_pool):
+    pool = job_pool(journal_size=1)
+    with Asker(pool) as asker:
+        status, text = asker.ask('add', [1, 2])
+        assert status == 507
+        assert 'the limit is 1: raise journal_size, or lower keep' in text
+        assert asker.ask('ping')[0] == 200
+        assert 'journal_size' in pool.stats()['jobs']['problem']
 
 
 def test_journal_that_cannot_be_used(job_pool, tmp_path):

@@ -164,6 +164,21 @@ def test_share_of_ended_connections():
     assert take_all(queue) == ['a0', 'e4', 'b1', 'e5']
 
 
+def test_calls_of_some_types():
+    queue = make_queue()
+    for number, (client, name) in enumerate(['ax', 'ay', 'bx', 'bz', 'cx', 'ax', 'dx', 'by']):
+        call = make_call(queue, client, number)
+        call.name = name.encode()
+        queue.put(call)
+        if number == 5:
+            end(queue, 'c', 'd')
+    assert queue.take_types({b'w'}) == []
+    taken = queue.take_types({b'x', b'y'})
+    assert [name_of(call) for call in taken] == ['a0', 'a1', 'b2', 'c4', 'a5', 'd6', 'b7']
+    assert (len(queue), queue.size) == (1, 1)
+    assert take_all(queue) == ['b3']
+
+
 def test_bytes_of_ended_connections():
     queue = make_queue(size_limit=100)
     for number, client in enumerate('abcd'):

@@ -10,9 +10,11 @@ from pyams_zmq.pool import worker_jobs as module
 from pyams_zmq.pool.heartbeat import LATE, SuspensionCheck
 from pyams_zmq.pool.protocol import JobHeader, make_job_header, make_job_key, parse_job_header
 from pyams_zmq.pool.worker_jobs import WorkerJobs
+from pyams_zmq.pool.worker_stream import WorkerStream
 
 KEY = make_job_key(1, 1)
 OTHER = make_job_key(2, 1)
+THIRD = make_job_key(3, 1)
 
 
 def test_header():
@@ -58,6 +60,23 @@ def test_stop():
     job = jobs.begin(KEY, JobHeader('mine', 'convert', 1))
     jobs.stop()
     assert job.is_cancelled
+
+
+def test_reply_after_a_stop():
+    """An error may come from the stop; the broker would take it as the end of the job."""
+    jobs = WorkerJobs()
+    for key in KEY, OTHER:
+        jobs.begin(key, JobHeader('mine', 'convert', 1))
+    jobs.stop()
+    jobs.begin(THIRD, JobHeader('mine', 'convert', 1))
+    process = SimpleNamespace(jobs=jobs, count_reply=lambda: None, is_connected=False)
+    stream = SimpleNamespace(process=process, pending={KEY, OTHER, THIRD}, max_size=100)
+    WorkerStream._route_reply(stream, [KEY], b'[410,"cancelled"]')
+    WorkerStream._route_reply(stream, [KEY], [b'[410,"cancelled"]'])
+    WorkerStream._route_reply(stream, [OTHER], b'[200,1]')
+    WorkerStream._route_reply(stream, [THIRD], b'[410,"gone"]')
+    assert jobs.replies == {OTHER: [b'[200,1]'], THIRD: [b'[410,"gone"]']}
+    assert stream.pending == {KEY}  # until the end of the process
 
 
 def test_replies_are_kept_until_they_are_acknowledged():

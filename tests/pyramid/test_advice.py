@@ -139,6 +139,11 @@ REPLIES = [
     (504, 'The deadline of the message has passed', 'raise the timeout of the method'),
     (410, 'The job 018f was cancelled', 'somebody has cancelled the job'),
     (504, 'The job 018f has expired before it began', 'raise expires of the job'),
+    (
+        507,
+        'The journal cannot be written: its jobs take 9 bytes',
+        'raise pyams_zmq.worker.journal_',
+    ),
     (507, 'The journal cannot be written: disk full; try again later', 'make room on the disk'),
     (
         413,

@@ -5,6 +5,7 @@ import time
 
 from checks import TIMEOUT, wait_until
 from pyams_zmq.client import ZMQClient
+from pyams_zmq.jobs.records import JobRecord
 
 
 class Asker:
@@ -54,6 +55,34 @@ class Asker:
     def run(self, name, args=None, **options):
         """Return a job that has ended."""
         return self.wait(self.submit(name, args, **options))
+
+
+def make_record(number, attempt=1, **options):
+    """Return a job as the journal has it."""
+    values = {
+        'id': f'job{number}',
+        'type': 'work',
+        'user': '',
+        'address': '',
+        'key': None,
+        'state': 'running',
+        'failures': 0,
+        'deaths': 0,
+        'priority': 0,
+        'due': None,
+        'expires': None,
+        'retries': None,
+        'timeout': None,
+        'created': 1.0,
+        'started': 2.0,
+        'ended': None,
+        'revision': 1,
+        'cancel': None,
+        'owner': None,
+        'orphaned': None,
+        **options,
+    }
+    return JobRecord(number=number, attempt=attempt, **values)
 
 
 def lines_of(path, count=1):

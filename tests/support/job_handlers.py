@@ -104,6 +104,15 @@ class Jobs:
         return [200, None]
 
     @zmq_job()
+    def report(self, args, *, job):
+        """Publish progress when the file `args['path']` is gone."""
+        note(args['log'], job.id, job.attempt, os.getpid())
+        while Path(args['path']).exists():
+            time.sleep(0.005)  # no event announces the removal
+        job.progress(1)
+        return [200, job.attempt]
+
+    @zmq_job()
     def die(self, args, *, job):
         note(args['log'], job.id, job.attempt, os.getpid())
         if job.attempt < args['until']:

@@ -37,6 +37,11 @@ class Bench:
         self.close()
         self.journal = Journal(str(self.path), now=self.now, **options)
 
+    def set_clock(self, seconds):
+        """Set the clock of the system, as a writer notices it."""
+        self.now += seconds
+        self.journal.ahead -= seconds
+
     def change(self, method, *args, **kwargs):
         """Call a method of the jobs in a transaction."""
         with self.journal.transaction(self.now) as jobs:
@@ -101,10 +106,11 @@ class Loop:
 
 
 @contextmanager
-def writing(path, factory=JournalWriter, **options):
+def writing(path, factory=JournalWriter, size=0, **options):
     """Open a journal with a writer; close both."""
     loop = Loop()
-    journal = Journal(str(path))
+    now = options['clock']() if 'clock' in options else None
+    journal = Journal(str(path), size=size, now=now)
     writer = factory(journal, loop.posted.put, **options)
     try:
         yield journal, writer, loop

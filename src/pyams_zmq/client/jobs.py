@@ -68,18 +68,19 @@ class JobMethods:
         :param args: arguments, any value with a JSON form
         :param id: id of the job, 1 to 64 ASCII letters, digits, `_`, `-` and `.`, which no other
             job of the service has; by default a UUID of version 7
-        :param key: text, unique among the unfinished jobs of this type: if another job has it, no
-            job is made, and the id is that of the other one
+        :param key: text, unique among the unfinished jobs of this type and user: if another job
+            has it, no job is made, and the id is that of the other one
         :param delay: seconds until it may begin
         :param due: when it may begin instead, a datetime with a time zone; it is sent as a delay,
             so that the clocks need not agree
-        :param expires: seconds after which it is not begun any more, more than the delay
+        :param expires: seconds after which it does not begin any more, more than the delay; further
+            attempts of one that has begun in time do
         :param priority: from -1000 to 1000; jobs with a higher one begin earlier
         :param timeout: seconds of an attempt, by default those of the method
         :param retries: attempts after the first one, by default those of the method
         :param frames: binary frames, see :meth:`.ZMQClient.call`; they are kept with the job
-        :raises ZMQRemoteError: if the service does not accept it; with status 507, if its disk is
-            full; ZMQJobError with status 501, if it is declared without a journal
+        :raises ZMQRemoteError: if the service does not accept it; with status 507, if its disk or
+            journal is full; ZMQJobError with status 501, if it is declared without a journal
         :raises ZMQReplyError: if the method is not a job, or the service has no journal: then it
             may have run as a call
         :raises: the errors of :meth:`.ZMQClient.call`

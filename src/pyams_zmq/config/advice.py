@@ -95,6 +95,10 @@ _REMOTE_STEPS = (
     ),
     (504, 'The job .* has expired ', 'raise expires of the job, or {prefix}jobs'),
     (
+        *(507, 'The journal cannot be written: its jobs take '),
+        'raise {prefix}journal_size, or lower {prefix}keep: then restart the service',
+    ),
+    (
         *(507, 'The journal cannot be written'),
         'make room on the disk of {prefix}journal: then the service goes on by itself',
     ),

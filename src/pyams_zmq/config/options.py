@@ -182,8 +182,12 @@ _LIMITS = (
 _JOBS = (
     ('journal', FILE, '', '', 'where jobs are kept; made if it is missing, on a local disk'),
     (
-        *('jobs', POSITIVE, 'jobs', 'workers - 1, at least 1'),
-        'at a time; the other workers answer calls',
+        *('journal_size', INTEGER, 'bytes', ''),
+        'of the journal, above which no job is accepted; 0 for no limit',
+    ),
+    (
+        *('jobs', POSITIVE, 'jobs', '1 less than all workers can run, at least 1'),
+        'at a time; the rest is for calls',
     ),
     ('keep', DURATION, 'days', '', 'that jobs which have ended are kept'),
     (

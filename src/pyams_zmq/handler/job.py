@@ -128,7 +128,12 @@ class Job:
 
 
 class RunningJob(Job):
-    """A job as the process that runs it sees it: what it has published, and how to cancel it."""
+    """A job as the process that runs it sees it: what it has published, and how to cancel it.
+
+    :ivar sent: the progress that the broker has got, or None
+    """
+
+    sent: tuple[float, float | None, str] | None = None
 
     @property
     def timeout(self) -> float | None:

@@ -11,7 +11,9 @@ from pyams_zmq.jobs.job_table import JobTable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-_OVERHEAD = 1000  # bytes of memory for a change, approximately
+OVERHEAD = 1000
+"""Bytes of memory for a change, approximately"""
+
 _FILE_ERRORS = (sqlite3.Error, OSError, MemoryError)  # of a journal that cannot be written
 _ROW_ERRORS = (
     *(sqlite3.IntegrityError, sqlite3.DataError),
@@ -50,7 +52,7 @@ class Change:
         self.is_durable = is_durable
         self.is_claim = is_claim
         self.is_new = is_new
-        self.size = size + _OVERHEAD
+        self.size = size + OVERHEAD
 
     def run(self, jobs: JobTable) -> Any:
         """Return the outcome of the change; one that cannot be written does not fail the others.

@@ -117,7 +117,9 @@ class Wait:
         self.timeout: float = min(_read(options, 'timeout', _number(0, MAX_ATTEMPT), 20.0), 60.0)
         after = options.get('after')
         if isinstance(after, dict):
-            self._after = {name: _read(after, name, _integer(-1, 2**63)) for name in after}
+            if len(after) > MAX_IDS:
+                raise ZMQMessageError(400, f'Bad after: write at most {MAX_IDS} revisions')
+            self._after = {name: _read(after, name, _integer(-1, 2**63)) for name in self.ids}
             self._is_single = True
         else:
             revision = _read(options, 'after', _integer(-1, 2**63))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Each change of the state of a job, in a transaction of its journal."""
 
+import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Collection
@@ -25,6 +26,9 @@ from pyams_zmq.jobs.records import (
 )
 from pyams_zmq.jobs.waiting import WaitingJobs
 from pyams_zmq.wire.job_limits import refuse_result
+from pyams_zmq.wire.message import encode
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 MAX_REPLY_SIZE = 1024 * 1024
 """Bytes of the largest result of a job"""
@@ -32,13 +36,13 @@ MAX_REPLY_SIZE = 1024 * 1024
 MAX_ALIASES = 1000
 """Ids of later submissions that a job with a key has, at most; then the oldest one is forgotten"""
 
-EXPIRED_STEP = 200
-"""Jobs that expire in one transaction, at most"""
+UNREADABLE = 'The message of the job is damaged in the journal: submit it again'
+"""Text of the reply of a job that cannot begin"""
 
-_CLAIMED = (
-    f'select {", ".join(COLUMNS)}, null, frames '  # noqa: S608 - constants
-    'from job join request using (number) where number = ?'
-)
+EXPIRED_STEP = 200
+"""Jobs that expire, or cannot begin, in one transaction, at most"""
+
+_CLAIMED = f'select {", ".join(COLUMNS)} from job where number = ?'  # noqa: S608 - constants
 
 
 class JobTable:
@@ -48,12 +52,14 @@ class JobTable:
 
     :param db: connection with the tables of :mod:`pyams_zmq.jobs.schema`
     :ivar now: time of the transaction, in seconds since the epoch
+    :ivar ahead: seconds by which that is ahead of the clock of the system
     :ivar delta: by how much it changes the number of jobs in each state
-    :ivar expired: ids of the jobs that it lets expire
+    :ivar expired: ids of the jobs that it lets expire, or that fail without having begun
     :ivar size: bytes of messages and results that were written
     """
 
     now = 0.0
+    ahead = 0.0
 
     def __init__(self, db: sqlite3.Connection):
         self._db = db
@@ -62,22 +68,27 @@ class JobTable:
         self.expired: list[str] = []
         self.size = 0
 
-    def begin(self, now: float) -> None:
-        """Begin a transaction; the caller does it in the database."""
-        self.now = now
+    def begin(self, now: float, ahead: float = 0.0) -> None:
+        """Begin a transaction; the caller does it in the database.
+
+        :param now: present time of the system, in seconds since the epoch
+        :param ahead: seconds by which the times in the file are ahead of it
+        """
+        self.now, self.ahead = now + ahead, ahead
         self.delta.clear()
         self.expired = []
 
     @property
     def _revision(self) -> int:
-        return int(self.now * 1000)
+        return int((self.now - self.ahead) * 1000)
 
     # What clients ask for
 
     def accept(self, job: Submission) -> Accepted:
-        """Add a job, unless its id is known, or its key is that of an unfinished job of the type.
+        """Add a job, unless its id is known, or its key is that of an unfinished job.
 
-        In the latter case its id becomes another name of that job, for those who know only it.
+        In the latter case its id becomes another name of that job, for those who know only it. Keys
+        count for a type and a user: else one user could keep the jobs of another one away.
 
         :raises TypeError, ValueError, OverflowError, sqlite3.Error: if it cannot be written
         """
@@ -96,16 +107,20 @@ class JobTable:
             ),
         )
         if cursor.rowcount:
-            # Bytes always fit: a statement that fails here would leave the row of the job.
-            self._db.execute('insert into request values(?, ?)', (cursor.lastrowid, frames))
+            try:
+                self._db.execute('insert into request values(?, ?)', (cursor.lastrowid, frames))
+            except (sqlite3.DataError, OverflowError):  # too long for sqlite
+                self._db.execute('delete from job where number = ?', (cursor.lastrowid,))
+                raise
             self.size += len(frames)
             self.delta[WAITING] += 1
             return Accepted(job.id, True, wait)
         known, number = self._db.execute(
             'select id, number from job where id = ? union all '
             'select job.id, number from alias join job using (number) where alias.id = ? union all '
-            'select id, number from job where type = ? and key = ? and ended is null',
-            (job.id, job.id, job.type, job.key),
+            'select id, number from job '
+            'where type = ? and user = ? and key = ? and ended is null',
+            (job.id, job.id, job.type, job.user, job.key),
         ).fetchone()
         if known != job.id:
             self._add_alias(job.id, number)
@@ -162,6 +177,8 @@ class JobTable:
     def claim(self, count: int, types: Collection[str], owner: str | None = None) -> Claim:
         """Let jobs begin: those with the highest priority, and of these the oldest ones.
 
+        A job whose message cannot be read fails, and changes nothing for the others.
+
         :param count: number of jobs, at most
         :param types: types of the jobs; others wait
         :param owner: text that describes what runs them
@@ -176,8 +193,12 @@ class JobTable:
             for _priority, number, job_id, expires in found:
                 if expires is not None and expires <= self.now:
                     self._expire(number, job_id)
+                elif (frames := self._read_frames(number)) is None:
+                    LOGGER.error('The message of the job %s in the journal is damaged', job_id)
+                    self._end(number, WAITING, FAILED, encode([500, UNREADABLE]))
+                    self.expired.append(job_id)
                 else:
-                    jobs.append(self._begin(number, owner))
+                    jobs.append(self._begin(number, owner, frames))
         return Claim(jobs, 0.0)
 
     def assign(self, number: int, attempt: int, owner: str) -> bool:
@@ -200,6 +221,7 @@ class JobTable:
         reply: bytes | None,
         failures: int | None = None,
         deaths: int | None = None,
+        revision: int = 0,
     ) -> bool:
         """Record the end of a job.
 
@@ -210,6 +232,7 @@ class JobTable:
             has failed
         :param failures: new number of failed attempts, or None
         :param deaths: new weight of the attempts whose worker has died, or None
+        :param revision: a revision that clients have seen, of a progress; the new one is higher
         :return: False if the attempt is not the last one, or the job has ended
         """
         former = self._state_of(number, attempt)
@@ -217,7 +240,7 @@ class JobTable:
             return False
         if reply is not None and len(reply) > MAX_REPLY_SIZE:
             state, reply = FAILED, refuse_result(len(reply), MAX_REPLY_SIZE)
-        self._end(number, former, state, reply, failures, deaths)
+        self._end(number, former, state, reply, failures, deaths, revision)
         self.size += len(reply or b'')
         return True
 
@@ -228,12 +251,14 @@ class JobTable:
         delay: float = 0.0,
         failures: int | None = None,
         deaths: int | None = None,
+        revision: int = 0,
     ) -> str | None:
         """Let a running job wait for another attempt.
 
         :param delay: seconds until it may begin
         :param failures: new number of failed attempts, or None
         :param deaths: new weight of the attempts whose worker has died, or None
+        :param revision: a revision that clients have seen, of a progress; the new one is higher
         :return: its state: `waiting`; `cancelled`, if that was asked for; None if the attempt is
             not the last one, or does not run
         """
@@ -241,7 +266,7 @@ class JobTable:
             return None
         query = 'select cancel from job where number = ?'
         if self._db.execute(query, (number,)).fetchone() != (None,):
-            self._end(number, RUNNING, CANCELLED, None, failures, deaths)
+            self._end(number, RUNNING, CANCELLED, None, failures, deaths, revision)
             return CANCELLED
         self._db.execute(
             "update job set state = 'waiting', ready = ?, due = ?, owner = null, orphaned = null, "
@@ -250,7 +275,7 @@ class JobTable:
             (
                 delay <= 0,
                 self.now + delay if delay > 0 else None,
-                *(failures, deaths, self._revision, number),
+                *(failures, deaths, max(self._revision, revision + 1), number),
             ),
         )
         self._count(RUNNING, WAITING)
@@ -275,25 +300,24 @@ class JobTable:
             "update job set orphaned = ? where state = 'running' and orphaned is null", (self.now,)
         )
 
-    def set_clock_back(self, seconds: float) -> None:
-        """Change the times for which jobs wait, because the clock was set back."""
-        self._waiting.set_clock_back(seconds)
-        self._db.execute(
-            'update job indexed by job_by_state set orphaned = orphaned - ? '
-            "where state = 'running' and orphaned is not null",
-            (seconds,),
-        )
+    def _read_frames(self, number: int) -> list[bytes] | None:
+        """Return the message of a job; None if it is damaged."""
+        found = self._db.execute('select frames from request where number = ?', (number,))
+        try:
+            return unpack_frames(found.fetchone()[0])
+        except (TypeError, ValueError):  # also if the row is missing
+            return None
 
-    def _begin(self, number: int, owner: str | None) -> JobRecord:
+    def _begin(self, number: int, owner: str | None, frames: list[bytes]) -> JobRecord:
         self._db.execute(
             "update job set state = 'running', attempt = attempt + 1, started = ?, owner = ?, "
-            'orphaned = null, cancel = null, revision = max(revision + 1, ?) where number = ?',
+            'expires = null, orphaned = null, cancel = null, '
+            'revision = max(revision + 1, ?) where number = ?',
             (self.now, owner, self._revision, number),
         )
         self._count(WAITING, RUNNING)
-        row = list(self._db.execute(_CLAIMED, (number,)).fetchone())
-        row[-1] = unpack_frames(row[-1])
-        return JobRecord(*row)
+        row = self._db.execute(_CLAIMED, (number,)).fetchone()
+        return JobRecord(*[*row, None, frames]).set_back(self.ahead)
 
     def _expire(self, number: int, job_id: str) -> None:
         self._end(number, WAITING, EXPIRED)
@@ -307,12 +331,13 @@ class JobTable:
         reply: bytes | None = None,
         failures: int | None = None,
         deaths: int | None = None,
+        revision: int = 0,
     ) -> None:
         self._db.execute(
             'update job set state = ?, reply = ?, ended = ?, owner = null, orphaned = null, '
             'failures = coalesce(?, failures), deaths = coalesce(?, deaths), '
             'revision = max(revision + 1, ?) where number = ?',
-            (state, reply, self.now, failures, deaths, self._revision, number),
+            (state, reply, self.now, failures, deaths, max(self._revision, revision + 1), number),
         )
         self._count(former, state)
 

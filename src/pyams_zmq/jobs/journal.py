@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The journal: jobs on disk."""
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,8 +19,11 @@ from pyams_zmq.wire.message import check_timeout
 KEEP = 7 * 86400.0
 """Seconds that ended jobs are kept, by default"""
 
+SIZE = 4 * 1024 * 1024 * 1024
+"""Bytes of a journal, by default: some millions of small jobs, and a fraction of common disks"""
+
 CLOCK_SLACK = 0.5
-"""Seconds by which the clock has to go back, to be noticed"""
+"""Seconds by which the clock has to be set, to be noticed"""
 
 _CHECK_TIME = 1.0  # seconds for the check of a large file
 _CHECK_STEPS = 10_000  # instructions of sqlite between two looks at the clock
@@ -31,8 +35,12 @@ class Journal:
     One thread at a time uses it, beside another one with the `reader`. Open it in the process that
     uses it: neither connections to sqlite nor locks may go through a fork.
 
+    Its times go on as if the clock of the system had never been set: the file says by how much
+    they are ahead of that.
+
     :param path: path of the file, which is made if it is missing
     :param keep: seconds that ended jobs are kept
+    :param size: bytes of jobs above which no further ones are accepted; 0 for no limit
     :param lock_timeout: seconds to wait for a former broker that has not closed the file yet
     :param now: present time, in seconds since the epoch, by default that of the system
     :ivar path: path of the file, without symbolic links
@@ -47,9 +55,11 @@ class Journal:
         path: str,
         keep: float = KEEP,
         *,
+        size: int = SIZE,
         lock_timeout: float = 0.0,
         now: float | None = None,
     ):
+        self._size = size
         try:
             self.keep = check_timeout(keep)
         except ValueError:
@@ -90,12 +100,24 @@ class Journal:
         self.counts = dict.fromkeys(STATES, 0)
         self.counts |= dict(db.execute('select state, count(*) from job group by state'))
         self.reader = JournalReader(self._connect('ro'))
-        last = self.reader.last_time()
+        (self._ahead,) = db.execute('select coalesce(max(ahead), 0.0) from clock').fetchone()
+        ahead = self.reader.last_time() - now  # more than that, if the clock was set back
+        self.ahead = ahead if ahead > self._ahead + CLOCK_SLACK else self._ahead
         # On a full disk, the service has to start: it answers calls, and the writer tries again.
         with suppress(sqlite3.OperationalError), self.transaction(now, is_durable=False) as jobs:
-            if last > now + CLOCK_SLACK:
-                jobs.set_clock_back(last - now)
             jobs.mark_orphans()
+
+    @property
+    def ahead(self) -> float:
+        """Seconds by which the times in the file are ahead of the clock of the system.
+
+        The next transaction writes a new value.
+        """
+        return self.reader.ahead
+
+    @ahead.setter
+    def ahead(self, seconds: float) -> None:
+        self.reader.ahead = seconds
 
     def _check_content(self) -> None:
         """Check the pages of the file, as many as can be checked in a second."""
@@ -125,7 +147,7 @@ class Journal:
     def transaction(self, now: float, is_durable: bool = True) -> Iterator[JobTable]:
         """Write all changes of the block, or none of them if it raises.
 
-        :param now: present time, in seconds since the epoch
+        :param now: present time of the system, in seconds since the epoch
         :param is_durable: False if the last changes may be lost when the machine, and not only this
             process, ends suddenly
         :raises sqlite3.Error, OSError: if they cannot be written
@@ -135,16 +157,35 @@ class Journal:
         if is_durable != self._is_full:
             db.execute(f'pragma synchronous = {"full" if is_durable else "normal"}')
             self._is_full = is_durable
-        jobs.begin(now)
+        ahead = self.ahead
+        jobs.begin(now, ahead)
         db.execute('begin immediate')
         try:
+            if ahead != self._ahead:
+                db.execute('update clock set ahead = ?', (ahead,))
             yield jobs
             db.execute('commit')
         except BaseException:
             with suppress(sqlite3.Error):  # sqlite has rolled it back, after some errors
                 db.execute('rollback')
             raise
+        self._ahead = ahead
         self.counts = {state: self.counts[state] + jobs.delta[state] for state in STATES}
+
+    def check_size(self, part: float = 1.0) -> None:
+        """Check that the jobs have not reached the limit of the size.
+
+        :param part: part of the limit that they must not reach
+        :raises OSError: EDQUOT, if they have
+        :raises sqlite3.Error: if the file cannot be read
+        """
+        used = self._upkeep.used
+        if used >= self._size * part > 0:
+            raise OSError(
+                errno.EDQUOT,
+                f'its jobs take {used} bytes, and the limit is {self._size}: raise journal_size, '
+                'or lower keep',
+            )
 
     def check_room(self) -> None:
         """Check that the disk has room for new jobs, and for what becomes of all jobs after that.
@@ -156,16 +197,17 @@ class Journal:
     def tidy(self, now: float) -> tuple[list[str], bool]:
         """Let jobs expire and remove old ones, some at a time.
 
-        :param now: present time, in seconds since the epoch
+        :param now: present time of the system, in seconds since the epoch
         :return: ids of the jobs that have expired, and True if there may be more to do
         :raises sqlite3.Error, OSError: if it cannot be written
         """
-        before = now - self.keep
+        until = now + self.ahead
+        before = until - self.keep
         due = self._db.execute(
             'select exists (select 1 from job indexed by job_expires '
             "where state = 'waiting' and expires <= ?) "
             'or exists (select 1 from job where ended < ?)',
-            (now, before),
+            (until, before),
         ).fetchone()
         if due == (0,):
             return [], self._upkeep.vacuum()

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import time
 from contextlib import suppress
+from functools import partial
 from urllib.parse import quote
 
 from pyams_zmq.exceptions import ZMQJournalError
@@ -31,6 +32,9 @@ _NETWORK = re.compile(
     r'fuse\.(sshfs|ceph\S*|gluster\S*|s3\S*|rclone|davfs\d*|curlftpfs|gcsfuse|goofys|juicefs|'
     r'mfs\S*|moosefs|lizardfs|smb\S*|nfs\S*|vmhgfs-fuse|blobfuse\d*|seaweedfs|weed)'
 )
+
+# A damaged byte in the text of one job must not keep the others from being read.
+_read_text = partial(str, encoding='utf-8', errors='replace')
 
 _open_connections: set[sqlite3.Connection] = set()
 
@@ -140,6 +144,7 @@ class JournalFile:
             check_same_thread=False,  # one thread at a time uses it
             uri=True,
         )
+        db.text_factory = _read_text
         _open_connections.add(db)
         return db
 

@@ -12,7 +12,9 @@ MAX_PAGE = 100
 
 _SHORT = f'select {", ".join(COLUMNS)} from job'  # noqa: S608 - constants
 _LONG = f'select {", ".join(COLUMNS)}, reply from job'  # noqa: S608 - constants
-_BY_ALIAS = f'{_LONG} where number = (select number from alias where id = ?)'  # noqa: S608 - constants
+_STATE = 'select id, state, revision from job'
+_BY_ID = 'where id = ?'
+_BY_ALIAS = 'where number = (select number from alias where id = ?)'
 
 
 class JournalReader:
@@ -21,7 +23,10 @@ class JournalReader:
     All methods raise a ZMQMessageError with status 500 if the file cannot be read.
 
     :param db: a connection that only reads
+    :ivar ahead: seconds by which the times in the file are ahead of the clock of the system
     """
+
+    ahead = 0.0
 
     def __init__(self, db: sqlite3.Connection):
         self._db = db
@@ -31,8 +36,26 @@ class JournalReader:
 
         :param job_id: id of the job, or of a later submission with its key
         """
-        found = self._query(f'{_LONG} where id = ?', job_id) or self._query(_BY_ALIAS, job_id)
-        return JobRecord(*found[0]) if found else None
+        found = self._find(_LONG, job_id)
+        return JobRecord(*found[0]).set_back(self.ahead) if found else None
+
+    def look(self, job_id: str) -> tuple[str, str, int] | None:
+        """Return id, state and revision of a job, or None; its reply is not read.
+
+        :param job_id: id of the job, or of a later submission with its key
+        """
+        found = self._find(_STATE, job_id)
+        return tuple(found[0]) if found else None
+
+    def _find(self, query: str, job_id: str) -> list[Any]:
+        return self._query(f'{query} {_BY_ID}', job_id) or self._query(
+            f'{query} {_BY_ALIAS}', job_id
+        )
+
+    def find_id(self, number: int) -> str:
+        """Return the id of a job, empty if there is none."""
+        found = self._query('select id from job where number = ?', number)
+        return str(found[0][0]) if found else ''
 
     def page(
         self,
@@ -54,12 +77,12 @@ class JournalReader:
         where = f'where {" and ".join(given)}' if given else ''
         limit = max(0, min(limit, MAX_PAGE))
         found = self._query(f'{_SHORT} {where} order by number desc limit {limit}', *given.values())
-        return [JobRecord(*row) for row in found]
+        return [JobRecord(*row).set_back(self.ahead) for row in found]
 
     def running(self) -> list[JobRecord]:
         """Return the running jobs, the oldest one first."""
         found = self._query(f"{_SHORT} where state = 'running' order by number")
-        return [JobRecord(*row) for row in found]
+        return [JobRecord(*row).set_back(self.ahead) for row in found]
 
     def waiting_types(self) -> list[str]:
         """Return the types of the jobs that wait."""
@@ -74,7 +97,7 @@ class JournalReader:
         return [name for (name,) in found]
 
     def last_time(self) -> float:
-        """Return the time of the last event of which the time is known, or 0."""
+        """Return the time of the last event of which the time is known, as in the file, or 0."""
         [(seconds,)] = self._query(
             'select max('
             'coalesce((select created from job order by number desc limit 1), 0.0), '

@@ -30,10 +30,10 @@ class Submission:
     :ivar frames: frames of the message
     :ivar user: user id of the client
     :ivar address: IP address of the client
-    :ivar key: text that no other unfinished job of this type has, or None
+    :ivar key: text that no other unfinished job of this type and user has, or None
     :ivar priority: jobs with a higher one begin earlier
     :ivar delay: seconds until it may begin
-    :ivar expires: seconds after which it may not begin any more, or None
+    :ivar expires: seconds after which it may not begin any more, or None; further attempts may
     :ivar retries: attempts after the first one, or None for those of the method
     :ivar timeout: seconds of an attempt, or None for those of the method
     """
@@ -63,6 +63,7 @@ class JobRecord:
     :ivar failures: attempts that have failed
     :ivar deaths: weight of the attempts whose worker has died
     :ivar due: time at which it may begin, or None for at once
+    :ivar expires: time after which it may not begin any more, or None; None once it has begun
     :ivar revision: integer that grows with each change of the state
     :ivar cancel: time at which somebody has asked to cancel this attempt, or None
     :ivar owner: text of whoever runs the attempt
@@ -98,6 +99,18 @@ class JobRecord:
 
     def __repr__(self) -> str:  # without arguments and result
         return f'{type(self).__name__}({self.type!r}, id={self.id!r}, {self.state!r})'
+
+    def set_back(self, seconds: float) -> 'JobRecord':
+        """Make all times earlier, by which the clock of the journal is ahead; return the job."""
+        if seconds:
+            for name in _TIMES:
+                value = getattr(self, name)
+                if value is not None:
+                    setattr(self, name, value - seconds)
+        return self
+
+
+_TIMES = ('due', 'expires', 'created', 'started', 'ended', 'cancel', 'orphaned')
 
 
 COLUMNS = tuple(column.name for column in fields(JobRecord))[:-2]
@@ -157,12 +170,20 @@ def pack_frames(frames: Iterable[bytes]) -> bytes:
 
 
 def unpack_frames(data: bytes) -> list[bytes]:
-    """Return the frames that :func:`pack_frames` has packed."""
+    """Return the frames that :func:`pack_frames` has packed.
+
+    :raises TypeError, ValueError: for anything else
+    """
     frames = []
     start = 0
     while start < len(data):
-        (length,) = _LENGTH.unpack_from(data, start)
+        try:
+            (length,) = _LENGTH.unpack_from(data, start)
+        except struct.error as error:
+            raise ValueError(f'Bad frames: {error}') from None
         start += _LENGTH.size
         frames.append(data[start : start + length])
         start += length
+    if start > len(data):
+        raise ValueError('Bad frames: the last one is too short')
     return frames

@@ -43,12 +43,15 @@ _TABLES = (
     )
     """,
     'create table request (number integer primary key, frames blob not null)',
+    # Seconds by which all times are ahead of the clock of the system.
+    'create table clock (ahead real not null)',
+    'insert into clock values(0.0)',
     # Ids of submissions whose key was that of a job: they are other names of it.
     'create table alias (row integer primary key, id text not null, number integer not null)',
     'create unique index alias_id on alias(id)',
     'create index alias_number on alias(number)',
     'create unique index job_id on job(id)',
-    'create unique index job_key on job(type, key) where key is not null and ended is null',
+    'create unique index job_key on job(type, user, key) where key is not null and ended is null',
     # An index ends with the number of the row, so that these are in the order of lists, too.
     'create index job_state on job(state, type)',
     'create index job_by_state on job(state)',

@@ -37,6 +37,8 @@ class Upkeep:
         self._db = db
         self._changes = db.total_changes
         self._pages = 0
+        self._page_size: int
+        (self._page_size,) = db.execute('pragma page_size').fetchone()
 
     def prune(self, before: float) -> tuple[dict[str, int], bool]:
         """Remove some jobs that ended before a time; in a transaction.
@@ -44,8 +46,8 @@ class Upkeep:
         :return: how many jobs in each state were removed, and True if there may be more
         """
         found = self._db.execute(
-            'select number, state, length(frames) + coalesce(length(reply), 0) '
-            'from job join request using (number) where ended < ? order by ended limit ?',
+            'select number, state, coalesce(length(frames), 0) + coalesce(length(reply), 0) '
+            'from job left join request using (number) where ended < ? order by ended limit ?',
             (before, PRUNED_STEP),
         ).fetchall()
         removed: dict[str, int] = {}
@@ -62,13 +64,24 @@ class Upkeep:
         self._db.executemany('delete from alias where number = ?', numbers)
         return removed, len(found) == PRUNED_STEP or len(numbers) < len(found)
 
+    @property
+    def used(self) -> int:
+        """Bytes of the file that are in use."""
+        free, pages = self._count_pages()
+        return (pages - free) * self._page_size
+
+    def _count_pages(self) -> tuple[int, int]:
+        """Return how many pages are free, and how many there are."""
+        (free,) = self._db.execute('pragma freelist_count').fetchone()
+        (pages,) = self._db.execute('pragma page_count').fetchone()
+        return free, pages
+
     def vacuum(self) -> bool:
         """Give some free pages back to the file system, if many are free; outside transactions.
 
         :return: True if it has
         """
-        (free,) = self._db.execute('pragma freelist_count').fetchone()
-        (pages,) = self._db.execute('pragma page_count').fetchone()
+        free, pages = self._count_pages()
         if free < max(_FREE_PAGES, pages // 4):
             return False
         # `execute` would stop after the first page.

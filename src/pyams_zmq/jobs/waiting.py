@@ -54,16 +54,3 @@ class WaitingJobs:
             "select min(due) from job indexed by job_delayed where state = 'waiting' and ready = 0"
         ).fetchone()
         return None if due is None else max(0.0, due - now)
-
-    def set_clock_back(self, seconds: float) -> None:
-        """Change the times for which jobs wait, because the clock was set back."""
-        self._db.execute(
-            'update job indexed by job_delayed set due = due - ? '
-            "where state = 'waiting' and ready = 0",
-            (seconds,),
-        )
-        self._db.execute(
-            'update job indexed by job_expires set expires = expires - ? '
-            "where state = 'waiting' and expires is not null",
-            (seconds,),
-        )

@@ -16,7 +16,7 @@ from pyams_zmq.jobs.change import Change
 from pyams_zmq.jobs.job_table import JobTable
 from pyams_zmq.jobs.journal import CLOCK_SLACK, Journal
 from pyams_zmq.jobs.records import Accepted, Cancelled, Claim, Submission
-from pyams_zmq.wire.clock import monotonic, time
+from pyams_zmq.wire.clock import boottime, monotonic, time
 from pyams_zmq.wire.message import DRAINING
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -25,12 +25,13 @@ CLOSE_TIMEOUT = 10.0
 """Seconds in which the thread has to end"""
 
 MAX_BACKLOG = 64 * 1024 * 1024
-"""Bytes of the submitted messages that wait to be written"""
+"""Bytes of what clients have asked for, and that waits to be written"""
 
 _BATCH = 1000  # changes of one transaction
 _BATCH_SIZE = 16 * 1024 * 1024  # bytes of its messages and results
 _JOIN_SLACK = 1.0  # seconds to end after that
 _RETRY_PAUSE = 0.5  # seconds after which a journal that could not be written is tried again
+_RECOVERED = 0.95  # part of the limit of the size; else each job that is removed would be logged
 _TIDY_INTERVAL = 1.0  # seconds between two looks for old jobs
 _TIDY_PAUSE = 0.05  # seconds between two steps, so that they take a small part of the time
 
@@ -44,12 +45,16 @@ class JournalWriter:
     their order, and claims last, so that one wait for the disk serves them all.
 
     While the journal cannot be written, because the disk is full for instance, what clients ask for
-    fails with status 507; what has become of jobs is kept until it can be written.
+    fails with status 507; what has become of jobs is kept until it can be written. If too many
+    bytes wait for the disk, the methods for clients raise a ZMQMessageError with status 503.
 
     :param journal: the journal, which only this object writes until it is closed
     :param post: calls a function in the thread of the loop, as `loop.call_soon_threadsafe` does
-    :param on_expired: called in the loop with the ids of jobs that have expired, or None
+    :param on_expired: called in the loop with the ids of jobs that have expired, or have failed
+        without having begun; or None
     :param clock: returns the seconds since the epoch
+    :param steady: returns the seconds of a clock that nobody sets
+    :ivar unanswered: number of changes that clients have asked for, and that have no outcome yet
     """
 
     def __init__(
@@ -58,15 +63,17 @@ class JournalWriter:
         post: Callable[[Callable[[], None]], object],
         on_expired: Callable[[list[str]], object] | None = None,
         clock: Callable[[], float] = time,
+        steady: Callable[[], float] = boottime,
     ):
         self._journal = journal
         self._post = post
         self._on_expired = on_expired
         self._clock = clock
-        self._offset = clock() - monotonic()
+        self._steady = steady
+        self._offset = clock() - steady()
         self._pid = os.getpid()
         self._queue: SimpleQueue[Change | None] = SimpleQueue()
-        self._backlog = 0
+        self._backlog = self.unanswered = 0
         self._kept: list[Change] = []
         self._problem = ''
         self._retry_at = self._tidy_at = self._give_up_at = 0.0
@@ -77,16 +84,19 @@ class JournalWriter:
     # In the thread of the loop
 
     def accept(
-        self, job: Submission, callback: Callable[[Accepted | ZMQMessageError], object]
+        self,
+        job: Submission,
+        callback: Callable[[Accepted | ZMQMessageError], object],
+        held: int = 0,
     ) -> None:
         """Add a job.
 
+        :param held: bytes of the same client that wait for the disk already; that many have to be
+            left for others
         :raises ZMQMessageError: with status 503, if too many bytes wait for the disk
         """
         size = sum(map(len, job.frames))
-        if self._backlog and self._backlog + size > MAX_BACKLOG:
-            raise ZMQMessageError(503, 'The disk of the journal is too slow, try again later')
-        self._put(partial(JobTable.accept, job=job), callback, is_new=True, size=size)
+        self._put(partial(JobTable.accept, job=job), callback, held, is_new=True, size=size)
 
     def cancel(
         self, job_id: str, callback: Callable[[Cancelled | ZMQMessageError], object]
@@ -108,6 +118,7 @@ class JournalWriter:
         *,
         failures: int | None = None,
         deaths: int | None = None,
+        revision: int = 0,
     ) -> None:
         """Record the end of a job."""
         call = partial(
@@ -118,6 +129,7 @@ class JournalWriter:
             reply=reply,
             failures=failures,
             deaths=deaths,
+            revision=revision,
         )
         self._put(call, callback, is_kept=True, size=len(reply or b''))
 
@@ -130,6 +142,7 @@ class JournalWriter:
         delay: float = 0.0,
         failures: int | None = None,
         deaths: int | None = None,
+        revision: int = 0,
     ) -> None:
         """Let a running job wait for another attempt."""
         call = partial(
@@ -139,6 +152,7 @@ class JournalWriter:
             delay=delay,
             failures=failures,
             deaths=deaths,
+            revision=revision,
         )
         self._put(call, callback, is_kept=True, is_durable=False)
 
@@ -178,16 +192,23 @@ class JournalWriter:
         """Why the journal cannot be written; empty if it can."""
         return self._problem
 
-    def _put(self, call: Callable[[JobTable], Any], callback: Any, **options: Any) -> None:
+    def _put(
+        self, call: Callable[[JobTable], Any], callback: Any, held: int = 0, **options: Any
+    ) -> None:
         if self._is_closed or self._pid != os.getpid():  # a fork has no thread
             raise ZMQMessageError(*DRAINING)
         change = Change(call, callback, **options)
+        total = self._backlog + held + change.size
+        if not change.is_kept and self._backlog and total > MAX_BACKLOG:
+            raise ZMQMessageError(503, 'The disk of the journal is too slow, try again later')
         self._backlog += change.size
+        self.unanswered += not change.is_kept
         self._queue.put(change)
 
     def _deliver(self, outcomes: Iterable[tuple[Change, Any]], expired: list[str]) -> None:
         for change, outcome in outcomes:
             self._backlog -= change.size
+            self.unanswered -= not change.is_kept
             if change.callback is not None:
                 _call_back(change.callback, outcome)
         if expired and self._on_expired is not None:
@@ -230,13 +251,33 @@ class JournalWriter:
         """Write changes; those that cannot be written fail, or are kept."""
         self._kept = []
         changes.sort(key=attrgetter('is_claim'))
-        error = self._write(changes)
-        if error is not None:
-            self._journal.make_room()
-            error = self._write(changes)
+        if any(change.is_new for change in changes):
+            check_room = partial(_check, self._journal.check_room)
+            error = _check(self._journal.check_size) or self._try(check_room)
+            if error is not None:  # the others need less room
+                self._refuse([change for change in changes if change.is_new], error)
+                changes = [change for change in changes if not change.is_new]
+        error = self._try(partial(self._write, changes)) if changes else None
         if error is None:
             self._check_problem()
             return
+        self._refuse([change for change in changes if not change.is_kept], error)
+        kept = [change for change in changes if change.is_kept]
+        # What has happened needs less room than new jobs.
+        if kept and self._write(kept) is not None:
+            self._kept = kept
+            self._retry_at = monotonic() + _RETRY_PAUSE
+
+    def _try(self, write: Callable[[], Exception | None]) -> Exception | None:
+        """Call a function, and if there is an error, again when some room was made."""
+        error = write()
+        if error is not None:
+            self._journal.make_room()
+            error = write()
+        return error
+
+    def _refuse(self, changes: Iterable[Change], error: Exception) -> None:
+        """Let changes fail, and log why."""
         if not self._problem:
             LOGGER.error(
                 'The journal %s cannot be written: %s; no job is accepted until it can',
@@ -244,49 +285,46 @@ class JournalWriter:
                 error,
             )
         self._problem = str(error) or type(error).__name__
-        refused = [change for change in changes if not change.is_kept]
         # Without the path, which is of no concern to clients.
         reason = getattr(error, 'strerror', None) or self._problem
         text = f'The journal cannot be written: {reason}; try again later'
-        self._report([(change, ZMQMessageError(507, text)) for change in refused])
-        kept = [change for change in changes if change.is_kept]
-        # What has happened needs less room than new jobs.
-        if kept and self._write(kept) is not None:
-            self._kept = kept
-            self._retry_at = monotonic() + _RETRY_PAUSE
+        self._report([(change, ZMQMessageError(507, text)) for change in changes])
 
     def _check_problem(self) -> None:
         """Log that the journal can be written again, if new jobs are accepted again, too."""
         if self._problem and not self._kept:
-            with suppress(OSError):
-                self._journal.check_room()
+            check_size = partial(self._journal.check_size, _RECOVERED)
+            if (_check(check_size) or _check(self._journal.check_room)) is None:
                 self._problem = ''
                 LOGGER.warning('The journal %s can be written again', self._journal.path)
 
     def _write(self, changes: list[Change]) -> Exception | None:
         """Write changes in a transaction; return the error if that is not possible."""
-        now = self._clock()
-        offset = now - monotonic()
-        shift = self._offset - offset  # also of a clock that goes back slowly
         is_durable = any(change.is_durable for change in changes)
         self._reach('before begin')
         try:
-            if any(change.is_new for change in changes):
-                self._journal.check_room()
-            with self._journal.transaction(now, is_durable) as jobs:
+            with self._journal.transaction(self._now(), is_durable) as jobs:
                 self._reach('begun')
-                if shift > CLOCK_SLACK:
-                    jobs.set_clock_back(shift)
                 outcomes = [(change, change.run(jobs)) for change in changes]
                 self._reach('before commit')
         except Exception as error:  # noqa: BLE001 - the thread has to go on; the caller logs it
             return error
         self._reach('committed')
-        if not 0 <= shift <= CLOCK_SLACK:
-            self._offset = offset
         self._report(outcomes, jobs.expired)
         self._reach('reported')
         return None
+
+    def _now(self) -> float:
+        """Return the time of the system; if it was set, that of the journal goes on all the same.
+
+        The time for which the machine has slept has passed for both.
+        """
+        now = self._clock()
+        step = now - self._steady() - self._offset  # also the sum of small ones
+        if abs(step) > CLOCK_SLACK:
+            self._offset += step
+            self._journal.ahead -= step
+        return now
 
     def _report(
         self, outcomes: Iterable[tuple[Change, Any]], expired: Collection[str] = ()
@@ -302,7 +340,7 @@ class JournalWriter:
             if monotonic() < self._tidy_at:
                 return
             self._tidy_at = monotonic() + _TIDY_INTERVAL
-            expired, has_more = self._journal.tidy(self._clock())
+            expired, has_more = self._journal.tidy(self._now())
             self._check_problem()
         except Exception as error:  # noqa: BLE001 - the thread has to go on
             LOGGER.debug('The journal %s cannot be tidied: %s', self._journal.path, error)
@@ -313,6 +351,15 @@ class JournalWriter:
 
     def _reach(self, step: str) -> None:
         """Do nothing: tests end the process at a step."""
+
+
+def _check(function: Callable[[], None]) -> Exception | None:
+    """Return the error of a check, or None."""
+    try:
+        function()
+    except Exception as error:  # noqa: BLE001 - the thread has to go on; the caller logs it
+        return error
+    return None
 
 
 def _call_back(callback: Callable[[Any], object], outcome: Any) -> None:

@@ -95,7 +95,9 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     overdue_grace: float = PoolWorker.overdue_grace
     #: File with the jobs, see :func:`pyams_zmq.jobs.zmq_job`; it is made if it is missing
     journal: str | os.PathLike[str] | None = None
-    #: Jobs at a time, so that other workers can answer calls; 0 for one less than there are workers
+    #: Bytes of that file above which no job is accepted; 0 for no limit
+    journal_size: int = 4 * 1024 * 1024 * 1024
+    #: Jobs at a time, so that calls have room; 0 for one less than all workers handle at a time
     jobs: int = 0
     #: Days that ended jobs are kept
     keep: float = 7.0
@@ -150,8 +152,8 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     def start(self) -> None:
         """Fork the pool and return at once.
 
-        :raises ValueError: for an invalid `concurrency`, `beat_interval`, `jobs`, `keep` or
-            `cancel_grace`, and an empty `journal`
+        :raises ValueError: for an invalid `concurrency`, `beat_interval`, `journal_size`, `jobs`,
+            `keep` or `cancel_grace`, and an empty `journal`
         :raises TypeError: for `stats_users` that are a string, and a `journal` that is not a path
         :raises ZMQStartError: in a program that cannot fork, and if `curve` was assigned
             after the construction
@@ -166,6 +168,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
 
     def _check_jobs(self) -> None:
         check_integer('jobs', self.jobs, 0)
+        check_integer('journal_size', self.journal_size, 0)
         for name, value, least in ('keep', self.keep, None), ('cancel_grace', self.cancel_grace, 0):
             if value != least:
                 try:

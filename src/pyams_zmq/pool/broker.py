@@ -21,7 +21,7 @@ from pyams_zmq.pool.mailbox import Mailbox
 from pyams_zmq.pool.protocol import SEPARATOR
 from pyams_zmq.pool.queue import Call, FairQueue
 from pyams_zmq.pool.router_stream import RouterStream
-from pyams_zmq.pool.scheduler import Scheduler, WorkerState
+from pyams_zmq.pool.scheduler import LOST_ACCESS, Scheduler, WorkerState
 from pyams_zmq.pool.socket_pump import SocketPump
 from pyams_zmq.pool.worker_messages import WorkerMessages
 from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS
@@ -164,7 +164,7 @@ class PoolBroker(ServiceProcess):
             # Without a loop, SIGHUP came before `init_stream`: no worker is registered.
             for worker in list(self._scheduler.workers.values()):
                 if not worker.stream.access.admits(worker.user):
-                    self._scheduler.remove(worker.route, monotonic(), 'lost its access')
+                    self._scheduler.remove(worker.route, monotonic(), LOST_ACCESS)
             self.pump.run()
 
     # Clients

@@ -33,6 +33,7 @@ def kill_worker(run: JobRun, *, is_local: bool) -> None:
     :param is_local: True if it runs on this machine
     """
     worker = run.worker
+    worker.was_asked = True  # its other jobs are not the cause
     LOGGER.warning(
         'The job %s (%s) was cancelled; its worker %s of %s is ended',
         run.record.id,

@@ -31,39 +31,54 @@ class JobOutcomes:
         state: str,
         reply: bytes | None,
         then: Callable[[], object],
+        revision: int = 0,
         **counts: int,
     ) -> None:
         """Record the end of a job; see :meth:`~pyams_zmq.jobs.job_table.JobTable.end`.
 
         :param then: called when it is on disk
+        :param revision: that of the last progress
         """
         self.unrecorded += 1
-        callback = partial(self._on_end, number, attempt, state, then)
-        self._journal.end(number, attempt, state, reply, callback, **counts)
+        callback = partial(self._on_end, number, attempt, state, then, revision)
+        self._journal.end(number, attempt, state, reply, callback, revision=revision, **counts)
 
     def _on_end(
-        self, number: int, attempt: int, state: str, then: Callable[[], object], outcome: Any
+        self,
+        number: int,
+        attempt: int,
+        state: str,
+        then: Callable[[], object],
+        revision: int,
+        outcome: Any,
     ) -> None:
         self.unrecorded -= 1
         if isinstance(outcome, ZMQMessageError):
             text = f'The result could not be recorded: {outcome.text}'
             LOGGER.error('Job number %s, %s: %s', number, state, text)
             if state != FAILED:  # it would be begun again and again
-                self.end(number, attempt, FAILED, encode([500, text]), then)
+                self.end(number, attempt, FAILED, encode([500, text]), then, revision)
                 return
         then()
 
     def try_again(
-        self, number: int, attempt: int, delay: float, then: Callable[[], object], **counts: int
+        self,
+        number: int,
+        attempt: int,
+        delay: float,
+        then: Callable[[], object],
+        revision: int,
+        **counts: int,
     ) -> None:
         """Let a job wait for another attempt; see `JobTable.change`.
 
         :param delay: seconds
         :param then: called when it is written
+        :param revision: that of the last progress
         """
         self.unrecorded += 1
         callback = partial(self._on_change, then)
-        self._journal.change(number, attempt, callback, delay=delay, **counts)
+        self._journal.change(number, attempt, callback, delay=delay, revision=revision, **counts)
 
     def _on_change(self, then: Callable[[], object], _outcome: Any) -> None:
         self.unrecorded -= 1

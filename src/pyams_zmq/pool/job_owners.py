@@ -15,7 +15,7 @@ ADOPT_TIME = 3.0
 """Seconds in which a worker of this machine registers at a new broker"""
 
 REMOTE_TIME = 10.0
-"""The same for a worker of another machine"""
+"""The same for a worker of another machine, also after a pause of its heartbeats"""
 
 MAX_ADOPT_TIME = 60.0
 """The same for a worker of this machine that is known to live"""
@@ -64,13 +64,15 @@ class Owner(NamedTuple):
 
     @property
     def has_died(self) -> bool:
-        """True for a local worker that is not there any more, and was not asked to stop."""
-        return self.kind == 'local' and not self.is_stopping and not self._is_running()
+        """True for a worker that has gone without being asked to, if `is_gone` is true."""
+        if self.is_stopping or self.kind == 'broker':
+            return False
+        return self.kind == 'remote' or not self._is_running()
 
     def is_gone(self, waited: float) -> bool:
         """Return True if its jobs have to begin again.
 
-        :param waited: seconds since the first broker after it was there
+        :param waited: seconds since the first broker that has missed it
         """
         if self.kind == 'local':
             return waited > MAX_ADOPT_TIME or not self._is_running()

@@ -17,19 +17,30 @@ class JobRun:
     :ivar worker: worker that has it, a WorkerState; None while it waits for one
     :ivar progress: what its method has published, as clients get it; or None
     :ivar revision: revision that it has with this progress
-    :ivar is_cancelled: true if its worker knows that it is cancelled
+    :ivar is_cancelled: true if somebody has cancelled it
+    :ivar is_forced: true if its worker has to end
     :ivar kill_at: time when its worker is killed
     """
 
-    __slots__ = ('is_cancelled', 'key', 'kill_at', 'progress', 'record', 'revision', 'worker')
+    __slots__ = (
+        'is_cancelled',
+        'is_forced',
+        'key',
+        'kill_at',
+        'progress',
+        'record',
+        'revision',
+        'worker',
+    )
 
-    def __init__(self, record: JobRecord, worker: Any = None):
+    def __init__(self, record: JobRecord):
         self.record = record
         self.key = make_job_key(record.number, record.attempt)
-        self.worker = worker
+        self.worker: Any = None
         self.progress: dict[str, Any] | None = None
         self.revision = record.revision
-        self.is_cancelled = False
+        self.is_cancelled = record.cancel is not None
+        self.is_forced = False
         self.kill_at = inf
 
     def publish(self, done: float, total: float | None, text: str) -> None:
@@ -42,8 +53,12 @@ class Workers(Protocol):
     """What the book needs of the :class:`~pyams_zmq.pool.job_scheduler.JobScheduler`."""
 
     @property
-    def open_slots(self) -> int:
+    def slots(self) -> int:
         """Number of requests that open workers handle at a time."""
+
+    @property
+    def open_slots(self) -> int:
+        """Number of these that no job occupies."""
 
     @property
     def free_slots(self) -> int:

@@ -27,9 +27,15 @@ class JobScheduler(Scheduler):
     is_local: Callable[[WorkerState], bool]
 
     @property
-    def open_slots(self) -> int:
+    def slots(self) -> int:
         """Number of requests that open workers handle at a time."""
         return sum(worker.slots for worker in self.workers.values() if worker.is_open)
+
+    @property
+    def open_slots(self) -> int:
+        """Number of these that no job occupies."""
+        workers = self.workers.values()
+        return sum(worker.slots - len(worker.jobs) for worker in workers if worker.is_open)
 
     @property
     def free_slots(self) -> int:
@@ -119,6 +125,8 @@ class JobScheduler(Scheduler):
             self.book.adopt(worker, key)
         for key in jobs - worker.jobs:
             self.book.cancel_former(worker, key)
+        for call in self._queue.take_types({name.encode() for name in policies}):
+            self.submit(call)  # it waits for the disk, not for a worker
 
     def remove(self, route: bytes, now: float, reason: str = 'died') -> None:
         """Remove a worker, and repeat or fail its calls and jobs."""

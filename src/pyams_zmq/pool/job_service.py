@@ -4,11 +4,13 @@
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs.change import OVERHEAD
 from pyams_zmq.jobs.job_messages import (
     Cancel,
     Wait,
@@ -51,7 +53,7 @@ _DAY = 86400.0
 class JobService:
     """The jobs of a broker.
 
-    :param pool: has `journal`, `keep`, `jobs`, `workers` and `cancel_grace`
+    :param pool: has `journal`, `journal_size`, `keep`, `jobs`, `workers` and `cancel_grace`
     :param scheduler: the scheduler of the broker
     :param post: calls a function in the thread of the loop, which may use the sockets
     :param reply: sends a reply with an envelope
@@ -77,16 +79,21 @@ class JobService:
         self._check_access = check_access
         self._json_load = json_load
         self._warned: set[str] = set()
+        self._held: Counter[Any] = Counter()  # bytes that wait for the disk, by connection
         self._drain_until = 0.0
         self._scheduler = scheduler
         self._journal = Journal(
-            os.fspath(pool.journal), pool.keep * _DAY, lock_timeout=_LOCK_TIMEOUT
+            os.fspath(pool.journal),
+            pool.keep * _DAY,
+            size=pool.journal_size,
+            lock_timeout=_LOCK_TIMEOUT,
         )
         self._reader = self._journal.reader
         self._views = JobViews(
             self._reader,
-            self._reply,
+            reply,
             lambda job_id: self.book.find(job_id),  # noqa: PLW0108 - the book is made below
+            post,
         )
         self._writer = JournalWriter(self._journal, post, self._views.notify_all)
         self.book = scheduler.book = JobBook(
@@ -97,7 +104,8 @@ class JobService:
             cancel=partial(send_command, protocol.CANCEL, force=b'0'),
             kill=lambda run: kill_worker(run, is_local=is_local(run.worker)),
             on_change=self._views.notify,
-            limit=pool.jobs or max(1, pool.workers - 1),
+            on_late_end=self._views.notify_number,
+            limit=pool.jobs,
             cancel_grace=pool.cancel_grace,
         )
         scheduler.submit = self._submit_queued
@@ -151,7 +159,10 @@ class JobService:
 
     def _submit(self, envelope: Any, frames: list[bytes], user: str, address: str) -> None:
         job = read_submission(frames, self._json_load, user, address)
-        self._writer.accept(job, partial(self._on_accepted, envelope))
+        connection, size = envelope.connection, sum(map(len, job.frames)) + OVERHEAD
+        callback = partial(self._on_accepted, envelope, size)
+        self._writer.accept(job, callback, held=self._held[connection])
+        self._held[connection] += size
         if not job.delay:  # the same transaction may begin it
             self.book.expect(0.0)
             self.book.claim()
@@ -164,7 +175,10 @@ class JobService:
         except ZMQMessageError as error:
             self._reply_error(call.envelope, error)
 
-    def _on_accepted(self, envelope: Any, outcome: Accepted | ZMQMessageError) -> None:
+    def _on_accepted(self, envelope: Any, size: int, outcome: Accepted | ZMQMessageError) -> None:
+        self._held[envelope.connection] -= size
+        if not self._held[envelope.connection]:
+            del self._held[envelope.connection]
         if isinstance(outcome, ZMQMessageError):
             self._reply_error(envelope, outcome)
             return
@@ -211,16 +225,17 @@ class JobService:
             self._views.notify(run.record.id)
 
     def warn_of_unknown_types(self) -> None:
-        """Log which jobs wait because no worker knows their types, once for each type."""
-        unknown = set(self._reader.waiting_types()) - self._scheduler.job_types - self._warned
-        for name in sorted(unknown):
+        """Log which jobs wait because no worker knows their types, once until one does."""
+        known = self._scheduler.job_types
+        unknown = set(self._reader.waiting_types()) - known
+        for name in sorted(unknown - self._warned):
             LOGGER.warning(
                 'Jobs of the type %r wait in %s: no worker has a method of this name that is a '
                 'job; they begin when one has it again',
                 name,
                 self._journal.path,
             )
-        self._warned |= unknown
+        self._warned = (self._warned | unknown) - known
 
     # Life
 
@@ -240,8 +255,8 @@ class JobService:
 
     @property
     def is_busy(self) -> bool:
-        """True while short jobs may end, and what has become of jobs is not written."""
-        if self.book.live and monotonic() < self._drain_until:
+        """True while short jobs may end, and replies or the ends of jobs wait for the disk."""
+        if self._writer.unanswered or (self.book.live and monotonic() < self._drain_until):
             return True
         return self.book.unrecorded > 0 and not self._writer.problem
 

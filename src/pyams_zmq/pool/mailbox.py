@@ -29,8 +29,8 @@ class Mailbox:
         os.eventfd_write(self._fd, 1)
 
     def read(self) -> None:
-        """Call the functions."""
+        """Call the functions; those that they post are called when the sockets had their turn."""
         with suppress(BlockingIOError):  # they were called just now
             os.eventfd_read(self._fd)
-        while self._functions:
+        for _number in range(len(self._functions)):
             self._functions.popleft()()

@@ -25,7 +25,9 @@ HEARTBEAT      worker to broker,    empty, HEARTBEAT, MiB         the worker is 
                second socket                                      much resident memory
 UNKNOWN        broker to worker,    empty, UNKNOWN                in reply to HEARTBEAT: the worker
                first socket                                       is not registered, send READY
-DISCONNECT     worker to broker     empty, DISCONNECT             send no more requests
+DISCONNECT     worker to broker     empty, DISCONNECT, asked      send no more requests; *asked* is
+                                                                  ``1`` if somebody ends the worker,
+                                                                  which does not leave by itself
 DISCONNECT_OK  broker to worker     empty, DISCONNECT_OK          no more requests are on their way
 REJECT         worker to broker     empty, REJECT, key            this request was not started, send
                                                                   it to another worker
@@ -59,6 +61,7 @@ The JSON object of READY has these members:
 ``methods``     names of the message types
 ``repeatable``  those that the broker may send to another worker after the death of this one
 ``peers``       true if the handler needs user and address of each client
+``asked``       true if it leaves because it was asked to
 ``calls``       keys of the requests that it has not replied to, in hexadecimal digits
 ``replies``     keys of the jobs whose replies have no ACK
 ``jobs``        of each message type that is a job: retries, and seconds until the second attempt

@@ -3,6 +3,7 @@
 
 from bisect import insort
 from collections import OrderedDict, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -136,6 +137,18 @@ class FairQueue:
             self._clients[client] = calls
         self._count(calls, call, -1)
         return call
+
+    def take_types(self, names: Collection[bytes]) -> list[Call]:
+        """Remove and return the calls of some types, in the order in which they came."""
+        taken = []
+        for calls in list(self._clients.values()):
+            for call in [each for each in calls if each.name in names]:
+                calls.remove(call)
+                self._count(calls, call, -1)
+                taken.append(call)
+            if not calls:
+                del self._clients[calls.client]
+        return sorted(taken, key=_key_of)
 
     def _is_open(self, call: Call) -> bool:
         if self.listener is None:

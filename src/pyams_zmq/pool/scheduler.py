@@ -20,6 +20,12 @@ from pyams_zmq.wire.message import DRAINING_REPLY, encode, is_error
 MAX_ATTEMPTS = 3
 """Workers that may die during a call before the call fails"""
 
+SILENT = 'missed its heartbeats'
+"""Why a worker is removed: it may only be silent, or its connection is lost"""
+
+LOST_ACCESS = 'lost its access'
+"""Why a worker is removed, although it runs"""
+
 SUSPENDED = 1.0
 """Seconds between two checks from which on the broker itself is considered to have been suspended,
 and the heartbeats that it has not read do not count as missed"""
@@ -72,7 +78,7 @@ class WorkerState:
     :ivar jobs: keys of the jobs that its methods run
     :ivar job_types: the message types that are jobs
     :ivar owner: what the journal calls it
-    :ivar is_leaving: true if it has said that it leaves
+    :ivar was_asked: true if somebody ends it, which is not the fault of its jobs
     """
 
     def __init__(
@@ -92,7 +98,6 @@ class WorkerState:
         self.jobs: set[bytes] = set()
         self.job_types: frozenset[str] = frozenset()
         self.owner: Any = None
-        self.is_leaving = False
         self.update(info)
 
     def update(self, info: Mapping[str, Any]) -> None:
@@ -106,6 +111,7 @@ class WorkerState:
         self.interval = min(max(MIN_INTERVAL, float(info['interval'])), MAX_INTERVAL)
         self.is_open = self.slots > 0
         self.needs_ready = False
+        self.was_asked = bool(info.get('asked'))
 
     @property
     def in_flight(self) -> int:
@@ -322,15 +328,15 @@ class Scheduler:
             if now - worker.last_seen > worker.interval and not worker.is_watched
         ]
 
-    def handle_disconnect(self, route: bytes, is_leaving: bool = False) -> None:
+    def handle_disconnect(self, route: bytes, was_asked: bool = False) -> None:
         """Assign no more calls to a worker, which finishes those that it has.
 
-        :param is_leaving: true if it has said that it leaves
+        :param was_asked: true if it leaves because it was asked to
         """
         worker = self.workers.get(route)
         if worker is not None:
             worker.is_open = False
-            worker.is_leaving = worker.is_leaving or is_leaving
+            worker.was_asked = worker.was_asked or was_asked
 
     def handle_reject(self, route: bytes, key: bytes) -> None:
         """Put a call that a worker has not started in front of the queue."""
@@ -380,7 +386,7 @@ class Scheduler:
             ):
                 if worker.is_open or worker.needs_ready or worker.in_flight:
                     lost.append(worker)
-                self.remove(worker.route, now, 'missed its heartbeats')
+                self.remove(worker.route, now, SILENT)
         return lost
 
     # The end

@@ -91,6 +91,7 @@ class PoolWorker(ZMQProcess):
     local_port: LocalPort | None = None  #: Inherited listener of the broker, None on other machines
 
     is_leaving = False
+    was_asked = False  #: True if somebody has asked it to leave
     is_connected = False  #: True while the broker is connected, as far as is known
 
     suspension: SuspensionCheck  # of this process; from `init_stream` on
@@ -267,6 +268,7 @@ class PoolWorker(ZMQProcess):
             'pid': os.getpid(),
             'host': network.gethostname(),
             'slots': 0 if self.is_leaving else self.concurrency,
+            'asked': self.was_asked,
             'interval': self.beat_interval,
             'methods': list(methods),
             'repeatable': [name for name, method in methods.items() if method.repeatable],
@@ -327,6 +329,7 @@ class PoolWorker(ZMQProcess):
         if self.loop is None:  # before `init_stream`
             self._leaves_at_start = True
         else:
+            self.was_asked = True
             self.leave('was asked to leave')
 
     def leave(self, reason: str) -> None:
@@ -366,10 +369,11 @@ class PoolWorker(ZMQProcess):
     def _send_disconnect(self) -> None:
         self.is_leaving = True
         self._is_disconnected.clear()
-        if not self.send_command(protocol.DISCONNECT):
+        if not self.send_command(protocol.DISCONNECT, b'%d' % self.was_asked):
             self._is_disconnected.set()
 
     async def _drain(self) -> None:
+        self.was_asked = True
         self._send_disconnect()
         if not self.is_connected:  # the pool stops: nobody records what its jobs return
             self.jobs.stop()

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 from pyams_zmq.handler.job import RunningJob
 from pyams_zmq.pool.protocol import JobHeader
@@ -21,12 +20,13 @@ class WorkerJobs:
 
     :ivar running: the jobs whose methods run
     :ivar replies: frames of the replies without ACK
+    :ivar stopped: keys of those that `stop` has cancelled
     """
 
     def __init__(self) -> None:
         self.running: dict[bytes, RunningJob] = {}
         self.replies: dict[bytes, list[bytes]] = {}
-        self._sent: dict[bytes, Any] = {}
+        self.stopped: set[bytes] = set()
         self._on_acks: asyncio.Event | None = None
 
     def begin(self, key: bytes, header: JobHeader) -> RunningJob:
@@ -38,7 +38,6 @@ class WorkerJobs:
     def end(self, key: bytes, reply: list[bytes]) -> None:
         """Keep the reply to a job."""
         job = self.running.pop(key, None)
-        self._sent.pop(key, None)
         if job is not None:
             job.cancel()  # its thread may still run, after its time limit
         self.replies[key] = reply
@@ -71,18 +70,20 @@ class WorkerJobs:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def stop(self) -> None:
-        """Cancel all jobs, which begin again when there is a broker."""
+        """Cancel all jobs; they begin again when this process has ended and there is a broker."""
         for job in list(self.running.values()):
             job.cancel()
+        self.stopped.update(self.running)
 
     def repeat_progress(self) -> None:
         """Let `take_progress` return the last progress of all jobs: there is a new broker."""
-        self._sent.clear()
+        for job in list(self.running.values()):
+            job.sent = None
 
     def take_progress(self) -> Iterator[tuple[bytes, bytes]]:
         """Return the keys and the encoded progress of jobs that have published something."""
         for key, job in list(self.running.items()):  # another thread calls this
             published = job.published
-            if published is not None and self._sent.get(key) is not published:
-                self._sent[key] = published
+            if published is not None and job.sent is not published:
+                job.sent = published
                 yield key, encode(published)

@@ -97,8 +97,8 @@ class WorkerMessages:
                     )
             case protocol.PROGRESS, [key, data] if self._jobs is not None:
                 self._jobs.handle_progress(key, data)
-            case protocol.DISCONNECT, []:
-                self._scheduler.handle_disconnect(route, is_leaving=True)
+            case protocol.DISCONNECT, [asked]:
+                self._scheduler.handle_disconnect(route, was_asked=asked == b'1')
                 stream.send_frames([route, b'', protocol.DISCONNECT_OK])
             case protocol.REJECT, [key]:
                 self._scheduler.handle_reject(route, key)

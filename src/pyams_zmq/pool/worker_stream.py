@@ -16,7 +16,7 @@ from pyams_zmq.wire.body import Reply, size_of
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN, send_frames
 from pyams_zmq.wire.job_limits import refuse_result
-from pyams_zmq.wire.message import encode
+from pyams_zmq.wire.message import encode, is_error
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -142,9 +142,13 @@ class WorkerStream(ReplyStream):
         self._route_reply(frames[:-1], frames[-1])
 
     def _route_reply(self, envelope: list[bytes], data: Reply) -> None:
-        self.pending.discard(envelope[0])
+        key = envelope[0]
+        is_job = key[0] == JOB_MARK
+        last = data[-1] if isinstance(data, list) else data
+        if is_job and key in self.process.jobs.stopped and is_error(last):
+            return  # nobody has cancelled the job: the next broker must not take this as its end
+        self.pending.discard(key)
         self.process.count_reply()
-        is_job = envelope[0][0] == JOB_MARK
         size = size_of(data) if isinstance(data, list) else len(data)
         if len(envelope) > 1:
             size += sum(map(len, envelope[1:]))
@@ -155,6 +159,6 @@ class WorkerStream(ReplyStream):
             envelope = envelope[:1]
         if is_job:  # it is kept until it is on disk
             reply = [*envelope[1:], *(data if isinstance(data, list) else [data])]
-            self.process.jobs.end(envelope[0], reply)
+            self.process.jobs.end(key, reply)
         if self.process.is_connected:  # the next broker does not know this call
             super()._route_reply(envelope, data)
