@@ -87,9 +87,9 @@ def test_forced_cancel_of_another_job(job_pool, held, tmp_path):
     assert (job['state'], job['attempt']) == ('done', MAX_DEATHS + 1)
 
 
-@pytest.mark.parametrize('force', [True, False])
-def test_worker_is_killed_with_its_programs(job_pool, held, tmp_path, force):
-    with Asker(job_pool(cancel_grace=30 if force else 0.3)) as asker:
+@pytest.mark.parametrize(('force', 'grace'), [(True, 30), (False, 0.3), (False, 0)])
+def test_worker_is_killed_with_its_programs(job_pool, held, tmp_path, force, grace):
+    with Asker(job_pool(cancel_grace=grace)) as asker:
         job_id = asker.submit('stubborn', held)
         [[_id, _attempt, worker, program]] = lines_of(tmp_path / 'log')
         assert asker.ask('pyams_zmq.job.cancel', {'id': job_id, 'force': force}) == [200, None]
