@@ -179,6 +179,7 @@ def test_expired_jobs_do_not_begin(bench):
 def test_job_that_has_begun_does_not_expire(bench):
     """Neither before another attempt, nor after a retry."""
     number, attempt = bench.begin('a', expires=10)
+    bench.change('assign', number, attempt, 'worker')
     assert bench.get('a').expires is None
     bench.now += 20
     assert bench.change('change', number, attempt) == 'waiting'
@@ -188,6 +189,15 @@ def test_job_that_has_begun_does_not_expire(bench):
     bench.change('end', number, 2, 'failed', REPLY)
     bench.change('retry', 'a')
     assert bench.claim_ids() == ['a']
+
+
+def test_job_that_has_not_reached_a_worker_expires(bench):
+    """The broker had it ready for the next free one, and gives it back."""
+    number, attempt = bench.begin('a', expires=10)
+    bench.change('change', number, attempt)
+    bench.now += 20
+    assert bench.claim_ids() == []
+    assert bench.states() == {'a': 'expired'}
 
 
 @pytest.mark.parametrize(

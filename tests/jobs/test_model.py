@@ -161,7 +161,7 @@ class Machine(RuleBasedStateMachine):
                 expected.append(job)
                 job.state, job.started, job.owner = 'running', self.now, 'me'
                 job.attempt += 1
-                job.orphaned = job.cancel = job.expires = None
+                job.orphaned = job.cancel = None
         assert [job.id for job in claimed] == [job.id for job in expected]
         assert all(len(job.frames) == 2 for job in claimed)
 
@@ -213,7 +213,7 @@ class Machine(RuleBasedStateMachine):
         job = self.find_running(number, attempt)
         assert outcome is (job is not None and job.state == 'running')
         if outcome:
-            job.owner, job.orphaned = 'worker', None
+            job.owner, job.orphaned, job.expires = 'worker', None, None
 
     @rule()
     def tidy(self):

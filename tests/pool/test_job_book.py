@@ -193,17 +193,24 @@ def test_call_that_comes_back_when_its_type_is_that_of_a_job(bench):
     assert [call.key for call in submitted] == [key]
 
 
-def test_workers_are_not_counted_while_the_limit_is_reached(bench, monkeypatch):
-    """Every submit asks for a claim."""
+@pytest.mark.parametrize('limit', [2, 0])
+def test_workers_are_not_counted_while_the_limit_is_reached(monkeypatch, limit):
+    """Every submit and every reply asks for a claim."""
     counted = []
-    open_slots = property(lambda scheduler: counted.append(1) or 5)
+    get_slots = JobScheduler.open_slots.fget
+    open_slots = property(lambda scheduler: counted.append(1) or get_slots(scheduler))
     monkeypatch.setattr(JobScheduler, 'open_slots', open_slots)
-    bench.ready(slots=5)
+    bench = Bench(limit)
+    bench.ready(slots=3)
     bench.begin(make_record(1), make_record(2))
     counted.clear()
     bench.book.expect(0)
     bench.book.claim()
     assert bench.journal.take('claim') == counted == []
+    bench.reply(make_job_key(1, 1), OK)
+    bench.journal.answer('end', True)
+    bench.book.claim()
+    assert [call[1] for call in bench.journal.take('claim')] == [1]
 
 
 def test_worker_registers_while_a_claim_is_on_its_way(bench):
@@ -219,13 +226,18 @@ def test_worker_registers_while_a_claim_is_on_its_way(bench):
     assert bench.journal.take('claim') == []
 
 
-def test_free_workers_get_jobs_while_others_leave(bench):
-    bench.book._limit = 10
+@pytest.mark.parametrize('limit', [10, 0])
+@pytest.mark.parametrize('is_late', [True, False])
+def test_free_workers_get_jobs_while_others_leave(limit, is_late):
+    bench = Bench(limit)
     bench.ready()
     bench.begin(make_record(1))
     assert bench.journal.take('claim') == []
-    bench.scheduler.handle_disconnect(ROUTE)
+    if not is_late:
+        bench.scheduler.handle_disconnect(ROUTE)
     bench.ready(b's' * 16)
+    if is_late:
+        bench.scheduler.handle_disconnect(ROUTE)
     [key] = bench.begin(make_record(2))
     assert ('send', key) in bench.log
 

@@ -204,12 +204,15 @@ class JobTable:
     def assign(self, number: int, attempt: int, owner: str) -> bool:
         """Note what runs an attempt, for the next broker; return False if it does not run.
 
+        It has begun in time, so it does not expire any more.
+
         :param owner: any text
         """
         if self._state_of(number, attempt) != RUNNING:
             return False
         self._db.execute(
-            'update job set owner = ?, orphaned = null where number = ?', (owner, number)
+            'update job set owner = ?, orphaned = null, expires = null where number = ?',
+            (owner, number),
         )
         return True
 
@@ -311,7 +314,7 @@ class JobTable:
     def _begin(self, number: int, owner: str | None, frames: list[bytes]) -> JobRecord:
         self._db.execute(
             "update job set state = 'running', attempt = attempt + 1, started = ?, owner = ?, "
-            'expires = null, orphaned = null, cancel = null, '
+            'orphaned = null, cancel = null, '
             'revision = max(revision + 1, ?) where number = ?',
             (self.now, owner, self._revision, number),
         )

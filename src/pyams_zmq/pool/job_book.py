@@ -61,13 +61,14 @@ class JobBook:
         self._on_change = on_change
         self._on_late_end = on_late_end
         self._limit = limit
+        self._full_at = -1  # number of jobs in hand with which no more may begin
         self._cancel_grace = cancel_grace
         self.policies: dict[str, JobPolicy] = {}
         self.live: dict[bytes, JobRun] = {}
         self._by_id: dict[str, JobRun] = {}
         self._ready: deque[JobRun] = deque()
         self._orphans: dict[bytes, JobRun] = {}
-        self._orphaned: dict[bytes, float] = {}  # since when, also of those that have gone
+        self._orphaned: dict[bytes, float] = {}  # since when
         self._claimed = 0  # jobs that were asked for
         self._claim_at = 0.0  # when there may be more of them; the sleep of the machine counts
         self.is_draining = False
@@ -89,17 +90,27 @@ class JobBook:
         if wait is not None:
             self._claim_at = min(self._claim_at, boottime() + wait)
 
+    def note_workers(self) -> None:
+        """Note that a worker has come or goes."""
+        self._full_at = -1
+
     def claim(self) -> None:
         """Ask the journal for as many jobs as can begin now."""
         in_hand = len(self.live) + len(self._orphans) + self._claimed
-        # Each submit comes here, and most of the time all that may run do.
-        if self.is_draining or in_hand >= self._limit > 0 or boottime() < self._claim_at:
+        # Each submit and each reply comes here, and most of the time all that may run do.
+        if self.is_draining or in_hand == self._full_at or boottime() < self._claim_at:
             return
         workers = self._workers
+        coming = len(self._ready) + self._claimed
+        if self._limit:
+            room = self._limit - in_hand
+        else:  # one slot is for calls, if there are several; workers that leave have others
+            room = workers.open_slots - (workers.slots > 1) - len(self._orphans) - coming
+        if room <= 0:
+            self._full_at = in_hand
+            return
         # One more than can begin at once, else calls that wait for workers would starve the jobs.
-        room = min(workers.open_slots, max(workers.free_slots, 1))
-        limit = self._limit or max(1, workers.slots - 1)
-        room = min(room - len(self._ready) - self._claimed, limit - in_hand)
+        room = min(room, min(workers.open_slots, max(workers.free_slots, 1)) - coming)
         types = workers.job_types
         if room > 0 and types:
             self._claimed += room
@@ -128,6 +139,7 @@ class JobBook:
     def _take_orphan(self, key: bytes) -> JobRun | None:
         run = self._orphans.pop(key, None)
         if run is not None:
+            del self._orphaned[key]
             self._add(run)
         return run
 
@@ -150,11 +162,11 @@ class JobBook:
     def _give(self, run: JobRun, worker: Any) -> None:
         run.worker = worker
         worker.jobs.add(run.key)
-        self._note_owner(run, worker)
+        self._note_owner(run, str(worker.owner))
 
-    def _note_owner(self, run: JobRun, worker: Any) -> None:
+    def _note_owner(self, run: JobRun, owner: str) -> None:
         record = run.record
-        record.owner = str(worker.owner)
+        record.owner = owner
         self._journal.assign(record.number, record.attempt, record.owner)
 
     def take_back(self, key: bytes) -> None:
@@ -306,7 +318,7 @@ class JobBook:
             run = self._take_orphan(key)
             if run is None:
                 return False
-            self._note_owner(run, worker)
+            self._note_owner(run, str(worker.owner))
         run.worker = worker
         if run.is_cancelled:
             self._send_cancel(run)
@@ -353,10 +365,7 @@ class JobBook:
         """Begin no more jobs; those that run may end, or be adopted by the next broker."""
         self.is_draining = True
         for run in list(self.live.values()):
-            record = run.record
             if run.worker is None:
                 self._try_again(run, 0.0)
             else:
-                self._journal.assign(
-                    record.number, record.attempt, f'{STOPPING} {run.worker.owner}'
-                )
+                self._note_owner(run, f'{STOPPING} {run.worker.owner}')

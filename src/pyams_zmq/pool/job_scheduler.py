@@ -125,8 +125,15 @@ class JobScheduler(Scheduler):
             self.book.adopt(worker, key)
         for key in jobs - worker.jobs:
             self.book.cancel_former(worker, key)
+        self.book.note_workers()
         for call in self._queue.take_types({name.encode() for name in policies}):
             self.submit(call)  # it waits for the disk, not for a worker
+
+    def handle_disconnect(self, route: bytes, was_asked: bool = False) -> None:
+        """Note that a worker accepts no more, see :meth:`.Scheduler.handle_disconnect`."""
+        super().handle_disconnect(route, was_asked)
+        self.book.note_workers()
+        self.book.claim()
 
     def remove(self, route: bytes, now: float, reason: str = 'died') -> None:
         """Remove a worker, and repeat or fail its calls and jobs."""
@@ -135,6 +142,7 @@ class JobScheduler(Scheduler):
             worker.is_open = False
             self.book.handle_death(worker, reason)
         super().remove(route, now, reason)
+        self.book.note_workers()
 
 
 def _read_policies(info: Mapping[str, Any]) -> dict[str, JobPolicy]:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pyams_zmq.handler.job import RunningJob
 from pyams_zmq.pool.protocol import JobHeader
 from pyams_zmq.process.descendants import descendants
-from pyams_zmq.wire.message import encode
+from pyams_zmq.wire.body import Reply
+from pyams_zmq.wire.message import encode, is_error
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -20,13 +21,12 @@ class WorkerJobs:
 
     :ivar running: the jobs whose methods run
     :ivar replies: frames of the replies without ACK
-    :ivar stopped: keys of those that `stop` has cancelled
     """
 
     def __init__(self) -> None:
         self.running: dict[bytes, RunningJob] = {}
         self.replies: dict[bytes, list[bytes]] = {}
-        self.stopped: set[bytes] = set()
+        self._stopped: set[bytes] = set()
         self._on_acks: asyncio.Event | None = None
 
     def begin(self, key: bytes, header: JobHeader) -> RunningJob:
@@ -73,7 +73,12 @@ class WorkerJobs:
         """Cancel all jobs; they begin again when this process has ended and there is a broker."""
         for job in list(self.running.values()):
             job.cancel()
-        self.stopped.update(self.running)
+        self._stopped.update(self.running)
+
+    def is_stopped(self, key: bytes, reply: Reply) -> bool:
+        """Return True if `stop` has cancelled a job, and its reply is not a success."""
+        last = reply[-1] if isinstance(reply, list) else reply
+        return key in self._stopped and is_error(last)
 
     def repeat_progress(self) -> None:
         """Let `take_progress` return the last progress of all jobs: there is a new broker."""

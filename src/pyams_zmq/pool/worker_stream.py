@@ -16,7 +16,7 @@ from pyams_zmq.wire.body import Reply, size_of
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN, send_frames
 from pyams_zmq.wire.job_limits import refuse_result
-from pyams_zmq.wire.message import encode, is_error
+from pyams_zmq.wire.message import encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -144,9 +144,8 @@ class WorkerStream(ReplyStream):
     def _route_reply(self, envelope: list[bytes], data: Reply) -> None:
         key = envelope[0]
         is_job = key[0] == JOB_MARK
-        last = data[-1] if isinstance(data, list) else data
-        if is_job and key in self.process.jobs.stopped and is_error(last):
-            return  # nobody has cancelled the job: the next broker must not take this as its end
+        if is_job and self.process.jobs.is_stopped(key, data):
+            return  # nobody has cancelled it: the next broker must not take this as its end
         self.pending.discard(key)
         self.process.count_reply()
         size = size_of(data) if isinstance(data, list) else len(data)
