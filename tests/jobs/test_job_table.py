@@ -8,6 +8,7 @@ import pytest
 
 from journals import BODY, NOW, make_job
 from pyams_zmq.jobs.job_table import EXPIRED_STEP, MAX_REPLY_SIZE, UNREADABLE
+from pyams_zmq.jobs.journal import CLOCK_SLACK
 from pyams_zmq.jobs.records import Accepted, JobRecord
 from pyams_zmq.jobs.waiting import PROMOTED_STEP
 
@@ -478,6 +479,17 @@ def test_clock_set_back_once_counts_once(bench):
     bench.now += 1620
     bench.journal.tidy(bench.now)
     assert bench.claim_ids() == ['new']
+
+
+def test_clock_that_is_slightly_behind(bench):
+    """It was not set: clocks are corrected by so much all the time."""
+    bench.accept('a', delay=60)
+    bench.now -= CLOCK_SLACK
+    bench.reopen()
+    assert bench.get('a').due == NOW + 60
+    bench.now -= CLOCK_SLACK / 2
+    bench.reopen()
+    assert bench.get('a').due == bench.now + 60
 
 
 def test_clock_that_was_in_another_century(bench):

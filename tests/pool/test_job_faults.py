@@ -83,6 +83,27 @@ def is_leaving(pool, pid):
         return (pid, 'leaving') in [(worker['pid'], worker['state']) for worker in workers]
 
 
+@pytest.mark.parametrize('num', [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize('is_adopted', [False, True])
+def test_death_of_a_worker_that_was_asked_to_leave(job_pool, held, tmp_path, num, is_adopted):
+    """It does not count as a death, also if the worker has told an earlier broker only."""
+    pool = job_pool(workers=1, drain_timeout=TIMEOUT)
+    with Asker(pool) as asker:
+        job_id = asker.submit('work', held)
+        for number in range(1, job_verdict.MAX_DEATHS + 1):
+            pid = int(lines_of(tmp_path / 'log', number)[-1][2])
+            os.kill(pid, num)
+            wait_until(partial(is_leaving, pool, pid), TIMEOUT)
+            if is_adopted:
+                kill_broker(pool)
+                wait_until(partial(is_leaving, pool, pid), TIMEOUT)
+            os.kill(pid, signal.SIGKILL)
+        lines_of(tmp_path / 'log', job_verdict.MAX_DEATHS + 1)
+        (tmp_path / 'hold').unlink()
+        job = asker.wait(job_id)
+    assert (job['state'], job['attempt']) == ('done', job_verdict.MAX_DEATHS + 1)
+
+
 @pytest.mark.parametrize('num', [signal.SIGKILL, signal.SIGTERM])
 def test_broker_is_replaced(job_pool, held, tmp_path, num):
     """The new broker adopts the job that runs, with its progress."""

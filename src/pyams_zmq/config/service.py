@@ -94,7 +94,11 @@ class Service:
         return client
 
     def prepare_client(self, client: Any) -> None:
-        """Let a client refuse what the service would, unless that runs elsewhere."""
+        """Let a client refuse what the service would.
+
+        Of one that runs elsewhere, or is made by a function, only `max_message_size` is known, if
+        it is set.
+        """
         if self.start != 'never' and isinstance(self.factory, type):
             client.max_message_size = self._limit('max_message_size', client.max_message_size)
             client.keeps_jobs = bool(self._limit('journal', None))
