@@ -3,6 +3,9 @@
 
 from pyams_zmq.wire.message import encode
 
+DAMAGED = (500, 'The reply of the job is damaged in the journal')
+"""What clients get for a reply that cannot be read"""
+
 
 def refuse_result(size: int, limit: int) -> bytes:
     """Return the reply of a job that fails because of its large result; it is not tried again.
