@@ -3,6 +3,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
@@ -46,7 +47,8 @@ class JournalWriter:
 
     While the journal cannot be written, because the disk is full for instance, what clients ask for
     fails with status 507; what has become of jobs is kept until it can be written. If too many
-    bytes wait for the disk, the methods for clients raise a ZMQMessageError with status 503.
+    bytes wait for the disk, the methods for clients raise a ZMQMessageError with status 503; each
+    client has to leave as much room for others as it has.
 
     :param journal: the journal, which only this object writes until it is closed
     :param post: calls a function in the thread of the loop, as `loop.call_soon_threadsafe` does
@@ -74,6 +76,7 @@ class JournalWriter:
         self._pid = os.getpid()
         self._queue: SimpleQueue[Change | None] = SimpleQueue()
         self._backlog = self.unanswered = 0
+        self._held: Counter[Any] = Counter()  # bytes of the backlog, by client
         self._kept: list[Change] = []
         self._problem = ''
         self._retry_at = self._tidy_at = self._give_up_at = 0.0
@@ -87,26 +90,34 @@ class JournalWriter:
         self,
         job: Submission,
         callback: Callable[[Accepted | ZMQMessageError], object],
-        held: int = 0,
+        client: Any = None,
     ) -> None:
         """Add a job.
 
-        :param held: bytes of the same client that wait for the disk already; that many have to be
-            left for others
+        :param client: its client, any hashable object
         :raises ZMQMessageError: with status 503, if too many bytes wait for the disk
         """
         size = sum(map(len, job.frames))
-        self._put(partial(JobTable.accept, job=job), callback, held, is_new=True, size=size)
+        call = partial(JobTable.accept, job=job)
+        self._put(call, callback, is_new=True, size=size, client=client)
 
     def cancel(
-        self, job_id: str, callback: Callable[[Cancelled | ZMQMessageError], object]
+        self,
+        job_id: str,
+        callback: Callable[[Cancelled | ZMQMessageError], object],
+        client: Any = None,
     ) -> None:
-        """Cancel a job."""
-        self._put(partial(JobTable.cancel, job_id=job_id), callback)
+        """Cancel a job; the other arguments are those of `accept`."""
+        self._put(partial(JobTable.cancel, job_id=job_id), callback, client=client)
 
-    def retry(self, job_id: str, callback: Callable[[str | ZMQMessageError], object]) -> None:
+    def retry(
+        self,
+        job_id: str,
+        callback: Callable[[str | ZMQMessageError], object],
+        client: Any = None,
+    ) -> None:
         """Let a job that has ended without success begin again."""
-        self._put(partial(JobTable.retry, job_id=job_id), callback)
+        self._put(partial(JobTable.retry, job_id=job_id), callback, client=client)
 
     def end(
         self,
@@ -192,23 +203,29 @@ class JournalWriter:
         """Why the journal cannot be written; empty if it can."""
         return self._problem
 
-    def _put(
-        self, call: Callable[[JobTable], Any], callback: Any, held: int = 0, **options: Any
-    ) -> None:
+    def _put(self, call: Callable[[JobTable], Any], callback: Any, **options: Any) -> None:
         if self._is_closed or self._pid != os.getpid():  # a fork has no thread
             raise ZMQMessageError(*DRAINING)
         change = Change(call, callback, **options)
-        total = self._backlog + held + change.size
+        total = self._backlog + self._held[change.client] + change.size
         if not change.is_kept and self._backlog and total > MAX_BACKLOG:
             raise ZMQMessageError(503, 'The disk of the journal is too slow, try again later')
-        self._backlog += change.size
-        self.unanswered += not change.is_kept
+        self._count(change, 1)
         self._queue.put(change)
+
+    def _count(self, change: Change, number: int) -> None:
+        """Count a change that waits (1), or no longer does (-1)."""
+        size = number * change.size
+        self._backlog += size
+        if not change.is_kept:
+            self.unanswered += number
+            self._held[change.client] += size
+            if not self._held[change.client]:
+                del self._held[change.client]
 
     def _deliver(self, outcomes: Iterable[tuple[Change, Any]], expired: list[str]) -> None:
         for change, outcome in outcomes:
-            self._backlog -= change.size
-            self.unanswered -= not change.is_kept
+            self._count(change, -1)
             if change.callback is not None:
                 _call_back(change.callback, outcome)
         if expired and self._on_expired is not None:
