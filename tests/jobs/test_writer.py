@@ -434,6 +434,7 @@ def test_database_that_is_locked(path, monkeypatch, caplog):
             assert (refused.status, 'database is locked' in refused.text) == (507, True)
             assert loop.wait(writer.cancel, 'a').status == 507
             assert 'database is locked' in writer.problem
+            wait_until(lambda: writer.is_stuck)
             assert journal.reader.get('a').state == 'running'
             claimed = []
             writer.claim(1, ['convert'], claimed.append)
@@ -442,6 +443,7 @@ def test_database_that_is_locked(path, monkeypatch, caplog):
         while not claimed:
             loop.turn()
         assert outcomes == [True]
+        wait_until(lambda: not writer.is_stuck)
         assert journal.reader.get('a').state == 'done'
         assert loop.wait(writer.accept, make_job('b')).is_new
     assert [record.levelname for record in caplog.records] == ['ERROR', 'WARNING']
@@ -497,6 +499,20 @@ def test_only_new_jobs_are_refused_without_room_for_them(path, monkeypatch):
         assert writer.problem
         monkeypatch.undo()
         assert loop.wait(writer.accept, make_job('new')).is_new
+        wait_until(lambda: not writer.problem)
+
+
+def test_no_room_in_a_journal_that_is_nearly_full(path, monkeypatch):
+    """Only if its size was the problem, it has to become smaller."""
+    with writing(path) as (journal, writer, loop):
+        loop.wait(writer.accept, make_job('large', frames=[bytes(400_000)]))
+        journal._size = int(journal._upkeep.used / 0.97)
+        monkeypatch.setattr(journal, 'check_room', lambda: os.statvfs(path / 'none'))
+        assert loop.wait(writer.accept, make_job('a')).status == 507
+        assert writer.problem
+        assert not writer.is_stuck  # the ends of jobs can be written
+        monkeypatch.undo()
+        assert loop.wait(writer.accept, make_job('a')).is_new
         wait_until(lambda: not writer.problem)
 
 

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,7 @@ from job_handlers import JobPool, Jobs
 from namespaces import mount, run_unshared
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.exceptions import ZMQJournalError, ZMQRemoteError, ZMQTimeoutError
+from pyams_zmq.pool.job_service import JobService
 from pyams_zmq.supervisor import SupervisorProcess
 from pyams_zmq.testing import running
 from raw_peer import RawPeer, request
@@ -221,6 +223,15 @@ def test_client_that_floods_the_journal(path, monkeypatch, name):
         assert modest.read_reply()[1]['state'] == 'waiting'  # and no 503 before it
         db.execute('rollback')
         assert [modest.read_reply()[0] for _number in range(2)] == [409, 202]
+
+
+@pytest.mark.parametrize('is_stuck', [False, True])
+def test_end_of_a_service_that_accepts_no_job(is_stuck):
+    """It waits for the ends of jobs as long as they can be written."""
+    writer = SimpleNamespace(unanswered=0, problem='its jobs take too much', is_stuck=is_stuck)
+    book = SimpleNamespace(live={}, unrecorded=1)
+    service = SimpleNamespace(_writer=writer, book=book)
+    assert JobService.is_busy.fget(service) is not is_stuck
 
 
 def test_file_that_is_removed_while_it_is_used(path):

@@ -79,6 +79,7 @@ class JournalWriter:
         self._held: Counter[Any] = Counter()  # bytes of the backlog, by client
         self._kept: list[Change] = []
         self._problem = ''
+        self._is_too_large = False  # that is the problem
         self._retry_at = self._tidy_at = self._give_up_at = 0.0
         self._is_closing = self._is_closed = False
         self._thread = Thread(target=self._run, name='pyams_zmq journal', daemon=True)
@@ -200,8 +201,13 @@ class JournalWriter:
 
     @property
     def problem(self) -> str:
-        """Why the journal cannot be written; empty if it can."""
+        """Why no job is accepted; empty if jobs are."""
         return self._problem
+
+    @property
+    def is_stuck(self) -> bool:
+        """True while what has become of jobs cannot be written either."""
+        return bool(self._kept)
 
     def _put(self, call: Callable[[JobTable], Any], callback: Any, **options: Any) -> None:
         if self._is_closed or self._pid != os.getpid():  # a fork has no thread
@@ -266,24 +272,25 @@ class JournalWriter:
 
     def _turn(self, changes: list[Change]) -> None:
         """Write changes; those that cannot be written fail, or are kept."""
-        self._kept = []
         changes.sort(key=attrgetter('is_claim'))
         if any(change.is_new for change in changes):
             check_room = partial(_check, self._journal.check_room)
-            error = _check(self._journal.check_size) or self._try(check_room)
+            too_large = _check(self._journal.check_size)
+            error = too_large or self._try(check_room)
             if error is not None:  # the others need less room
                 self._refuse([change for change in changes if change.is_new], error)
+                self._is_too_large = too_large is not None
                 changes = [change for change in changes if not change.is_new]
         error = self._try(partial(self._write, changes)) if changes else None
         if error is None:
+            self._kept = []
             self._check_problem()
             return
         self._refuse([change for change in changes if not change.is_kept], error)
         kept = [change for change in changes if change.is_kept]
         # What has happened needs less room than new jobs.
-        if kept and self._write(kept) is not None:
-            self._kept = kept
-            self._retry_at = monotonic() + _RETRY_PAUSE
+        self._kept = kept if kept and self._write(kept) is not None else []
+        self._retry_at = monotonic() + _RETRY_PAUSE
 
     def _try(self, write: Callable[[], Exception | None]) -> Exception | None:
         """Call a function, and if there is an error, again when some room was made."""
@@ -302,6 +309,7 @@ class JournalWriter:
                 error,
             )
         self._problem = str(error) or type(error).__name__
+        self._is_too_large = False
         # Without the path, which is of no concern to clients.
         reason = getattr(error, 'strerror', None) or self._problem
         text = f'The journal cannot be written: {reason}; try again later'
@@ -310,7 +318,8 @@ class JournalWriter:
     def _check_problem(self) -> None:
         """Log that the journal can be written again, if new jobs are accepted again, too."""
         if self._problem and not self._kept:
-            check_size = partial(self._journal.check_size, _RECOVERED)
+            part = _RECOVERED if self._is_too_large else 1.0
+            check_size = partial(self._journal.check_size, part)
             if (_check(check_size) or _check(self._journal.check_room)) is None:
                 self._problem = ''
                 LOGGER.warning('The journal %s can be written again', self._journal.path)

@@ -250,7 +250,7 @@ class JobService:
         """True while short jobs may end, and replies or the ends of jobs wait for the disk."""
         if self._writer.unanswered or (self.book.live and monotonic() < self._drain_until):
             return True
-        return self.book.unrecorded > 0 and not self._writer.problem
+        return self.book.unrecorded > 0 and not self._writer.is_stuck
 
     def close(self) -> None:
         """Write what waits, and close the journal."""
