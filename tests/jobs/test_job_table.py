@@ -7,10 +7,12 @@ import sqlite3
 import pytest
 
 from journals import BODY, NOW, make_job
+from pyams_zmq.jobs.job_messages import describe_job
 from pyams_zmq.jobs.job_table import EXPIRED_STEP, MAX_REPLY_SIZE, UNREADABLE
 from pyams_zmq.jobs.journal import CLOCK_SLACK
 from pyams_zmq.jobs.records import Accepted, JobRecord
 from pyams_zmq.jobs.waiting import PROMOTED_STEP
+from pyams_zmq.wire.message import encode
 
 REPLY = b'[200, "a.webm"]'
 
@@ -224,14 +226,16 @@ def test_job_that_cannot_be_read_fails_alone(bench, damage, caplog):
     assert bench.states() == {'a': 'running', 'c': 'running'}
 
 
-@pytest.mark.parametrize('column', ['id', 'user', 'address', 'key', 'owner'])
+@pytest.mark.parametrize('column', ['id', 'user', 'address', 'key', 'owner', 'reply'])
 def test_text_that_is_damaged(bench, column):
-    """The job begins, and so do the others."""
+    """The job begins, and so do the others; clients can read them all."""
     for job_id in 'abc':
         bench.accept(job_id)
     bench.journal._db.execute(f"update job set {column} = cast(x'ff41' as text) where number = 2")
     assert [job.number for job in bench.claim(9)] == [1, 2, 3]
     assert len(bench.states()) == 3
+    for job in filter(None, map(bench.get, 'abc')):  # without the one whose id is damaged
+        assert json.loads(encode(describe_job(job, bench.now)))['state'] == 'running'
 
 
 def test_message_that_is_too_long_for_sqlite(bench):

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,8 +18,10 @@ from job_handlers import JobPool, Jobs
 from namespaces import mount, run_unshared
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.exceptions import ZMQJournalError, ZMQRemoteError, ZMQTimeoutError
+from pyams_zmq.pool.job_service import JobService
 from pyams_zmq.supervisor import SupervisorProcess
 from pyams_zmq.testing import running
+from raw_peer import RawPeer, request
 
 ADDRESS = '127.0.0.1:0'
 LARGE = [0] * 10_000
@@ -193,6 +196,42 @@ def test_full_disk(tmp_path, is_killed, service_log):
     log = service_log()
     assert log.count('no job is accepted until it can') == 1 + is_killed  # once for each broker
     assert log.count('can be written again') == 1
+
+
+@pytest.mark.parametrize('name', ['pyams_zmq.job.cancel', 'pyams_zmq.job.retry'])
+def test_client_that_floods_the_journal(path, monkeypatch, name):
+    """It gets 503 while the disk is slow, and leaves room for others."""
+    monkeypatch.setattr('pyams_zmq.jobs.journal_file.BUSY_TIMEOUT', TIMEOUT)
+    monkeypatch.setattr('pyams_zmq.jobs.writer.MAX_BACKLOG', 50_000)
+    with (
+        asking(path) as (pool, asker),
+        RawPeer(pool.bound_address) as greedy,
+        RawPeer(pool.bound_address) as modest,
+        closing(sqlite3.connect(path, isolation_level=None)) as db,
+    ):
+        asker.wait('mine')
+        asker.submit('add', [1], id='later', delay=600)
+        db.execute('begin immediate')  # the disk is slow
+        for _number in range(100):
+            greedy.send(request(name, 'later'))
+        assert greedy.read_reply()[0] == 503
+        greedy.send(request('pyams_zmq.job', 'later'))
+        while greedy.read_reply()[0] != 200:
+            pass
+        for message in (name, 'later'), ('add', [1, 2]), ('pyams_zmq.job', 'later'):
+            modest.send(request(*message))
+        assert modest.read_reply()[1]['state'] == 'waiting'  # and no 503 before it
+        db.execute('rollback')
+        assert [modest.read_reply()[0] for _number in range(2)] == [409, 202]
+
+
+@pytest.mark.parametrize('is_stuck', [False, True])
+def test_end_of_a_service_that_accepts_no_job(is_stuck):
+    """It waits for the ends of jobs as long as they can be written."""
+    writer = SimpleNamespace(unanswered=0, problem='its jobs take too much', is_stuck=is_stuck)
+    book = SimpleNamespace(live={}, unrecorded=1)
+    service = SimpleNamespace(_writer=writer, book=book)
+    assert JobService.is_busy.fget(service) is not is_stuck
 
 
 def test_file_that_is_removed_while_it_is_used(path):

@@ -142,6 +142,74 @@ def test_change_of_a_job_that_cannot_be_read(bench):
     assert bench.turn()['client'][0] == 404
 
 
+@pytest.mark.parametrize('reply', [b'\xff', b'[200', b''])
+def test_reply_that_is_damaged(bench, reply):
+    record = bench.add('x')
+    bench.wait('first', id='x', after=1)
+    bench.wait('second', id='x', after=1)
+    record.state, record.revision, record.reply = 'done', 2, reply
+    bench.views.notify('x')
+    replies = bench.turn()
+    bench.wait('third', id='x', after=1)
+    replies |= bench.take()
+    for name in 'first', 'second', 'third':
+        status, job = replies[name]
+        assert (status, job['state']) == (200, 'done')
+        assert job['reply'] == [500, 'The reply of the job is damaged in the journal']
+
+
+def wait_for_two(bench):
+    """Let two clients wait; the job of the first one cannot be described."""
+    for job_id in 'xy':
+        bench.add(job_id)
+        bench.wait(job_id, id=job_id, after=1)
+    for job_id in 'xy':
+        bench.end(job_id, 2)
+    bench.jobs['x'].created = 'never'
+
+
+def test_one_reply_that_fails(bench, caplog):
+    """The others are sent, and so are later ones."""
+    wait_for_two(bench)
+    assert list(bench.turn()) == ['y']
+    assert 'A client that waits for a job gets no reply' in caplog.text
+    bench.add('z')
+    bench.wait('z', id='z', after=1)
+    bench.end('z', 2)
+    assert list(bench.turn()) == ['z']
+
+
+def test_reply_that_fails_at_the_end_of_the_broker(bench):
+    bench.add('z')
+    bench.wait('z', id='z', after=1)
+    wait_for_two(bench)
+    bench.views.end()
+    assert {name: status for name, (status, _job) in bench.take().items()} == {'y': 200, 'z': 503}
+
+
+def test_number_of_a_job(bench):
+    """The journal is read only if somebody waits, and an error of it fails nothing else."""
+    bench.add('x')
+    numbers = []
+
+    def find_id(number):
+        numbers.append(number)
+        if number > 1:
+            raise ZMQMessageError(500, 'The journal cannot be read')
+        return 'x'
+
+    bench.find_id = find_id
+    bench.views.notify_number(1)
+    assert numbers == []
+    bench.wait(id='x', after=1)
+    bench.jobs['x'].revision = 2
+    bench.views.notify_number(2)
+    assert bench.turn() == {}
+    bench.views.notify_number(1)
+    assert bench.turn()['client'][1]['revision'] == 2
+    assert numbers == [2, 1]
+
+
 def test_late_reply_has_the_job_that_is_new(bench):
     bench.add('x')
     changed = bench.add('y')

@@ -186,6 +186,17 @@ def test_overdue_method_is_checked_once():
     worker.loop = None
 
 
+def test_check_of_a_broker_that_fails():
+    """There is another one all the same."""
+    timers = []
+    loop = SimpleNamespace(call_later=lambda *args: timers.append(args))
+    broker = SimpleNamespace(loop=loop, pump=SimpleNamespace(run=lambda: 1 / 0))
+    broker._check_workers = partial(broker_module.PoolBroker._check_workers, broker)
+    with pytest.raises(ZeroDivisionError):
+        broker._check_workers()
+    assert [function for _seconds, function in timers] == [broker._check_workers]
+
+
 def test_client_queue_size(pool, tmp_path):
     """One connection cannot fill the memory of the broker."""
     process = pool(factory=type('Narrow', (Pool,), {'client_queue_size': 1_000_000}), workers=1)

@@ -179,6 +179,23 @@ def test_calls_of_some_types():
     assert take_all(queue) == ['b3']
 
 
+def test_calls_of_some_types_are_not_searched():
+    """Each is looked at once: it does not matter how many others there are."""
+
+    class Unequal(Call):
+        __hash__ = None
+
+        def __eq__(self, other):
+            raise AssertionError('a search')
+
+    queue = make_queue()
+    for number, name in enumerate('xyxyxy'):
+        call = make_call(queue, 'a', number)
+        queue.put(Unequal(call.key, call.envelope, b'', [], 1, name.encode(), None, 0.0))
+    assert [name_of(call) for call in queue.take_types({b'y'})] == ['a1', 'a3', 'a5']
+    assert take_all(queue) == ['a0', 'a2', 'a4']
+
+
 def test_bytes_of_ended_connections():
     queue = make_queue(size_limit=100)
     for number, client in enumerate('abcd'):

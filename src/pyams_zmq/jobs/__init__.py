@@ -10,6 +10,7 @@
 :mod:`.reader`            reading, in the thread of the loop
 :mod:`.writer`            writing, in a thread that waits for the disk
 :mod:`.job_messages`      what clients ask for, and what they get
+:mod:`.job_replies`       replies of jobs that are not those of their methods
 :mod:`.watchers`          clients that wait for a change of a job
 ========================  ==========================================================
 """

@@ -11,9 +11,7 @@ from pyams_zmq.jobs.job_table import JobTable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-OVERHEAD = 1000
-"""Bytes of memory for a change, approximately"""
-
+_OVERHEAD = 1000  # bytes of memory for a change, approximately
 _FILE_ERRORS = (sqlite3.Error, OSError, MemoryError)  # of a journal that cannot be written
 _ROW_ERRORS = (
     *(sqlite3.IntegrityError, sqlite3.DataError),
@@ -31,9 +29,12 @@ class Change:
     :ivar is_durable: True if it has to be on disk before the outcome is known
     :ivar is_new: True if it adds a job
     :ivar size: bytes
+    :ivar client: who has asked for it, any hashable object
     """
 
-    __slots__ = ('call', 'callback', 'is_claim', 'is_durable', 'is_kept', 'is_new', 'size')
+    __slots__ = (
+        *('call', 'callback', 'client', 'is_claim', 'is_durable', 'is_kept', 'is_new', 'size'),
+    )
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Change:
         is_claim: bool = False,
         is_new: bool = False,
         size: int = 0,
+        client: Any = None,
     ):
         self.call = call
         self.callback = callback
@@ -52,7 +54,8 @@ class Change:
         self.is_durable = is_durable
         self.is_claim = is_claim
         self.is_new = is_new
-        self.size = size + OVERHEAD
+        self.size = size + _OVERHEAD
+        self.client = client
 
     def run(self, jobs: JobTable) -> Any:
         """Return the outcome of the change; one that cannot be written does not fail the others.

@@ -6,7 +6,8 @@ from datetime import datetime, timezone
 from math import inf
 from typing import Any
 
-from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.exceptions import ZMQMessageError, ZMQReplyError
+from pyams_zmq.jobs.job_replies import DAMAGED
 from pyams_zmq.jobs.reader import MAX_PAGE
 from pyams_zmq.jobs.records import STATES, JobRecord, Submission
 from pyams_zmq.wire.job_limits import (
@@ -75,7 +76,7 @@ def describe_job(record: JobRecord, now: float, live: Any = None) -> dict[str, A
         'progress': progress,
         'eta': None if started is None else _estimate(progress, now - started),
         'revision': record.revision if live is None else max(record.revision, live.revision),
-        'reply': None if record.reply is None else decode_reply(record.reply),
+        'reply': None if record.reply is None else _read_reply(record.reply),
     }
 
 
@@ -240,6 +241,13 @@ def _format_time(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat('T', 'milliseconds')[:-6] + 'Z'
+
+
+def _read_reply(reply: bytes) -> Any:
+    try:
+        return decode_reply(reply)
+    except ZMQReplyError:
+        return DAMAGED
 
 
 def _estimate(progress: Mapping[str, Any] | None, elapsed: float) -> float | None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs.job_replies import refuse_result
 from pyams_zmq.jobs.records import (
     CANCELLED,
     COLUMNS,
@@ -25,7 +26,6 @@ from pyams_zmq.jobs.records import (
     unpack_frames,
 )
 from pyams_zmq.jobs.waiting import WaitingJobs
-from pyams_zmq.wire.job_limits import refuse_result
 from pyams_zmq.wire.message import encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')

@@ -14,13 +14,11 @@ from pyams_zmq.jobs.reader import JournalReader
 from pyams_zmq.jobs.records import STATES
 from pyams_zmq.jobs.upkeep import PRAGMAS, Upkeep
 from pyams_zmq.wire.clock import monotonic, time
+from pyams_zmq.wire.job_limits import JOURNAL_SIZE
 from pyams_zmq.wire.message import check_timeout
 
 KEEP = 7 * 86400.0
 """Seconds that ended jobs are kept, by default"""
-
-SIZE = 4 * 1024 * 1024 * 1024
-"""Bytes of a journal, by default: some millions of small jobs, and a fraction of common disks"""
 
 CLOCK_SLACK = 0.5
 """Seconds by which the clock has to be set, to be noticed"""
@@ -55,7 +53,7 @@ class Journal:
         path: str,
         keep: float = KEEP,
         *,
-        size: int = SIZE,
+        size: int = JOURNAL_SIZE,
         lock_timeout: float = 0.0,
         now: float | None = None,
     ):

@@ -3,6 +3,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
@@ -46,7 +47,8 @@ class JournalWriter:
 
     While the journal cannot be written, because the disk is full for instance, what clients ask for
     fails with status 507; what has become of jobs is kept until it can be written. If too many
-    bytes wait for the disk, the methods for clients raise a ZMQMessageError with status 503.
+    bytes wait for the disk, the methods for clients raise a ZMQMessageError with status 503; each
+    client has to leave as much room for others as it has.
 
     :param journal: the journal, which only this object writes until it is closed
     :param post: calls a function in the thread of the loop, as `loop.call_soon_threadsafe` does
@@ -74,8 +76,10 @@ class JournalWriter:
         self._pid = os.getpid()
         self._queue: SimpleQueue[Change | None] = SimpleQueue()
         self._backlog = self.unanswered = 0
+        self._held: Counter[Any] = Counter()  # bytes of the backlog, by client
         self._kept: list[Change] = []
         self._problem = ''
+        self._is_too_large = False  # that is the problem
         self._retry_at = self._tidy_at = self._give_up_at = 0.0
         self._is_closing = self._is_closed = False
         self._thread = Thread(target=self._run, name='pyams_zmq journal', daemon=True)
@@ -87,26 +91,34 @@ class JournalWriter:
         self,
         job: Submission,
         callback: Callable[[Accepted | ZMQMessageError], object],
-        held: int = 0,
+        client: Any = None,
     ) -> None:
         """Add a job.
 
-        :param held: bytes of the same client that wait for the disk already; that many have to be
-            left for others
+        :param client: its client, any hashable object
         :raises ZMQMessageError: with status 503, if too many bytes wait for the disk
         """
         size = sum(map(len, job.frames))
-        self._put(partial(JobTable.accept, job=job), callback, held, is_new=True, size=size)
+        call = partial(JobTable.accept, job=job)
+        self._put(call, callback, is_new=True, size=size, client=client)
 
     def cancel(
-        self, job_id: str, callback: Callable[[Cancelled | ZMQMessageError], object]
+        self,
+        job_id: str,
+        callback: Callable[[Cancelled | ZMQMessageError], object],
+        client: Any = None,
     ) -> None:
-        """Cancel a job."""
-        self._put(partial(JobTable.cancel, job_id=job_id), callback)
+        """Cancel a job; the other arguments are those of `accept`."""
+        self._put(partial(JobTable.cancel, job_id=job_id), callback, client=client)
 
-    def retry(self, job_id: str, callback: Callable[[str | ZMQMessageError], object]) -> None:
+    def retry(
+        self,
+        job_id: str,
+        callback: Callable[[str | ZMQMessageError], object],
+        client: Any = None,
+    ) -> None:
         """Let a job that has ended without success begin again."""
-        self._put(partial(JobTable.retry, job_id=job_id), callback)
+        self._put(partial(JobTable.retry, job_id=job_id), callback, client=client)
 
     def end(
         self,
@@ -189,26 +201,37 @@ class JournalWriter:
 
     @property
     def problem(self) -> str:
-        """Why the journal cannot be written; empty if it can."""
+        """Why no job is accepted; empty if jobs are."""
         return self._problem
 
-    def _put(
-        self, call: Callable[[JobTable], Any], callback: Any, held: int = 0, **options: Any
-    ) -> None:
+    @property
+    def is_stuck(self) -> bool:
+        """True while what has become of jobs cannot be written either."""
+        return bool(self._kept)
+
+    def _put(self, call: Callable[[JobTable], Any], callback: Any, **options: Any) -> None:
         if self._is_closed or self._pid != os.getpid():  # a fork has no thread
             raise ZMQMessageError(*DRAINING)
         change = Change(call, callback, **options)
-        total = self._backlog + held + change.size
+        total = self._backlog + self._held[change.client] + change.size
         if not change.is_kept and self._backlog and total > MAX_BACKLOG:
             raise ZMQMessageError(503, 'The disk of the journal is too slow, try again later')
-        self._backlog += change.size
-        self.unanswered += not change.is_kept
+        self._count(change, 1)
         self._queue.put(change)
+
+    def _count(self, change: Change, number: int) -> None:
+        """Count a change that waits (1), or no longer does (-1)."""
+        size = number * change.size
+        self._backlog += size
+        if not change.is_kept:
+            self.unanswered += number
+            self._held[change.client] += size
+            if not self._held[change.client]:
+                del self._held[change.client]
 
     def _deliver(self, outcomes: Iterable[tuple[Change, Any]], expired: list[str]) -> None:
         for change, outcome in outcomes:
-            self._backlog -= change.size
-            self.unanswered -= not change.is_kept
+            self._count(change, -1)
             if change.callback is not None:
                 _call_back(change.callback, outcome)
         if expired and self._on_expired is not None:
@@ -249,24 +272,25 @@ class JournalWriter:
 
     def _turn(self, changes: list[Change]) -> None:
         """Write changes; those that cannot be written fail, or are kept."""
-        self._kept = []
         changes.sort(key=attrgetter('is_claim'))
         if any(change.is_new for change in changes):
             check_room = partial(_check, self._journal.check_room)
-            error = _check(self._journal.check_size) or self._try(check_room)
+            too_large = _check(self._journal.check_size)
+            error = too_large or self._try(check_room)
             if error is not None:  # the others need less room
                 self._refuse([change for change in changes if change.is_new], error)
+                self._is_too_large = too_large is not None
                 changes = [change for change in changes if not change.is_new]
         error = self._try(partial(self._write, changes)) if changes else None
         if error is None:
+            self._kept = []
             self._check_problem()
             return
         self._refuse([change for change in changes if not change.is_kept], error)
         kept = [change for change in changes if change.is_kept]
         # What has happened needs less room than new jobs.
-        if kept and self._write(kept) is not None:
-            self._kept = kept
-            self._retry_at = monotonic() + _RETRY_PAUSE
+        self._kept = kept if kept and self._write(kept) is not None else []
+        self._retry_at = monotonic() + _RETRY_PAUSE
 
     def _try(self, write: Callable[[], Exception | None]) -> Exception | None:
         """Call a function, and if there is an error, again when some room was made."""
@@ -285,6 +309,7 @@ class JournalWriter:
                 error,
             )
         self._problem = str(error) or type(error).__name__
+        self._is_too_large = False
         # Without the path, which is of no concern to clients.
         reason = getattr(error, 'strerror', None) or self._problem
         text = f'The journal cannot be written: {reason}; try again later'
@@ -293,7 +318,8 @@ class JournalWriter:
     def _check_problem(self) -> None:
         """Log that the journal can be written again, if new jobs are accepted again, too."""
         if self._problem and not self._kept:
-            check_size = partial(self._journal.check_size, _RECOVERED)
+            part = _RECOVERED if self._is_too_large else 1.0
+            check_size = partial(self._journal.check_size, part)
             if (_check(check_size) or _check(self._journal.check_room)) is None:
                 self._problem = ''
                 LOGGER.warning('The journal %s can be written again', self._journal.path)

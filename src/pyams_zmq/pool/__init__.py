@@ -26,6 +26,7 @@ from pyams_zmq.process.service import LIMITS
 from pyams_zmq.supervisor.process import SupervisingProcess
 from pyams_zmq.wire.context import check_descriptors
 from pyams_zmq.wire.endpoint import Endpoint
+from pyams_zmq.wire.job_limits import JOURNAL_SIZE
 from pyams_zmq.wire.message import check_integer, check_timeout, decode_reply
 
 __all__ = ['PoolWorker', 'ZMQPool']
@@ -96,7 +97,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
     #: File with the jobs, see :func:`pyams_zmq.jobs.zmq_job`; it is made if it is missing
     journal: str | os.PathLike[str] | None = None
     #: Bytes of that file above which no job is accepted; 0 for no limit
-    journal_size: int = 4 * 1024 * 1024 * 1024
+    journal_size: int = JOURNAL_SIZE
     #: Jobs at a time, so that calls have room; 0 for one less than all workers handle at a time
     jobs: int = 0
     #: Days that ended jobs are kept

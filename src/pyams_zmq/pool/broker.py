@@ -259,6 +259,7 @@ class PoolBroker(ServiceProcess):
         self._clients.drained = monotonic()
 
     def _check_workers(self) -> None:
+        self.loop.call_later(_CHECK_INTERVAL, self._check_workers)  # also if this check fails
         self.pump.run()  # heartbeats may wait
         now = monotonic()
         for worker in self._scheduler.find_late(now):
@@ -273,7 +274,6 @@ class PoolBroker(ServiceProcess):
             )
         if self._jobs is not None:
             self._jobs.check(now)
-        self.loop.call_later(_CHECK_INTERVAL, self._check_workers)
         self.pump.run()
 
     async def _drain(self) -> None:

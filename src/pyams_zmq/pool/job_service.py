@@ -4,13 +4,11 @@
 import logging
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from pyams_zmq.exceptions import ZMQMessageError
-from pyams_zmq.jobs.change import OVERHEAD
 from pyams_zmq.jobs.job_messages import (
     Cancel,
     Wait,
@@ -79,7 +77,6 @@ class JobService:
         self._check_access = check_access
         self._json_load = json_load
         self._warned: set[str] = set()
-        self._held: Counter[Any] = Counter()  # bytes that wait for the disk, by connection
         self._drain_until = 0.0
         self._scheduler = scheduler
         self._journal = Journal(
@@ -137,10 +134,11 @@ class JobService:
                 cancel = Cancel(args)
                 job_id = self._find_own(cancel.id, user, address)
                 callback = partial(self._on_cancelled, envelope, job_id, cancel.force)
-                self._writer.cancel(job_id, callback)
+                self._writer.cancel(job_id, callback, envelope.connection)
             case b'pyams_zmq.job.retry':
                 job_id = self._find_own(read_id(args), user, address)
-                self._writer.retry(job_id, partial(self._on_retried, envelope, job_id))
+                callback = partial(self._on_retried, envelope, job_id)
+                self._writer.retry(job_id, callback, envelope.connection)
             case b'pyams_zmq.jobs':
                 self._check_access(user, address)
                 page = self._reader.page(**read_page(args))
@@ -159,10 +157,7 @@ class JobService:
 
     def _submit(self, envelope: Any, frames: list[bytes], user: str, address: str) -> None:
         job = read_submission(frames, self._json_load, user, address)
-        connection, size = envelope.connection, sum(map(len, job.frames)) + OVERHEAD
-        callback = partial(self._on_accepted, envelope, size)
-        self._writer.accept(job, callback, held=self._held[connection])
-        self._held[connection] += size
+        self._writer.accept(job, partial(self._on_accepted, envelope), envelope.connection)
         if not job.delay:  # the same transaction may begin it
             self.book.expect(0.0)
             self.book.claim()
@@ -175,10 +170,7 @@ class JobService:
         except ZMQMessageError as error:
             self._reply_error(call.envelope, error)
 
-    def _on_accepted(self, envelope: Any, size: int, outcome: Accepted | ZMQMessageError) -> None:
-        self._held[envelope.connection] -= size
-        if not self._held[envelope.connection]:
-            del self._held[envelope.connection]
+    def _on_accepted(self, envelope: Any, outcome: Accepted | ZMQMessageError) -> None:
         if isinstance(outcome, ZMQMessageError):
             self._reply_error(envelope, outcome)
             return
@@ -258,7 +250,7 @@ class JobService:
         """True while short jobs may end, and replies or the ends of jobs wait for the disk."""
         if self._writer.unanswered or (self.book.live and monotonic() < self._drain_until):
             return True
-        return self.book.unrecorded > 0 and not self._writer.problem
+        return self.book.unrecorded > 0 and not self._writer.is_stuck
 
     def close(self) -> None:
         """Write what waits, and close the journal."""

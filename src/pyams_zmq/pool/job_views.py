@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Jobs as clients see them, and the clients that wait until one has changed."""
 
+import logging
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from pyams_zmq.jobs.watchers import Watcher, Watchers
 from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.wire.clock import monotonic, time
 from pyams_zmq.wire.message import DRAINING_REPLY, encode
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
 
 UNKNOWN = 'There is no job with this id'
 
@@ -131,7 +134,9 @@ class JobViews:
 
     def notify_number(self, number: int) -> None:
         """Do the same for a job of which the number is known."""
-        self.notify(self._reader.find_id(number))
+        if len(self):  # else nobody has to know its id
+            with suppress(ZMQMessageError):  # as in `notify`
+                self.notify(self._reader.find_id(number))
 
     def notify_all(self, ids: list[str]) -> None:
         """Send jobs that have changed to those who wait for them."""
@@ -167,7 +172,10 @@ class JobViews:
     def _send_until(self, deadline: float) -> None:
         while self._replies:
             envelope, encode_reply = self._replies.popleft()
-            self._send_reply(envelope, [encode_reply()])
+            try:
+                self._send_reply(envelope, [encode_reply()])
+            except Exception:  # the others get theirs
+                LOGGER.exception('A client that waits for a job gets no reply')
             if monotonic() > deadline:
                 break
 

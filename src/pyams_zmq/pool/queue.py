@@ -142,10 +142,15 @@ class FairQueue:
         """Remove and return the calls of some types, in the order in which they came."""
         taken = []
         for calls in list(self._clients.values()):
-            for call in [each for each in calls if each.name in names]:
-                calls.remove(call)
+            found = [call for call in calls if call.name in names]
+            if not found:
+                continue
+            kept = [call for call in calls if call.name not in names]
+            calls.clear()
+            calls.extend(kept)
+            for call in found:
                 self._count(calls, call, -1)
-                taken.append(call)
+            taken += found
             if not calls:
                 del self._clients[calls.client]
         return sorted(taken, key=_key_of)

@@ -8,6 +8,7 @@ from typing import Any
 
 import zmq
 
+from pyams_zmq.jobs.job_replies import refuse_result
 from pyams_zmq.pool import protocol
 from pyams_zmq.pool.protocol import JOB_MARK, KEY_SIZE, SEPARATOR, parse_job_header
 from pyams_zmq.process.connections import Envelope
@@ -15,7 +16,6 @@ from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.wire.body import Reply, size_of
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, POLLIN, send_frames
-from pyams_zmq.wire.job_limits import refuse_result
 from pyams_zmq.wire.message import encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')

@@ -11,10 +11,10 @@ from pyams_zmq.client.job_info import JobProgress
 from pyams_zmq.exceptions import ZMQJobError, ZMQMessageError
 from pyams_zmq.handler.job import JobPolicy, RunningJob
 from pyams_zmq.jobs.job_messages import Cancel, Wait, describe_job, read_id, read_options, read_page
+from pyams_zmq.jobs.job_replies import refuse_result
 from pyams_zmq.jobs.job_table import MAX_REPLY_SIZE
 from pyams_zmq.pool.job_verdict import Verdict, judge_reply
 from pyams_zmq.wire.clock import time
-from pyams_zmq.wire.job_limits import refuse_result
 from pyams_zmq.wire.message import decode_reply, encode
 from pyams_zmq.wire.uuid7 import make_uuid7
 

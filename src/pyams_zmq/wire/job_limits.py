@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Limits of the options of a job: clients check them, and the broker does for all other clients."""
+"""Limits of jobs: clients check those of the options, and the broker does for all other clients."""
 
 import re
 
-from pyams_zmq.wire.message import encode
+JOURNAL_SIZE = 4 * 1024 * 1024 * 1024
+"""Bytes of a journal, by default: some millions of small jobs, and a fraction of common disks"""
 
 MAX_DELAY = 10 * 366 * 86400
 """Seconds of the longest delay: ten years"""
@@ -28,12 +29,3 @@ MAX_IDS = 100
 
 is_job_id = re.compile(r'[A-Za-z0-9_.-]{1,64}').fullmatch
 """Matches a text that may be the id of a job"""
-
-
-def refuse_result(size: int, limit: int) -> bytes:
-    """Return the reply of a job that fails because of its large result; it is not tried again.
-
-    :param size, limit: bytes
-    """
-    text = f'The result of the job has {size} bytes; the limit is {limit}: '
-    return encode([413, text + 'store it in a file, and return its path'])

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""Replies of jobs that are not those of their methods; workers make them, too: without sqlite3."""
+
+from pyams_zmq.wire.message import encode
+
+DAMAGED = (500, 'The reply of the job is damaged in the journal')
+"""What clients get for a reply that cannot be read"""
+
+
+def refuse_result(size: int, limit: int) -> bytes:
+    """Return the reply of a job that fails because of its large result; it is not tried again.
+
+    :param size, limit: bytes
+    """
+    text = f'The result of the job has {size} bytes; the limit is {limit}: '
+    return encode([413, text + 'store it in a file, and return its path'])
