@@ -104,7 +104,7 @@ class JobViews:
         return job_id, revision if run is None else max(revision, run.revision), has_ended
 
     def _find_new(self, wait: Wait, seen: dict[str, tuple[str, int, bool]]) -> str | None:
-        """Return the id of the job that has changed first of those that the client does not know."""
+        """Return the id of the job that has changed first, of those that are new to the client."""
         new = [
             (revision, asked)
             for asked, (_job_id, revision, has_ended) in seen.items()
