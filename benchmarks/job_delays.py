@@ -25,7 +25,7 @@ from pyams_zmq.testing import running
 EXAMPLE = Path(__file__).resolve().parents[1] / 'examples' / 'media_converter'
 sys.path.insert(0, str(EXAMPLE))
 import clips  # noqa: E402 - the example is not a package
-from converter import Converter  # noqa: E402
+from converter import Converter  # noqa: E402 - nor is this
 
 GOALS = {
     'progress is visible': 0.6,

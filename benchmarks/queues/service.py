@@ -242,7 +242,7 @@ def measure_losses(service, jobs, kills, patience, seed=1):
             break
         service.revive()
         if done < kills and ended >= jobs * done // (kills + 4):
-            is_server = done % 4 == 3 and service.kill_server()  # noqa: PLR2004
+            is_server = done % 4 == 3 and service.kill_server()  # noqa: PLR2004 - the fourth
             servers += is_server
             if is_server or service.kill_worker(rng, killed):
                 done += 1

@@ -360,7 +360,7 @@ def test_job_that_is_known_a_moment_later(client, fake):
 
     def submit():
         while [message[0] for message in fake.messages].count('pyams_zmq.job.wait') < 2:
-            time.sleep(0.005)
+            time.sleep(0.005)  # no event announces a message
         fake.refusal = None
         fake._submit('echo', 1, [], {'id': 'later'})
 

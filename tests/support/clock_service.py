@@ -19,8 +19,8 @@ def shifted_time():
 
 clock.time = shifted_time  # before others import it
 
-from job_handlers import JobPool, Jobs  # noqa: E402
-from pyams_zmq.supervisor import Supervisor  # noqa: E402
+from job_handlers import JobPool, Jobs  # noqa: E402 - behind the clock
+from pyams_zmq.supervisor import Supervisor  # noqa: E402 - behind the clock
 
 
 class ClockPool(JobPool):

@@ -124,7 +124,7 @@ class Jobs:
         note(args['log'], job.id, job.attempt, 'begin')
         while job.attempt == 1:
             job.progress(0)
-            time.sleep(0.005)
+            time.sleep(0.005)  # the work
         return [200, job.attempt]
 
     @zmq_job()

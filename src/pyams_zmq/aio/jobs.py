@@ -79,7 +79,12 @@ class AsyncJobMethods:
         """Return a list of jobs, see :meth:`.ZMQClient.jobs`."""
         return await self._ask(ask_jobs(state, type, limit, before), read_jobs)
 
-    async def cancel(self, id: str, *, force: bool = False) -> None:  # noqa: A002
+    async def cancel(
+        self,
+        id: str,  # noqa: A002 - the name of the field
+        *,
+        force: bool = False,
+    ) -> None:
         """Cancel a job, see :meth:`.ZMQClient.cancel`."""
         await self._ask(ask_cancel(id, force), read_done)
 

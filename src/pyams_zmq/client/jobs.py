@@ -130,7 +130,12 @@ class JobMethods:
         """
         return self._ask(ask_jobs(state, type, limit, before), read_jobs)
 
-    def cancel(self, id: str, *, force: bool = False) -> None:  # noqa: A002
+    def cancel(
+        self,
+        id: str,  # noqa: A002 - the name of the field
+        *,
+        force: bool = False,
+    ) -> None:
         """Cancel a job: one that runs ends at its next progress, or a little later.
 
         :param force: end its worker at once, with its programs

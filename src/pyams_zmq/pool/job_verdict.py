@@ -72,7 +72,8 @@ def judge_reply(run: JobRun, frames: list[Any], policy: JobPolicy) -> Verdict:
         return _end(FAILED, reply, failures=failures)
     # The exponent has a limit: numbers have one, too.
     delay = min(policy.backoff * 2.0 ** min(failures - 1, 60), MAX_BACKOFF)
-    return _try_again(delay * uniform(*_JITTER), failures=failures)  # noqa: S311
+    delay *= uniform(*_JITTER)  # noqa: S311 - no secret
+    return _try_again(delay, failures=failures)
 
 
 def judge_death(run: JobRun, reason: str, weight: int = DEATH) -> Verdict:

@@ -247,25 +247,25 @@ class JobRecorder:
                 raise
         return [202, {'id': job.id}]
 
-    def find_unfinished(self, name: str, type: str, key: str | None) -> RecordedJob | None:  # noqa: A002
+    def find_unfinished(self, name: str, job_type: str, key: str | None) -> RecordedJob | None:
         """Return the unfinished job of a type that has a key, None if there is none."""
         for job in self._jobs_of(name):
-            is_same = (job.type, job.options.get('key')) == (type, key)
+            is_same = (job.type, job.options.get('key')) == (job_type, key)
             if key is not None and is_same and not job.is_ended:
                 return job
         return None
 
-    def answer(self, name: str, type: str, args: Any) -> _Status | None:  # noqa: A002
+    def answer(self, name: str, message_type: str, args: Any) -> _Status | None:
         """Return the reply of a service to a message about jobs, None for other messages."""
-        if not type.startswith('pyams_zmq.job'):
+        if not message_type.startswith('pyams_zmq.job'):
             return None
         try:
-            return [200, self._answer(name, type, args)]
+            return [200, self._answer(name, message_type, args)]
         except (ZMQMessageError, ZMQJobError) as error:
             return [error.status, error.text]
 
-    def _answer(self, name: str, type: str, args: Any) -> Any:  # noqa: A002
-        match type:
+    def _answer(self, name: str, message_type: str, args: Any) -> Any:
+        match message_type:
             case 'pyams_zmq.job':
                 job_id = read_id(args)
                 return self._find(name, job_id)._describe(job_id)
@@ -279,7 +279,7 @@ class JobRecorder:
                 return None
             case 'pyams_zmq.jobs':
                 return self._list(name, **read_page(args))
-        raise ZMQMessageError(404, f'Unknown message type {type!r}')
+        raise ZMQMessageError(404, f'Unknown message type {message_type!r}')
 
     def _jobs_of(self, name: str) -> list[RecordedJob]:
         return [job for job in self.jobs if job.name == name]
