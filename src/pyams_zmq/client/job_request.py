@@ -41,8 +41,8 @@ ACCEPTED = 202
 class SubmittedJob(Struct, frozen=True):
     """A job that was submitted.
 
-    :ivar id: id of the job; that of another one, if its *key* was known. Of a job that is submitted
-        on commit, it is known before: if its key is that of another job, it is a second id of that
+    :ivar id: id of the job; that of another one, if its *key* was known. A job that is submitted on
+        commit has its id before: if another job has its *key*, that job answers to both ids
     :ivar is_new: False if the id or the key was known; None before the commit of a transaction
     """
 

@@ -102,7 +102,7 @@ def submit_on_commit(
     such as a *delay* begin when the service gets it.
 
     The other arguments are those of :meth:`.ZMQClient.submit`. If another job has the *key*, no new
-    one is made, and the id of this one is another name of that.
+    one is made, and both ids are names of that job.
 
     :param commit_timeout: the *timeout* of `send_on_commit`
     :return: the job, with its id

@@ -107,7 +107,7 @@ class Job:
         return self._is_cancelled
 
     def progress(self, done: float, total: float | None = None, text: str = '') -> None:
-        """Publish how far the job is; any thread may call it, as often as it likes.
+        """Publish how far the job is; any thread may call it, at any rate.
 
         :param done: what is done, in any unit
         :param total: the same for the whole job, or None if it is not known
