@@ -111,7 +111,7 @@ def test_slow_link(start, monkeypatch, client):
     """A connection that makes progress is kept, although a message takes longer than the limits."""
     for cls in (ZMQClient, AsyncZMQClient):
         monkeypatch.setattr(cls, 'heartbeat_interval', 1)
-        monkeypatch.setattr(cls, 'heartbeat_timeout', 1)
+        monkeypatch.setattr(cls, 'heartbeat_timeout', 2)  # both less than the 4 s of the message
     text = 'x' * 2 * 1024 * 1024
     host, _, port = start(handler=RecordingMessageHandler).bound_address[6:].partition(':')
     with Forwarder(rate=512 * 1024) as forwarder:

@@ -175,7 +175,7 @@ def test_timeouts(start, tmp_path):
     )
     assert result['reply'] == [503, 'Connection timeout']
     assert 0.3 <= result['seconds'] < 5
-    assert result['ticks'] > 5
+    assert result['ticks'] > 1  # others run; on a busy machine, not often
     assert 0.2 <= result['later'] < 5
 
 
