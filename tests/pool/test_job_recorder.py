@@ -37,7 +37,7 @@ class Jobs:
 
     @zmq_job
     async def nap_async(self, seconds):
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds)  # the work, which a cancel or a limit ends
 
     @zmq_job(timeout=0.05)
     def nap(self, seconds):

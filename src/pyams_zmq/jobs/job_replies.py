@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Replies of jobs that are not those of their methods; workers make them, too: without sqlite3."""
+"""Replies about jobs that their methods do not make. Workers import this: no sqlite3 here."""
 
 from pyams_zmq.wire.message import encode
+
+UNKNOWN = 'There is no job with this id'
+"""Text of status 404 for a question about a job"""
 
 DAMAGED = (500, 'The reply of the job is damaged in the journal')
 """What clients get for a reply that cannot be read"""

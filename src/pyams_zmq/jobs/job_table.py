@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from pyams_zmq.exceptions import ZMQMessageError
-from pyams_zmq.jobs.job_replies import refuse_result
+from pyams_zmq.jobs.job_replies import UNKNOWN, refuse_result
 from pyams_zmq.jobs.records import (
     CANCELLED,
     COLUMNS,
@@ -349,7 +349,7 @@ class JobTable:
             'select number, state, attempt from job where id = ?', (job_id,)
         ).fetchone()
         if found is None:
-            raise ZMQMessageError(404, 'There is no job with this id')
+            raise ZMQMessageError(404, UNKNOWN)
         return found
 
     def _state_of(self, number: int, attempt: int) -> str | None:

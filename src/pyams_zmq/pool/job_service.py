@@ -22,6 +22,7 @@ from pyams_zmq.jobs.writer import JournalWriter
 from pyams_zmq.pool import protocol
 from pyams_zmq.pool.job_book import JobBook
 from pyams_zmq.pool.job_commands import kill_worker, send_command, send_job
+from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.job_views import JobViews
 from pyams_zmq.pool.protocol import SEPARATOR
@@ -89,7 +90,7 @@ class JobService:
         self._views = JobViews(
             self._reader,
             reply,
-            lambda job_id: self.book.find(job_id),  # noqa: PLW0108 - the book is made below
+            self._find_run,
             post,
         )
         self._writer = JournalWriter(self._journal, post, self._views.notify_all)
@@ -108,6 +109,9 @@ class JobService:
         scheduler.submit = self._submit_queued
         scheduler.is_local = is_local
         self.book.add_orphans(self._reader.running())
+
+    def _find_run(self, job_id: str) -> JobRun | None:
+        return self.book.find(job_id)
 
     def handles(self, name: bytes) -> bool:
         """Return True for the message types about jobs, and those that are jobs."""

@@ -13,6 +13,7 @@ import zmq
 
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.jobs.job_messages import Wait, describe_job
+from pyams_zmq.jobs.job_replies import UNKNOWN
 from pyams_zmq.jobs.reader import JournalReader
 from pyams_zmq.jobs.records import ENDED, JobRecord
 from pyams_zmq.jobs.watchers import Watcher, Watchers
@@ -21,8 +22,6 @@ from pyams_zmq.wire.clock import monotonic, time
 from pyams_zmq.wire.message import DRAINING_REPLY, encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
-
-UNKNOWN = 'There is no job with this id'
 
 _TURN = 0.001  # seconds for replies to those who wait, until other messages have their turn
 
@@ -134,7 +133,7 @@ class JobViews:
 
     def notify_number(self, number: int) -> None:
         """Do the same for a job of which the number is known."""
-        if len(self):  # else nobody has to know its id
+        if len(self):  # its id is only for those who wait
             with suppress(ZMQMessageError):  # as in `notify`
                 self.notify(self._reader.find_id(number))
 

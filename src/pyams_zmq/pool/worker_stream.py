@@ -145,7 +145,7 @@ class WorkerStream(ReplyStream):
         key = envelope[0]
         is_job = key[0] == JOB_MARK
         if is_job and self.process.jobs.is_stopped(key, data):
-            return  # nobody has cancelled it: the next broker must not take this as its end
+            return  # a stop is not a cancel: the next broker must not take this as its end
         self.pending.discard(key)
         self.process.count_reply()
         size = size_of(data) if isinstance(data, list) else len(data)

@@ -11,7 +11,7 @@ from pyams_zmq.client.job_info import JobProgress
 from pyams_zmq.exceptions import ZMQJobError, ZMQMessageError
 from pyams_zmq.handler.job import JobPolicy, RunningJob
 from pyams_zmq.jobs.job_messages import Cancel, Wait, describe_job, read_id, read_options, read_page
-from pyams_zmq.jobs.job_replies import refuse_result
+from pyams_zmq.jobs.job_replies import UNKNOWN, refuse_result
 from pyams_zmq.jobs.job_table import MAX_REPLY_SIZE
 from pyams_zmq.pool.job_verdict import Verdict, judge_reply
 from pyams_zmq.wire.clock import time
@@ -22,6 +22,7 @@ JobRunner = Callable[[RunningJob], list[bytes]]
 """Function that runs a job and returns the frames of its reply"""
 
 _Status = list[Any]  # a reply, [status, payload]
+_DEFAULT_POLICY = JobPolicy()
 
 
 class RecordedJob:
@@ -80,7 +81,7 @@ class RecordedJob:
         return 'ended' in self._times
 
     def run(self) -> None:
-        """Run the job now, whatever its delay, if it has a handler or a reply.
+        """Run the job now, without its delay, if it has a handler or a reply.
 
         After a failure it is tried again as in a service, but without waiting.
 
@@ -216,7 +217,7 @@ class JobRecorder:
         sent: Any,
         options: Mapping[str, Any],
         runner: JobRunner | None,
-        policy: JobPolicy = JobPolicy(),  # noqa: B008 - a tuple
+        policy: JobPolicy = _DEFAULT_POLICY,
     ) -> _Status:
         """Record a job, run it if it has no delay, and return the reply of the service.
 
@@ -288,7 +289,7 @@ class JobRecorder:
         for job in self._jobs_of(name):
             if job._has_id(job_id):
                 return job
-        raise ZMQMessageError(404, 'There is no job with this id')
+        raise ZMQMessageError(404, UNKNOWN)
 
     def _wait(self, name: str, wait: Wait) -> dict[str, Any]:
         jobs = {job_id: self._find(name, job_id) for job_id in wait.ids}
