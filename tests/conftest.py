@@ -111,7 +111,10 @@ def start():
 
 @pytest.fixture
 def run_program(tmp_path):
-    """Start programs, of Python or of another factory; at the end kill those that still run."""
+    """Start programs, of Python or of another factory; at the end kill those that still run.
+
+    Their logs are shown with a test that fails.
+    """
     programs = []
 
     def start(*args, factory=Program, **options):
@@ -121,6 +124,7 @@ def run_program(tmp_path):
     yield start
     for program in programs:
         program.end()
+        print(program.log.read_text(errors='replace'))
 
 
 @pytest.fixture

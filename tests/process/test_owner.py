@@ -80,6 +80,21 @@ print(process.pid, flush=True)
 signal.pause()
 """
 
+BESIDE = """
+import time
+from pyams_zmq.process.watchdog import Watchdog
+
+terminate = Watchdog.terminate
+
+def terminate_after_another(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not process.draining:
+        time.sleep(0.01)
+    terminate(self)
+
+Watchdog.terminate = terminate_after_another
+"""
+
 STARTER = """
 import json, sys
 from app.handler import Process
@@ -259,6 +274,19 @@ def test_all_get_the_signal(run, address, path, num):
         owner.send_signal_to_all(num)
         assert zmq_response(socket) == [200, 0.5]
     owner.wait(20)
+    wait_for_end(child, TIMEOUT)
+    assert left_at(path) == []
+
+
+def test_signal_while_the_owner_asks(run, ask, address, path):
+    """The second SIGTERM ends a process at once, but not that of its owner."""
+    code = OWNER.replace('process.start()', BESIDE + 'process.start()') + 'sys.stdin.readline()'
+    owner = run(code, address)
+    child, _ = owner.read()
+    with in_hand(address, 'work', 0.5) as socket:
+        owner.write(None)
+        assert zmq_response(socket) == [200, 0.5]
+    assert owner.wait(20) == 0
     wait_for_end(child, TIMEOUT)
     assert left_at(path) == []
 

@@ -192,13 +192,14 @@ class Watchdog(Thread):
         self._request_stop(self.orphan_timeout)
 
     def _request_stop(self, timeout: float) -> None:
-        if self._deadline is None:  # else it is stopping: a second signal would end it at once
+        with self._lock:  # a signal from elsewhere may come in now: its handler arms, and then asks
+            self._asked = self._deadline is None
+        if self._asked:  # else it is stopping: a second signal would end it at once
             self._on_stop()
         self.arm(timeout)  # a handler in a native call may not handle the signal
 
     def terminate(self) -> None:
         """Send a SIGTERM to this process."""
-        self._asked = True
         os.kill(os.getpid(), signal.SIGTERM)
         # In CPython 3.11 this thread never returns from the next call of a traced function
         # (debugger, coverage) if the signal arrives just before the call and the main thread
@@ -206,7 +207,7 @@ class Watchdog(Thread):
         sleep(0.05)
 
     def has_asked(self) -> bool:
-        """Return True, once, if this watchdog has sent the signal that came in."""
+        """Return True, once, if this watchdog sends a signal, or has sent the one that came in."""
         asked, self._asked = self._asked, False
         return asked
 
