@@ -250,7 +250,7 @@ def test_service_without_journal(kind, start):
 
 def test_unknown_job(client):
     for call in (client.job, client.cancel, client.retry):
-        with pytest.raises(ZMQJobError, match='404 There is no job with this id'):
+        with pytest.raises(ZMQJobError, match='404 Unknown job id'):
             call('nobody')
         with pytest.raises(ValueError, match='Bad id'):
             call('no body')
@@ -356,7 +356,7 @@ def test_watch_of_an_unknown_job(client, monkeypatch):
 
 def test_job_that_is_known_a_moment_later(client, fake):
     """What is sent on commit may arrive after the first question."""
-    fake.refusal = [404, 'There is no job with this id']
+    fake.refusal = [404, 'Unknown job id']
 
     def submit():
         while [message[0] for message in fake.messages].count('pyams_zmq.job.wait') < 2:

@@ -160,7 +160,7 @@ def test_timeouts(start, tmp_path):
     """Those of this package, and those of gevent."""
     result = run(
         """
-        reply, seconds = timed(ask, addresses[0], ['echo', 1], timeout=0.3)
+        reply, seconds = timed(ask, addresses[0], ['echo', 1], timeout=1)
         counted = ticks
         start = time.monotonic()
         try:
@@ -174,8 +174,8 @@ def test_timeouts(start, tmp_path):
         start(factory=KilledProcess),
     )
     assert result['reply'] == [503, 'Connection timeout']
-    assert 0.3 <= result['seconds'] < 5
-    assert result['ticks'] > 1  # others run; on a busy machine, not often
+    assert 1 <= result['seconds'] < 5
+    assert result['ticks'] > 5
     assert 0.2 <= result['later'] < 5
 
 

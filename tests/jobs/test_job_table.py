@@ -238,7 +238,7 @@ def test_text_that_is_damaged(bench, column):
         assert json.loads(encode(describe_job(job, bench.now)))['state'] == 'running'
 
 
-@pytest.mark.skipif(
+@pytest.mark.skipif(  # the limit is 1 GB, and Python 3.10 has no `setlimit` to lower it
     not hasattr(sqlite3.Connection, 'setlimit'), reason='Python 3.10 cannot lower the limit'
 )
 def test_message_that_is_too_long_for_sqlite(bench):

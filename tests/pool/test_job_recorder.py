@@ -36,8 +36,8 @@ class Jobs:
         return Multipart([200, 1], [b'x'])
 
     @zmq_job
-    async def nap_async(self, seconds):
-        await asyncio.sleep(seconds)  # the work, which a cancel or a limit ends
+    async def hang(self, args):
+        await asyncio.Event().wait()
 
     @zmq_job(timeout=0.05)
     def nap(self, seconds):
@@ -94,7 +94,7 @@ CASES = [
     of_job(end, 'fail', 1, retries=0),
     of_job(end, 'repeat', 2 * 1024 * 1024),
     of_job(end, 'with_frames', 1),
-    of_job(end, 'nap_async', 60, timeout=0.05),
+    of_job(end, 'hang', 1, timeout=0.05),
     of_job(end, 'nap', 0.2),
     of_job(end, 'refuse', 410),
     of_job(end, 'refuse', 503),

@@ -40,7 +40,7 @@ ERRORS = [
     ZMQBacklogError('10000 messages wait'),
     ZMQRefusedError('wrong password'),
     ZMQRemoteError(409, {'reason': 'conflict'}),
-    ZMQJobError(404, 'There is no job with this id'),
+    ZMQJobError(404, 'Unknown job id'),
     ZMQJournalError('var/converter.jobs', 'another broker has it'),
 ]
 

@@ -80,19 +80,25 @@ print(process.pid, flush=True)
 signal.pause()
 """
 
-BESIDE = """
-import time
+SIGNALLED = """
+import os, signal
+from queue import SimpleQueue
+from app import handler
 from pyams_zmq.process.watchdog import Watchdog
 
-terminate = Watchdog.terminate
+class SignalledProcess(handler.Process):
+    def exit(self, *args):
+        super().exit(*args)
+        handled.put(None)
 
 def terminate_after_another(self):
     os.kill(os.getpid(), signal.SIGTERM)
-    while not process.draining:
-        time.sleep(0.01)
+    handled.get(timeout=20)
     terminate(self)
 
-Watchdog.terminate = terminate_after_another
+handled = SimpleQueue()
+terminate, Watchdog.terminate = Watchdog.terminate, terminate_after_another
+handler.Process = SignalledProcess
 """
 
 STARTER = """
@@ -278,10 +284,9 @@ def test_all_get_the_signal(run, address, path, num):
     assert left_at(path) == []
 
 
-def test_signal_while_the_owner_asks(run, ask, address, path):
-    """The second SIGTERM ends a process at once, but not that of its owner."""
-    code = OWNER.replace('process.start()', BESIDE + 'process.start()') + 'sys.stdin.readline()'
-    owner = run(code, address)
+def test_signal_while_the_owner_asks(run, address, path):
+    """A second SIGTERM ends a process at once; that of its own watchdog does not count."""
+    owner = run(SIGNALLED + OWNER + 'sys.stdin.readline()', address)
     child, _ = owner.read()
     with in_hand(address, 'work', 0.5) as socket:
         owner.write(None)

@@ -387,6 +387,19 @@ class TestWatchdog:
         os.close(watchdog._wake_read)
         os.close(watchdog._wake_write)
 
+    def test_second_request_to_stop(self, channel):
+        """The signal of the first one may still be on its way, and stays known."""
+        stops = []
+        watchdog = Watchdog(
+            os.getppid(), HOUR, channel[1], int, int, on_stop=lambda: stops.append(watchdog._asked)
+        )
+        for _request in range(2):
+            watchdog._request_stop(HOUR)
+        assert stops == [True]
+        assert [watchdog.has_asked(), watchdog.has_asked()] == [True, False]
+        os.close(watchdog._wake_read)
+        os.close(watchdog._wake_write)
+
     def test_it_is_logged(self, fork, tmp_path):
         def run(watchdog):
             logging.getLogger().addHandler(logging.FileHandler(tmp_path / 'log'))

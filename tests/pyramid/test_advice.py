@@ -161,8 +161,8 @@ REPLIES = [
 JOB_REPLIES = [
     (400, 'Bad option limit: write an integer from 1 to 100', 'correct what the text names'),
     (403, "User 'a' at h may not read the statistics: x", 'ask on the machine of the service'),
-    (404, 'There is no job with this id', 'compare the id; .* pyams_zmq.worker.keep'),
-    (404, 'There is no job with the id in "before"', 'ask for the first page again'),
+    (404, 'Unknown job id', 'compare the id; .* pyams_zmq.worker.keep'),
+    (404, 'Unknown job id in "before"', 'ask for the first page again'),
     (409, 'The job has ended, it is done', 'ask for its state'),
     (409, 'Another job with its key has not ended', 'wait for the end of the other one'),
     (500, 'The journal cannot be read: x', 'see the log of the service, and check the disk'),

@@ -189,7 +189,7 @@ class JobService:
 
     def _job(self, job_id):
         job = self.jobs.get(job_id)
-        return [404, 'There is no job with this id'] if job is None else [200, job.describe()]
+        return [404, 'Unknown job id'] if job is None else [200, job.describe()]
 
     def _jobs(self, args):
         found = list(reversed(self.jobs.values()))

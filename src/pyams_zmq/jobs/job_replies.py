@@ -3,8 +3,11 @@
 
 from pyams_zmq.wire.message import encode
 
-UNKNOWN = 'There is no job with this id'
+UNKNOWN = 'Unknown job id'
 """Text of status 404 for a question about a job"""
+
+UNKNOWN_BEFORE = 'Unknown job id in "before"'
+"""The same for a page of the list of jobs"""
 
 DAMAGED = (500, 'The reply of the job is damaged in the journal')
 """What clients get for a reply that cannot be read"""

@@ -5,6 +5,7 @@ import sqlite3
 from typing import Any
 
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs.job_replies import UNKNOWN_BEFORE
 from pyams_zmq.jobs.records import COLUMNS, JobRecord
 
 MAX_PAGE = 100
@@ -112,7 +113,7 @@ class JournalReader:
             return None
         found = self._query('select number from job where id = ?', job_id)
         if not found:
-            raise ZMQMessageError(404, 'There is no job with the id in "before"')
+            raise ZMQMessageError(404, UNKNOWN_BEFORE)
         return int(found[0][0])
 
     def _query(self, query: str, *values: Any) -> list[Any]:

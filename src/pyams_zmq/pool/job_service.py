@@ -87,12 +87,7 @@ class JobService:
             lock_timeout=_LOCK_TIMEOUT,
         )
         self._reader = self._journal.reader
-        self._views = JobViews(
-            self._reader,
-            reply,
-            self._find_run,
-            post,
-        )
+        self._views = JobViews(self._reader, reply, self._find_run, post)
         self._writer = JournalWriter(self._journal, post, self._views.notify_all)
         self.book = scheduler.book = JobBook(
             self._writer,

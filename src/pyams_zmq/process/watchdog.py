@@ -192,9 +192,13 @@ class Watchdog(Thread):
         self._request_stop(self.orphan_timeout)
 
     def _request_stop(self, timeout: float) -> None:
-        with self._lock:  # a signal from elsewhere may come in now: its handler arms, and then asks
-            self._asked = self._deadline is None
-        if self._asked:  # else it is stopping: a second signal would end it at once
+        # The handler of another signal calls `arm`, and then `has_asked`. In one step: otherwise it
+        # may do so in between, and take the signal of `terminate` for a second one.
+        with self._lock:
+            is_running = self._deadline is None
+            if is_running:
+                self._asked = True
+        if is_running:  # else it is stopping: a second signal would end it at once
             self._on_stop()
         self.arm(timeout)  # a handler in a native call may not handle the signal
 
@@ -207,7 +211,7 @@ class Watchdog(Thread):
         sleep(0.05)
 
     def has_asked(self) -> bool:
-        """Return True, once, if this watchdog sends a signal, or has sent the one that came in."""
+        """Return True, once, if this watchdog has stopped this process: it may send a signal."""
         asked, self._asked = self._asked, False
         return asked
 

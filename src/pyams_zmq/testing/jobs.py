@@ -11,7 +11,7 @@ from pyams_zmq.client.job_info import JobProgress
 from pyams_zmq.exceptions import ZMQJobError, ZMQMessageError
 from pyams_zmq.handler.job import JobPolicy, RunningJob
 from pyams_zmq.jobs.job_messages import Cancel, Wait, describe_job, read_id, read_options, read_page
-from pyams_zmq.jobs.job_replies import UNKNOWN, refuse_result
+from pyams_zmq.jobs.job_replies import UNKNOWN, UNKNOWN_BEFORE, refuse_result
 from pyams_zmq.jobs.job_table import MAX_REPLY_SIZE
 from pyams_zmq.pool.job_verdict import Verdict, judge_reply
 from pyams_zmq.wire.clock import time
@@ -315,7 +315,7 @@ class JobRecorder:
         if before is not None:
             ids = [job.id for job in jobs]
             if before not in ids:
-                raise ZMQMessageError(404, 'There is no job with the id in "before"')
+                raise ZMQMessageError(404, UNKNOWN_BEFORE)
             jobs = jobs[: ids.index(before)]
         found = [
             job for job in reversed(jobs) if state in (None, job.state) and type in (None, job.type)
