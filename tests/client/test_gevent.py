@@ -240,11 +240,11 @@ def test_client(start, tmp_path):
 
         def call_late():
             try:
-                return slow.call('sleep', 1)
+                return slow.call('sleep', 30)
             except Exception as error:
                 return type(error).__name__
 
-        with ZMQClient(addresses[0]) as client, ZMQClient(addresses[1], timeout=0.3) as slow:
+        with ZMQClient(addresses[0]) as client, ZMQClient(addresses[1], timeout=1) as slow:
             jobs = [gevent.spawn(client.call, 'echo', number) for number in range(50)]
             late = gevent.spawn(call_late)
             client.send('touch', path)
