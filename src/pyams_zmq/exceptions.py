@@ -82,6 +82,10 @@ class ZMQBacklogError(ZMQUnreachableError):
     """A client in which too many messages wait; try again later."""
 
 
+class ZMQOutboxError(ZMQBaseError, RuntimeError):
+    """A message that cannot be put into the outbox; the text has the reason and the way out."""
+
+
 class ZMQRefusedError(ZMQBaseError, ConnectionRefusedError):
     """A service that refuses the connection: wrong credentials, mechanism or address."""
 

@@ -20,7 +20,7 @@ LEVELS = (
     ('pyams_zmq', 'interfaces', 'exceptions'),
     ('wire', 'auth'),
     ('process', 'handler', 'client', 'device', 'aio'),
-    ('supervisor', 'pool', 'jobs'),
+    ('supervisor', 'pool', 'jobs', 'outbox'),
     ('config', 'monitor', 'cli', 'testing', 'include', '__main__'),
     # Only users import these: each re-exports public names of a module inside.
     ('socket', 'endpoint', 'message', 'curve', 'transaction', 'stream'),
