@@ -8,6 +8,7 @@ from pyramid.events import ApplicationCreated
 
 from pyams_zmq.config import LATE, add_zmq_encoder, add_zmq_process, declare_from_settings
 from pyams_zmq.config.errors import as_settings
+from pyams_zmq.config.outbox import set_outbox_from_settings, set_zmq_outbox
 from pyams_zmq.config.request_client import ClientRegistry, request_zmq
 from pyams_zmq.config.startup import start_services
 
@@ -20,10 +21,12 @@ def include_package(config: Any) -> None:
     config.add_translation_dirs('pyams_zmq:locales')
     config.add_directive('add_zmq_process', add_zmq_process)
     config.add_directive('add_zmq_encoder', add_zmq_encoder)
+    config.add_directive('set_zmq_outbox', set_zmq_outbox)
     config.add_request_method(request_zmq, 'zmq')
     config.add_subscriber(start_services, ApplicationCreated)
     with as_settings(config):
         config.action('pyams_zmq declare', lambda: declare_from_settings(config), order=LATE)
+        config.action('pyams_zmq outbox', lambda: set_outbox_from_settings(config), order=LATE)
         config.action('pyams_zmq monitor', lambda: _register_monitor(config), order=LATE)
 
 

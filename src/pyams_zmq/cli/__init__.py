@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyams_zmq.cli import serve, worker
+from pyams_zmq.cli import outbox, serve, worker
 from pyams_zmq.cli.output import accept_any_text
 from pyams_zmq.process.base import SIGNALLED
 
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     serve.add_command(commands)
     worker.add_command(commands)
+    outbox.add_command(commands)
     args = parser.parse_args(argv)
     # Packages start their processes in each program whose name does not begin with this.
     if not Path(sys.argv[0]).name.startswith('pyams_'):

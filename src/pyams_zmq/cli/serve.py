@@ -53,4 +53,11 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
         if services[name].endpoints
         and (lock := services[name].lock_addresses(application, for_client=False)) is not None
     }
-    return supervisor.run()
+    outbox = registry.zmq_clients.outbox
+    if outbox is None:
+        return supervisor.run()
+    outbox.start()
+    try:
+        return supervisor.run()
+    finally:
+        outbox.close()

@@ -242,7 +242,7 @@ class ZMQClient(JobMethods):
         More than the backlog takes can be posted if nothing else waits in it.
 
         :param messages: for each message its type, its JSON frame, its binary frames, and true if
-            it may be sent twice; the last two may be left out
+            it submits a job; the last two may be left out
         :param timeout: seconds
         :param held: number of messages of the same transaction that have room already
         :return: one for each message, see `reserve`
@@ -284,6 +284,28 @@ class ZMQClient(JobMethods):
         message = QueuedMessage(type, data, frames, is_repeatable)
         with as_os_error():
             sender_thread.get().post(self._queue.get(), message)
+
+    def offer(self, message: QueuedMessage) -> bool:
+        """Add a message that is stored elsewhere to the queue, if it has room; do not wait.
+
+        The service need not be connected. The message is sent again after a lost connection.
+
+        :param message: its `on_reply` gets the reply, see :class:`QueuedMessage`
+        :return: False if the backlog has no room
+        :raises ZMQClosedError: if the client was closed
+        :raises OSError: EMFILE, when the process has no descriptor left
+        """
+        self._check_open()
+        limits = (self.max_backlog, self.max_backlog_size)
+        with as_os_error():
+            return sender_thread.get().offer(self._queue.get(), message, limits)
+
+    def withdraw(self) -> None:
+        """Give up the messages of `offer`; wait for the replies to those on their way.
+
+        Those without a reply within `flush_timeout` are given up when their connection is lost.
+        """
+        sender_thread.get().withdraw(self._queue.get())
 
     def _check_open(self) -> None:
         if self._is_closed:

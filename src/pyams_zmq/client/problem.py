@@ -3,7 +3,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ EncodedMessage = (
     | tuple[str, bytes, Iterable[Any] | None]
     | tuple[str, bytes, Iterable[Any] | None, bool]
 )
-"""Type, JSON frame, and binary frames of a message; true if it may be sent twice"""
+"""Type, JSON frame, and binary frames of a message; true if it submits a job"""
 
 
 @dataclass(slots=True, eq=False, init=False)
@@ -32,7 +32,10 @@ class QueuedMessage:
     :ivar serial: number of the attempt to send it, among all of its client
     :ivar sent_at: time of that attempt, in the seconds of `time.monotonic`
     :ivar is_dropped: true if the data was dropped, so that it cannot be sent again
-    :ivar is_repeatable: true if the service does the same with two of it as with one: a job
+    :ivar is_job: true if it submits a job: the service does the same with two of it as with one
+    :ivar on_reply: called once with the reply, or with None if the queue gives the message up, for
+        one that is stored elsewhere. It must neither wait nor raise: the thread that sends calls it
+    :ivar is_repeatable: true if it is sent again when the connection was lost
     """
 
     type: str
@@ -43,6 +46,8 @@ class QueuedMessage:
     serial: int
     sent_at: float
     is_dropped: bool
+    is_job: bool
+    on_reply: 'Callable[[CheckedReply | None], None] | None' = field(repr=False)
     is_repeatable: bool
 
     # Not generated: a `__post_init__` for the size takes as long as all the rest.
@@ -51,11 +56,14 @@ class QueuedMessage:
         type: str,  # noqa: A002 - the name of the field
         data: bytes,
         frames: Iterable[Any] | None = None,
-        is_repeatable: bool = False,
+        is_job: bool = False,
+        on_reply: 'Callable[[CheckedReply | None], None] | None' = None,
     ):
         self.type = type
         self.data = data
-        self.is_repeatable = is_repeatable
+        self.is_job = is_job
+        self.on_reply = on_reply
+        self.is_repeatable = is_job or on_reply is not None
         self.size = len(data)
         self.frames = ()
         if frames:  # checked: one that is not bytes would raise when half of the message is sent

@@ -4,7 +4,7 @@
 import errno
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from http import HTTPStatus
 from itertools import chain, count
 from math import inf
@@ -72,7 +72,8 @@ class SendQueue:
     A message runs at most once: it is sent again only if its own reply has said that it was not run
     (503). When a service stops, it answers all that it has read; what else has no reply when the
     connection is lost counts as lost. Jobs are sent again in both cases, and if the disk of the
-    service is full (507): it knows them by their ids.
+    service is full (507): it knows them by their ids. So are messages with `on_reply`, which are
+    stored elsewhere: if the queue gives one up, `on_reply` gets None.
 
     The messages are sent in their order. After a 503 for the overload of a pool, or behind a
     device, those that were already on their way may run before the refused one.
@@ -123,6 +124,16 @@ class SendQueue:
         """True while the service is connected."""
         return self._socket is not None and self.state.is_connected
 
+    def has_room(self, number: int, size: int, limits: tuple[float, float], held: int = 0) -> bool:
+        """Return True if messages have room; those beyond the limits have if nothing else waits.
+
+        :param number, size: number and bytes of the messages
+        :param limits: number and bytes of all messages, at most
+        :param held: number of messages of the same transaction that have room already
+        """
+        waiting = len(self) + self.reserved
+        return waiting <= held or (waiting + number <= limits[0] and self.size + size <= limits[1])
+
     def reserve(self, message: QueuedMessage) -> None:
         """Keep room for a message."""
         self.reserved += 1
@@ -151,7 +162,7 @@ class SendQueue:
         if self._socket is None:
             return self._opens_at
         if not len(self):
-            return self.used + IDLE
+            return inf if self._sent.has_late_to_await else self.used + IDLE
         late_at = self._sent.late_at()
         if not (self.is_connected and (self._unsent or self._refused)):
             return late_at
@@ -174,8 +185,9 @@ class SendQueue:
 
     def is_done(self, now: float) -> bool:
         """Return True if the connection can be closed."""
-        is_unused = self.is_closed or self.error is not None or now >= self.used + IDLE
-        return is_unused and not len(self) and not self.reserved
+        is_unused = now >= self.used + IDLE and not self._sent.has_late_to_await
+        is_ended = self.is_closed or self.error is not None or is_unused
+        return is_ended and not len(self) and not self.reserved
 
     def retry(self) -> None:
         """Connect in the next step, also after a refusal."""
@@ -242,14 +254,13 @@ class SendQueue:
         messages = self._sent.find_late(now)
         if not messages:
             return []
-        records = self._drop(
-            messages,
+        text = (
             f'no reply for {PATIENCE:.3g} s while later messages have one: it takes long, or was '
-            'lost behind a device',
-            logging.WARNING,
+            'lost behind a device'
         )
-        self._sent.limit_late()
-        return records
+        records = self._uncount(messages, text, logging.WARNING)
+        give_up(self._sent.limit_late())
+        return [*records]
 
     def _suspend(self, error: Exception, now: float, records: list[Problem | Delay]) -> None:
         if self._unsent and not self._has_warned:
@@ -263,7 +274,7 @@ class SendQueue:
     def _lose(self) -> list[Problem | Delay]:
         """Drop the messages without a reply, but those that can be sent again."""
         self._refused += [message for message in self._sent if message.is_repeatable]
-        return self._drop((each for each in self._sent if not each.is_repeatable), LOST)
+        return self._drop([each for each in self._sent if not each.is_repeatable], LOST)
 
     def _receive(self, most: int | None, now: float, records: list[Problem | Delay]) -> None:
         for _number in count() if most is None else range(most):
@@ -276,11 +287,12 @@ class SendQueue:
             self._delay = RECONNECT_IVL / 1000
             if is_late:
                 self.size += message.size
-            reply = check_reply(frames[-1], message.is_repeatable)
+            reply = check_reply(frames[-1], message.is_job)
             problem = reply.problem
-            if reply.status == HTTPStatus.SERVICE_UNAVAILABLE or (
-                message.is_repeatable and reply.status == HTTPStatus.INSUFFICIENT_STORAGE
-            ):
+            is_refused = reply.status == HTTPStatus.SERVICE_UNAVAILABLE or (
+                message.is_job and reply.status == HTTPStatus.INSUFFICIENT_STORAGE
+            )
+            if is_refused:
                 if not message.is_dropped:
                     is_draining = frames[-1] == DRAINING_REPLY
                     records += self._refuse(message, now, reply.status, is_draining=is_draining)
@@ -288,7 +300,9 @@ class SendQueue:
                 problem = 'lost: it was refused so late that its data was dropped'
             self._pace.accept(message.serial)
             self.size -= message.size
-            if problem is not None:
+            if message.on_reply is not None:
+                message.on_reply(None if is_refused else reply)
+            elif problem is not None:
                 records.append(Problem(self.address, message, problem, reply=reply.text))
 
     def _refuse(
@@ -334,22 +348,46 @@ class SendQueue:
         """Drop all messages and close the connection; return the problems, to be logged."""
         self.error = error
         problems = self.remaining(str(error), str(error))
-        self.size -= sum(problem.message.size for problem in problems)
+        messages = list(self)
+        self.size -= sum(message.size for message in messages)
         self._refused.clear()
         self._unsent.clear()
         self.close()
+        give_up(messages)
         return problems
 
+    def withdraw(self) -> bool:
+        """Remove the messages with `on_reply` that are not on their way, and call it with None.
+
+        The others are given up if their connection is lost.
+
+        :return: true if such messages are on their way
+        """
+        withdrawn = [each for each in chain(self._refused, self._unsent) if each.on_reply]
+        self._refused = [each for each in self._refused if each.on_reply is None]
+        self._unsent = deque(each for each in self._unsent if each.on_reply is None)
+        self.size -= sum(message.size for message in withdrawn)
+        give_up(withdrawn)
+        sent = [message for message in self._sent if message.on_reply is not None]
+        for message in sent:
+            message.is_repeatable = False
+        return bool(sent)
+
     def remaining(self, sent: str, unsent: str) -> list[Problem]:
-        """Return all messages as problems.
+        """Return all messages as problems, but those with `on_reply`, which are not lost.
 
         :param sent: the text for those that were sent
         :param unsent: the text for the others
         """
         return [
-            *[Problem(self.address, message, sent) for message in self._sent],
-            *[Problem(self.address, message, unsent) for message in self._refused],
-            *[Problem(self.address, message, unsent) for message in self._unsent],
+            Problem(self.address, message, text)
+            for text, messages in (
+                (sent, self._sent),
+                (unsent, self._refused),
+                (unsent, self._unsent),
+            )
+            for message in messages
+            if message.on_reply is None
         ]
 
     def close(self) -> None:
@@ -357,13 +395,25 @@ class SendQueue:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+        give_up(self._sent.take_late())
         self._sent = UnansweredMessages()
         self._pace = Pace()
 
-    def _drop(
-        self, messages: Iterable[QueuedMessage], text: str, level: int = logging.ERROR
-    ) -> list[Problem | Delay]:
-        """Do not count messages any more; return what is to be logged."""
+    def _drop(self, messages: Sequence[QueuedMessage], text: str) -> list[Problem | Delay]:
+        """Give messages up; return what is to be logged."""
+        records = self._uncount(messages, text, logging.ERROR)
+        give_up(messages)
+        return [record for record in records if record.message.on_reply is None]
+
+    def _uncount(self, messages: Iterable[QueuedMessage], text: str, level: int) -> list[Problem]:
+        """Do not count messages any more; return what can be logged."""
         problems = [Problem(self.address, message, text, level) for message in messages]
         self.size -= sum(problem.message.size for problem in problems)
-        return [*problems]
+        return problems
+
+
+def give_up(messages: Iterable[QueuedMessage]) -> None:
+    """Give messages back that are stored elsewhere."""
+    for message in messages:
+        if message.on_reply is not None:
+            message.on_reply(None)

@@ -77,11 +77,7 @@ class SenderThread:
             number, size = len(messages), sum(message.size for message in messages)
 
         def has_room() -> bool:
-            # Messages beyond the limit have room if nothing else waits.
-            waiting = len(queue) + queue.reserved
-            return waiting <= held or (
-                waiting + number <= limits[0] and queue.size + size <= limits[1]
-            )
+            return queue.has_room(number, size, limits, held)
 
         records: list[Problem | Delay] = []
         try:
@@ -152,6 +148,34 @@ class SenderThread:
             is_late = self._is_flushed and threading.current_thread() is not self._thread
             problems = self._finish() if is_late else []
         log(problems)
+
+    def offer(self, queue: SendQueue, message: QueuedMessage, limits: tuple[float, float]) -> bool:
+        """Add a message to a queue if it has room, whether the service is connected or not.
+
+        :param limits: number and bytes of the messages of the queue, at most
+        :return: False if it has none, or the program ends
+        """
+        with self._changed:
+            if self._is_flushed or not queue.has_room(1, message.size, limits):
+                return False
+            self._serve(queue)
+            queue.add(message)
+        return True
+
+    def withdraw(self, queue: SendQueue) -> None:
+        """Give back the messages with `on_reply`: the program ends, or the client is closed.
+
+        It waits for the replies to those on their way, as `flush` does.
+        """
+        records: list[Problem | Delay] = []
+        with self._changed:
+            start = monotonic()
+            while queue.withdraw() and queue in self._queues:
+                left = queue.waits_until(start) - monotonic()
+                if left <= 0 or sys.is_finalizing():
+                    break
+                records += self._wait(left)
+        log(records)
 
     def release(self, queue: SendQueue, message: QueuedMessage) -> None:
         """Give up the room that `prepare` has kept for a message."""

@@ -34,7 +34,9 @@ class Sender(Protocol):
 
     If it has a method `reserve_all`, as ZMQClient has, that is called instead of `prepare`. A
     message with binary frames is posted with a third argument, the list of these; a job with a
-    fourth one, True: it may be sent twice.
+    fourth one, True: it may be sent twice. If it has a method `join`, that adds the message to the
+    transaction itself, and gets the transaction manager, the type, the JSON frame, the binary
+    frames, and whether it is a job.
     """
 
     def prepare(self, *, timeout: float) -> None:
@@ -125,7 +127,7 @@ def submit_on_commit(
     check_keeps_jobs(client)
     binary = to_frames(frames)
     data = encode_request(submission.message, max_size=_max_size_of(client), frames=binary)
-    _join(manager, client, type, data, commit_timeout, binary, is_repeatable=True)
+    _join(manager, client, type, data, commit_timeout, binary, is_job=True)
     return SubmittedJob(submission.id)
 
 
@@ -134,11 +136,23 @@ def _max_size_of(client: Sender) -> int:
     return size
 
 
-def _join(manager: Any, client: Sender, *args: Any, **kwargs: Any) -> None:
-    """Add a message to the current transaction; the arguments are those of its data manager."""
+def _join(
+    manager: Any,
+    client: Sender,
+    type: str,  # noqa: A002 - the name of the field
+    data: bytes,
+    timeout: float,
+    frames: Sequence[bytes],
+    is_job: bool = False,
+) -> None:
+    """Add a message to the current transaction."""
     manager = transaction.manager if manager is None else manager
+    own_join = getattr(client, 'join', None)
+    if own_join is not None:
+        own_join(manager, type, data, frames, is_job)
+        return
     current = manager.get()
-    message = MessageDataManager(manager, client, *args, **kwargs)
+    message = MessageDataManager(manager, client, type, data, timeout, frames, is_job)
     current.join(message)
     try:
         groups = current.data(_GROUPS)

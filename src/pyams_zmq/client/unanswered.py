@@ -91,6 +91,18 @@ class UnansweredMessages:
                 return first.sent_at + PATIENCE
         return inf
 
+    @property
+    def has_late_to_await(self) -> bool:
+        """True if a late message is stored elsewhere until its reply comes."""
+        return any(message.on_reply is not None for message in self._late.values())
+
+    def take_late(self) -> list[QueuedMessage]:
+        """Remove the late messages, and return them: their replies cannot come any more."""
+        messages = list(self._late.values())
+        self._late.clear()
+        self._late_size = 0
+        return messages
+
     def find_late(self, now: float) -> list[QueuedMessage]:
         """Return the messages that have become late; those are not counted any more."""
         numbers = []
@@ -105,12 +117,18 @@ class UnansweredMessages:
         self._late.update(zip(numbers, messages, strict=True))
         return messages
 
-    def limit_late(self) -> None:
-        """Drop the oldest late messages, and the data of the oldest ones of the others."""
+    def limit_late(self) -> list[QueuedMessage]:
+        """Drop the oldest late messages, and the data of the oldest ones of the others.
+
+        :return: the messages whose replies are not waited for any more
+        """
+        dropped = []
         while len(self._late) > MAX_LATE:
-            self._late_size -= self._late.pop(next(iter(self._late))).size
+            dropped.append(self._late.pop(next(iter(self._late))))
+            self._late_size -= dropped[-1].size
         oldest = iter(self._late.values())
         while self._late_size > MAX_LATE_SIZE:
             message = next(oldest)
             self._late_size -= message.size
             message.drop_data()
+        return dropped

@@ -11,10 +11,13 @@ from pyams_zmq.client.jobs import JobMethods, SubmittedJob
 from pyams_zmq.client.transaction import is_under_way, send_on_commit, submit_on_commit
 from pyams_zmq.config.advice import advise
 from pyams_zmq.config.identity import Application
+from pyams_zmq.config.outbox import make_outbox
 from pyams_zmq.config.service import Service, services_of
 from pyams_zmq.config.service_client import ServiceClient, explained
 from pyams_zmq.exceptions import ZMQBaseError, ZMQRefusedError, ZMQUnreachableError
 from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
+from pyams_zmq.outbox.outbox import Outbox
+from pyams_zmq.outbox.sender import OutboxSender
 from pyams_zmq.process.address_lock import AddressLock
 from pyams_zmq.wire.fork import ForkLocal
 
@@ -26,9 +29,10 @@ class RequestClient(JobMethods):
     of :class:`~pyams_zmq.client.ZMQClient`.
     """
 
-    def __init__(self, request: Any, client: Any):
+    def __init__(self, request: Any, client: Any, sender: Any = None):
         self._request = request
         self._client = client
+        self._sender = client if sender is None else sender
         self.call = client.call
         self.request = client.request
 
@@ -55,17 +59,22 @@ class RequestClient(JobMethods):
         not begun or has ended, as in a finished callback. An exception view of pyramid_tm still has
         one, which is aborted.
 
+        With an outbox, see :doc:`/howto/transactions`, the transaction writes it to the database of
+        the application, and it is sent at least once after the commit. Without a transaction it is
+        sent as without an outbox.
+
         :param type: type of the message, the name of the method
         :param args: its arguments, any value with a JSON form
         :param frames: binary frames, see :meth:`.ZMQClient.call`
         :raises: the errors of :meth:`pyams_zmq.client.ZMQClient.send` and
             :func:`pyams_zmq.transaction.send_on_commit`
+        :raises ZMQOutboxError: if the transaction has no database, or is doomed
         """
         manager = self._find_transaction()
         if manager is None:
             self._client.send(type, args, frames=frames)
         else:
-            send_on_commit(self._client, type, args, manager=manager, frames=frames)
+            send_on_commit(self._sender, type, args, manager=manager, frames=frames)
 
     @explained
     def submit(
@@ -95,7 +104,7 @@ class RequestClient(JobMethods):
         submit: Callable[..., SubmittedJob] = self._client.submit
         manager = self._find_transaction()
         if manager is not None:
-            submit = partial(submit_on_commit, self._client, manager=manager)
+            submit = partial(submit_on_commit, self._sender, manager=manager)
         return submit(
             type,
             args,
@@ -130,6 +139,16 @@ class ClientRegistry:
         self._registry = registry
         self._clients: dict[str, Any] = {}
         self._lock = ForkLocal(threading.Lock)
+        self._outbox: Outbox | None = None
+
+    @property
+    def outbox(self) -> Outbox | None:
+        """The outbox of the application; None without one, and where messages are recorded."""
+        if self._outbox is None and self._registry.queryUtility(IZMQClientFactory) is None:
+            with self._lock.get():
+                if self._outbox is None:
+                    self._outbox = make_outbox(self._registry, self.application, self.get)
+        return self._outbox
 
     def get(self, name: str) -> Any:
         """Return the client of a service.
@@ -176,7 +195,10 @@ class ClientRegistry:
         )
 
     def close(self) -> None:
-        """Close all clients; the next use makes new ones."""
+        """Close the outbox and all clients; the next use makes new ones."""
+        outbox, self._outbox = self._outbox, None
+        if outbox is not None:
+            outbox.close()
         with self._lock.get():
             clients, self._clients = self._clients, {}
         for client in clients.values():
@@ -191,4 +213,7 @@ def request_zmq(request: Any, name: str) -> RequestClient:
     :raises ZMQUnreachableError: if another application serves its address
     :raises ZMQRefusedError: if the file of its user cannot be read
     """
-    return RequestClient(request, request.registry.zmq_clients.get(name))
+    clients = request.registry.zmq_clients
+    client, outbox = clients.get(name), clients.outbox
+    sender = None if outbox is None else OutboxSender(outbox, name, client, request)
+    return RequestClient(request, client, sender)

@@ -16,6 +16,7 @@ from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.config.errors import describe_source, is_set, locate, named, suggest
 from pyams_zmq.config.identity import APPLICATION
 from pyams_zmq.config.options import FORMS, OPTIONS, PREFIX, Group
+from pyams_zmq.config.outbox import OUTBOX_SETTINGS
 from pyams_zmq.config.service import POOL_OPTIONS, Service, services_of
 from pyams_zmq.handler.plain import check_handler
 from pyams_zmq.pool import ZMQPool
@@ -23,6 +24,9 @@ from pyams_zmq.pool.worker_access import make_worker_access
 from pyams_zmq.wire.endpoint import Endpoint
 
 _NAME = re.compile(r'[A-Za-z0-9_-]+', re.ASCII)
+
+_GENERAL = (APPLICATION, *OUTBOX_SETTINGS)
+"""Settings that are not those of one service"""
 
 _ADDRESSES = ('address', 'worker_address')
 _FILE_OPTIONS = ('ipc_mode', 'ipc_group')
@@ -65,14 +69,14 @@ def check_settings(registry: Any) -> list[str]:
     """
     names = []
     for setting in registry.settings or ():
-        if setting.startswith(PREFIX) and setting != APPLICATION:
+        if setting.startswith(PREFIX) and setting not in _GENERAL:
             name, dot, key = setting.removeprefix(PREFIX).partition('.')
             if not dot or key not in OPTIONS:
-                advice = f'write {APPLICATION}, or {PREFIX}NAME.OPTION'
+                advice = f'write {", ".join(_GENERAL)}, or {PREFIX}NAME.OPTION'
                 if dot and _NAME.fullmatch(name):
                     advice = suggest(key, f'{PREFIX}{name}.')
-                elif get_close_matches(setting, [APPLICATION]):
-                    advice = f'did you mean {APPLICATION}?'
+                elif similar := get_close_matches(setting, _GENERAL, 1):
+                    advice = f'did you mean {similar[0]}?'
                 raise ConfigurationError(f'Unknown setting {locate(repr(setting))}: {advice}')
             if not _NAME.fullmatch(name):
                 raise ConfigurationError(

@@ -61,6 +61,7 @@ def start_services(event: Any) -> None:
         if name not in services:
             raise ConfigurationError(_describe_missing(registry, name))
     application = registry.zmq_clients.application = identify(registry)
+    outbox = registry.zmq_outbox = registry.zmq_clients.outbox
     if registry.queryUtility(IZMQClientFactory) is not None:
         return
     _check_owners(registry, application)
@@ -78,6 +79,8 @@ def start_services(event: Any) -> None:
                 if not isinstance(error.__cause__, OSError):
                     raise ZMQStartError(text) from None
                 LOGGER.error('The application starts without a service: %s', text)
+    if outbox is not None:
+        outbox.start()  # after the forks, which then have no thread of it
 
 
 def _describe_missing(registry: Any, name: str) -> str:

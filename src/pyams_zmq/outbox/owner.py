@@ -53,13 +53,11 @@ def is_alive(owner: str) -> bool | None:
 def _identify_machine() -> str:
     """Return a text that processes with the same process ids have in common, and others have not.
 
-    Containers of one machine have their own process ids.
+    Containers of one machine have their own process ids. Without /proc, its name must do.
     """
-    parts = []
+    parts = [socket.gethostname()]
     with suppress(OSError), open(_BOOT_ID, encoding='ascii') as file:
         parts.append(file.read().strip())
     with suppress(OSError):
         parts.append(os.readlink(_PID_NAMESPACE))
-    if len(parts) < 2:  # no /proc
-        parts.append(socket.gethostname())
     return hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]

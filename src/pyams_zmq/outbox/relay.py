@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""Sends the entries of the outbox from this process, and drops them when the replies are there."""
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from typing import Any
+
+from pyams_zmq.client import ZMQClient
+from pyams_zmq.client.problem import CheckedReply, QueuedMessage
+from pyams_zmq.outbox.catch_up import CatchUp
+from pyams_zmq.outbox.owner import identify_process, is_alive
+from pyams_zmq.outbox.silence import SilenceWatch
+from pyams_zmq.outbox.storage import MAX_REASON, Entry, Refusal, Storage, Waiting
+from pyams_zmq.process.name_lock import NameLock
+from pyams_zmq.wire.clock import monotonic, time
+from pyams_zmq.wire.fork_barrier import ForkBarrier
+
+LOGGER = logging.getLogger('PyAMS (zmq)')
+
+CHECK_INTERVAL = 5.0
+"""Seconds between two looks at the entries that wait, and until the first one"""
+
+SETTLE_DELAY = 0.2
+"""Seconds in which replies are collected, whose entries are dropped in one transaction"""
+
+SETTLE_BATCH = 100
+"""Replies after which that is done at once"""
+
+MAX_UNSETTLED = 10_000
+"""Replies to keep while the database does not answer; further entries are not sent then"""
+
+PAGE = 200
+"""Entries to read at a time"""
+
+RENEWAL_AGE = 10.0
+"""Seconds after which an entry that waits is renewed, for the relays of other machines"""
+
+RENEWAL_INTERVAL = 15.0
+"""Seconds between two renewals"""
+
+RETRY_DELAY = 1.0
+"""Seconds until the next attempt after an error, at first"""
+
+MAX_RETRY_DELAY = 30.0
+"""Seconds until the next attempt, at most"""
+
+
+class Relay:
+    """The part of the outbox that sends, in one process.
+
+    After a commit, `post` hands the entries of the transaction to the client of their service,
+    which keeps their order. A thread drops those that have a reply. It reads entries from the
+    storage that were not posted: more than the backlog of the client takes, those that it has given
+    back, and those of processes that have ended, which one relay of the machine adopts.
+
+    :param storage: the entries of the application
+    :param find_client: returns the client of a service
+    :param application: name of the application
+    """
+
+    def __init__(self, storage: Storage, find_client: Callable[[str], ZMQClient], application: str):
+        self.owner = identify_process()
+        self._storage = storage
+        self._find_client = find_client
+        self._application = application
+        self._lock = threading.Lock()
+        self._barrier = ForkBarrier()
+        self._woken = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+        self._known: dict[Any, str] = {}  # services of the entries that are posted, by their keys
+        self._clients: dict[str, ZMQClient] = {}
+        self._catch_ups: dict[str, CatchUp] = {}
+        # Only the thread that sends adds to it, and only the thread of this object removes.
+        self._replies: deque[tuple[Any, Entry, CheckedReply | None]] = deque()
+        self._settles_at = inf
+        self._retry_delay = RETRY_DELAY
+        self._has_added = False
+        self._checks_at = monotonic() + CHECK_INTERVAL
+        self._renews_at = -inf
+        self._machine_lock: NameLock | None = None
+        self._silence = SilenceWatch()
+        self._problem: str | None = None
+
+    def start(self) -> None:
+        """Start the thread, if it does not run yet.
+
+        :raises RuntimeError: if the system starts no thread
+        """
+        with self._lock:
+            if self._thread is None and not self._is_closed:
+                thread = threading.Thread(target=self._run, name='PyAMS (zmq) outbox', daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def post(self, key: Any, entry: Entry) -> None:
+        """Send an entry of a transaction that was committed just now, without waiting."""
+        self._has_added = True
+        with self._lock:
+            if key in self._known:
+                return  # it was read meanwhile
+            catch_up = self._catch_up_of(entry.service)
+            was_behind = catch_up.is_behind
+            if not was_behind and self._offer(key, entry):
+                return
+            catch_up.miss(key)
+        if not was_behind:
+            self._woken.set()
+
+    def close(self) -> None:
+        """Stop: wait for replies on their way, and drop their entries; others keep the rest."""
+        with self._lock:
+            self._is_closed = True
+            clients = list(self._clients.values())
+        for client in clients:
+            client.withdraw()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._woken.set()
+            thread.join()
+        self._settle(inf)
+        if self._machine_lock is not None:
+            self._machine_lock.release()
+        with self._barrier.hold():
+            self._storage.close()
+
+    def _run(self) -> None:
+        while not self._is_closed:
+            wakes_at = self.step(monotonic())
+            self._woken.wait(max(0, wakes_at - monotonic()))
+            self._woken.clear()
+
+    def step(self, now: float) -> float:
+        """Drop entries that have a reply, read others, and look at those of other processes.
+
+        :return: when the next step is due
+        """
+        self._settle(now)
+        for service, catch_up in list(self._catch_ups.items()):
+            self._try(now, partial(self._read, service, catch_up, now), catch_up.postpone)
+        if now >= self._checks_at:
+            self._checks_at = now + CHECK_INTERVAL
+            self._try(now, partial(self._check, now), lambda _until: None)
+        reads_at = [each.reads_at for each in self._catch_ups.values() if each.is_behind]
+        return min(self._checks_at, self._settles_at, *reads_at)
+
+    def _try(
+        self, now: float, function: Callable[[], None], postpone: Callable[[float], None]
+    ) -> bool:
+        """Use the storage; log an error once, and postpone the next attempt.
+
+        :param postpone: called with the time of the next attempt
+        """
+        try:
+            with self._barrier.hold():
+                function()
+        except Exception as error:  # noqa: BLE001 - databases raise errors of any class
+            self._report(error)
+            postpone(now + self._retry_delay)
+            self._retry_delay = min(2 * self._retry_delay, MAX_RETRY_DELAY)
+            return False
+        self._retry_delay = RETRY_DELAY
+        self._problem = None
+        return True
+
+    def _report(self, error: Exception) -> None:
+        # Only the first line: those of SQLAlchemy go on with the parameters of the statement.
+        text = f'{type(error).__name__}: {str(error).partition(chr(10))[0]}'
+        if text != self._problem:
+            self._problem = text
+            LOGGER.warning('The outbox cannot use its database now, it tries again: %s', text)
+
+    def _catch_up_of(self, service: str) -> CatchUp:
+        return self._catch_ups.setdefault(service, CatchUp())
+
+    def _offer(self, key: Any, entry: Entry) -> bool:
+        """Hand an entry to the client of its service; return False if that does not take it."""
+        if self._is_closed or len(self._replies) >= MAX_UNSETTLED:
+            return False
+        catch_up = self._catch_up_of(entry.service)
+        try:
+            client = self._clients[entry.service] = self._find_client(entry.service)
+            is_taken = client.offer(
+                QueuedMessage(
+                    entry.type,
+                    entry.data,
+                    entry.frames,
+                    entry.is_job,
+                    partial(self._handle_reply, key, entry),
+                )
+            )
+        except Exception as error:  # noqa: BLE001 - after the commit, which must not fail
+            if catch_up.note_problem(str(error)):
+                LOGGER.error('Messages to %r wait in the outbox: %s', entry.service, error)
+            return False
+        catch_up.note_problem(None)
+        if is_taken:
+            self._known[key] = entry.service
+        return is_taken
+
+    def _handle_reply(self, key: Any, entry: Entry, reply: CheckedReply | None) -> None:
+        """Keep a reply; runs in the thread that sends, which must not wait."""
+        self._replies.append((key, entry, reply))
+        if len(self._replies) in (1, SETTLE_BATCH):
+            self._woken.set()
+
+    def _settle(self, now: float) -> None:
+        """Drop the entries that have a good reply; make dead letters of the others."""
+        if not self._replies:
+            return
+        if self._settles_at == inf:
+            self._settles_at = now + SETTLE_DELAY
+        is_full = len(self._replies) >= SETTLE_BATCH and self._problem is None
+        if now < self._settles_at and not is_full:
+            return
+        replies = list(self._replies)
+        sent, refused = [], []
+        for key, _entry, reply in replies:
+            if reply is not None and reply.problem is None:
+                sent.append(key)
+            elif reply is not None:
+                text = reply.text or str(reply.problem)
+                reason = text.removeprefix(f'{reply.status} ')[:MAX_REASON]
+                refused.append((key, Refusal(reply.status, reason)))
+        if (sent or refused) and not self._try(
+            now, partial(self._storage.settle, sent, refused), self._postpone_settling
+        ):
+            return
+        self._settles_at = inf
+        for _each in replies:
+            self._replies.popleft()
+        with self._lock:
+            for key, entry, reply in replies:
+                self._known.pop(key, None)
+                if reply is None:  # given back
+                    self._catch_up_of(entry.service).miss(reads_at=now + RETRY_DELAY)
+        _log_refused(replies)
+        if self._replies:
+            self._settles_at = now + SETTLE_DELAY
+
+    def _postpone_settling(self, until: float) -> None:
+        self._settles_at = until
+
+    def _read(self, service: str, catch_up: CatchUp, now: float) -> None:
+        """Post entries of this process that were not posted after their commit."""
+        while catch_up.is_behind and now >= catch_up.reads_at and not self._is_closed:
+            misses = catch_up.misses
+            page = self._storage.read(self.owner, service, catch_up.after, PAGE)
+            with self._lock:
+                for stored in page:
+                    if stored.key not in self._known and not self._offer(stored.key, stored.entry):
+                        catch_up.wait(now)
+                        return
+                    catch_up.pass_by(stored.key)
+                if len(page) < PAGE:
+                    catch_up.finish(misses)
+
+    def _check(self, now: float) -> None:
+        """Look for entries that were not posted, and for those of processes that have ended."""
+        is_first = self._is_first_of_machine()
+        if not (is_first or self._has_added or self._known):
+            return
+        self._has_added = False
+        waiting = self._storage.read_waiting()
+        with self._lock:
+            known = Counter(self._known.values())
+            for each in waiting:
+                if each.owner == self.owner and each.count > known[each.service]:
+                    self._catch_up_of(each.service).miss()
+        own = [each.since for each in waiting if each.owner == self.owner]
+        if own and min(own) < time() - RENEWAL_AGE and now >= self._renews_at:
+            self._renews_at = now + RENEWAL_INTERVAL
+            self._storage.renew(self.owner)
+        if is_first:
+            self._adopt([each for each in waiting if each.owner != self.owner], now)
+
+    def _is_first_of_machine(self) -> bool:
+        """Return True if this relay looks at other processes; one of a machine does."""
+        try:
+            if self._machine_lock is None:
+                self._machine_lock = NameLock(f'outbox of {self._application}')
+            return self._machine_lock.acquire()
+        except OSError:  # from the folder of the locks: it costs reading, and nothing else
+            return True
+
+    def _adopt(self, waiting: list[Waiting], now: float) -> None:
+        """Adopt the entries of processes that have ended, or of machines that are silent."""
+        owners: dict[str, list[Waiting]] = {}
+        for each in waiting:
+            owners.setdefault(each.owner, []).append(each)
+        self._silence.forget_others(owners)
+        for owner, entries in owners.items():
+            is_live = is_alive(owner)
+            if is_live is None:
+                is_live = not self._silence.is_over(owner, entries, now)
+            if not is_live and self._storage.adopt(owner, self.owner):
+                LOGGER.info(
+                    'The outbox sends %d messages of a process that has ended',
+                    sum(each.count for each in entries),
+                )
+                with self._lock:
+                    for each in entries:
+                        self._catch_up_of(each.service).miss()
+
+
+def _log_refused(replies: list[tuple[Any, Entry, CheckedReply | None]]) -> None:
+    for _key, entry, reply in replies:
+        if reply is not None and reply.problem is not None:
+            LOGGER.error(
+                'Message %r of the outbox to %r: %s; it is a dead letter now: see "pyams_zmq '
+                'outbox INI"',
+                entry.type,
+                entry.service,
+                reply.problem,
+            )
+            LOGGER.debug('Reply of a service: %s', reply.text)
