@@ -10,6 +10,7 @@ from typing import Any
 from pyramid.scripts.common import parse_vars
 
 from pyams_zmq.cli.application import load_application
+from pyams_zmq.cli.output import write
 from pyams_zmq.config.service import services_of
 from pyams_zmq.outbox.outbox import Outbox
 from pyams_zmq.outbox.owner import is_alive
@@ -71,11 +72,11 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
         if args.service is not None:
             if args.service in services_of(registry):
                 parser.error(f'{args.service!r} is declared: its messages are sent when it runs')
-            print(f'{outbox.discard(args.service)} messages dropped')
+            write(f'{outbox.discard(args.service)} messages dropped')
             return 0
         change = outbox.retry if action == 'retry' else outbox.drop
         if args.all:
-            print(f'{_change_all(outbox, change)} dead letters')
+            write(f'{_change_all(outbox, change)} dead letters')
             return 0
         return _report_changed(ids, change(ids))
     finally:
@@ -91,9 +92,9 @@ def _change_all(outbox: Outbox, change: Any) -> int:
 
 
 def _report_changed(ids: Sequence[str], number: int) -> int:
-    print(f'{number} dead letters')
+    write(f'{number} dead letters')
     if number < len(set(ids)):
-        print('Some ids are not those of dead letters: see "list"')
+        write('Some ids are not those of dead letters: see "list"')
         return 1
     return 0
 
@@ -102,25 +103,25 @@ def _show(outbox: Outbox, services: Any) -> None:
     waiting = outbox.waiting()
     for each in sorted(waiting, key=lambda each: each.since):
         undeclared = '' if each.service in services else '; the service is not declared'
-        print(
+        write(
             f'{each.count} waiting for {each.service} since {_format(each.since)}, of '
             f'{_OWNERS[is_alive(each.owner)]}{undeclared}'
         )
     if not waiting:
-        print('No message is waiting')
+        write('No message is waiting')
     after, has_dead = None, False
     while letters := outbox.dead_letters(_PAGE, after=after):
         after = letters[-1].id
         for letter in letters:
             has_dead = True
-            print(
+            write(
                 f'dead letter {letter.id}: {letter.entry.type!r} to {letter.entry.service}, '
                 f'{_format(letter.since)}, status {letter.status}: {letter.reason!r}'
             )
     if not has_dead:
-        print('No dead letters')
+        write('No dead letters')
     for name, number in sorted(outbox.others().items()):
-        print(f'{number} messages belong to another application, {name!r}')
+        write(f'{number} messages belong to another application, {name!r}')
 
 
 def _format(seconds: float) -> str:

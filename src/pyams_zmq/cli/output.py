@@ -2,6 +2,7 @@
 """Output that any text can be written to: a terminal, a pipe or a log file in any encoding."""
 
 import logging
+import sys
 from io import TextIOWrapper
 from typing import Any
 
@@ -29,3 +30,8 @@ def accept_any_record() -> None:
             if isinstance(handler, logging.FileHandler) and handler.errors is None:
                 handler.errors = _ERRORS  # of the next file, after a rotation
                 accept_any_text(handler.stream)
+
+
+def write(text: str) -> None:
+    """Write a line of text to the standard output."""
+    sys.stdout.write(f'{text}\n')
