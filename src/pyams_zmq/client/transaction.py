@@ -2,7 +2,7 @@
 """Messages that are sent when a transaction is committed."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Any, Protocol
@@ -37,6 +37,11 @@ class Sender(Protocol):
     fourth one, True: it may be sent twice. If it has a method `join`, that adds the message to the
     transaction itself, and gets the transaction manager, the type, the JSON frame, the binary
     frames, and whether it is a job.
+
+    If it has a method `on_join`, as a RecordingClient has, that is called with the data manager of
+    each message that joins a transaction. It may set `on_end` of the data manager, a function that
+    is called before the message is posted, and when it is dropped. After `abort(None)` of the data
+    manager the message is not sent, although its transaction goes on.
     """
 
     def prepare(self, *, timeout: float) -> None:
@@ -162,6 +167,9 @@ def _join(
     group = groups.setdefault(id(client), MessageGroup(client))
     group.add(message)
     current.addBeforeCommitHook(group.wait, (current,))
+    on_join = getattr(client, 'on_join', None)
+    if on_join is not None:
+        on_join(message)
 
 
 def is_under_way(manager: Any) -> bool:
@@ -187,6 +195,7 @@ class MessageDataManager:
 
     :ivar encoded: the message
     :ivar is_dropped: true after a rollback or an abort
+    :ivar on_end: called before the message is posted, and when it is dropped
     :ivar reservation: room in the backlog of the client, from the beginning of the commit
     :ivar error: the error if the queue has no room
     """
@@ -210,6 +219,7 @@ class MessageDataManager:
             self.encoded = (type, data, frames, True)
         self.timeout = timeout
         self.is_dropped = False
+        self.on_end: Callable[[], object] = lambda: None
         self.reservation: Any = None
         self.error: Exception | None = None
         # After databases, so that a message refers to committed data; but before zope.sqlalchemy
@@ -230,6 +240,7 @@ class MessageDataManager:
     def abort(self, transaction: Any) -> None:
         """Drop the message: the transaction is aborted, or rolled back to an earlier savepoint."""
         self.is_dropped = True
+        self.on_end()
         reservation, self.reservation = self.reservation, None
         if reservation is not None:
             reservation.cancel()
@@ -246,6 +257,8 @@ class MessageDataManager:
 
         From then on the message is not dropped.
         """
+        if self.is_dropped:  # by its client, see `on_join` of Sender
+            return
         if self.error is not None:
             raise self.error
         if self.reservation is not None:
@@ -260,6 +273,9 @@ class MessageDataManager:
 
     def tpc_finish(self, transaction: Any) -> None:
         """Post the message; an error is only logged, because the transaction is committed."""
+        if self.is_dropped:
+            return
+        self.on_end()
         reservation, self.reservation = self.reservation, None
         try:
             if reservation is None:

@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from pyams_zmq.client import PREPARE_TIMEOUT, ZMQClient
 from pyams_zmq.client.problem import EncodedMessage, check_reply
+from pyams_zmq.client.transaction import MessageDataManager
 from pyams_zmq.config.request_client import request_zmq
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.handler.job import JobPolicy, RunningJob
@@ -20,6 +21,7 @@ from pyams_zmq.interfaces import IZMQClientFactory
 from pyams_zmq.process.base import ReadyProcess
 from pyams_zmq.testing.eager import LOCAL, EagerHandler
 from pyams_zmq.testing.jobs import JobRecorder, RecordedJob
+from pyams_zmq.testing.pending import PendingMessages
 from pyams_zmq.wire.body import Reply, decode_body, encode_reply
 from pyams_zmq.wire.message import (
     check_boolean,
@@ -32,7 +34,15 @@ from pyams_zmq.wire.message import (
 )
 from pyams_zmq.wire.multipart import describe, to_frames
 
-__all__ = ['JobRecorder', 'RecordedJob', 'RecordingClient', 'Sent', 'Testing', 'running']
+__all__ = [
+    'JobRecorder',
+    'PendingMessages',
+    'RecordedJob',
+    'RecordingClient',
+    'Sent',
+    'Testing',
+    'running',
+]
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -119,6 +129,7 @@ class RecordingClient(ZMQClient):
     :param outbox: list that gets the messages, by default a new one
     :param recorder: gets the jobs, by default a new one; the *handler* runs them, or their reply is
         that in *replies*; without both they wait
+    :param pending: gets the messages of transactions that have not ended, by default a new one
     :raises ValueError, TypeError: for a bad address, and those of *handler*
     """
 
@@ -131,13 +142,31 @@ class RecordingClient(ZMQClient):
         handler: Any = None,
         outbox: list[Sent] | None = None,
         recorder: JobRecorder | None = None,
+        pending: PendingMessages | None = None,
     ):
         super().__init__(address)
         self.name = name
         self.replies = {} if replies is None else replies
         self.outbox: list[Sent] = [] if outbox is None else outbox
         self.recorder = JobRecorder() if recorder is None else recorder
+        self._pending = PendingMessages() if pending is None else pending
         self._answer = None if handler is None else EagerHandler(handler)
+
+    @property
+    def pending(self) -> list[Sent]:
+        """Messages of transactions that have not ended, in order; a new list each time.
+
+        A commit moves them to `outbox`; an abort or a rollback to an earlier savepoint drops them.
+        """
+        return self._pending.read()
+
+    def on_join(self, message: MessageDataManager) -> None:
+        """Record a message that waits for the end of its transaction, in `pending`."""
+        binary: list[bytes] = []
+        match message.encoded:
+            case (_, _, frames, *_):
+                binary = to_frames(frames)
+        self._pending.add(message, self._describe(message.encoded[1], binary))
 
     def request(
         self,
@@ -184,17 +213,20 @@ class RecordingClient(ZMQClient):
             LOGGER.error('Message %r to %s: %s', type, self.address, problem)
 
     def _exchange(self, data: bytes, frames: list[bytes]) -> list[bytes]:
-        match message := decode_reply(data):
-            case [str(name), args, *_options]:
-                sent = Sent(self.name, name, args, frames)
-            case _:
-                sent = Sent(self.name, None, message, frames)
+        sent = self._describe(data, frames)
         self.outbox.append(sent)
         answer = None if sent.type in self.replies else self._find_answer()
         reply = self._answer_about_jobs(sent, answer, data)
         if reply is not None:
             return [encode(reply)]
         return self._reply_to(sent, answer, data)
+
+    def _describe(self, data: bytes, frames: list[bytes]) -> Sent:
+        match message := decode_reply(data):
+            case [str(name), args, *_options]:
+                return Sent(self.name, name, args, frames)
+            case _:
+                return Sent(self.name, None, message, frames)
 
     def _answer_about_jobs(self, sent: Sent, answer: EagerHandler | None, data: bytes) -> Any:
         """Return the reply to a message about jobs, or that submits one; None for others."""
@@ -288,9 +320,18 @@ class Testing:
         self.outbox: list[Sent] = []
         self.replies = _Replies()
         self.recorder = JobRecorder()
+        self._pending = PendingMessages()
         self.eager = False
         self._registry = registry
         self._answers: dict[str, EagerHandler] = {}
+
+    @property
+    def pending(self) -> list[Sent]:
+        """Messages of all services whose transactions have not ended, in order; a new list.
+
+        See `pending` of :class:`RecordingClient`.
+        """
+        return self._pending.read()
 
     @property
     def jobs(self) -> list[RecordedJob]:
@@ -317,13 +358,18 @@ class Testing:
             replies=self.replies[service.name],
             outbox=self.outbox,
             recorder=self.recorder,
+            pending=self._pending,
         )
         service.prepare_client(client)
         client._find_answer = partial(self.find_answer, service)  # type: ignore[method-assign]
         return client
 
     def reset(self) -> None:
-        """Start again for the next test: no messages, no replies, no handlers, and not eager."""
+        """Start again for the next test: no messages, no replies, no handlers, and not eager.
+
+        The messages of transactions that have not ended are not sent later, either.
+        """
+        self._pending.reset()
         self.outbox.clear()
         self.recorder.reset()
         for replies in self.replies.values():
