@@ -11,7 +11,8 @@ PUBLIC_MODULES = [
     f'pyams_zmq.{name}'
     for name in (
         'aio auth client client.jobs config curve device endpoint exceptions handler include '
-        'interfaces jobs message pool process socket stream supervisor testing transaction'
+        'interfaces jobs message outbox outbox.sqlalchemy pool process socket stream supervisor '
+        'testing transaction'
     ).split()
 ]
 
