@@ -24,11 +24,12 @@ setting counts as missing.
 ``pyams_zmq.application``, a text, names the application; by default its ini file and section do,
 see :ref:`applications`.
 
-``pyams_zmq.outbox``, ``none``, ``sqlalchemy`` or ``zodb``, is how messages on commit are stored, by default ``none``;
-see :doc:`howto/transactions`. With ``sqlalchemy``, ``pyams_zmq.outbox_session`` is the attribute of requests that has
-the session, by default ``dbsession``, and ``pyams_zmq.outbox_metadata`` the dotted name of the metadata that gets the
-table. With ``zodb``, ``pyams_zmq.outbox_database`` is the name of one of several databases. The arguments of
-``config.set_zmq_outbox`` are the same; these settings override them.
+``pyams_zmq.outbox``, ``none``, ``sqlalchemy`` or ``zodb``, is how messages on commit are stored,
+by default ``none``; see :doc:`howto/transactions`. With ``sqlalchemy``,
+``pyams_zmq.outbox_session`` is the attribute of requests that has the session, by default
+``dbsession``, and ``pyams_zmq.outbox_metadata`` the dotted name of the metadata that gets the
+table. With ``zodb``, ``pyams_zmq.outbox_database`` is the name of one of several databases. The
+arguments of ``config.set_zmq_outbox`` are the same; these settings override them.
 
 Addresses are explained in :doc:`howto/addresses`, users and keys in :doc:`howto/security`, limits
 there, in :doc:`howto/scale` and in :doc:`howto/deploy`. A file or folder is an absolute path, an

@@ -5,7 +5,6 @@ from contextlib import closing, contextmanager
 from types import SimpleNamespace
 
 import transaction
-
 from zodb_databases import open_file, open_zeo
 
 APPLICATION = 'application under test'
@@ -18,10 +17,10 @@ class SQLDatabase:
     """
 
     def __init__(self, url):
-        import sqlalchemy as sql  # noqa: PLC0415 - not for the program with a ZODB, which starts sooner
-        from sqlalchemy.orm import sessionmaker  # noqa: PLC0415 - as above
-
-        from pyams_zmq.outbox.sqlalchemy import SQLAlchemyStorage  # noqa: PLC0415 - as above
+        # Imported here: a program with a ZODB starts sooner without it.
+        import sqlalchemy as sql
+        from pyams_zmq.outbox.sqlalchemy import SQLAlchemyStorage
+        from sqlalchemy.orm import sessionmaker
 
         self._sql = sql
         metadata = sql.MetaData()
@@ -33,7 +32,7 @@ class SQLDatabase:
 
     def make_request(self, manager):
         """Return a request with a session of a transaction manager."""
-        import zope.sqlalchemy  # noqa: PLC0415 - as above
+        import zope.sqlalchemy
 
         session = self._make_session()
         zope.sqlalchemy.register(session, transaction_manager=manager)
@@ -62,7 +61,7 @@ class ObjectDatabase:
     """
 
     def __init__(self, db, process):
-        from pyams_zmq.outbox.zodb import ZODBStorage  # noqa: PLC0415 - as above
+        from pyams_zmq.outbox.zodb import ZODBStorage
 
         self._db = db
         self._process = process
@@ -77,7 +76,7 @@ class ObjectDatabase:
 
     def add(self, request, name):
         """Add a clip in the transaction of a request."""
-        from BTrees.OOBTree import OOBTree  # noqa: PLC0415 - as above
+        from BTrees.OOBTree import OOBTree
 
         root = request.connection.root()
         if self._process not in root:
@@ -110,9 +109,9 @@ def open_database(url, process):
     """
     kind, _, path = url.partition(':')
     if kind in ('zeo', 'file'):
-        with (open_zeo if kind == 'zeo' else open_file)(path) as db:
-            with closing(ObjectDatabase(db, process)) as database:
-                yield database
+        open_storage = open_zeo if kind == 'zeo' else open_file
+        with open_storage(path) as db, closing(ObjectDatabase(db, process)) as database:
+            yield database
     else:
         with closing(SQLDatabase(url)) as database:
             yield database

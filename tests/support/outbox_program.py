@@ -1,30 +1,40 @@
 # SPDX-License-Identifier: ZPL-2.1
 """A program that commits clips with a message and a job each, until a signal or a point kills it.
 
-Arguments: URL of the database, addresses of the services for messages and for jobs (empty for
-none), name of the process, and the point at which it kills itself, with the number of the time;
-empty for none.
+Arguments: URL of the database, addresses of the services for messages and for jobs, name of the
+process, and the point at which it kills itself, empty for none, with the number of the time.
 """
 
 import os
 import signal
 import sys
-from collections import Counter
-from functools import wraps
+from functools import partial, wraps
+from itertools import count
+from math import inf
 
 import transaction
 
+from checks import wait_until
 from outbox_databases import APPLICATION, open_database
 from pyams_zmq.client import ZMQClient
-from pyams_zmq.outbox import relay
 from pyams_zmq.client.transaction import send_on_commit, submit_on_commit
+from pyams_zmq.outbox import relay
 from pyams_zmq.outbox.outbox import Outbox
 from pyams_zmq.outbox.sender import OutboxSender
 
 CHECK_INTERVAL = 0.3
 """Seconds, so that the programs of a test adopt the messages of those before them"""
 
-POINTS = ('before the vote', 'after the vote', 'after the finish', 'after the post', 'after the drop')
+DRAIN = 'drain'
+"""Instead of a point: send what others have left, commit nothing, and end"""
+
+POINTS = (
+    'before the vote',
+    'after the vote',
+    'after the finish',
+    'after the post',
+    'after the drop',
+)
 
 
 class Killer:
@@ -66,7 +76,7 @@ class Participant:
         for name, reach in points.items():
             setattr(self, name, lambda _transaction, reach=reach: reach())
 
-    def sortKey(self):
+    def sortKey(self):  # noqa: N802 - the name of IDataManager
         return self._key
 
     def tpc_begin(self, transaction):
@@ -75,44 +85,64 @@ class Participant:
     abort = commit = tpc_vote = tpc_finish = tpc_abort = tpc_begin
 
 
-def main(url, messages, jobs, process, point, number):
-    killer = Killer(point, int(number or 0))
+def main(url, messages, jobs, process, point, times):
+    clients = {'messages': ZMQClient(messages), 'jobs': ZMQClient(jobs)}
+    killer = Killer(point, int(times))
     relay.CHECK_INTERVAL = CHECK_INTERVAL
     relay.Relay.post = killer.after('after the post', relay.Relay.post)
-    clients = {name: ZMQClient(address) for name, address in (('messages', messages), ('jobs', jobs)) if address}
-    manager = transaction.TransactionManager()
     with open_database(url, process) as database:
         storage = database.storage
         storage.settle = killer.after('after the drop', storage.settle)
         outbox = Outbox(storage, clients.__getitem__, APPLICATION)
         outbox.start()
-        counts = Counter()
-        while True:
-            name = f'{process}.{counts["committed"]}'
-            manager.begin()
-            request = database.make_request(manager)
-            database.add(request, name)
-            for service, client in clients.items():
-                sender = OutboxSender(outbox, service, client, request)
-                if service == 'messages':
-                    send_on_commit(sender, 'note', name, manager=manager)
-                else:
-                    submit_on_commit(sender, 'note', name, manager=manager)
-            current = manager.get()
-            reach = killer.reach
-            current.join(Participant(manager, '', tpc_vote=lambda: reach('before the vote')))
-            current.join(
-                Participant(
-                    manager,
-                    '~~',
-                    tpc_vote=lambda: reach('after the vote'),
-                    tpc_finish=lambda: reach('after the finish'),
-                )
-            )
-            manager.commit()
-            counts['committed'] += 1
-            if counts['committed'] == 1:
-                print('up', flush=True)
+        if point == DRAIN:
+            drain(outbox)
+            return
+        manager = transaction.TransactionManager()
+        for number in count():
+            commit(database, outbox, clients, manager, f'{process}.{number}', killer)
+            if not number:
+                print('committed', flush=True)
+
+
+def drain(outbox):
+    """Wait until all messages have left the outbox."""
+    wait_until(lambda: not outbox.waiting(), inf)
+    outbox.close()
+
+
+def commit(*args):
+    """Commit, and try it again after a conflict, as `pyramid_retry` does."""
+    manager = args[3]
+    while True:
+        try:
+            try_commit(*args)
+        except Exception as error:
+            is_conflict = manager.get().isRetryableError(error)
+            manager.abort()
+            if not is_conflict:
+                raise
+        else:
+            return
+
+
+def try_commit(database, outbox, clients, manager, name, killer):
+    """Commit a clip, with a message and a job."""
+    manager.begin()
+    request = database.make_request(manager)
+    database.add(request, name)
+    senders = {key: OutboxSender(outbox, key, each, request) for key, each in clients.items()}
+    send_on_commit(senders['messages'], 'note', name, manager=manager)
+    submit_on_commit(senders['jobs'], 'note', name, manager=manager)
+    current = manager.get()
+    current.join(Participant(manager, '', tpc_vote=partial(killer.reach, 'before the vote')))
+    last = {'tpc_vote': 'after the vote', 'tpc_finish': 'after the finish'}
+    current.join(
+        Participant(
+            manager, '~~', **{key: partial(killer.reach, each) for key, each in last.items()}
+        )
+    )
+    manager.commit()
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Services that write down what they get, in their order: messages, and the beginnings of jobs."""
 
-import os
+from pathlib import Path
 
 from pyams_zmq.jobs import zmq_job
 
@@ -9,17 +9,21 @@ from pyams_zmq.jobs import zmq_job
 class Recorder:
     """Writes what it gets to a file.
 
-    :ivar path: path of the file; a subclass has it
+    :param path: path of the file
     """
 
-    path = ''
-
-    def __init__(self):
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    def __init__(self, path):
+        self.path = Path(path)
+        self.path.touch()
 
     def note(self, name):
-        os.write(self._fd, f'{name}\n'.encode())
+        with self.path.open('a') as file:  # one write, in one piece
+            file.write(f'{name}\n')
         return [200, None]
+
+    def names(self):
+        """Return what it has got, in its order; in the process of the test."""
+        return self.path.read_text().split()
 
 
 class JobRecorder(Recorder):
