@@ -19,6 +19,7 @@ class SQLDatabase:
     def __init__(self, url):
         # Imported here: a program with a ZODB starts sooner without it.
         import sqlalchemy as sql
+        import zope.sqlalchemy
         from pyams_zmq.outbox.sqlalchemy import SQLAlchemyStorage
         from sqlalchemy.orm import sessionmaker
 
@@ -27,20 +28,21 @@ class SQLDatabase:
         self._clips = sql.Table('clips', metadata, sql.Column('name', sql.Text, primary_key=True))
         self.engine = sql.create_engine(url)
         self._make_session = sessionmaker(self.engine)
+        self._register = zope.sqlalchemy.register
+        self._mark_changed = zope.sqlalchemy.mark_changed
         self.storage = SQLAlchemyStorage(APPLICATION, metadata=metadata, engine=self.engine)
         metadata.create_all(self.engine)
 
     def make_request(self, manager):
         """Return a request with a session of a transaction manager."""
-        import zope.sqlalchemy
-
         session = self._make_session()
-        zope.sqlalchemy.register(session, transaction_manager=manager)
+        self._register(session, transaction_manager=manager)
         return SimpleNamespace(dbsession=session, tm=manager)
 
     def add(self, request, name):
         """Add a clip in the transaction of a request."""
         request.dbsession.execute(self._clips.insert().values(name=name))
+        self._mark_changed(request.dbsession, transaction_manager=request.tm)
 
     def names(self):
         """Return the names of all clips that are committed."""
