@@ -78,6 +78,13 @@ def test_delays_of_jobs(run):
     assert re.search(r'a job of 3 s, 1 brokers killed: done .* in attempt 1;', text)
 
 
+def test_outbox(run):
+    lines = run('outbox.py', 'sqlite', 'file', '--commits', 20, '--pause', 0).splitlines()
+    assert [line.partition(':')[0] for line in lines] == ['sqlite', 'file']
+    for line in lines:
+        assert re.search(r'no message \d.*\(1\.00\), no outbox \d.*, outbox \d', line)
+
+
 @pytest.mark.slow
 def test_contenders_of_this_environment_are_measured(run, tmp_path):
     from contenders import CONTENDERS, OURS
