@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""The connection with which a background thread uses the database of the application."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Lock
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
+
+from pyams_zmq.exceptions import ZMQOutboxError
+from pyams_zmq.wire.fork import ForkLocal
+
+# Milliseconds that sqlite waits for other connections. A commit that waits for readers keeps new
+# ones out, so that it gets its turn: without the wait, 19 % of the commits succeeded beside three
+# processes that read most of the time, with it 100 %; 500 ms were not better.
+_BUSY_TIMEOUT = 50
+
+_LEGACY_TRANSACTION_CONTROL = -1  # a name of sqlite3 since Python 3.12
+
+
+class BackgroundConnection:
+    """A connection that is not in the pool of its engine, opened by its first use.
+
+    An error closes it, so that the next use opens another one. A forked process opens its own, and
+    leaves that of its parent alone.
+
+    A file of sqlite has one lock for all that write. Here it is held for the milliseconds of one
+    transaction, and not while others are waited for, except for 50 ms at most in a commit. Other
+    transactions wait that long for it, which sqlite3 does for 5 s by default. As with any writer, a
+    transaction fails at once ("database is locked") if it begins with BEGIN, reads, and writes
+    then, while another one writes, or with a write-ahead log has written since its first read. That
+    happened to one transaction in three commits from here, beside a process that spent a third of
+    its time between such a read and the write; without BEGIN, as sqlite3 is by default, and with
+    BEGIN IMMEDIATE, to none.
+
+    :param find_engine: returns the engine
+    """
+
+    def __init__(self, find_engine: Callable[[], Engine]):
+        self._find_engine = find_engine
+        self._slot = ForkLocal(_Slot)
+
+    @contextmanager
+    def begin(self, *, is_writing: bool = False) -> Iterator[Connection]:
+        """Return the connection for a transaction, which is committed at the end of the block.
+
+        :param is_writing: true if rows may be changed
+        """
+        slot = self._slot.get()
+        with slot.lock:
+            try:
+                if slot.connection is None:
+                    slot.connection = _open(self._find_engine())
+                with slot.connection.begin():
+                    if is_writing:
+                        _lock_sqlite(slot.connection)
+                    yield slot.connection
+            except BaseException:
+                slot.close()
+                raise
+
+    def close(self) -> None:
+        """Close the connection of this process, after the transaction that uses it."""
+        slot = self._slot.get()
+        with slot.lock:
+            slot.close()
+
+
+class _Slot:
+    """The connection of a process.
+
+    :ivar lock: held by the thread that uses it
+    """
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.connection: Connection | None = None
+
+    def close(self) -> None:
+        """Close the connection, if it is open."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _open(engine: Engine) -> Connection:
+    if isinstance(engine.pool, SingletonThreadPool | StaticPool):
+        raise ZMQOutboxError(
+            f'The outbox needs a second connection to the database, which a {engine.pool!r} of '
+            'SQLAlchemy does not have: use a file instead of a database in the memory'
+        )
+    connection = engine.connect()
+    try:
+        connection.detach()
+        driver: Any = connection.connection.dbapi_connection
+        if _is_sqlite(driver):
+            # No BEGIN but our own, also if the application has set something else for its pool.
+            with suppress(AttributeError):  # before Python 3.12
+                driver.autocommit = _LEGACY_TRANSACTION_CONTROL
+            driver.isolation_level = None
+            driver.execute(f'PRAGMA busy_timeout = {_BUSY_TIMEOUT}').close()
+        else:
+            connection.dialect.set_isolation_level(driver, 'READ COMMITTED')
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _lock_sqlite(connection: Connection) -> None:
+    """Begin a transaction of sqlite with the lock for writing.
+
+    Without it, a transaction that reads first and writes then fails if another one has written
+    meanwhile.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    if _is_sqlite(driver):
+        driver.rollback()  # handlers of the event "begin" may have begun a transaction
+        connection.exec_driver_sql('BEGIN IMMEDIATE')
+
+
+def _is_sqlite(driver: Any) -> bool:
+    return isinstance(driver, sqlite3.Connection)
