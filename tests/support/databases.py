@@ -15,6 +15,14 @@ from pyams_zmq.outbox.storage import Entry
 ENTRY = Entry('converter', 'convert', b'["convert", 1]')
 
 
+@contextmanager
+def begun_manager():
+    """Return a transaction manager, whose transaction is committed at the end of the block."""
+    manager = TransactionManager()
+    with manager:
+        yield manager
+
+
 class Application:
     """An application with a table of its own, `notes`, and an outbox.
 
@@ -43,11 +51,9 @@ class Application:
 
         :param options: arguments of `zope.sqlalchemy.register`
         """
-        request = DummyRequest(tm=TransactionManager())
-        with Session(self.engine) as request.dbsession, request.tm:
-            zope.sqlalchemy.register(
-                request.dbsession, **{'transaction_manager': request.tm, **options}
-            )
+        with Session(self.engine) as session, begun_manager() as manager:
+            request = DummyRequest(tm=manager, dbsession=session)
+            zope.sqlalchemy.register(session, transaction_manager=manager, **options)
             yield request
 
     def add(self, *entries, owner='owner', storage=None):
