@@ -34,13 +34,16 @@ def test_pool_is_not_used(url, make_application):
 @pytest.mark.parametrize('level', ['AUTOCOMMIT', 'SERIALIZABLE'])
 def test_isolation_level_of_the_application(url, make_application, level):
     """Each method is one transaction, also in the engine of an application that has none."""
+
+    def fail():
+        with application.storage._begin(is_writing=True) as connection:
+            connection.execute(application.storage.table.delete())
+            raise RuntimeError('half')
+
     application = make_application(url, isolation_level=level)
     keys = application.add(ENTRY, ENTRY)
-    with pytest.raises(RuntimeError, match='half'), application.storage._begin(
-        is_writing=True
-    ) as connection:
-        connection.execute(application.storage.table.delete())
-        raise RuntimeError('half')
+    with pytest.raises(RuntimeError, match='half'):
+        fail()
     assert application.keys() == keys
     application.storage.settle(keys, [])
     assert application.keys() == []
@@ -205,9 +208,7 @@ def test_commit_that_waits_for_a_reader_leaves_no_lock(sqlite_application):
     application = sqlite_application
     keys = application.add(ENTRY)
     path = application.engine.url.database
-    reader, later = (
-        sqlite3.connect(path, timeout=0, isolation_level=None) for _ in range(2)
-    )
+    reader, later = (sqlite3.connect(path, timeout=0, isolation_level=None) for _ in range(2))
     reader.execute('BEGIN')
     reader.execute('SELECT * FROM notes').fetchall()
     with pytest.raises(OperationalError, match='database is locked'):

@@ -186,9 +186,10 @@ def test_session_is_kept_as_it_was_registered(application, keep_session):
 
 
 def test_no_attribute(application):
-    with application.request() as request, pytest.raises(ZMQOutboxError) as caught:
+    with application.request() as request:
         del request.dbsession
-        add(application, request)
+        with pytest.raises(ZMQOutboxError) as caught:
+            add(application, request)
     assert str(caught.value) == (
         "The request has no attribute 'dbsession' with a Session of SQLAlchemy: set "
         'pyams_zmq.outbox_session to the attribute of the request that has it'
@@ -199,16 +200,17 @@ def test_attribute_that_cannot_be_computed(application):
     def read(request):
         return request.unknown
 
-    with application.request() as request, pytest.raises(ZMQOutboxError) as caught:
+    storage = application.make_storage(session='database')
+    with application.request() as request:
         request.set_property(read, 'database')
-        application.make_storage(session='database').add(ENTRY, 'owner', request.tm, request)
+        with pytest.raises(ZMQOutboxError) as caught:
+            storage.add(ENTRY, 'owner', request.tm, request)
     assert 'unknown' in str(caught.value.__cause__)
 
 
 def test_no_request(application):
-    with begun_manager() as manager:
-        with pytest.raises(ZMQOutboxError) as caught:
-            application.storage.add(ENTRY, 'owner', manager, None)
+    with begun_manager() as manager, pytest.raises(ZMQOutboxError) as caught:
+        application.storage.add(ENTRY, 'owner', manager, None)
     assert str(caught.value) == (
         "The outbox finds its Session of SQLAlchemy in the attribute 'dbsession' of the request: "
         'pass the request, or set pyams_zmq.outbox_session to a function that returns the Session'
@@ -251,9 +253,11 @@ def test_session_of_another_transaction_manager(application):
 
 
 def test_session_that_is_read_only(application):
-    with application.request(initial_state=datamanager.STATUS_READONLY) as request:
-        with pytest.raises(ZMQOutboxError, match='registered as read only'):
-            add(application, request)
+    with (
+        application.request(initial_state=datamanager.STATUS_READONLY) as request,
+        pytest.raises(ZMQOutboxError, match='registered as read only'),
+    ):
+        add(application, request)
     assert application.keys() == []
 
 
@@ -311,9 +315,8 @@ def test_conflict_of_transactions_can_be_retried(postgresql_url, make_applicatio
 
 def test_type_that_the_database_cannot_store(postgresql_application):
     application = postgresql_application
-    with application.request() as request:
-        with pytest.raises(DBAPIError, match='NUL') as caught:
-            add(application, request, Entry('converter', 'a\0', b'secret'))
+    with application.request() as request, pytest.raises(DBAPIError, match='NUL') as caught:
+        add(application, request, Entry('converter', 'a\0', b'secret'))
     check_content_is_hidden(caught.value)
 
 

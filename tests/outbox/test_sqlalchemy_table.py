@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import alembic.operations
-import alembic.op  # noqa: F401 - what the text of a migration uses
 import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata, produce_migrations, render_python_code

@@ -123,6 +123,4 @@ def translate_errors(table: Table) -> Iterator[None]:
 
 
 def _is_about_missing_table(error: BaseException | None) -> bool:
-    return getattr(error, 'sqlstate', None) == _UNDEFINED_TABLE or (
-        'no such table: ' in str(error)
-    )
+    return getattr(error, 'sqlstate', None) == _UNDEFINED_TABLE or ('no such table: ' in str(error))

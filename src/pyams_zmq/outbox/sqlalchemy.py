@@ -95,8 +95,8 @@ class SQLAlchemyStorage:
             'created': time(),
         }
         with translate_errors(self.table):
-            result = connection.execute(self._insert, row)
-        key: int = result.inserted_primary_key[0]
+            inserted: Any = connection.execute(self._insert, row).inserted_primary_key
+        key: int = inserted.n
         return key
 
     def read_waiting(self) -> list[Waiting]:
@@ -209,12 +209,12 @@ class SQLAlchemyStorage:
         """Return how many entries other applications have in the same table, by their name."""
         columns = self.table.c
         query = (
-            sql.select(columns.application, sql.func.count())
+            sql.select(columns.application, sql.func.count().label('number'))
             .where(sql.not_(self._is_own), columns.status.is_(None))
             .group_by(columns.application)
         )
         with self._begin() as connection:
-            return {application: count for application, count in connection.execute(query)}
+            return {row.application: row.number for row in connection.execute(query)}
 
     def close(self) -> None:
         """Close the connection of the background; the next use opens it again."""
