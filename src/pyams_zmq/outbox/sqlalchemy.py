@@ -30,7 +30,7 @@ from pyams_zmq.outbox.sql_table import (
 from pyams_zmq.outbox.storage import DeadLetter, Entry, Refusal, StoredEntry, Waiting
 from pyams_zmq.wire.clock import time
 
-__all__ = ['SQLAlchemyStorage', 'outbox_table']
+__all__ = ['outbox_table']
 
 _CHUNK = 500  # keys in a statement: databases limit its parameters
 
@@ -48,8 +48,8 @@ class SQLAlchemyStorage:
     :param application: its name, which separates its entries from those of others; of a name with
         more than 200 characters, the SHA-256 is used
     :param metadata: the metadata with the table, see `outbox_table`
-    :param engine: engine for the background, or a function that returns it; by default the one of
-        the first session in `add`
+    :param engine: engine for the background, or a function that returns it; by default, or if that
+        returns None, the one of the last session in `add`
     :param session: where the session of a request is: the name of its attribute, a function of the
         request, or the session itself
     """
@@ -70,6 +70,7 @@ class SQLAlchemyStorage:
         self.application = application
         self.table = outbox_table(sql.MetaData() if metadata is None else metadata)
         self._engine = engine
+        self._seen_engine: sql.Engine | None = None
         self._session = session
         self._connection = BackgroundConnection(self._find_engine)
         columns = self.table.c
@@ -86,8 +87,7 @@ class SQLAlchemyStorage:
         """
         session = find_session(self._session, request)
         connection = join_transaction(session, manager, self.table)
-        if self._engine is None:
-            self._engine = connection.engine
+        self._seen_engine = connection.engine
         row = {
             **encode_entry(entry),
             'application': self.application,
@@ -239,6 +239,7 @@ class SQLAlchemyStorage:
 
     def _find_engine(self) -> sql.Engine:
         engine = self._engine() if callable(self._engine) else self._engine
+        engine = engine or self._seen_engine
         if engine is None:
             raise ZMQOutboxError(
                 'The outbox does not know its database before the first message of this process: '
