@@ -58,7 +58,7 @@ def outbox_table(metadata: MetaData, name: str = TABLE) -> Table:
         ),
         Column('application', String(MAX_APPLICATION), nullable=False),
         Column('owner', String(100), nullable=False),
-        Column('service', String(100), nullable=False),
+        Column('service', Text, nullable=False),
         Column('type', Text, nullable=False),
         Column('is_job', Boolean, nullable=False),
         Column('data', LargeBinary, nullable=False),
