@@ -30,13 +30,17 @@ INDISPENSABLE = {
     'locales/fr/LC_MESSAGES/pyams_zmq.po',
 }
 
+# Modules for databases: SQLAlchemy is an extra, and an application with a ZODB has that.
+OPTIONAL = ('pyams_zmq.outbox.sql', 'pyams_zmq.outbox.zodb', 'pyams_zmq.outbox.lanes')
+
 # Run by the fresh environment, outside the checkout; the arguments are data files.
-TRY_INSTALLED = """
+TRY_INSTALLED = f"""
 import importlib, importlib.resources, pkgutil, sys
 import pyams_zmq
 
 assert 'site-packages' in pyams_zmq.__file__, pyams_zmq.__file__
-names = [module.name for module in pkgutil.walk_packages(pyams_zmq.__path__, 'pyams_zmq.')]
+found = [module.name for module in pkgutil.walk_packages(pyams_zmq.__path__, 'pyams_zmq.')]
+names = [name for name in found if not name.startswith({OPTIONAL!r})]
 for name in names:
     importlib.import_module(name)
 for name in sys.argv[1:]:
