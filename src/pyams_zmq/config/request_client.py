@@ -144,7 +144,9 @@ class ClientRegistry:
     @property
     def outbox(self) -> Outbox | None:
         """The outbox of the application; None without one, and where messages are recorded."""
-        if self._outbox is None and self._registry.queryUtility(IZMQClientFactory) is None:
+        if self._registry.queryUtility(IZMQClientFactory) is not None:
+            return None
+        if self._outbox is None:
             with self._lock.get():
                 if self._outbox is None:
                     self._outbox = make_outbox(self._registry, self.application, self.get)
@@ -195,10 +197,9 @@ class ClientRegistry:
         )
 
     def close(self) -> None:
-        """Close the outbox and all clients; the next use makes new ones."""
-        outbox, self._outbox = self._outbox, None
-        if outbox is not None:
-            outbox.close()
+        """Close the outbox and all clients; the next use opens it again, and makes new ones."""
+        if self._outbox is not None:
+            self._outbox.close()
         with self._lock.get():
             clients, self._clients = self._clients, {}
         for client in clients.values():
