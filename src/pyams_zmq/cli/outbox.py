@@ -12,6 +12,7 @@ from pyramid.scripts.common import parse_vars
 from pyams_zmq.cli.application import load_application
 from pyams_zmq.cli.output import write
 from pyams_zmq.config.service import services_of
+from pyams_zmq.exceptions import ZMQOutboxError
 from pyams_zmq.outbox.outbox import Outbox
 from pyams_zmq.outbox.owner import is_alive
 
@@ -79,6 +80,8 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
             write(f'{_change_all(outbox, change)} dead letters')
             return 0
         return _report_changed(ids, change(ids))
+    except ZMQOutboxError as error:
+        parser.exit(1, f'{parser.prog}: error: {error}\n')
     finally:
         registry.zmq_clients.close()
 
