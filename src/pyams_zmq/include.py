@@ -18,6 +18,7 @@ def include_package(config: Any) -> None:
     if getattr(config.registry, 'zmq_clients', None) is not None:
         return
     config.registry.zmq_clients = ClientRegistry(config.registry)
+    config.registry.zmq_outbox = config.registry.zmq_outbox_factory = None
     config.add_translation_dirs('pyams_zmq:locales')
     config.add_directive('add_zmq_process', add_zmq_process)
     config.add_directive('add_zmq_encoder', add_zmq_encoder)
@@ -26,7 +27,9 @@ def include_package(config: Any) -> None:
     config.add_subscriber(start_services, ApplicationCreated)
     with as_settings(config):
         config.action('pyams_zmq declare', lambda: declare_from_settings(config), order=LATE)
-        config.action('pyams_zmq outbox', lambda: set_outbox_from_settings(config), order=LATE)
+        config.action(
+            'pyams_zmq outbox', lambda: set_outbox_from_settings(config, LATE), order=LATE
+        )
         config.action('pyams_zmq monitor', lambda: _register_monitor(config), order=LATE)
 
 

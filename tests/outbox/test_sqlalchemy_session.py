@@ -329,8 +329,8 @@ def test_no_engine(application, engine):
     with pytest.raises(ZMQOutboxError) as caught:
         storage.read_waiting()
     assert str(caught.value) == (
-        'The outbox does not know its database before the first message of this process: give '
-        "SQLAlchemyStorage an engine, or set registry['dbsession_factory']"
+        'The outbox does not know its database before the first message of this process: set '
+        "registry['dbsession_factory'], or give config.set_zmq_outbox an engine"
     )
 
 

@@ -39,6 +39,14 @@ def test_table_is_defined_once():
     assert SQLAlchemyStorage('app').table is not table
 
 
+def test_table_of_something_else():
+    with pytest.raises(TypeError) as caught:
+        outbox_table(object)
+    assert str(caught.value) == (
+        "<class 'object'> is not a MetaData of SQLAlchemy: write Base.metadata"
+    )
+
+
 def test_table_in_a_schema():
     metadata = MetaData(schema='app')
     table = outbox_table(metadata)

@@ -50,20 +50,34 @@ def _prepare_sqlalchemy(
     )
 
     if metadata is not None:
-        outbox_table(metadata)  # so that create_all and Alembic know it
-    if engine is None:
-        engine = partial(_find_engine, registry)
-    return partial(SQLAlchemyStorage, session=session, metadata=metadata, engine=engine)
+        outbox_table(metadata)  # now, so that create_all knows it
+    if not (engine is None or callable(engine) or hasattr(engine, 'connect')):
+        raise TypeError(f'its engine is of {type(engine)}, not an Engine of SQLAlchemy')
+
+    def make(application: str) -> Storage:
+        storage: SQLAlchemyStorage = SQLAlchemyStorage(
+            application,
+            session=session,
+            metadata=metadata,
+            engine=engine or (lambda: _find_engine(registry, storage.table)),
+        )
+        return storage
+
+    return make
 
 
-def _find_engine(registry: Any) -> Any:
+def _find_engine(registry: Any, table: Any) -> Any:
     """Return the engine of the session factory that Pyramid's cookiecutter registers, if any."""
+    from sqlalchemy.exc import UnboundExecutionError  # noqa: PLC0415 - of an extra
+
     make_session = registry.get('dbsession_factory')
     if make_session is None:
         return None
     session = make_session()
     try:
-        return session.get_bind()
+        return session.get_bind(clause=table).engine
+    except UnboundExecutionError:
+        return None  # each request binds its session
     finally:
         session.close()
 
@@ -90,7 +104,8 @@ def set_zmq_outbox(config: Any, kind: str | None, **options: Any) -> None:
     """Choose the outbox of the application; a directive of the configurator.
 
     The settings `pyams_zmq.outbox`, `pyams_zmq.outbox_session`, `pyams_zmq.outbox_metadata` and
-    `pyams_zmq.outbox_database` override the arguments.
+    `pyams_zmq.outbox_database` override the arguments; options that are for another kind than that
+    of the setting have no effect.
 
     :param kind: `'sqlalchemy'`, `'zodb'` or `'none'`
     :param options: for SQLAlchemy `session`, the name of the attribute of a request that has its
@@ -101,54 +116,126 @@ def set_zmq_outbox(config: Any, kind: str | None, **options: Any) -> None:
     :raises pyramid.exceptions.ConfigurationError: for another kind or option, or if a package is
         not installed
     """
+    _choose(config, kind or NONE, options)
+
+
+def set_outbox_from_settings(config: Any, order: int) -> None:
+    """Choose the outbox that settings name, if code has not chosen one.
+
+    With `autocommit`, or after a `commit`, this runs before code that chooses one later.
+
+    :param order: order of the action
+    """
+    settings = config.registry.settings or {}
+    if config.registry.zmq_outbox_factory is None and is_set(settings, OUTBOX):
+        with as_settings(config):
+            _choose(config, NONE, {}, order)
+
+
+def _choose(config: Any, kind: str, options: dict[str, Any], order: int = 0) -> None:
+    introspectable = config.introspectable(
+        'ZMQ outbox', 'zmq_outbox', f'ZMQ outbox {kind!r}', 'outbox'
+    )
 
     def register() -> None:
-        _register(config, kind, options, 'config.set_zmq_outbox')
+        choice = _Choice.read(config, kind, options)
+        config.registry.zmq_outbox_factory = choice.prepare(config)
+        introspectable.title = f'ZMQ outbox {choice.kind!r}'
+        introspectable.update(kind=choice.kind, **choice.options)
 
-    config.action('zmq_outbox', register)
-
-
-def set_outbox_from_settings(config: Any) -> None:
-    """Choose the outbox that settings name, if code has not chosen one."""
-    if getattr(config.registry, 'zmq_outbox_factory', None) is None:
-        with as_settings(config):
-            _register(config, None, {}, '')
+    config.action('zmq_outbox', register, introspectables=(introspectable,), order=order)
 
 
-def _register(config: Any, kind: Any, options: dict[str, Any], directive: str) -> None:
-    settings = config.registry.settings or {}
-    place = directive
-    if is_set(settings, OUTBOX):
-        kind, place = settings[OUTBOX], f'setting {locate(OUTBOX)}'
-    given = {name: option for name, option in _SETTINGS.items() if is_set(settings, name)}
-    if kind in (None, NONE):
-        if given and kind is None:
+class _Choice(NamedTuple):
+    """The outbox that code and settings have chosen.
+
+    :ivar kind: its kind
+    :ivar place: where that is chosen
+    :ivar options: its options
+    :ivar places: where these are set
+    """
+
+    kind: str
+    place: str
+    options: dict[str, Any]
+    places: dict[str, str]
+
+    @classmethod
+    def read(cls, config: Any, kind: str, options: dict[str, Any]) -> '_Choice':
+        """Return what settings make of the arguments of the directive.
+
+        :raises ConfigurationError: for an unknown kind or option
+        """
+        settings = config.registry.settings or {}
+        place = 'config.set_zmq_outbox'
+        places = dict.fromkeys(options, place)
+        values = dict(options)
+        if is_set(settings, OUTBOX):
+            place = f'setting {locate(OUTBOX)}'
+            if settings[OUTBOX] != kind:
+                kind, values = settings[OUTBOX], {}
+        _check_kind(kind, place)
+        if kind == NONE:
+            return cls(kind, place, {}, {})
+        for name in _list_given(settings):
+            option = _SETTINGS[name]
+            values[option], places[option] = settings[name], f'setting {locate(name)}'
+        for option in values:
+            if option not in _KINDS[kind].options:
+                raise ConfigurationError(
+                    f'Unknown option {option!r} of the outbox {kind} ({places[option]}): it has '
+                    f'{", ".join(_KINDS[kind].options)}'
+                )
+        return cls(kind, place, values, places)
+
+    def prepare(self, config: Any) -> Callable[[str], Storage] | None:
+        """Return the function that makes the storage; None without an outbox.
+
+        :raises ConfigurationError: for a bad option, or if a package is not installed
+        """
+        if self.kind == NONE:
+            return None
+        metadata = self.options.get('metadata')
+        try:
+            if metadata is not None:
+                self.options['metadata'] = config.maybe_dotted(metadata)
+        except (ImportError, AttributeError, ValueError) as error:
             raise ConfigurationError(
-                f'Setting {locate(next(iter(given)))} has no effect: set {OUTBOX}, too'
-            )
-        return
-    if kind not in _KINDS:
-        similar = get_close_matches(str(kind), [*_KINDS, NONE], 1)
-        usual = f'write {", ".join(_KINDS)} or {NONE}'
-        advice = f'did you mean {similar[0]}?' if similar else usual
+                f'Bad metadata of the outbox {metadata!r} ({self.places["metadata"]}): {error}'
+            ) from error
+        try:
+            return _KINDS[self.kind].prepare(config.registry, **self.options)
+        except (ImportError, TypeError) as error:
+            raise ConfigurationError(
+                f'The outbox {self.kind} ({self.place}) cannot be used: {error}'
+            ) from error
+
+
+def _check_kind(kind: str, place: str) -> None:
+    kinds = [*_KINDS, NONE]
+    if kind not in kinds:
+        similar = get_close_matches(str(kind), kinds, 1)
+        advice = f'did you mean {similar[0]}?' if similar else f'write {", ".join(kinds)}'
         raise ConfigurationError(f'Bad outbox {kind!r} ({place}): {advice}')
-    known = _KINDS[kind]
-    values = dict(options)
-    values.update({option: settings[name] for name, option in given.items()})
-    sources = {option: f'setting {locate(name)}' for name, option in given.items()}
-    for option in values:
-        if option not in known.options:
-            raise ConfigurationError(
-                f'Unknown option {option!r} of the outbox {kind} '
-                f'({sources.get(option, directive)}): it has {", ".join(known.options)}'
-            )
-    try:
-        if values.get('metadata') is not None:
-            values['metadata'] = config.maybe_dotted(values['metadata'])
-        make = known.prepare(config.registry, **values)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigurationError(f'The outbox {kind} ({place}) cannot be used: {error}') from error
-    config.registry.zmq_outbox_factory = make
+
+
+def _list_given(settings: Any) -> list[str]:
+    return [name for name in _SETTINGS if is_set(settings, name)]
+
+
+def check_outbox_settings(registry: Any) -> None:
+    """Check that settings with options of an outbox have an effect.
+
+    :param registry: registry of the application, which is complete
+    :raises ConfigurationError: if neither code nor a setting has chosen an outbox
+    """
+    settings = registry.settings or {}
+    given = _list_given(settings)
+    if given and registry.zmq_outbox_factory is None and not is_set(settings, OUTBOX):
+        raise ConfigurationError(
+            f'Setting {locate(given[0])} has no effect: set {OUTBOX}, too, or call '
+            'config.set_zmq_outbox'
+        )
 
 
 def make_outbox(
@@ -159,7 +246,7 @@ def make_outbox(
     :param application: the application, None to identify it now
     :param find_client: returns the client of a service
     """
-    make = getattr(registry, 'zmq_outbox_factory', None)
+    make = registry.zmq_outbox_factory
     if make is None:
         return None
     name = (application or identify(registry)).name

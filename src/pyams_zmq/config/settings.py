@@ -72,11 +72,13 @@ def check_settings(registry: Any) -> list[str]:
         if setting.startswith(PREFIX) and setting not in _GENERAL:
             name, dot, key = setting.removeprefix(PREFIX).partition('.')
             if not dot or key not in OPTIONS:
-                advice = f'write {", ".join(_GENERAL)}, or {PREFIX}NAME.OPTION'
-                if dot and _NAME.fullmatch(name):
+                similar = _find_general(name, key)
+                if similar:
+                    advice = f'did you mean {PREFIX}{similar[0]}?'
+                elif dot and _NAME.fullmatch(name):
                     advice = suggest(key, f'{PREFIX}{name}.')
-                elif similar := get_close_matches(setting, _GENERAL, 1):
-                    advice = f'did you mean {similar[0]}?'
+                else:
+                    advice = f'write {", ".join(_GENERAL)}, or {PREFIX}NAME.OPTION'
                 raise ConfigurationError(f'Unknown setting {locate(repr(setting))}: {advice}')
             if not _NAME.fullmatch(name):
                 raise ConfigurationError(
@@ -84,6 +86,15 @@ def check_settings(registry: Any) -> list[str]:
                 )
             names.append(name)
     return list(dict.fromkeys(names))
+
+
+def _find_general(name: str, key: str) -> list[str]:
+    """Return the general setting that is most similar, if any, without its prefix.
+
+    :param key: what follows a dot, empty without one; it must be nearly right then
+    """
+    known = [setting.removeprefix(PREFIX) for setting in _GENERAL]
+    return get_close_matches(f'{name}_{key}' if key else name, known, 1, 0.9 if key else 0.6)
 
 
 def is_complete(settings: Mapping[str, Any], name: str) -> bool:

@@ -13,6 +13,7 @@ from pyramid.exceptions import ConfigurationError
 from pyams_zmq.config.errors import locate
 from pyams_zmq.config.identity import Application, identify
 from pyams_zmq.config.options import PREFIX
+from pyams_zmq.config.outbox import check_outbox_settings
 from pyams_zmq.config.service import Service, services_of
 from pyams_zmq.config.settings import check_settings
 from pyams_zmq.exceptions import ZMQStartError
@@ -60,6 +61,7 @@ def start_services(event: Any) -> None:
     for name in check_settings(registry):
         if name not in services:
             raise ConfigurationError(_describe_missing(registry, name))
+    check_outbox_settings(registry)
     application = registry.zmq_clients.application = identify(registry)
     outbox = registry.zmq_outbox = registry.zmq_clients.outbox
     if registry.queryUtility(IZMQClientFactory) is not None:

@@ -43,7 +43,10 @@ def outbox_table(metadata: MetaData, name: str = TABLE) -> Table:
 
     :param metadata: `Base.metadata` of the application, for instance
     :param name: name of the table
+    :raises TypeError: if it is not a MetaData
     """
+    if not isinstance(metadata, MetaData):
+        raise TypeError(f'{metadata!r} is not a MetaData of SQLAlchemy: write Base.metadata')
     key = name if metadata.schema is None else f'{metadata.schema}.{name}'
     if key in metadata.tables:
         return metadata.tables[key]

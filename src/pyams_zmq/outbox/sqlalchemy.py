@@ -248,7 +248,7 @@ class SQLAlchemyStorage:
         if engine is None:
             raise ZMQOutboxError(
                 'The outbox does not know its database before the first message of this process: '
-                "give SQLAlchemyStorage an engine, or set registry['dbsession_factory']"
+                "set registry['dbsession_factory'], or give config.set_zmq_outbox an engine"
             )
         return engine
 
