@@ -14,7 +14,12 @@ from pyams_zmq.config.identity import Application
 from pyams_zmq.config.outbox import make_outbox
 from pyams_zmq.config.service import Service, services_of
 from pyams_zmq.config.service_client import ServiceClient, explained
-from pyams_zmq.exceptions import ZMQBaseError, ZMQRefusedError, ZMQUnreachableError
+from pyams_zmq.exceptions import (
+    ZMQBaseError,
+    ZMQOutboxError,
+    ZMQRefusedError,
+    ZMQUnreachableError,
+)
 from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
 from pyams_zmq.outbox.outbox import Outbox
 from pyams_zmq.outbox.sender import OutboxSender
@@ -37,8 +42,11 @@ class RequestClient(JobMethods):
         self.request = client.request
 
     def explain(self, error: ZMQBaseError) -> None:
-        """Add the service, how it is started and the next step to the text of an error."""
-        if isinstance(self._client, ServiceClient):
+        """Add the service, how it is started and the next step to the text of an error.
+
+        Errors of the outbox are not about the service.
+        """
+        if isinstance(self._client, ServiceClient) and not isinstance(error, ZMQOutboxError):
             self._client.explain(error)
 
     _ask = explained(JobMethods._ask)

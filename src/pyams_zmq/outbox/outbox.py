@@ -86,7 +86,7 @@ class Outbox:
         """
         limit = self._storage.max_size
         if limit is not None and entry.size > limit:
-            raise ZMQMessageError(
+            raise _TooLargeError(
                 413,
                 f'Message is {entry.size} bytes; the limit of this outbox is {limit}: write the '
                 'data to a file, and submit a job with its path',
@@ -142,6 +142,10 @@ class Outbox:
     def others(self) -> dict[str, int]:
         """Return how many messages wait of other applications in the database, by their name."""
         return self._storage.read_others()
+
+
+class _TooLargeError(ZMQMessageError, ZMQOutboxError):
+    """A message that is too large for the outbox, but not for its service."""
 
 
 def _as_ids(ids: Iterable[str]) -> Sequence[str]:
