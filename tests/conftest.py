@@ -142,3 +142,20 @@ def ask():
             socket.close()
 
     return send
+
+
+@pytest.fixture(scope='session')
+def postgresql():
+    """Return a PostgreSQL server, one for each process of pytest-xdist."""
+    from postgresql import run_postgresql  # here, because few tests need what it imports
+
+    with run_postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_url(postgresql):
+    """Return the URL of an empty database of PostgreSQL; no connection to it may be left."""
+    url = postgresql.make_database()
+    yield url
+    postgresql.drop_database(url)

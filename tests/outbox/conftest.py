@@ -4,14 +4,6 @@
 import pytest
 
 from databases import Application
-from postgresql import run_postgresql
-
-
-@pytest.fixture(scope='session')
-def postgresql():
-    """Return a PostgreSQL server, one for each process of pytest-xdist."""
-    with run_postgresql() as server:
-        yield server
 
 
 @pytest.fixture
@@ -19,14 +11,6 @@ def sqlite_url(tmp_path):
     """Return the URL of a database file that does not exist."""
     # With the name of the driver, zope.sqlalchemy allows savepoints.
     return f'sqlite+pysqlite:///{tmp_path}/app.db'
-
-
-@pytest.fixture
-def postgresql_url(postgresql):
-    """Return the URL of an empty database of PostgreSQL; no connection to it may be left."""
-    url = postgresql.make_database()
-    yield url
-    postgresql.drop_database(url)
 
 
 @pytest.fixture(params=['sqlite', 'postgresql'])
