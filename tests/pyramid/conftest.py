@@ -21,3 +21,35 @@ def serve(run_program, tmp_path):
         return server
 
     return start
+
+
+# With an outbox
+
+
+@pytest.fixture(params=['sqlite', 'postgresql', 'file', 'zeo'])
+def database(request, tmp_path):
+    """Return the settings of an application with a database."""
+    from app import clips_sql  # here, because few tests need these
+    from zodb_databases import run_zeo
+
+    if request.param == 'file':
+        yield {'app.clips': 'app.clips_zodb', 'zodbconn.uri': f'file://{tmp_path}/app.fs'}
+    elif request.param == 'zeo':
+        with run_zeo(tmp_path / 'app.fs') as path:
+            yield {'app.clips': 'app.clips_zodb', 'zodbconn.uri': f'zeo://{path}'}
+    else:
+        url = f'sqlite:///{tmp_path}/app.sqlite'
+        if request.param == 'postgresql':
+            url = request.getfixturevalue('postgresql_url')
+        clips_sql.make_tables(url)
+        yield {'app.clips': 'app.clips_sql', 'app.url': url}
+
+
+@pytest.fixture
+def services(tmp_path):
+    """Return the services of an application with an outbox, which do not run yet."""
+    from outbox_applications import Services  # as above
+
+    services = Services(tmp_path)
+    yield services
+    services.stop()

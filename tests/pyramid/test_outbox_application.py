@@ -12,14 +12,13 @@ from pyramid.request import Request
 from sqlalchemy.exc import IntegrityError
 from transaction import TransactionManager
 
-from app import clips_sql, outboxed
+from app import outboxed
 from checks import TIMEOUT, wait_until
-from outbox_applications import Application, ApplicationFactory, Services
+from outbox_applications import Application, ApplicationFactory
 from pyams_zmq.exceptions import ZMQOutboxError, ZMQUnreachableError
 from pyams_zmq.outbox import relay
 from pyams_zmq.outbox.outbox import Outbox
 from pyams_zmq.testing import Sent
-from zodb_databases import run_zeo
 
 ENDED = 'from pyams_zmq.outbox.owner import identify_process; print(identify_process(), end="")'
 
@@ -27,29 +26,6 @@ ENDED = 'from pyams_zmq.outbox.owner import identify_process; print(identify_pro
 @pytest.fixture(autouse=True)
 def _short_interval(monkeypatch):
     monkeypatch.setattr(relay, 'CHECK_INTERVAL', 0.1)
-
-
-@pytest.fixture
-def services(tmp_path):
-    services = Services(tmp_path)
-    yield services
-    services.stop()
-
-
-@pytest.fixture(params=['sqlite', 'postgresql', 'file', 'zeo'])
-def database(request, tmp_path):
-    """Return the settings of an application with a database."""
-    if request.param == 'file':
-        yield {'app.clips': 'app.clips_zodb', 'zodbconn.uri': f'file://{tmp_path}/app.fs'}
-    elif request.param == 'zeo':
-        with run_zeo(tmp_path / 'app.fs') as path:
-            yield {'app.clips': 'app.clips_zodb', 'zodbconn.uri': f'zeo://{path}'}
-    else:
-        url = f'sqlite:///{tmp_path}/app.sqlite'
-        if request.param == 'postgresql':
-            url = request.getfixturevalue('postgresql_url')
-        clips_sql.make_tables(url)
-        yield {'app.clips': 'app.clips_sql', 'app.url': url}
 
 
 @pytest.fixture

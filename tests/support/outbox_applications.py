@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Applications with an outbox in the process of a test, and the services for their messages."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from uuid import uuid4
 
 from pyramid.request import Request
+from sqlalchemy import create_engine
 
 from app import outboxed
 from checks import wait_until
 from outbox_services import JobRecorder, Recorder
+from pyams_zmq.outbox.sqlalchemy import SQLAlchemyStorage
+from pyams_zmq.outbox.zodb import ZODBStorage
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.name_lock import NameLock
 from pyams_zmq.testing import running
+from zodb_databases import open_zeo
 
 
 class Services:
@@ -58,6 +62,11 @@ class Services:
         """Wait until a service has got all names, and nothing else."""
         wait_until(lambda: len(self.names(service)) >= len(names))
         assert self.names(service) == list(names)
+
+
+def remove_lock(application):
+    """Remove the file of the lock for the outbox of an application, which does not run any more."""
+    Path(NameLock(f'outbox of {application}').path).unlink(missing_ok=True)
 
 
 class Application:
@@ -109,7 +118,7 @@ class Application:
         name = self.registry.zmq_clients.application.name
         self.registry.zmq_clients.close()
         self._clips.close(self.registry)
-        Path(NameLock(f'outbox of {name}').path).unlink(missing_ok=True)
+        remove_lock(name)
 
 
 class ApplicationFactory:
@@ -132,3 +141,22 @@ class ApplicationFactory:
     def __exit__(self, *exc_info):
         for application in self._made:
             application.close()
+
+
+@contextmanager
+def open_storage(settings):
+    """Open the storage of an application that runs in other processes.
+
+    :param settings: its settings
+    """
+    name = f'application {settings["pyams_zmq.application"]}'
+    with ExitStack() as stack:
+        if 'app.url' in settings:
+            engine = create_engine(settings['app.url'])
+            stack.callback(engine.dispose)
+            storage = SQLAlchemyStorage(name, engine=engine)
+        else:
+            db = stack.enter_context(open_zeo(settings['zodbconn.uri'].removeprefix('zeo://')))
+            storage = ZODBStorage(name, db=db)
+        stack.callback(storage.close)
+        yield storage
