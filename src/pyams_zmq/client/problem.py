@@ -137,15 +137,16 @@ def log(records: Iterable[Problem | Delay]) -> None:
         if isinstance(record, Problem):
             problems.append(record)
         else:
-            _log(logging.WARNING, '%d messages wait for %s: %s', *record)
+            write_log(logging.WARNING, '%d messages wait for %s: %s', *record)
     for problem in problems:
         if problem.reply is not None:
-            _log(logging.DEBUG, 'Reply of a service: %s', problem.reply)
+            write_log(logging.DEBUG, 'Reply of a service: %s', problem.reply)
     for level, text in describe(problems):
-        _log(level, '%s', text)
+        write_log(level, '%s', text)
 
 
-def _log(level: int, text: str, *args: object) -> None:
+def write_log(level: int, text: str, *args: object) -> None:
+    """Write a record, in a thread that an error of the log must not end."""
     with suppress(Exception):  # of a logging handler
         LOGGER.log(level, text, *args)
 

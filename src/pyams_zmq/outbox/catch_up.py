@@ -4,6 +4,8 @@
 from math import inf
 from typing import Any
 
+from pyams_zmq.outbox.retry import Retry
+
 PAUSE = 0.2
 """Seconds until the next attempt when the client takes no more entries, at first"""
 
@@ -20,6 +22,7 @@ class CatchUp:
     :ivar reads_at: when to read them, in the seconds of `time.monotonic`
     :ivar after: key of the last entry that was read; None to begin with the first one
     :ivar misses: number of entries that were not posted
+    :ivar retry: when to read again after an error of the database
     """
 
     def __init__(self) -> None:
@@ -27,8 +30,13 @@ class CatchUp:
         self.reads_at = -inf
         self.after: Any = None
         self.misses = 0
+        self.retry = Retry()
         self._pause = PAUSE
         self._problem: str | None = None
+
+    def is_due(self, now: float) -> bool:
+        """Return True if the storage is to be read."""
+        return self.is_behind and now >= self.reads_at
 
     def miss(self, key: Any = None, reads_at: float = -inf) -> None:
         """Note that an entry was not posted.

@@ -2,6 +2,7 @@
 """The outbox of an application: adds messages to transactions, and manages dead letters."""
 
 import atexit
+import os
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.util import Finalize
 from typing import Any
@@ -153,12 +154,13 @@ def _as_ids(ids: Iterable[str]) -> Sequence[str]:
 
 
 class _Closing:
-    """Closes a relay at the end of the program, if it still exists."""
+    """Closes a relay at the end of its process, if it still exists; a fork does not do it."""
 
     def __init__(self, relay: Relay):
         self._close = WeakMethod(relay.close)
+        self._pid = os.getpid()
 
     def __call__(self) -> None:
         close = self._close()
-        if close is not None:
+        if close is not None and self._pid == os.getpid():
             close()

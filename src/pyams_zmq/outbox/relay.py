@@ -5,21 +5,21 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import Any
 
 from pyams_zmq.client import ZMQClient
-from pyams_zmq.client.problem import CheckedReply, QueuedMessage
+from pyams_zmq.client.problem import CheckedReply, QueuedMessage, write_log
+from pyams_zmq.outbox.answer import Answer
 from pyams_zmq.outbox.catch_up import CatchUp
 from pyams_zmq.outbox.owner import identify_process, is_alive
+from pyams_zmq.outbox.retry import Database, Retry
 from pyams_zmq.outbox.silence import SilenceWatch
-from pyams_zmq.outbox.storage import MAX_REASON, Entry, Refusal, Storage, Waiting
+from pyams_zmq.outbox.storage import Entry, Storage, Waiting
 from pyams_zmq.process.name_lock import NameLock
 from pyams_zmq.wire.clock import monotonic, time
-from pyams_zmq.wire.fork_barrier import ForkBarrier
-
-LOGGER = logging.getLogger('PyAMS (zmq)')
 
 CHECK_INTERVAL = 5.0
 """Seconds between two looks at the entries that wait, and until the first one"""
@@ -42,11 +42,8 @@ RENEWAL_AGE = 10.0
 RENEWAL_INTERVAL = 15.0
 """Seconds between two renewals"""
 
-RETRY_DELAY = 1.0
-"""Seconds until the next attempt after an error, at first"""
-
-MAX_RETRY_DELAY = 30.0
-"""Seconds until the next attempt, at most"""
+RETURN_DELAY = 1.0
+"""Seconds until an entry is read that the client has given back"""
 
 
 class Relay:
@@ -65,10 +62,10 @@ class Relay:
     def __init__(self, storage: Storage, find_client: Callable[[str], ZMQClient], application: str):
         self.owner = identify_process()
         self._storage = storage
+        self._database = Database()
         self._find_client = find_client
         self._application = application
         self._lock = threading.Lock()
-        self._barrier = ForkBarrier()
         self._woken = threading.Event()
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -76,15 +73,17 @@ class Relay:
         self._clients: dict[str, ZMQClient] = {}
         self._catch_ups: dict[str, CatchUp] = {}
         # Only the thread that sends adds to it, and only the thread of this object removes.
-        self._replies: deque[tuple[Any, Entry, CheckedReply | None]] = deque()
+        self._answers: deque[Answer] = deque()
         self._settles_at = inf
-        self._retry_delay = RETRY_DELAY
-        self._has_added = False
+        self._settle_retry = Retry()
+        self._has_unknown = True  # if the storage may have entries of this process to look for
         self._checks_at = monotonic() + CHECK_INTERVAL
+        self._check_retry = Retry()
         self._renews_at = -inf
         self._machine_lock: NameLock | None = None
         self._silence = SilenceWatch()
-        self._problem: str | None = None
+        # Logged without the lock: a handler of the log may commit messages itself.
+        self._unlogged: deque[tuple[str, str]] = deque()
 
     def start(self) -> None:
         """Start the thread, if it does not run yet.
@@ -99,7 +98,8 @@ class Relay:
 
     def post(self, key: Any, entry: Entry) -> None:
         """Send an entry of a transaction that was committed just now, without waiting."""
-        self._has_added = True
+        self._has_unknown = True
+        self._ensure_thread()
         with self._lock:
             if key in self._known:
                 return  # it was read meanwhile
@@ -108,8 +108,21 @@ class Relay:
             if not was_behind and self._offer(key, entry):
                 return
             catch_up.miss(key)
+        self._log_unsendable()
         if not was_behind:
             self._woken.set()
+
+    def look(self) -> None:
+        """Look for entries at the next check: the database may have some of a failed commit."""
+        self._has_unknown = True
+        self._ensure_thread()
+
+    def _ensure_thread(self) -> None:
+        # At the limit of threads, and where Python starts none at its end, entries are sent
+        # nevertheless. They are dropped later, or sent again by another process.
+        if self._thread is None:
+            with suppress(RuntimeError):
+                self.start()
 
     def close(self) -> None:
         """Stop: wait for replies on their way, and drop their entries; others keep the rest."""
@@ -125,7 +138,7 @@ class Relay:
         self._settle(inf)
         if self._machine_lock is not None:
             self._machine_lock.release()
-        with self._barrier.hold():
+        with self._database.barrier.hold():
             self._storage.close()
 
     def _run(self) -> None:
@@ -141,45 +154,31 @@ class Relay:
         """
         self._settle(now)
         for service, catch_up in list(self._catch_ups.items()):
-            self._try(now, partial(self._read, service, catch_up, now), catch_up.postpone)
+            if not catch_up.is_due(now):
+                continue  # not an attempt
+            read = partial(self._read, service, catch_up, now)
+            if not self._database.use(now, catch_up.retry, read):
+                catch_up.postpone(catch_up.retry.at)
+            self._log_unsendable()
         if now >= self._checks_at:
-            self._checks_at = now + CHECK_INTERVAL
-            self._try(now, partial(self._check, now), lambda _until: None)
-        reads_at = [each.reads_at for each in self._catch_ups.values() if each.is_behind]
+            self._database.use(now, self._check_retry, partial(self._check, now))
+            self._checks_at = max(now + CHECK_INTERVAL, self._check_retry.at)
+        # A list: other threads add services.
+        reads_at = [each.reads_at for each in list(self._catch_ups.values()) if each.is_behind]
         return min(self._checks_at, self._settles_at, *reads_at)
 
-    def _try(
-        self, now: float, function: Callable[[], None], postpone: Callable[[float], None]
-    ) -> bool:
-        """Use the storage; log an error once, and postpone the next attempt.
-
-        :param postpone: called with the time of the next attempt
-        """
-        try:
-            with self._barrier.hold():
-                function()
-        except Exception as error:  # noqa: BLE001 - databases raise errors of any class
-            self._report(error)
-            postpone(now + self._retry_delay)
-            self._retry_delay = min(2 * self._retry_delay, MAX_RETRY_DELAY)
-            return False
-        self._retry_delay = RETRY_DELAY
-        self._problem = None
-        return True
-
-    def _report(self, error: Exception) -> None:
-        # Only the first line: those of SQLAlchemy go on with the parameters of the statement.
-        text = f'{type(error).__name__}: {str(error).partition(chr(10))[0]}'
-        if text != self._problem:
-            self._problem = text
-            LOGGER.warning('The outbox cannot use its database now, it tries again: %s', text)
+    def _log_unsendable(self) -> None:
+        while self._unlogged:
+            write_log(
+                logging.ERROR, 'Messages to %r wait in the outbox: %s', *self._unlogged.popleft()
+            )
 
     def _catch_up_of(self, service: str) -> CatchUp:
         return self._catch_ups.setdefault(service, CatchUp())
 
     def _offer(self, key: Any, entry: Entry) -> bool:
         """Hand an entry to the client of its service; return False if that does not take it."""
-        if self._is_closed or len(self._replies) >= MAX_UNSETTLED:
+        if self._is_closed or len(self._answers) >= MAX_UNSETTLED:
             return False
         catch_up = self._catch_up_of(entry.service)
         try:
@@ -190,64 +189,56 @@ class Relay:
                     entry.data,
                     entry.frames,
                     entry.is_job,
-                    partial(self._handle_reply, key, entry),
+                    partial(self._handle_reply, key, entry.service, entry.type),
                 )
             )
         except Exception as error:  # noqa: BLE001 - after the commit, which must not fail
             if catch_up.note_problem(str(error)):
-                LOGGER.error('Messages to %r wait in the outbox: %s', entry.service, error)
+                self._unlogged.append((entry.service, str(error)))
             return False
         catch_up.note_problem(None)
         if is_taken:
             self._known[key] = entry.service
         return is_taken
 
-    def _handle_reply(self, key: Any, entry: Entry, reply: CheckedReply | None) -> None:
+    def _handle_reply(self, key: Any, service: str, type_: str, reply: CheckedReply | None) -> None:
         """Keep a reply; runs in the thread that sends, which must not wait."""
-        self._replies.append((key, entry, reply))
-        if len(self._replies) in (1, SETTLE_BATCH):
+        self._answers.append(Answer(key, service, type_, reply))
+        if len(self._answers) in (1, SETTLE_BATCH):
             self._woken.set()
 
     def _settle(self, now: float) -> None:
         """Drop the entries that have a good reply; make dead letters of the others."""
-        if not self._replies:
+        if not self._answers:
             return
         if self._settles_at == inf:
             self._settles_at = now + SETTLE_DELAY
-        is_full = len(self._replies) >= SETTLE_BATCH and self._problem is None
+        is_full = len(self._answers) >= SETTLE_BATCH and not self._settle_retry.has_failed
         if now < self._settles_at and not is_full:
             return
-        replies = list(self._replies)
-        sent, refused = [], []
-        for key, _entry, reply in replies:
-            if reply is not None and reply.problem is None:
-                sent.append(key)
-            elif reply is not None:
-                text = reply.text or str(reply.problem)
-                reason = text.removeprefix(f'{reply.status} ')[:MAX_REASON]
-                refused.append((key, Refusal(reply.status, reason)))
-        if (sent or refused) and not self._try(
-            now, partial(self._storage.settle, sent, refused), self._postpone_settling
+        answers = list(self._answers)
+        sent = [answer.key for answer in answers if answer.is_good]
+        refused = [(each.key, refusal) for each in answers if (refusal := each.refusal)]
+        if (sent or refused) and not self._database.use(
+            now, self._settle_retry, partial(self._storage.settle, sent, refused)
         ):
+            self._settles_at = self._settle_retry.at
             return
         self._settles_at = inf
-        for _each in replies:
-            self._replies.popleft()
+        for _each in answers:
+            self._answers.popleft()
         with self._lock:
-            for key, entry, reply in replies:
-                self._known.pop(key, None)
-                if reply is None:  # given back
-                    self._catch_up_of(entry.service).miss(reads_at=now + RETRY_DELAY)
-        _log_refused(replies)
-        if self._replies:
+            for answer in answers:
+                self._known.pop(answer.key, None)
+                if answer.reply is None:  # given back
+                    self._catch_up_of(answer.service).miss(reads_at=now + RETURN_DELAY)
+        _log_refused(answers)
+        if self._answers:
             self._settles_at = now + SETTLE_DELAY
-
-    def _postpone_settling(self, until: float) -> None:
-        self._settles_at = until
 
     def _read(self, service: str, catch_up: CatchUp, now: float) -> None:
         """Post entries of this process that were not posted after their commit."""
-        while catch_up.is_behind and now >= catch_up.reads_at and not self._is_closed:
+        while catch_up.is_due(now) and not self._is_closed:
             misses = catch_up.misses
             page = self._storage.read(self.owner, service, catch_up.after, PAGE)
             with self._lock:
@@ -262,10 +253,15 @@ class Relay:
     def _check(self, now: float) -> None:
         """Look for entries that were not posted, and for those of processes that have ended."""
         is_first = self._is_first_of_machine()
-        if not (is_first or self._has_added or self._known):
+        is_behind = any(each.is_behind for each in list(self._catch_ups.values()))
+        if not (is_first or is_behind or self._has_unknown or self._known):
             return
-        self._has_added = False
-        waiting = self._storage.read_waiting()
+        self._has_unknown = False
+        try:
+            waiting = self._storage.read_waiting()
+        except Exception:
+            self._has_unknown = True
+            raise
         with self._lock:
             known = Counter(self._known.values())
             for each in waiting:
@@ -298,7 +294,8 @@ class Relay:
             if is_live is None:
                 is_live = not self._silence.is_over(owner, entries, now)
             if not is_live and self._storage.adopt(owner, self.owner):
-                LOGGER.info(
+                write_log(
+                    logging.INFO,
                     'The outbox sends %d messages of a process that has ended',
                     sum(each.count for each in entries),
                 )
@@ -307,14 +304,15 @@ class Relay:
                         self._catch_up_of(each.service).miss()
 
 
-def _log_refused(replies: list[tuple[Any, Entry, CheckedReply | None]]) -> None:
-    for _key, entry, reply in replies:
-        if reply is not None and reply.problem is not None:
-            LOGGER.error(
+def _log_refused(answers: list[Answer]) -> None:
+    for answer in answers:
+        if answer.refusal is not None and answer.reply is not None:
+            write_log(
+                logging.ERROR,
                 'Message %r of the outbox to %r: %s; it is a dead letter now: see "pyams_zmq '
                 'outbox INI"',
-                entry.type,
-                entry.service,
-                reply.problem,
+                answer.type,
+                answer.service,
+                answer.reply.problem,
             )
-            LOGGER.debug('Reply of a service: %s', reply.text)
+            write_log(logging.DEBUG, 'Reply of a service: %s', answer.reply.text)

@@ -28,16 +28,18 @@ def join(manager: Any, relay: Relay, key: Any, entry: Entry) -> None:
     except KeyError:
         group = []
         current.set_data(_GROUP, group)
-        # After all participants have committed. If a later one fails, the database has the entry
-        # nevertheless, when it has committed first; the relay finds it there.
+        # After all participants have committed. If one fails, the database may have committed the
+        # entry before; the relay looks for it then.
         current.addAfterCommitHook(_post, (group,))
     group.append(message)
 
 
 def _post(is_committed: bool, messages: 'list[StoredMessage]') -> None:
-    if is_committed:
-        for message in messages:
+    for message in messages:
+        if is_committed:
             message.post()
+        else:
+            message.look()
 
 
 @implementer(ISavepointDataManager, IDataManagerSavepoint)
@@ -79,3 +81,7 @@ class StoredMessage:
         """Send the message, if it was not dropped."""
         if self._stored is not None:
             self._relay.post(*self._stored)
+
+    def look(self) -> None:
+        """Look for the message: the commit has failed, maybe after that of the database."""
+        self._relay.look()

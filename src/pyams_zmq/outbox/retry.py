@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""Uses of the database in the background: errors are logged once, and it is used again later."""
+
+import logging
+from collections.abc import Callable
+from math import inf
+
+from pyams_zmq.client.problem import write_log
+from pyams_zmq.wire.fork_barrier import ForkBarrier
+
+RETRY_DELAY = 1.0
+"""Seconds until the next attempt after an error, at first"""
+
+MAX_RETRY_DELAY = 30.0
+"""Seconds until the next attempt, at most"""
+
+
+class Retry:
+    """The attempts of one use of the database: after each error they pause twice as long.
+
+    :ivar at: time of the next attempt after an error, in the seconds of `time.monotonic`
+    """
+
+    def __init__(self) -> None:
+        self.at = -inf
+        self._delay = RETRY_DELAY
+
+    @property
+    def has_failed(self) -> bool:
+        """True after an error, until an attempt has none."""
+        return self.at > -inf
+
+    def fail(self, now: float) -> None:
+        """Note an error."""
+        self.at = now + self._delay
+        self._delay = min(2 * self._delay, MAX_RETRY_DELAY)
+
+    def succeed(self) -> None:
+        """Note that the attempt had no error."""
+        self.at = -inf
+        self._delay = RETRY_DELAY
+
+
+class Database:
+    """The database as the thread of the relay uses it: forks wait meanwhile."""
+
+    def __init__(self) -> None:
+        self.barrier = ForkBarrier()
+        self._failing: set[Retry] = set()
+        self._logged: set[str] = set()  # until no use fails any more
+
+    def use(self, now: float, retry: Retry, function: Callable[[], None]) -> bool:
+        """Call a function that uses the database; return False after an error.
+
+        :param retry: the attempts of this use
+        """
+        try:
+            with self.barrier.hold():
+                function()
+        except Exception as error:  # noqa: BLE001 - databases raise errors of any class
+            retry.fail(now)
+            self._failing.add(retry)
+            self._report(error)
+            return False
+        retry.succeed()
+        self._failing.discard(retry)
+        if not self._failing:
+            self._logged.clear()
+        return True
+
+    def _report(self, error: Exception) -> None:
+        # Only the first line: those of SQLAlchemy go on with the parameters of the statement.
+        text = f'{type(error).__name__}: {str(error).partition(chr(10))[0]}'
+        if text not in self._logged:
+            self._logged.add(text)
+            write_log(
+                logging.WARNING, 'The outbox cannot use its database now, it tries again: %s', text
+            )
