@@ -76,7 +76,6 @@ class Outbox:
         self.check_size(entry)
         check_server_threads('The outbox')
         relay = self._relay.get()
-        relay.start()  # a fork of the process that has called `start` has no thread
         key = self._storage.add(entry, relay.owner, manager, request)
         join(manager, relay, key, entry)
 
