@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Fixtures of the tests of the outbox: real databases, of sqlite and of PostgreSQL."""
 
+import logging
+
 import pytest
 
 from databases import Application
+from outbox_sending import Sending, Service
+from pyams_zmq.outbox import relay as relay_module
 
 
 @pytest.fixture
@@ -49,3 +53,57 @@ def sqlite_application(sqlite_url, make_application):
 def postgresql_application(postgresql_url, make_application):
     """Return an application with PostgreSQL."""
     return make_application(postgresql_url)
+
+
+@pytest.fixture
+def service(tmp_path):
+    """Return a service that does not run yet."""
+    return Service(tmp_path, 'messages')
+
+
+@pytest.fixture
+def make_sending(service):
+    """Make applications with an outbox; close them at the end."""
+    made = []
+
+    def make(application, name=None, **addresses):
+        addresses.setdefault('messages', service.address)
+        made.append(Sending(application, addresses, name))
+        return made[-1]
+
+    yield make
+    for sending in made:
+        sending.close()
+
+
+@pytest.fixture
+def sending(sqlite_application, make_sending):
+    """Return an application with an outbox in sqlite, whose service does not run yet."""
+    return make_sending(sqlite_application)
+
+
+@pytest.fixture
+def any_sending(application, make_sending):
+    """Return the same, for each kind of database."""
+    return make_sending(application)
+
+
+@pytest.fixture
+def quick_checks(monkeypatch):
+    """Let relays look for entries often."""
+    monkeypatch.setattr(relay_module, 'CHECK_INTERVAL', 0.1)
+
+
+@pytest.fixture
+def records(caplog):
+    """Return a function that returns the records of the log: their level and text."""
+    caplog.set_level(logging.DEBUG, 'PyAMS (zmq)')
+
+    def read(level=logging.WARNING):
+        return [
+            (record.levelname, record.getMessage())
+            for record in caplog.records
+            if record.name == 'PyAMS (zmq)' and record.levelno >= level
+        ]
+
+    return read
