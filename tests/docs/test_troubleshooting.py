@@ -19,7 +19,7 @@ SOURCE = ROOT / 'src' / 'pyams_zmq'
 PAGE = ROOT / 'docs' / 'howto' / 'troubleshooting.rst'
 
 # Devices and transports are used without a service, and have pages of their own.
-PACKAGES = ('client', 'config', 'handler', 'jobs', 'outbox', 'pool', 'process', 'supervisor', 'wire')
+PACKAGES = tuple('client config handler jobs outbox pool process supervisor wire'.split())
 LEVELS = ('error', 'warning', 'critical', 'exception')
 ERRORS = re.compile(r'ZMQ\w*Error|ConfigurationError|LookupError')
 

@@ -42,6 +42,9 @@ RENEWAL_AGE = 10.0
 RENEWAL_INTERVAL = 15.0
 """Seconds between two renewals"""
 
+CLOSE_TIMEOUT = 10.0
+"""Seconds that `close` waits for the database, at most: the program may be about to end"""
+
 RETURN_DELAY = 1.0
 """Seconds until an entry is read that the client has given back"""
 
@@ -69,6 +72,7 @@ class Relay:
         self._woken = threading.Event()
         self._thread: threading.Thread | None = None
         self._is_closed = False
+        self._is_ended = False
         self._known: dict[Any, str] = {}  # services of the entries that are posted, by their keys
         self._clients: dict[str, ZMQClient] = {}
         self._catch_ups: dict[str, CatchUp] = {}
@@ -131,21 +135,29 @@ class Relay:
             clients = list(self._clients.values())
         for client in clients:
             client.withdraw()
+        self._is_ended = True
         thread, self._thread = self._thread, None
-        if thread is not None:
+        if thread is None:
+            self._end()
+        else:
             self._woken.set()
-            thread.join()
+            thread.join(CLOSE_TIMEOUT)
+
+    def _run(self) -> None:
+        while not self._is_ended:
+            wakes_at = self.step(monotonic())
+            if not self._is_ended:
+                self._woken.wait(max(0, wakes_at - monotonic()))
+                self._woken.clear()
+        self._end()
+
+    def _end(self) -> None:
+        """Drop the last entries that have a reply, and close the storage."""
         self._settle(inf)
         if self._machine_lock is not None:
             self._machine_lock.release()
         with self._database.barrier.hold():
             self._storage.close()
-
-    def _run(self) -> None:
-        while not self._is_closed:
-            wakes_at = self.step(monotonic())
-            self._woken.wait(max(0, wakes_at - monotonic()))
-            self._woken.clear()
 
     def step(self, now: float) -> float:
         """Drop entries that have a reply, read others, and look at those of other processes.
