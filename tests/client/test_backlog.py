@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Messages that wait in a client: refused ones, limits, and what transactions keep room for."""
 
-import json
 import logging
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.context import ForkProcess
 
 import pytest
 import transaction
-import zmq
 
 from checks import AT_ONCE, wait_until
 from handlers import RecordingMessageHandler
@@ -24,44 +21,8 @@ from pyams_zmq.client.sender import sender_thread
 from pyams_zmq.client.transaction import MessageDataManager, send_on_commit
 from pyams_zmq.exceptions import ZMQBacklogError, ZMQUnreachableError
 from pyams_zmq.wire.message import DRAINING_REPLY
+from scripted_service import OVERLOADED, until_late
 from transaction_checks import Journal, notes, without_ids
-
-OVERLOADED = b'[503, "The service is overloaded, try again later"]'
-
-
-class Service:
-    """A ROUTER that answers as a test wants.
-
-    :ivar run: arguments of the messages that were answered with 200
-    """
-
-    def __init__(self, context):
-        self.socket = context.socket(zmq.ROUTER)
-        self.socket.linger = 1000
-        self.address = f'127.0.0.1:{self.socket.bind_to_random_port("tcp://127.0.0.1")}'
-        self.run = []
-
-    def receive(self):
-        """Return the next message: its envelope and its argument."""
-        assert self.socket.poll(30_000)
-        *envelope, data = self.socket.recv_multipart()
-        return envelope, json.loads(data)[1]
-
-    def reply(self, message, reply=b'[200, null]'):
-        """Answer a message."""
-        envelope, argument = message
-        if reply == b'[200, null]':
-            self.run.append(argument)
-        self.socket.send_multipart([*envelope, reply])
-
-
-@pytest.fixture
-def service():
-    """Service of the test."""
-    with zmq.Context() as context:
-        service = Service(context)
-        yield service
-        service.socket.close()
 
 
 @contextmanager
@@ -72,13 +33,6 @@ def client_of(service):
 
 
 # Status 503
-
-
-@pytest.fixture
-def soon(monkeypatch):
-    """Make the pauses after a refusal short."""
-    for name in ('FIRST_DELAY', 'MAX_DELAY', 'DRAINING_DELAY'):
-        monkeypatch.setattr(pace_module, name, 0.01)
 
 
 @pytest.mark.usefixtures('soon')
@@ -166,12 +120,8 @@ def test_only_refused_messages_are_sent_to_the_next_service(service, errors):
         messages = [service.receive() for _ in range(4)]
         service.reply(messages[1], DRAINING_REPLY)
         wait_until(lambda: client._queue.get()._refused)
-        endpoint = service.socket.last_endpoint
-        service.socket.close()
+        service.restart()
         wait_until(errors)
-        service.socket = service.socket.context.socket(zmq.ROUTER)
-        service.socket.linger = 1000
-        wait_until(lambda: can_bind(service.socket, endpoint))
         service.reply(service.receive())
         wait_until(lambda: not len(client._queue.get()))
         assert client._queue.get().size == 0
@@ -179,14 +129,6 @@ def test_only_refused_messages_are_sent_to_the_next_service(service, errors):
     assert without_ids(errors()) == [
         f"3 messages 'note' to {client.address}: the connection was lost, it may have run or not"
     ]
-
-
-def can_bind(socket, endpoint):
-    try:
-        socket.bind(endpoint)
-    except zmq.ZMQError:
-        return False
-    return True
 
 
 def test_last_replies_after_the_loss(service, errors, monkeypatch):
@@ -260,28 +202,6 @@ def test_log_that_sends_messages(service, client, monkeypatch):
 
 
 # A device that stays when the service behind it dies
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """Make messages late soon."""
-    monkeypatch.setattr(unanswered_module, 'PATIENCE', 0.1)
-    monkeypatch.setattr(send_queue_module, 'PATIENCE', 0.1)
-
-
-@pytest.fixture
-def warnings(caplog):
-    """Function that returns the texts of the logged warnings and errors, with their levels."""
-    caplog.set_level('WARNING', 'PyAMS (zmq)')
-    return lambda: [
-        f'{record.levelname}: {without_ids([record.getMessage()])[0]}' for record in caplog.records
-    ]
-
-
-def until_late(client):
-    """Wait until all messages on their way are late, so that one step finds them."""
-    last = max(message.sent_at for message in list(client._queue.get()._sent))
-    wait_until(lambda: time.monotonic() > last + unanswered_module.PATIENCE)
 
 
 LATE = (

@@ -12,13 +12,12 @@ import textwrap
 import threading
 import time
 from contextlib import ExitStack
-from multiprocessing.context import ForkProcess
 
 import pytest
 import transaction
 import zmq
 
-from checks import TIMEOUT, open_fds, running_threads, wait_until
+from checks import TIMEOUT, fail_to_start, in_fork, open_fds, running_threads, wait_until
 from handlers import Handler, LoggedProcess, MessageHandler
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.client import send_queue as send_queue_module
@@ -129,14 +128,6 @@ def test_threads_wait_side_by_side(address):
     assert max(times) < 4
 
 
-def in_fork(function):
-    """Return the exit code of a fork that runs a function."""
-    child = ForkProcess(target=function)
-    child.start()
-    child.join(10)
-    return child.exitcode
-
-
 def test_fork(client):
     def commit():
         send_on_commit(client, 'note', 'child')
@@ -241,11 +232,6 @@ def test_first_message_at_the_end_of_a_program(process, client, tmp_path, makes_
     assert notes(client) == [0, 1, 2]
 
 
-def fail_to_start(thread):
-    """Start of a thread that fails."""
-    raise RuntimeError("can't start new thread")
-
-
 @pytest.fixture
 def lonely(monkeypatch):
     """Sender of a program that ends, and starts no thread any more, as in Python 3.12."""
@@ -330,15 +316,6 @@ def test_functions_of_atexit_may_send(process, client):
     """
     subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(program)], check=True)
     assert client.call('all_notes') == list(range(100))
-
-
-@pytest.fixture
-def flush(monkeypatch):
-    """Function that does what the sender does when a program ends."""
-    thread = sender_thread.get()
-    for name in ('_is_flushed', '_flush_time', '_reported'):
-        monkeypatch.setattr(thread, name, getattr(thread, name))  # undone at the end
-    return thread.flush
 
 
 class Forwarder(Handler):

@@ -15,6 +15,7 @@ from pyramid.threadlocal import get_current_registry
 from handlers import FailingSetup, Handler, MessageHandler, Process
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.client.jobs import JobMethods
+from pyams_zmq.client.problem import QueuedMessage
 from pyams_zmq.exceptions import (
     ZMQClosedError,
     ZMQMessageError,
@@ -129,7 +130,7 @@ def test_same_interface(name):
 
 
 def test_inherited_methods():
-    """They use `request`, `prepare`, `reserve_all` and `post`, so none of them connects."""
+    """They use the methods of this class, so none of them connects."""
     public = {name for name in dir(ZMQClient) if not name.startswith('_')}
     settings = set(ZMQClient.__annotations__)
     assert public - settings - set(vars(RecordingClient)) == {
@@ -237,6 +238,46 @@ def test_close(client):
         client.post('echo', b'["echo",null]')
     with pytest.raises(ZMQClosedError):
         client.prepare()
+    with pytest.raises(ZMQClosedError):
+        client.offer(QueuedMessage('echo', b'["echo",null]'))
+
+
+def test_offer(client, errors):
+    """What belongs to a real queue is recorded, and has its reply at once."""
+    replies = []
+
+    def offer(name, frames=None, *, is_job=False, on_reply=replies.append):
+        data = b'["%s",1]' % name.encode()
+        return client.offer(QueuedMessage(name, data, frames, is_job, on_reply))
+
+    client.replies.update(
+        missing=[404, 'no such file'], busy=[503, 'later'], gone=ZMQUnreachableError('gone')
+    )
+    assert offer('echo', [b'x'])
+    assert offer('echo', is_job=True)
+    assert offer('missing')
+    assert offer('busy')
+    assert not offer('gone')
+    assert offer('echo', on_reply=None)
+    client.withdraw()
+    assert [reply.status for reply in replies] == [200, 200, 404, 503]
+    assert replies[0].problem is None
+    assert replies[1].problem.startswith('the service keeps no jobs')
+    assert replies[2].text == '404 no such file'
+    assert [sent.type for sent in client.outbox] == [
+        *('echo', 'echo', 'missing', 'busy', 'gone', 'echo')
+    ]
+    assert client.outbox[0] == Sent('converter', 'echo', 1, [b'x'])
+    assert not errors()
+
+
+def test_offer_of_a_job(client):
+    """It has the reply of a service that keeps jobs."""
+    replies = []
+    data = b'["convert",1,{"id":"one"}]'
+    assert client.offer(QueuedMessage('convert', data, None, True, replies.append))
+    assert [(reply.status, reply.problem) for reply in replies] == [(200, None)]
+    assert [job.id for job in client.recorder.jobs] == ['one']
 
 
 # Eager

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from itertools import pairwise
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 TIMEOUT = 30
@@ -77,6 +78,19 @@ def suspend(pids, seconds):
     finally:
         for pid in reversed(pids):
             os.kill(pid, signal.SIGCONT)
+
+
+def in_fork(function):
+    """Return the exit code of a fork that runs a function."""
+    child = ForkProcess(target=function)
+    child.start()
+    child.join(TIMEOUT)
+    return child.exitcode
+
+
+def fail_to_start(thread):
+    """Start of a thread that fails."""
+    raise RuntimeError("can't start new thread")
 
 
 def open_fds():

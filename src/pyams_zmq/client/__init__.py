@@ -300,12 +300,14 @@ class ZMQClient(JobMethods):
         with as_os_error():
             return sender_thread.get().offer(self._queue.get(), message, limits)
 
-    def withdraw(self) -> None:
+    def withdraw(self, *, start: float | None = None) -> None:
         """Give up the messages of `offer`; wait for the replies to those on their way.
 
         Those without a reply within `flush_timeout` are given up when their connection is lost.
+
+        :param start: when that time began, in the seconds of `time.monotonic`; None is now
         """
-        sender_thread.get().withdraw(self._queue.get())
+        sender_thread.get().withdraw(self._queue.get(), start)
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -73,6 +73,11 @@ class QueuedMessage:
         self.sent_at = 0.0
         self.is_dropped = False
 
+    @property
+    def is_withdrawn(self) -> bool:
+        """True if it is stored elsewhere, and is not sent again."""
+        return self.on_reply is not None and not self.is_repeatable
+
     def drop_data(self) -> None:
         """Drop the frames, so that the message cannot be sent again."""
         self.data, self.frames, self.size = b'', (), 0

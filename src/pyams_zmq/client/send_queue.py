@@ -162,7 +162,8 @@ class SendQueue:
         if self._socket is None:
             return self._opens_at
         if not len(self):
-            return inf if self._sent.has_late_to_await else self.used + IDLE
+            is_needed = self.reserved or self._sent.has_late_to_await
+            return inf if is_needed else self.used + IDLE
         late_at = self._sent.late_at()
         if not (self.is_connected and (self._unsent or self._refused)):
             return late_at
@@ -293,7 +294,7 @@ class SendQueue:
                 message.is_job and reply.status == HTTPStatus.INSUFFICIENT_STORAGE
             )
             if is_refused:
-                if not message.is_dropped:
+                if not (message.is_dropped or message.is_withdrawn):
                     is_draining = frames[-1] == DRAINING_REPLY
                     records += self._refuse(message, now, reply.status, is_draining=is_draining)
                     continue
@@ -357,9 +358,9 @@ class SendQueue:
         return problems
 
     def withdraw(self) -> bool:
-        """Remove the messages with `on_reply` that are not on their way, and call it with None.
+        """Remove the messages with `on_reply` that are not on their way, or late; give them back.
 
-        The others are given up if their connection is lost.
+        The others are given back if they are refused, or their connection is lost.
 
         :return: true if such messages are on their way
         """
@@ -367,7 +368,7 @@ class SendQueue:
         self._refused = [each for each in self._refused if each.on_reply is None]
         self._unsent = deque(each for each in self._unsent if each.on_reply is None)
         self.size -= sum(message.size for message in withdrawn)
-        give_up(withdrawn)
+        give_up([*self._sent.take_late(), *withdrawn])
         sent = [message for message in self._sent if message.on_reply is not None]
         for message in sent:
             message.is_repeatable = False

@@ -162,14 +162,18 @@ class SenderThread:
             queue.add(message)
         return True
 
-    def withdraw(self, queue: SendQueue) -> None:
+    def withdraw(self, queue: SendQueue, start: float | None = None) -> None:
         """Give back the messages with `on_reply`: the program ends, or the client is closed.
 
         It waits for the replies to those on their way, as `flush` does.
+
+        :param start: when the program began to end, in the seconds of `time.monotonic`; None is now
         """
+        start = monotonic() if start is None else start
         records: list[Problem | Delay] = []
         with self._changed:
-            start = monotonic()
+            queue.withdraw()
+            self._wake()  # others may wait for the room
             while queue.withdraw() and queue in self._queues:
                 left = queue.waits_until(start) - monotonic()
                 if left <= 0 or sys.is_finalizing():
@@ -256,7 +260,8 @@ class SenderThread:
         return problems
 
     def _has_new(self, queue: SendQueue) -> bool:
-        return any(message.number > self._reported for message in queue)
+        """Return True if a queue has messages to wait for; `withdraw` waits for stored ones."""
+        return any(each.on_reply is None and each.number > self._reported for each in queue)
 
     def _serve(self, queue: SendQueue) -> None:
         if self._thread is None:

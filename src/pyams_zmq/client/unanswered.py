@@ -94,14 +94,16 @@ class UnansweredMessages:
     @property
     def has_late_to_await(self) -> bool:
         """True if a late message is stored elsewhere until its reply comes."""
-        return any(message.on_reply is not None for message in self._late.values())
+        late = self._late.values()
+        return any(each.on_reply is not None and not each.is_withdrawn for each in late)
 
     def take_late(self) -> list[QueuedMessage]:
-        """Remove the late messages, and return them: their replies cannot come any more."""
-        messages = list(self._late.values())
-        self._late.clear()
-        self._late_size = 0
-        return messages
+        """Remove the late messages with `on_reply`, and return them."""
+        stored = {number: each for number, each in self._late.items() if each.on_reply is not None}
+        for number, message in stored.items():
+            del self._late[number]
+            self._late_size -= message.size
+        return list(stored.values())
 
     def find_late(self, now: float) -> list[QueuedMessage]:
         """Return the messages that have become late; those are not counted any more."""

@@ -133,8 +133,11 @@ class Relay:
         with self._lock:
             self._is_closed = True
             clients = list(self._clients.values())
+        start = monotonic()  # the time is for all together
         for client in clients:
-            client.withdraw()
+        start = monotonic()  # the time is for all together
+        for client in clients:
+            client.withdraw(start=start)
         self._is_ended = True
         thread, self._thread = self._thread, None
         if thread is None:

@@ -12,7 +12,7 @@ from pyramid.testing import DummyRequest
 from zope.interface import implementer
 
 from pyams_zmq.client import PREPARE_TIMEOUT, ZMQClient
-from pyams_zmq.client.problem import EncodedMessage, check_reply
+from pyams_zmq.client.problem import EncodedMessage, QueuedMessage, check_reply
 from pyams_zmq.client.transaction import MessageDataManager
 from pyams_zmq.config.request_client import request_zmq
 from pyams_zmq.exceptions import ZMQMessageError
@@ -211,6 +211,23 @@ class RecordingClient(ZMQClient):
             problem = str(error)
         if problem is not None:
             LOGGER.error('Message %r to %s: %s', type, self.address, problem)
+
+    def offer(self, message: QueuedMessage) -> bool:
+        """Record a message and call its `on_reply`; see `ZMQClient.offer`.
+
+        :return: False if its entry in `replies` is an exception: it is as if it had no room
+        """
+        self._check_open()
+        try:
+            reply = self._exchange(message.data, to_frames(message.frames))[-1]
+        except Exception:  # noqa: BLE001 - one of `replies`, which `offer` does not raise
+            return False
+        if message.on_reply is not None:
+            message.on_reply(check_reply(reply, message.is_job))
+        return True
+
+    def withdraw(self, *, start: float | None = None) -> None:
+        """Do nothing: each message has its reply; see `ZMQClient.withdraw`."""
 
     def _exchange(self, data: bytes, frames: list[bytes]) -> list[bytes]:
         sent = self._describe(data, frames)

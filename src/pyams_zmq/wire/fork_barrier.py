@@ -20,7 +20,7 @@ class ForkBarrier:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._is_held_by_fork = False
+        self._forking: int | None = None  # the thread whose fork holds the lock
         _barriers.add(self)
 
     @contextmanager
@@ -31,17 +31,19 @@ class ForkBarrier:
 
     def before_fork(self) -> None:
         """Wait for the end of the block."""
-        self._is_held_by_fork = self._lock.acquire(timeout=TIMEOUT)
+        if self._lock.acquire(timeout=TIMEOUT):
+            self._forking = threading.get_ident()
 
     def after_fork_in_parent(self) -> None:
         """Let the block run again."""
-        if self._is_held_by_fork:
-            self._is_held_by_fork = False
+        if self._forking == threading.get_ident():
+            self._forking = None
             self._lock.release()
 
     def after_fork_in_child(self) -> None:
         """Forget a thread that the child does not have."""
         self._lock = threading.Lock()
+        self._forking = None
 
 
 _barriers: WeakSet[ForkBarrier] = WeakSet()
