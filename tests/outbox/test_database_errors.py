@@ -16,8 +16,11 @@ from pyams_zmq.outbox import relay as relay_module
 from pyams_zmq.outbox import retry as retry_module
 from pyams_zmq.outbox.relay import CHECK_INTERVAL, SETTLE_DELAY
 from pyams_zmq.outbox.retry import MAX_RETRY_DELAY, RETRY_DELAY
+from pyams_zmq.outbox.storage import Entry
 
 PREFIX = 'The outbox cannot use its database now, it tries again: '
+
+ENTRY = Entry('messages', 'note', b'["note", "a"]')
 
 LOCKED = ('WARNING', f'{PREFIX}OperationalError: (sqlite3.OperationalError) database is locked')
 
@@ -82,6 +85,43 @@ def test_entries_are_tried_again_with_growing_pauses(sending, stepped, records):
     stepped.step(now)
     assert sending.count() == 0
     assert not stepped._known
+
+
+def test_reading_pauses_longer_each_time(sending, records):
+    """Also if the relay does something else in between."""
+    relay = sending.make_relay()
+    with sending.application.request() as request:
+        sending.storage.add(ENTRY, relay.owner, request.tm, request)
+    now = time.monotonic() + CHECK_INTERVAL
+    relay.step(now)  # it finds the entry
+    relay._checks_at = now + 1000  # not again
+    catch_up = relay._catch_ups['messages']
+    with locked(sending, 'EXCLUSIVE'):
+        pauses = []
+        for _turn in range(4):
+            assert relay.step(now) == catch_up.reads_at
+            relay.step((now + catch_up.reads_at) / 2)
+            pauses.append(round(catch_up.reads_at - now, 6))
+            now = catch_up.reads_at
+    assert pauses == [RETRY_DELAY * 2**number for number in range(4)]
+    assert records() == [LOCKED]
+    relay.step(now)
+    assert len(relay._known) == 1
+    assert not catch_up.is_behind
+
+
+def test_look_that_fails_is_repeated(sending):
+    """Also by a relay that has nothing else to look for."""
+    first, relay = sending.make_relay(), sending.make_relay()
+    now = time.monotonic() + CHECK_INTERVAL
+    first.step(now)
+    with sending.application.request() as request:
+        sending.storage.add(ENTRY, relay.owner, request.tm, request)
+    with locked(sending, 'EXCLUSIVE'):
+        relay.step(now)
+    assert relay._catch_ups == {}
+    relay.step(now + CHECK_INTERVAL)
+    assert relay._catch_ups['messages'].is_behind
 
 
 def test_error_of_one_use_is_not_forgotten_when_another_one_succeeds(sending, stepped, records):

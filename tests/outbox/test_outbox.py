@@ -4,11 +4,13 @@
 import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ import pytest
 from transaction.interfaces import TransactionFailedError
 
 import outbox_sender
-from checks import wait_until
+from checks import TIMEOUT, wait_until
 from outbox_sending import Service
 from pyams_zmq.exceptions import ZMQMessageError, ZMQOutboxError, ZMQStartError
 from pyams_zmq.outbox.catch_up import CatchUp
@@ -199,6 +201,7 @@ def run_sender(sqlite_url, sending, service):
             [*command, sending.name, end],
             env={**os.environ, 'PYTHONPATH': path},
             stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         programs.append(program)
         assert program.stdout.readline() == b'committed\n'
@@ -206,7 +209,8 @@ def run_sender(sqlite_url, sending, service):
 
     yield run
     for program in programs:
-        program.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)  # its forks, too
         program.communicate()
 
 
@@ -363,7 +367,8 @@ class SendingHandler(logging.Handler):
 
 
 def test_handler_of_the_log_that_sends_messages(sending, service):
-    """Its errors end neither the thread nor a commit."""
+    """Its errors end neither the thread nor a commit, and its commits need the same lock."""
+    start = time.monotonic()
     logger = logging.getLogger('PyAMS (zmq)')
     handler = SendingHandler(sending)
     logger.addHandler(handler)
@@ -377,6 +382,7 @@ def test_handler_of_the_log_that_sends_messages(sending, service):
     finally:
         logger.removeHandler(handler)
     assert len(relay_threads()) == 1
+    assert time.monotonic() - start < TIMEOUT  # an error of the time limit would be dropped
 
 
 def test_outbox_that_is_dropped(sending):

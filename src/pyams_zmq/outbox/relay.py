@@ -135,8 +135,6 @@ class Relay:
             clients = list(self._clients.values())
         start = monotonic()  # the time is for all together
         for client in clients:
-        start = monotonic()  # the time is for all together
-        for client in clients:
             client.withdraw(start=start)
         self._is_ended = True
         thread, self._thread = self._thread, None
