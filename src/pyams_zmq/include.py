@@ -18,7 +18,8 @@ def include_package(config: Any) -> None:
     if getattr(config.registry, 'zmq_clients', None) is not None:
         return
     config.registry.zmq_clients = ClientRegistry(config.registry)
-    config.registry.zmq_outbox = config.registry.zmq_outbox_factory = None
+    config.registry.zmq_outbox = None
+    config.registry.zmq_outbox_kind = config.registry.zmq_outbox_factory = None
     config.add_translation_dirs('pyams_zmq:locales')
     config.add_directive('add_zmq_process', add_zmq_process)
     config.add_directive('add_zmq_encoder', add_zmq_encoder)

@@ -10,6 +10,7 @@ from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationConflictError, ConfigurationError
 from pyramid.paster import get_app
 
+from pyams_zmq.config.outbox import check_outbox_settings
 from pyams_zmq.outbox.outbox import Outbox
 from pyams_zmq.outbox.sqlalchemy import SQLAlchemyStorage
 
@@ -123,7 +124,8 @@ def test_setting_of_another_kind():
 @pytest.mark.parametrize('kind', ['none', None])
 @pytest.mark.parametrize('autocommit', [True, False])
 def test_none(kind, autocommit):
-    registry = make_registry((kind, {}), autocommit=autocommit)
+    registry = make_registry((kind, {}), autocommit=autocommit, outbox_session='db')
+    check_outbox_settings(registry)
     assert registry.zmq_clients.outbox is None
     assert shown(registry) == ("ZMQ outbox 'none'", {'kind': 'none'})
 
@@ -134,9 +136,8 @@ def test_setting_overrides_none():
 
 def test_setting_none():
     """It is enough to change one setting, for a test for instance."""
-    config = make_config(
-        ('sqlalchemy', {'metadata': HERE}), outbox='none', outbox_session='db', outbox_metadata=HERE
-    )
+    config = make_config(outbox='none', outbox_session='db', outbox_metadata=HERE)
+    config.include(lambda config: config.set_zmq_outbox('sqlalchemy', metadata=HERE), 'package')
     assert config.make_wsgi_app().registry.zmq_outbox is None
 
 
@@ -256,9 +257,8 @@ def test_errors(directives, settings, text, autocommit):
 
 
 @pytest.mark.parametrize('name', ['session', 'metadata', 'database'])
-@pytest.mark.parametrize('directives', [[], [('none', {})]], ids=['nothing', 'none'])
-def test_option_without_an_outbox(name, directives):
-    config = make_config(*directives, **{f'outbox_{name}': 'x'})
+def test_option_without_an_outbox(name):
+    config = make_config(**{f'outbox_{name}': 'x'})
     with pytest.raises(ConfigurationError) as caught:
         config.make_wsgi_app()
     assert str(caught.value) == (

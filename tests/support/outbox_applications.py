@@ -4,6 +4,7 @@
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import urlencode
 from uuid import uuid4
 
 from pyramid.request import Request
@@ -88,8 +89,7 @@ class Application:
 
     def get(self, path, **parameters):
         """Send a request; return the response."""
-        query = '&'.join(f'{key}={value}' for key, value in parameters.items())
-        return Request.blank(f'{path}?{query}').get_response(self.app)
+        return Request.blank(f'{path}?{urlencode(parameters)}').get_response(self.app)
 
     def upload(self, name, **parameters):
         """Upload a clip; return the status of the response."""

@@ -12,7 +12,8 @@ from ZODB.FileStorage import FileStorage
 
 from checks import TIMEOUT, wait_until
 
-# The server has not the package: it may run elsewhere.
+# The server has not the package: it may run elsewhere. It does not use uvloop, with which a SIGTERM
+# may have no effect: the exception that its handler raises is lost.
 _SERVER = """
 import sys
 
@@ -22,6 +23,7 @@ class Finder:
             raise ImportError(name)
 
 sys.meta_path.insert(0, Finder())
+sys.modules['uvloop'] = None
 
 from ZEO.runzeo import main
 

@@ -126,8 +126,8 @@ def set_outbox_from_settings(config: Any, order: int) -> None:
 
     :param order: order of the action
     """
-    settings = config.registry.settings or {}
-    if config.registry.zmq_outbox_factory is None and is_set(settings, OUTBOX):
+    is_chosen = config.registry.zmq_outbox_kind is not None
+    if not is_chosen and is_set(config.registry.settings or {}, OUTBOX):
         with as_settings(config):
             _choose(config, NONE, {}, order)
 
@@ -140,6 +140,7 @@ def _choose(config: Any, kind: str, options: dict[str, Any], order: int = 0) -> 
     def register() -> None:
         choice = _Choice.read(config, kind, options)
         config.registry.zmq_outbox_factory = choice.prepare(config)
+        config.registry.zmq_outbox_kind = choice.kind
         introspectable.title = f'ZMQ outbox {choice.kind!r}'
         introspectable.update(kind=choice.kind, **choice.options)
 
@@ -231,7 +232,7 @@ def check_outbox_settings(registry: Any) -> None:
     """
     settings = registry.settings or {}
     given = _list_given(settings)
-    if given and registry.zmq_outbox_factory is None and not is_set(settings, OUTBOX):
+    if given and registry.zmq_outbox_kind is None:
         raise ConfigurationError(
             f'Setting {locate(given[0])} has no effect: set {OUTBOX}, too, or call '
             'config.set_zmq_outbox'
