@@ -53,3 +53,12 @@ def services(tmp_path):
     services = Services(tmp_path)
     yield services
     services.stop()
+
+
+@pytest.fixture
+def make_application(services, database):
+    """Make applications with the database; close what they have opened at the end."""
+    from outbox_applications import ApplicationFactory  # as above
+
+    with ApplicationFactory({**database, **services.settings}) as make:
+        yield make

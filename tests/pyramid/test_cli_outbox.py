@@ -16,7 +16,7 @@ from transaction import TransactionManager
 
 from app.program import Program, WebServer
 from checks import wait_until
-from outbox_applications import Application, open_storage
+from outbox_applications import open_storage
 from pyams_zmq.cli import main
 from pyams_zmq.outbox import relay
 from pyams_zmq.outbox.owner import identify_process
@@ -32,9 +32,9 @@ SQLITE = pytest.mark.parametrize('database', ['sqlite'], indirect=True)
 
 
 @pytest.fixture
-def settings(database, services):
+def settings(make_application):
     """Return the settings of the application."""
-    return {'pyams_zmq.application': f'test {uuid4()}', **database, **services.settings}
+    return make_application.settings
 
 
 @pytest.fixture
@@ -185,16 +185,15 @@ def test_other_application(run, fill):
 
 @SQLITE
 @pytest.mark.parametrize('has_ids', [True, False])
-def test_retry(run, fill, settings, services, monkeypatch, has_ids):
+def test_retry(run, fill, make_application, services, monkeypatch, has_ids):
     monkeypatch.setattr(relay, 'CHECK_INTERVAL', 0.1)
     ids = fill('a', 'b', 'c', refusal=Refusal(404, ''))
     assert run('retry', *(ids if has_ids else ['--all'])) == (0, ['3 dead letters'])
     assert run('retry', '--all') == (0, ['0 dead letters'])
     services.start('converter')
-    application = Application(settings)
+    application = make_application()
     services.wait_for('a', 'b', 'c')
     application.wait_until_empty()
-    application.close()
 
 
 @SQLITE
@@ -237,7 +236,7 @@ def test_drop_what_waits_for_a_service(run, fill):
 
 
 @pytest.mark.parametrize('database', ['postgresql', 'zeo'], indirect=True)
-def test_databases(run_program, settings, services):
+def test_databases(run_program, make_application, services):
     """A program shows and changes the outbox of an application that runs."""
 
     def run(*words, **changed):
@@ -246,7 +245,7 @@ def test_databases(run_program, settings, services):
         return code, lines
 
     services.start('converter')
-    application = Application(settings)
+    application = make_application()
     for name in 'ab':
         assert application.upload(name, type='no') == 200
     wait_until(lambda: len(application.outbox.dead_letters()) == 2)
@@ -261,7 +260,6 @@ def test_databases(run_program, settings, services):
     code, lines = run(**{'pyams_zmq.application': 'other'})
     assert (code, lines[:2]) == (0, NOTHING)
     assert lines[2].startswith("2 messages belong to another application, 'application test ")
-    application.close()
 
 
 # Errors

@@ -14,7 +14,7 @@ from transaction import TransactionManager
 
 from app import outboxed
 from checks import TIMEOUT, wait_until
-from outbox_applications import Application, ApplicationFactory
+from outbox_applications import Application
 from pyams_zmq.exceptions import ZMQOutboxError, ZMQUnreachableError
 from pyams_zmq.outbox import relay
 from pyams_zmq.outbox.outbox import Outbox
@@ -26,13 +26,6 @@ ENDED = 'from pyams_zmq.outbox.owner import identify_process; print(identify_pro
 @pytest.fixture(autouse=True)
 def _short_interval(monkeypatch):
     monkeypatch.setattr(relay, 'CHECK_INTERVAL', 0.1)
-
-
-@pytest.fixture
-def make_application(services, database):
-    """Make applications with the database; close what they have opened at the end."""
-    with ApplicationFactory({**database, **services.settings}) as make:
-        yield make
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ class Application:
     """
 
     def __init__(self, settings):
-        self._clips = import_module(settings['app.clips'])
+        self.database = import_module(settings['app.clips'])
         self.app = outboxed.main({}, **settings)
         self.registry = self.app.registry
         self._is_closed = False
@@ -97,7 +97,7 @@ class Application:
 
     def clips(self):
         """Return the names of the clips that are committed."""
-        return self._clips.read_clips(self.registry)
+        return self.database.read_clips(self.registry)
 
     def count_waiting(self):
         """Return how many messages are in the outbox, by service."""
@@ -117,7 +117,7 @@ class Application:
         self._is_closed = True
         name = self.registry.zmq_clients.application.name
         self.registry.zmq_clients.close()
-        self._clips.close(self.registry)
+        self.database.close(self.registry)
         remove_lock(name)
 
 

@@ -9,6 +9,12 @@ from pyams_zmq.outbox.sqlalchemy import outbox_table
 
 metadata = sql.MetaData()
 clips = sql.Table('clips', metadata, sql.Column('name', sql.Text, primary_key=True))
+counters = sql.Table(
+    'counters',
+    metadata,
+    sql.Column('name', sql.Text, primary_key=True),
+    sql.Column('value', sql.Integer, nullable=False),
+)
 outbox_table(metadata)
 
 
@@ -35,8 +41,30 @@ def make_raw_session(request):
 
 def add_clip(request, name):
     """Add a clip in the transaction of a request."""
+    _execute(request, clips.insert().values(name=name))
+
+
+def make_counters(registry, names):
+    """Make counters, each a row of its own."""
+    with registry.engine.begin() as connection:
+        connection.execute(counters.insert(), [{'name': name, 'value': 0} for name in names])
+
+
+def count(request, name):
+    """Raise a counter in the transaction of a request."""
+    statement = counters.update().where(counters.c.name == name)
+    _execute(request, statement.values(value=counters.c.value + 1))
+
+
+def read_counters(registry):
+    """Return the values of the counters that are committed."""
+    with registry.engine.connect() as connection:
+        return {row.name: row.value for row in connection.execute(sql.select(counters))}
+
+
+def _execute(request, statement):
     session = getattr(request, request.registry.settings.get('app.session', 'dbsession'))
-    session.execute(clips.insert().values(name=name))
+    session.execute(statement)
     zope.sqlalchemy.mark_changed(session, transaction_manager=request.tm)
 
 
@@ -59,4 +87,5 @@ def includeme(config):
     config.add_request_method(make_session, name, reify=True)
     config.add_request_method(make_raw_session, 'raw', reify=True)
     config.add_request_method(add_clip)
+    config.add_request_method(count)
     config.set_zmq_outbox('sqlalchemy', metadata=metadata)

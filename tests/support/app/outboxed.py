@@ -42,6 +42,13 @@ def upload(request):
     return {'pid': os.getpid(), 'reply': [200, name]}
 
 
+def count(request):
+    """Raise a counter, and send a message about it unless `to` is empty."""
+    request.count(request.params['name'])
+    for service in request.params['to'].split():
+        request.zmq(service).send('note', request.params['message'])
+
+
 def render(request):
     """Store a clip, and submit a job for it; return the id of the job."""
     name = request.params['name']
@@ -70,7 +77,7 @@ def show_error(error, request):
     return str(error)
 
 
-VIEWS = {'/': home, '/upload': upload, '/render': render}
+VIEWS = {'/': home, '/upload': upload, '/count': count, '/render': render}
 VIEWS |= {'/send_now': send_now, '/send_late': send_late}
 
 
