@@ -174,6 +174,35 @@ def test_connection_that_is_lost(service, to_service, stored, errors):
     assert error.endswith('the connection was lost, it may have run or not')
 
 
+def test_message_that_ends_its_service(service, stored, errors):
+    """It gets a reply after five lost connections, and those behind it are sent."""
+    stored.offer(1, 2)
+    for _turn in range(send_queue_module.MAX_LOSSES):
+        assert [service.receive()[1] for _message in range(2)] == [1, 2]
+        service.restart()
+    message = service.receive()
+    assert message[1] == 2
+    service.reply(message)
+    stored.wait(2)
+    assert stored.replies == {1: [send_queue_module.POISON], 2: [CheckedReply(200)]}
+    assert errors() == []
+
+
+def test_lost_connections_behind_another_message(service, to_service, stored):
+    """They do not count for a message that may not have begun."""
+    to_service.post('note', b'["note", 0]')
+    stored.offer(1)
+    assert [service.receive()[1] for _message in range(2)] == [0, 1]
+    service.restart()
+    for _turn in range(send_queue_module.MAX_LOSSES - 1):
+        assert service.receive()[1] == 1
+        service.restart()
+    message = service.receive()
+    service.reply(message)
+    stored.wait(1)
+    assert stored.replies == {1: [CheckedReply(200)]}
+
+
 def test_service_that_refuses_the_connection(start, address, caplog, monkeypatch):
     """The messages wait until it has the right password."""
     monkeypatch.setattr(send_queue_module, 'SUSPENDED', 0.05)

@@ -35,6 +35,7 @@ class QueuedMessage:
     :ivar is_job: true if it submits a job: the service does the same with two of it as with one
     :ivar on_reply: called once with the reply, or with None if the queue gives the message up, for
         one that is stored elsewhere. It must neither wait nor raise: the thread that sends calls it
+    :ivar losses: how often the connection was lost while it was the first to be answered
     :ivar is_repeatable: true if it is sent again when the connection was lost
     """
 
@@ -49,6 +50,7 @@ class QueuedMessage:
     is_job: bool
     on_reply: 'Callable[[CheckedReply | None], None] | None' = field(repr=False)
     is_repeatable: bool
+    losses: int
 
     # Not generated: a `__post_init__` for the size takes as long as all the rest.
     def __init__(
@@ -69,7 +71,7 @@ class QueuedMessage:
         if frames:  # checked: one that is not bytes would raise when half of the message is sent
             self.frames = to_frames(frames)
             self.size += sum(map(len, self.frames))
-        self.number = self.serial = 0
+        self.number = self.serial = self.losses = 0
         self.sent_at = 0.0
         self.is_dropped = False
 

@@ -20,7 +20,7 @@ from pyams_zmq.client.connection import (
     ServiceAddress,
 )
 from pyams_zmq.client.pace import WINDOW, Pace
-from pyams_zmq.client.problem import Delay, Problem, QueuedMessage, check_reply
+from pyams_zmq.client.problem import CheckedReply, Delay, Problem, QueuedMessage, check_reply
 from pyams_zmq.client.socket import ZMQSocket, open_connection
 from pyams_zmq.client.unanswered import PATIENCE, UnansweredMessages
 from pyams_zmq.exceptions import ZMQRefusedError
@@ -62,6 +62,15 @@ HANGUP_GROWTH = 1.1
 one of four attempts, and this makes more than thirty in two seconds"""
 
 LOST = 'the connection was lost, it may have run or not'
+
+MAX_LOSSES = 5
+"""Lost connections of a stored message that was the first to be answered: it may end its service"""
+
+POISON = CheckedReply(
+    HTTPStatus.BAD_GATEWAY,
+    f'the connection was lost {MAX_LOSSES} times while it ran: it may end its service',
+)
+"""What such a message gets instead of a reply"""
 
 _numbers = count(1)
 
@@ -274,7 +283,15 @@ class SendQueue:
 
     def _lose(self) -> list[Problem | Delay]:
         """Drop the messages without a reply, but those that can be sent again."""
-        self._refused += [message for message in self._sent if message.is_repeatable]
+        waiting = [message for message in self._sent if message.is_repeatable]
+        first = next(iter(self._sent), None)
+        if first is not None and first.on_reply is not None:
+            first.losses += 1
+            if first.losses >= MAX_LOSSES:
+                waiting.remove(first)
+                self.size -= first.size
+                first.on_reply(POISON)
+        self._refused += waiting
         return self._drop([each for each in self._sent if not each.is_repeatable], LOST)
 
     def _receive(self, most: int | None, now: float, records: list[Problem | Delay]) -> None:

@@ -51,6 +51,11 @@ class CatchUp:
             self.after = None
         self.misses += 1
 
+    def begin(self) -> None:
+        """Read all entries, if that has not begun."""
+        if not self.is_behind:
+            self.miss()
+
     def pass_by(self, key: Any) -> None:
         """Note that an entry was posted."""
         self.after = key

@@ -19,7 +19,7 @@ from pyams_zmq.outbox.retry import Database, Retry
 from pyams_zmq.outbox.silence import SilenceWatch
 from pyams_zmq.outbox.storage import Entry, Storage, Waiting
 from pyams_zmq.process.name_lock import NameLock
-from pyams_zmq.wire.clock import monotonic, time
+from pyams_zmq.wire.clock import monotonic
 
 CHECK_INTERVAL = 5.0
 """Seconds between two looks at the entries that wait, and until the first one"""
@@ -37,7 +37,7 @@ PAGE = 200
 """Entries to read at a time"""
 
 RENEWAL_AGE = 10.0
-"""Seconds after which an entry that waits is renewed, for the relays of other machines"""
+"""Seconds for which entries wait until they are renewed, for the relays of other machines"""
 
 RENEWAL_INTERVAL = 15.0
 """Seconds between two renewals"""
@@ -83,7 +83,7 @@ class Relay:
         self._has_unknown = True  # if the storage may have entries of this process to look for
         self._checks_at = monotonic() + CHECK_INTERVAL
         self._check_retry = Retry()
-        self._renews_at = -inf
+        self._renews_at = inf
         self._machine_lock: NameLock | None = None
         self._silence = SilenceWatch()
         # Logged without the lock: a handler of the log may commit messages itself.
@@ -131,6 +131,8 @@ class Relay:
     def close(self) -> None:
         """Stop: wait for replies on their way, and drop their entries; others keep the rest."""
         with self._lock:
+            if self._is_closed:
+                return
             self._is_closed = True
             clients = list(self._clients.values())
         start = monotonic()  # the time is for all together
@@ -279,9 +281,12 @@ class Relay:
             known = Counter(self._known.values())
             for each in waiting:
                 if each.owner == self.owner and each.count > known[each.service]:
-                    self._catch_up_of(each.service).miss()
-        own = [each.since for each in waiting if each.owner == self.owner]
-        if own and min(own) < time() - RENEWAL_AGE and now >= self._renews_at:
+                    self._catch_up_of(each.service).begin()
+        if not any(each.owner == self.owner for each in waiting):
+            self._renews_at = inf
+        elif self._renews_at == inf:
+            self._renews_at = now + RENEWAL_AGE
+        elif now >= self._renews_at:
             self._renews_at = now + RENEWAL_INTERVAL
             self._storage.renew(self.owner)
         if is_first:
