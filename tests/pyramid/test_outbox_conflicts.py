@@ -13,7 +13,8 @@ THREADS = 8
 COMMITS = 75
 """Number of commits of a thread"""
 
-ALLOWANCE = 30
+ALLOWANCE = 2 * THREADS
+"""For the first messages of a process, which conflict with each other in a ZODB"""
 
 
 class Retries(list):
