@@ -5,9 +5,11 @@ import logging
 
 import pytest
 
+from checks import TIMEOUT
 from databases import Application
 from outbox_sending import Sending, Service
 from pyams_zmq.outbox import relay as relay_module
+from pyams_zmq.outbox import sql_connection
 
 
 @pytest.fixture
@@ -86,6 +88,12 @@ def sending(sqlite_application, make_sending):
 def any_sending(application, make_sending):
     """Return the same, for each kind of database."""
     return make_sending(application)
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Let the background wait for sqlite: on a busy machine others have its lock for some time."""
+    monkeypatch.setattr(sql_connection, '_BUSY_TIMEOUT', 1000 * TIMEOUT)
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from pyams_zmq.outbox.relay import CHECK_INTERVAL
 from pyams_zmq.outbox.silence import ORPHAN_TIME
 from pyams_zmq.outbox.storage import Entry
 
+pytestmark = pytest.mark.usefixtures('patient')
+
 ELSEWHERE = 'another machine:1:1'
 """Owner that this machine cannot examine"""
 

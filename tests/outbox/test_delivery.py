@@ -4,6 +4,7 @@
 import threading
 import time
 
+import pytest
 import zmq
 
 from checks import AT_ONCE, wait_until
@@ -16,6 +17,8 @@ from pyams_zmq.outbox import relay as relay_module
 from pyams_zmq.outbox.storage import Entry
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.testing import running
+
+pytestmark = pytest.mark.usefixtures('patient')
 
 
 def test_messages_are_sent_after_the_commit(any_sending, service):

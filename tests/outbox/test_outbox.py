@@ -28,6 +28,8 @@ from pyams_zmq.outbox.relay import CHECK_INTERVAL
 from pyams_zmq.outbox.storage import Entry
 from transaction_checks import Journal
 
+pytestmark = pytest.mark.usefixtures('patient')
+
 RELAY_THREAD = 'PyAMS (zmq) outbox'
 
 NAMES = [str(number) for number in range(20)]
@@ -152,23 +154,6 @@ def test_close(any_sending, service, tmp_path):
         any_sending.outbox.close()
     assert service.names() == ['a', 'b']
     assert other.names() == []
-
-
-def test_close_with_the_database_locked(sending, service, records, quick_checks):
-    """Its messages are sent again: none is lost."""
-    monitor = sending.application.engine.raw_connection()
-    with service.run():
-        sending.commit('a')
-        monitor.execute('BEGIN IMMEDIATE')
-        service.wait_for(['a'])
-        sending.outbox.close()
-        monitor.rollback()
-        monitor.close()
-        assert sending.count() == 1
-        assert len(records()) == 1
-        sending.outbox.start()
-        wait_until(lambda: service.names() == ['a', 'a'])
-        sending.wait_until_empty()
 
 
 def test_transaction_that_is_open_during_the_close(sending, service):

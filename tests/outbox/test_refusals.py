@@ -11,6 +11,8 @@ from outbox_sending import Noter, Service
 from peers import replying
 from pyams_zmq.outbox.storage import MAX_REASON, Entry
 
+pytestmark = pytest.mark.usefixtures('patient')
+
 SECRET = 'the content of the message'
 
 END = '; it is a dead letter now: see "pyams_zmq outbox INI"'

@@ -2,9 +2,11 @@
 """An application that sends through its outbox, and the handler of its services."""
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+from sqlalchemy.exc import OperationalError
 
 from checks import wait_until
 from outbox_services import Recorder
@@ -149,7 +151,16 @@ class Sending:
 
     def count(self, owner=None):
         """Return how many messages wait, of one owner or of all."""
-        return sum(each.count for each in self.outbox.waiting() if owner in (None, each.owner))
+        waiting = []
+
+        def read():
+            with suppress(OperationalError):  # sqlite is locked at the moment
+                waiting[:] = self.outbox.waiting()
+                return True
+            return False
+
+        wait_until(read)
+        return sum(each.count for each in waiting if owner in (None, each.owner))
 
     def wait_until_empty(self):
         """Wait until no message waits."""
