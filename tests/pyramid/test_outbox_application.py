@@ -105,7 +105,7 @@ def test_several_services(application, services):
     """Each has its own order, and does not wait for the others."""
     services.start('converter')
     for number in range(3):
-        assert application.upload(f'clip{number}', to='renderer+converter') == 200
+        assert application.upload(f'clip{number}', to='renderer converter') == 200
     services.wait_for('clip0', 'clip1', 'clip2')
     wait_until(lambda: application.count_waiting() == {'renderer': 3})
     services.stop('converter')

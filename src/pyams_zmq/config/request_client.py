@@ -154,11 +154,10 @@ class ClientRegistry:
         """The outbox of the application; None without one, and where messages are recorded."""
         if self._registry.queryUtility(IZMQClientFactory) is not None:
             return None
-        if self._outbox is None:
-            with self._lock.get():
-                if self._outbox is None:
-                    self._outbox = make_outbox(self._registry, self.application, self.get)
-        return self._outbox
+        with self._lock.get():
+            if self._outbox is None:
+                self._outbox = make_outbox(self._registry, self.application, self.get)
+            return self._outbox
 
     def get(self, name: str) -> Any:
         """Return the client of a service.
