@@ -262,3 +262,19 @@ def test_entries_that_a_network_keeps(sending, service, monkeypatch):
             wait_until(lambda: sending.count() == 1)
         sending.outbox.close()
         assert sending.count() == 1
+
+
+def test_transaction_that_is_committed_after_later_ones(
+    postgresql_application, make_sending, service
+):
+    """The relay has read on; the message is not passed by."""
+    sending = make_sending(postgresql_application)
+    sending.declare('messages', service.address, max_backlog=1)
+    with postgresql_application.request() as request:
+        sending.send(request, 'late')
+        sending.commit('1', '2', '3')
+        # The first one is in the backlog, which is full.
+        wait_until(lambda: sending.relay._catch_ups['messages'].after is not None)
+    with service.run():
+        sending.wait_until_empty()
+    assert service.names() == ['1', 'late', '2', '3']

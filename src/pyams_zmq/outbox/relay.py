@@ -149,9 +149,8 @@ class Relay:
     def _run(self) -> None:
         while not self._is_ended:
             wakes_at = self.step(monotonic())
-            if not self._is_ended:
-                self._woken.wait(max(0, wakes_at - monotonic()))
-                self._woken.clear()
+            self._woken.wait(max(0, wakes_at - monotonic()))
+            self._woken.clear()
         self._end()
 
     def _end(self) -> None:
