@@ -70,13 +70,13 @@ def run(configure, capsys, monkeypatch):
 def run_program(configure, tmp_path):
     """Run the command as a program; return its exit code, its output and its errors."""
 
-    def call(*words, **changed):
+    def call(*words, env=(), **changed):
         result = subprocess.run(
             [
                 *(sys.executable, '-W', 'ignore', '-m', 'pyams_zmq', 'outbox'),
                 *(configure(**changed), 'address=x', *words),
             ],
-            env=Program.environ(tmp_path),
+            env=Program.environ(tmp_path, **dict(env)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -155,6 +155,15 @@ def test_dead_letters(run, fill):
         f"dead letter {second}: '\"' to converter, TIME, status 418: 'no\\x1b[2J\\n\\u202eØ'",
     ]
     assert 'secret' not in str(lines)
+
+
+@SQLITE
+def test_ascii(run_program, fill):
+    """The output can have any encoding."""
+    fill('a', refusal=Refusal(404, 'Ø\ud800'))
+    code, lines, errors = run_program(env={'PYTHONIOENCODING': 'ascii'})
+    assert (code, errors) == (0, '')
+    assert lines[1].endswith(r"status 404: '\xd8?'")
 
 
 @SQLITE

@@ -243,6 +243,28 @@ def test_no_session(make_application, settings, text):
     assert (application.count_waiting(), application.clips()) == ({}, [])
 
 
+@pytest.mark.parametrize('database', ['file'], indirect=True)
+def test_other_database(make_application, services, tmp_path):
+    """It is one of several of pyramid_zodbconn."""
+    application = make_application(
+        **{
+            'zodbconn.uri.messages': f'file://{tmp_path}/messages.fs',
+            'pyams_zmq.outbox_database': 'messages',
+        }
+    )
+    assert application.upload('clip') == 200
+    assert application.count_waiting() == {'converter': 1}
+    databases = application.registry._zodb_databases
+    roots = {}
+    for name, database in databases.items():
+        with database.transaction() as connection:
+            roots[name] = list(connection.root())
+    assert roots == {'': ['clips'], 'messages': ['pyams_zmq.outbox']}
+    services.start('converter')
+    services.wait_for('clip')
+    application.wait_until_empty()
+
+
 # With pyams_zmq.testing
 
 

@@ -268,15 +268,18 @@ def test_option_without_an_outbox(name):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'package', 'module', 'remedy'),
+    ('kind', 'package', 'modules', 'remedy'),
     [
-        ('sqlalchemy', 'sqlalchemy', 'sqlalchemy', 'install pyams_zmq[sqlalchemy]'),
-        ('sqlalchemy', 'zope.sqlalchemy', 'sqlalchemy', 'install pyams_zmq[sqlalchemy]'),
+        ('sqlalchemy', 'sqlalchemy', ['sqlalchemy'], 'install pyams_zmq[sqlalchemy]'),
+        ('sqlalchemy', 'zope.sqlalchemy', ['sqlalchemy'], 'install pyams_zmq[sqlalchemy]'),
+        ('zodb', 'BTrees.OOBTree', ['zodb'], 'needs the package ZODB'),
+        ('zodb', 'ZODB.Connection', ['zodb', 'zodb_connection'], 'needs the package ZODB'),
     ],
 )
-def test_package_that_is_not_installed(monkeypatch, kind, package, module, remedy):
+def test_package_that_is_not_installed(monkeypatch, kind, package, modules, remedy):
     monkeypatch.setitem(sys.modules, package, None)  # as for Python: it cannot be imported
-    monkeypatch.delitem(sys.modules, f'pyams_zmq.outbox.{module}', raising=False)
+    for module in modules:
+        monkeypatch.delitem(sys.modules, f'pyams_zmq.outbox.{module}', raising=False)
     with pytest.raises(ConfigurationError) as caught:
         make_registry(outbox=kind)
     assert f'The outbox {kind} (setting pyams_zmq.outbox) cannot be used: ' in str(caught.value)

@@ -44,8 +44,9 @@ def read_clips(registry):
 
 
 def close(registry):
-    """Close the database."""
-    registry._zodb_databases[''].close()
+    """Close all databases."""
+    for database in registry._zodb_databases.values():
+        database.close()
 
 
 def includeme(config):
