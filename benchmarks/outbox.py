@@ -21,9 +21,8 @@ import transaction
 SUPPORT = Path(__file__).resolve().parents[1] / 'tests' / 'support'
 sys.path.insert(0, str(SUPPORT))
 
-from postgresql import run_postgresql  # noqa: E402 - of the tests
-
 from outbox_databases import APPLICATION, open_database  # noqa: E402 - of the tests
+from postgresql import run_postgresql  # noqa: E402 - of the tests
 from pyams_zmq.client import ZMQClient  # noqa: E402 - as all imports, after those of the tests
 from pyams_zmq.client.transaction import send_on_commit  # noqa: E402 - as above
 from pyams_zmq.outbox.outbox import Outbox  # noqa: E402 - as above

@@ -5,6 +5,7 @@ from contextlib import closing, contextmanager
 from types import SimpleNamespace
 
 import transaction
+
 from zodb_databases import open_file, open_zeo
 
 APPLICATION = 'application under test'
@@ -20,8 +21,9 @@ class SQLDatabase:
         # Imported here: a program with a ZODB starts sooner without it.
         import sqlalchemy as sql
         import zope.sqlalchemy
-        from pyams_zmq.outbox.sqlalchemy import SQLAlchemyStorage
         from sqlalchemy.orm import sessionmaker
+
+        from pyams_zmq.outbox.sqlalchemy import SQLAlchemyStorage
 
         self._sql = sql
         metadata = sql.MetaData()

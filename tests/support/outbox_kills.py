@@ -11,17 +11,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from postgresql import run_postgresql
-from zodb_databases import run_zeo
-
 from checks import TIMEOUT, wait_until
 from outbox_databases import open_database
 from outbox_program import DRAIN
 from outbox_services import JobRecorder, Recorder
+from postgresql import run_postgresql
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.testing import running
+from zodb_databases import run_zeo
 
 PROGRAM = Path(__file__).parent / 'outbox_program.py'
 
