@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checks import wait_until
+from pyams_zmq.client import send_queue as send_queue_module
 from pyams_zmq.client import unanswered as unanswered_module
 from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.client.problem import QueuedMessage
@@ -111,11 +112,12 @@ ACTIONS = st.one_of(
 @settings(max_examples=100)
 @given(st.lists(ACTIONS, max_size=25), st.sampled_from(['restart', 'fail']))
 def test_each_reply_once(actions, end):
-    """The late messages, their data and the window are few here."""
+    """The limits are low here."""
     with pytest.MonkeyPatch.context() as patch, zmq.Context() as context:
         patch.setattr(unanswered_module, 'MAX_LATE', 2)
         patch.setattr(unanswered_module, 'MAX_LATE_SIZE', 500)
         patch.setattr(unanswered_module, 'WINDOW_SIZE', 1000)
+        patch.setattr(send_queue_module, 'MAX_LOSSES', 2)
         course = Course(context)
         for name, *arguments in actions:
             getattr(course, name)(*arguments)

@@ -14,11 +14,12 @@ import pytest
 from checks import AT_ONCE, TIMEOUT, fail_to_start, wait_until
 from peers import timed
 from pyams_zmq.client import ZMQClient
+from pyams_zmq.client import send_queue as send_queue_module
 from pyams_zmq.client import unanswered as unanswered_module
 from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.client.send_queue import SendQueue
 from pyams_zmq.client.sender import SenderThread, sender_thread
-from scripted_service import OVERLOADED, StoredMessages, let_idle, until_late
+from scripted_service import OVERLOADED, StoredMessages, end_queue, let_idle, until_late
 from transaction_checks import notes
 
 LIMITS = (inf, inf)
@@ -42,7 +43,7 @@ def test_service_that_is_down(down):
         assert [message.data for message in queue] == [b'["note", 5]']
         assert queue.size == len(b'["note", 5]')
         client.withdraw()
-        queue.fail(LookupError())  # nothing is left for the next test
+        end_queue(queue)
     assert stored.replies == {number: [None] for number in range(5)}
 
 
@@ -116,6 +117,25 @@ def test_connection_that_is_lost_after_that(service, to_service, stored, errors)
     assert not errors()
 
 
+def test_last_loss_after_that(service, to_service, stored, monkeypatch, errors):
+    """It does not count as the reply: the next process sends the message again."""
+    monkeypatch.setattr(send_queue_module, 'MAX_LOSSES', 2)
+    to_service.flush_timeout = 0.1
+    stored.offer(1)
+    service.receive()
+    service.restart()
+    service.receive()
+    to_service.withdraw()
+    to_service.post('note', b'["note", 2, {"id": "two"}]', None, True)  # a job
+    service.restart()
+    stored.wait(1)
+    assert stored.replies == {1: [None]}
+    service.reply(service.receive(), b'[200, {"id": "two"}]')
+    wait_until(lambda: not len(to_service._queue.get()))
+    assert to_service._queue.get().size == 0
+    assert not errors()
+
+
 @pytest.mark.usefixtures('soon')
 def test_message_that_is_refused_after_that(service, to_service, stored):
     """It is given back, and not sent again."""
@@ -170,7 +190,6 @@ def test_messages_that_are_late_after_that(service, to_service, stored, warnings
 def test_others_wait_for_the_room(service, to_service, stored, monkeypatch):
     """Also if nothing else happens in the client."""
     to_service.max_backlog = 2
-    to_service.timeout = TIMEOUT
     to_service.flush_timeout = 0
     stored.offer(1)
     service.receive()
@@ -185,12 +204,12 @@ def test_others_wait_for_the_room(service, to_service, stored, monkeypatch):
             return thread._changed._waiters and not thread._is_woken
 
     with ThreadPoolExecutor(1) as pool:
-        sent = pool.submit(to_service.send, 'note', 3)
+        prepared = pool.submit(to_service.prepare, timeout=TIMEOUT)
         wait_until(is_waiting)
         to_service.withdraw()
-        sent.result(TIMEOUT / 2)
+        prepared.result(TIMEOUT / 2)
     monkeypatch.undo()
-    queue.fail(LookupError())  # nothing is left for the next test
+    end_queue(queue)
 
 
 def test_closed_client(down):

@@ -81,6 +81,22 @@ def let_idle(queue, monkeypatch):
     return steps
 
 
+def end_queue(queue):
+    """Let the thread that sends drop all messages of a queue; only it may close their connection.
+
+    The errors are logged.
+    """
+
+    def fail(now):
+        raise LookupError
+
+    queue.step = fail
+    thread = sender_thread.get()
+    with thread._changed:
+        thread._wake()
+    wait_until(lambda: queue not in thread._queues)
+
+
 class StoredMessages:
     """Messages that are stored elsewhere, and what `on_reply` has got for each of them.
 

@@ -285,7 +285,7 @@ class SendQueue:
         """Drop the messages without a reply, but those that can be sent again."""
         waiting = [message for message in self._sent if message.is_repeatable]
         first = next(iter(self._sent), None)
-        if first is not None and first.on_reply is not None:
+        if first is not None and first.on_reply is not None and first.is_repeatable:
             first.losses += 1
             if first.losses >= MAX_LOSSES:
                 waiting.remove(first)
