@@ -12,7 +12,7 @@ import pytest
 from checks import wait_until
 from outbox_sending import Service
 from pyams_zmq.outbox import relay as relay_module
-from pyams_zmq.outbox.relay import CHECK_INTERVAL
+from pyams_zmq.outbox.relay import CHECK_INTERVAL, OTHERS_TIME
 from pyams_zmq.outbox.silence import ORPHAN_TIME
 from pyams_zmq.outbox.storage import Entry
 
@@ -240,3 +240,38 @@ def test_order_of_adopted_messages(sending, service, tmp_path):
         relay.step(now + 15)
         relay.step(now + 16)
     assert sending.count() == 0
+
+
+def test_entries_of_another_application(sending, records):
+    """They may be those of this one, from before it got another name; one warning says so."""
+    other = sending.application.make_storage('former name')
+    with sending.application.request() as request:
+        other.add(ENTRY, '', request.tm, request)
+    relay = sending.make_relay()
+    now = time.monotonic() + CHECK_INTERVAL
+    relay.step(now)
+    assert records() == []
+    for seconds in (OTHERS_TIME, 2 * OTHERS_TIME, 3 * OTHERS_TIME):
+        relay.step(now + seconds)
+    assert records() == [
+        (
+            'WARNING',
+            "The database of the outbox has messages of other applications ('former name' has 1): "
+            'if that is a former name of this one, set pyams_zmq.application to it',
+        )
+    ]
+    other.close()
+
+
+def test_entries_of_another_application_that_runs(sending, records):
+    """No warning: within a minute, it has sent what was there, or something else is there."""
+    relay = sending.make_relay()
+    now = time.monotonic() + CHECK_INTERVAL
+    relay.step(now)
+    other = sending.application.make_storage('another name')
+    with sending.application.request() as request:
+        other.add(ENTRY, '', request.tm, request)
+    relay.step(now + OTHERS_TIME)
+    relay.step(now + 2 * OTHERS_TIME)
+    assert records() == []
+    other.close()

@@ -150,6 +150,20 @@ def test_session_with_a_database_for_the_table(application):
     assert len(application.keys()) == 1
 
 
+def test_session_without_an_engine_for_the_table(application):
+    with (
+        Session(binds={application.notes: application.engine}) as session,
+        begun_manager() as manager,
+    ):
+        zope.sqlalchemy.register(session, transaction_manager=manager)
+        with pytest.raises(ZMQOutboxError) as caught:
+            application.make_storage(session=session).add(ENTRY, 'owner', manager, None)
+    assert str(caught.value) == (
+        "The Session of SQLAlchemy has no engine for the table 'pyams_zmq_outbox': add it to its "
+        'binds, as in sessionmaker(binds={outbox_table(metadata): engine})'
+    )
+
+
 def test_session_of_a_connection(savepoint_application):
     """Tests of applications roll back what was committed."""
     application = savepoint_application
@@ -213,7 +227,7 @@ def test_no_request(application):
         application.storage.add(ENTRY, 'owner', manager, None)
     assert str(caught.value) == (
         "The outbox finds its Session of SQLAlchemy in the attribute 'dbsession' of the request: "
-        'pass the request, or set pyams_zmq.outbox_session to a function that returns the Session'
+        'call config.set_zmq_outbox with a function that returns the Session, as session'
     )
 
 

@@ -180,9 +180,7 @@ def test_other_application(run, fill):
     fill('a', 'b')
     other = f'test {uuid4()}'
     _code, lines = run(**{'pyams_zmq.application': other})
-    name = re.fullmatch(
-        "2 messages belong to another application, '(application test .*)'", lines[-1]
-    )
+    name = re.fullmatch("2 messages belong to another application, '(test .*)'", lines[-1])
     assert name
     assert lines[:-1] == NOTHING
     assert run('drop', '--all', **{'pyams_zmq.application': other}) == (0, ['0 dead letters'])
@@ -268,7 +266,7 @@ def test_databases(run_program, make_application, services):
     assert run('drop', first, second) == (1, ['1 dead letters', UNKNOWN])
     code, lines = run(**{'pyams_zmq.application': 'other'})
     assert (code, lines[:2]) == (0, NOTHING)
-    assert lines[2].startswith("2 messages belong to another application, 'application test ")
+    assert lines[2].startswith("2 messages belong to another application, 'test ")
 
 
 # Errors
@@ -343,3 +341,5 @@ def test_no_secret(run_program, settings, tmp_path, is_running):
         assert (code, lines, errors) == (0, NOTHING, '')
     else:
         assert (code, lines) == (1, [])
+        problem = f'the database of the outbox of {tmp_path}/application.ini cannot be used: '
+        assert errors.startswith(f'pyams_zmq outbox: error: {problem}OperationalError: ')

@@ -29,7 +29,7 @@ def settings(database, services):
         **database,
         **services.settings,
     }
-    remove_lock(f'application {name}')
+    remove_lock(name)
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ class Application:
         if self._is_closed:
             return
         self._is_closed = True
-        name = self.registry.zmq_clients.application.name
+        name = self.registry.zmq_clients.application.description
         self.registry.zmq_clients.close()
         self.database.close(self.registry)
         remove_lock(name)
@@ -149,7 +149,7 @@ def open_storage(settings):
 
     :param settings: its settings
     """
-    name = f'application {settings["pyams_zmq.application"]}'
+    name = settings['pyams_zmq.application']
     with ExitStack() as stack:
         if 'app.url' in settings:
             engine = create_engine(settings['app.url'])

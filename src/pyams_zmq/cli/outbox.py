@@ -52,15 +52,7 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
     action, *ids = [word for word in args.words if '=' not in word] or ['list']
     if action not in _ACTIONS:
         parser.error(f'unknown action {action!r}: write {", ".join(_ACTIONS)}')
-    if args.service is not None and (action != 'drop' or ids):
-        parser.error('--service is for "drop", without ids')
-    is_complete = ids or args.all or args.service is not None
-    if action == 'list' and is_complete:
-        parser.error('"list" takes no ids, and no option')
-    if action != 'list' and not is_complete:
-        parser.error(f'"{action}" needs the ids of dead letters, or --all')
-    if ids and args.all:
-        parser.error('write ids or --all, not both')
+    _check_words(parser, args, action, ids)
     variables = parse_vars(word for word in args.words if '=' in word)
     registry = load_application(parser, args.config_uri, variables)
     outbox = registry.zmq_clients.outbox
@@ -82,8 +74,28 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
         return _report_changed(ids, change(ids))
     except ZMQOutboxError as error:
         parser.exit(1, f'{parser.prog}: error: {error}\n')
+    except Exception as error:  # noqa: BLE001 - databases raise errors of any class
+        text = f'{type(error).__name__}: {str(error).partition(chr(10))[0]}'
+        parser.exit(
+            1,
+            f'{parser.prog}: error: the database of the outbox of {args.config_uri} cannot be '
+            f'used: {text}\n',
+        )
     finally:
         registry.zmq_clients.close()
+
+
+def _check_words(parser: ArgumentParser, args: Namespace, action: str, ids: Sequence[str]) -> None:
+    """End the program if the arguments do not fit the action."""
+    if args.service is not None and (action != 'drop' or ids):
+        parser.error('--service is for "drop", without ids')
+    is_complete = ids or args.all or args.service is not None
+    if action == 'list' and is_complete:
+        parser.error('"list" takes no ids, and no option')
+    if action != 'list' and not is_complete:
+        parser.error(f'"{action}" needs the ids of dead letters, or --all')
+    if ids and args.all:
+        parser.error('write ids or --all, not both')
 
 
 def _change_all(outbox: Outbox, change: Any) -> int:

@@ -250,5 +250,6 @@ def make_outbox(
     make = registry.zmq_outbox_factory
     if make is None:
         return None
-    name = (application or identify(registry)).name
+    # Not its name, which changes with each setting if it has no ini file.
+    name = (application or identify(registry)).description
     return Outbox(make(name), find_client, name)

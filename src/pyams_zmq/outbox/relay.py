@@ -42,6 +42,9 @@ RENEWAL_AGE = 10.0
 RENEWAL_INTERVAL = 15.0
 """Seconds between two renewals"""
 
+OTHERS_TIME = 60.0
+"""Seconds after which entries of other applications are logged, if they are still there"""
+
 CLOSE_TIMEOUT = 10.0
 """Seconds that `close` waits for the database, at most: the program may be about to end"""
 
@@ -86,6 +89,8 @@ class Relay:
         self._renews_at = inf
         self._machine_lock: NameLock | None = None
         self._silence = SilenceWatch()
+        self._others: dict[str, int] | None = None  # entries of other applications
+        self._others_at = -inf
         # Logged without the lock: a handler of the log may commit messages itself.
         self._unlogged: deque[tuple[str, str]] = deque()
 
@@ -290,6 +295,25 @@ class Relay:
             self._storage.renew(self.owner)
         if is_first:
             self._adopt([each for each in waiting if each.owner != self.owner], now)
+            self._look_at_others(now)
+
+    def _look_at_others(self, now: float) -> None:
+        """Warn once of entries that may be those of this application under another name."""
+        if now < self._others_at:
+            return
+        others = self._storage.read_others()
+        if self._others is None:
+            self._others, self._others_at = others, now + OTHERS_TIME
+            return
+        self._others_at = inf
+        left = [f'{name!r} has {number}' for name, number in others.items() if name in self._others]
+        if left:
+            write_log(
+                logging.WARNING,
+                'The database of the outbox has messages of other applications (%s): if that is a '
+                'former name of this one, set pyams_zmq.application to it',
+                ', '.join(sorted(left)),
+            )
 
     def _is_first_of_machine(self) -> bool:
         """Return True if this relay looks at other processes; one of a machine does."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Table
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 from zope.sqlalchemy import mark_changed
 from zope.sqlalchemy.datamanager import SessionDataManager
@@ -44,7 +45,7 @@ def _read_attribute(name: str, request: Any) -> Any:
     if request is None:
         raise ZMQOutboxError(
             f'The outbox finds its Session of SQLAlchemy in the attribute {name!r} of the request: '
-            f'pass the request, or set {_SETTING} to a function that returns the Session'
+            'call config.set_zmq_outbox with a function that returns the Session, as session'
         )
     try:
         return getattr(request, name)
@@ -61,7 +62,13 @@ def join_transaction(session: Session, manager: Any, table: Table) -> Connection
     :param manager: the transaction manager
     :raises ZMQOutboxError: if the session does not take part in the transaction
     """
-    connection = session.connection(bind_arguments={'clause': table})  # it joins if registered
+    try:
+        connection = session.connection(bind_arguments={'clause': table})  # it joins if registered
+    except UnboundExecutionError as error:
+        raise ZMQOutboxError(
+            f'The Session of SQLAlchemy has no engine for the table {table.name!r}: add it to its '
+            'binds, as in sessionmaker(binds={outbox_table(metadata): engine})'
+        ) from error
     # `mark_changed` would join any session, but close it after the commit, and trust one that is in
     # the transaction of another manager. So look for what was joined; only `join` is public.
     participants = manager.get()._resources
