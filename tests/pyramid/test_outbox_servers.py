@@ -2,6 +2,7 @@
 """Applications with an outbox in real servers, whose processes are killed."""
 
 import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -155,8 +156,12 @@ def test_service_is_restarted(serve, services, storage):
 
 
 @pytest.mark.parametrize('database', ['sqlite', 'zeo'], indirect=True)
-def test_pyams_zmq_serve(serve, run_program, settings, services, storage, tmp_path):
-    """It sends what a web server has left, although no web server runs, and ends in order."""
+def test_pyams_zmq_serve(serve, run_program, settings, services, storage, tmp_path, request):
+    """It sends what a web server has left, although no web server runs, and ends in order.
+
+    Its first processes are forked without a thread of the outbox.
+    """
+    is_zeo = request.node.callspec.params['database'] == 'zeo'
     server = serve('pserve')
     names = [f'clip{number}' for number in range(5)]
     for name in names:
@@ -175,3 +180,5 @@ def test_pyams_zmq_serve(serve, run_program, settings, services, storage, tmp_pa
     program.send_signal(signal.SIGTERM)
     assert program.wait(TIMEOUT) == 0
     assert 'Traceback' not in program.log.read_text()
+    threads = re.findall(r'runs (\d+) threads beside the supervisor', program.log.read_text())
+    assert threads == (['1'] if is_zeo else [])  # that of the client of ZEO

@@ -2,6 +2,7 @@
 """``pyams_zmq serve``: runs services of an application."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,9 @@ from pyramid.scripts.common import parse_vars
 
 from pyams_zmq.cli.application import load_application
 from pyams_zmq.config.service import services_of
+from pyams_zmq.outbox.outbox import Outbox
 from pyams_zmq.supervisor import Supervisor
+from pyams_zmq.supervisor.policy import Factory
 
 
 def add_command(commands: Any) -> None:
@@ -45,7 +48,12 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
     if elsewhere:
         parser.error(f'{", ".join(elsewhere)} has no handler: it runs elsewhere (start = never)')
     factories = {name: partial(services[name].make_process, registry) for name in names}
-    supervisor = Supervisor(factories, registry=registry)
+    outbox = registry.zmq_clients.outbox
+    supervisor = (
+        Supervisor(factories, registry=registry)
+        if outbox is None
+        else _OutboxSupervisor(factories, registry, outbox)
+    )
     application = registry.zmq_clients.application
     supervisor.address_locks = {
         name: lock
@@ -53,11 +61,25 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
         if services[name].endpoints
         and (lock := services[name].lock_addresses(application, for_client=False)) is not None
     }
-    outbox = registry.zmq_clients.outbox
-    if outbox is None:
-        return supervisor.run()
-    outbox.start()
     try:
         return supervisor.run()
     finally:
-        outbox.close()
+        if outbox is not None:
+            outbox.close()
+
+
+class _OutboxSupervisor(Supervisor):
+    """Starts the outbox after the first processes: they are forked without its thread.
+
+    Later ones are safe, too: forks wait while the thread uses the database.
+    """
+
+    def __init__(self, factories: Mapping[str, Factory], registry: Any, outbox: Outbox):
+        super().__init__(factories, registry=registry)
+        self._outbox = outbox
+
+    def step(self, now: float) -> float | None:
+        """Do everything that is due; see :meth:`.Supervisor.step`."""
+        timeout = super().step(now)
+        self._outbox.start()  # the first time
+        return timeout
