@@ -16,7 +16,7 @@ from outbox_sending import Service
 from pyams_zmq.outbox import relay as relay_module
 from pyams_zmq.outbox import retry as retry_module
 from pyams_zmq.outbox.relay import CHECK_INTERVAL, SETTLE_DELAY
-from pyams_zmq.outbox.retry import MAX_RETRY_DELAY, RETRY_DELAY
+from pyams_zmq.outbox.retry import LOGGED_FROM, MAX_RETRY_DELAY, RETRY_DELAY
 from pyams_zmq.outbox.storage import Entry
 
 PREFIX = 'The outbox cannot use its database now, it tries again: '
@@ -24,6 +24,8 @@ PREFIX = 'The outbox cannot use its database now, it tries again: '
 PATIENT = pytest.mark.usefixtures('patient')
 
 ENTRY = Entry('messages', 'note', b'["note", "a"]')
+
+RECOVERED = ('INFO', 'The outbox can use its database again')
 
 LOCKED = ('WARNING', f'{PREFIX}OperationalError: (sqlite3.OperationalError) database is locked')
 
@@ -88,6 +90,7 @@ def test_entries_are_tried_again_with_growing_pauses(sending, stepped, records):
     stepped.step(now)
     assert sending.count() == 0
     assert not stepped._known
+    assert records(logging.INFO) == [LOCKED, RECOVERED]
 
 
 def test_reading_pauses_longer_each_time(sending, records):
@@ -139,25 +142,59 @@ def test_error_of_one_use_is_not_forgotten_when_another_one_succeeds(
             stepped.step(now)  # which settles, and looks for entries
             assert not stepped._check_retry.has_failed
             now = max(stepped._settles_at, stepped._checks_at)
-    assert records() == [LOCKED]
+    assert records(logging.INFO) == [LOCKED]
     assert stepped._settles_at - now <= 0
     with locked(sending):
         stepped.step(now)
     stepped.step(now + 100)
     assert sending.count() == 0
+    assert records(logging.INFO) == [LOCKED, RECOVERED]
 
 
-def test_error_is_logged_again_after_it_has_ended(sending, stepped, records):
+def settle_locked(sending, relay, now, turns):
+    """Let a relay fail to drop entries some times; return when it tries again."""
+    with locked(sending):
+        for _turn in range(turns):
+            relay._checks_at = now + 1000  # not now
+            now = relay.step(now)
+    return now
+
+
+def test_short_lock_is_not_logged(sending, stepped, records):
+    """Processes that use a file of sqlite lock it now and then."""
     now = time.monotonic()
     stepped.step(now)
-    now += SETTLE_DELAY
-    with locked(sending):
-        stepped.step(now)
-    now = stepped._settles_at
+    now = settle_locked(sending, stepped, now + SETTLE_DELAY, LOGGED_FROM - 1)
     stepped.step(now)
-    with locked(sending, 'EXCLUSIVE'):
-        stepped.step(now + CHECK_INTERVAL + 100)
-    assert records() == [LOCKED, LOCKED]
+    assert sending.count() == 0
+    assert records(logging.DEBUG) == []
+
+
+def test_errors_in_a_row_are_counted(sending, stepped, service, records):
+    """Those before a success do not count."""
+    now = time.monotonic()
+    for name in 'cd':
+        stepped.step(now)
+        now = settle_locked(sending, stepped, now + SETTLE_DELAY, LOGGED_FROM - 1)
+        stepped.step(now)
+        assert sending.count() == 0
+        with service.run():
+            sending.commit(name)
+            wait_until(lambda: stepped._answers)
+    assert records(logging.INFO) == []
+
+
+def test_error_is_logged_again_after_it_has_ended(sending, stepped, service, records):
+    now = time.monotonic()
+    for name in 'cd':
+        stepped.step(now)
+        now = settle_locked(sending, stepped, now + SETTLE_DELAY, LOGGED_FROM)
+        stepped.step(now)
+        assert sending.count() == 0
+        with service.run():
+            sending.commit(name)
+            wait_until(lambda: stepped._answers)
+    assert records(logging.INFO) == [LOCKED, RECOVERED] * 2
 
 
 def test_reading_is_tried_again(sending, service, records, quick_retries, quick_checks):
@@ -171,6 +208,7 @@ def test_reading_is_tried_again(sending, service, records, quick_retries, quick_
         sending.wait_until_empty()
     assert service.names() == ['a', 'b', 'c', 'd']
     assert set(records()) == {LOCKED}
+    wait_until(lambda: records(logging.INFO)[-1] == RECOVERED)
 
 
 def test_parameters_are_not_logged(sending, stepped, records):
@@ -181,8 +219,10 @@ def test_parameters_are_not_logged(sending, stepped, records):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sending.storage, 'settle', fail)
-        stepped.step(time.monotonic())
-        stepped.step(time.monotonic() + SETTLE_DELAY)
+        now = time.monotonic()
+        for _turn in range(1 + LOGGED_FROM):
+            stepped._checks_at = now + 1000  # not now
+            now = stepped.step(now)
     assert records(logging.DEBUG) == [
         ('WARNING', f'{PREFIX}OperationalError: (builtins.ValueError) it fails')
     ]
@@ -250,14 +290,16 @@ def test_close_while_the_database_is_locked(sending, service, records, monkeypat
             with locked(sending):
                 sending.outbox.close()
         assert sending.count() == 1
-        assert set(records()) == {LOCKED}
+        assert records() == []  # its first failure
         sending.outbox.start()
         wait_until(lambda: service.names() == ['a', 'a'])
         sending.wait_until_empty()
 
 
 @PATIENT
-def test_missing_table(sqlite_application, make_sending, service, records, quick_checks):
+def test_missing_table(
+    sqlite_application, make_sending, service, records, quick_checks, quick_retries
+):
     sending = make_sending(sqlite_application)
     table = sending.storage.table
     table.drop(sqlite_application.engine)
