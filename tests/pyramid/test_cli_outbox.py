@@ -235,11 +235,29 @@ def test_drop_what_waits_for_a_service(run, fill):
     fill('b', 'c')
     fill('d', service='archive', refusal=Refusal(404, ''))
     assert run('drop', '--service', 'archive') == (0, ['451 messages dropped'])
-    assert run('drop', '--service', 'archive') == (0, ['0 messages dropped'])
     code, lines = run()
     assert (code, len(lines)) == (0, 2)
     assert lines[0].startswith('2 waiting for converter ')
     assert "'note' to archive" in lines[1]
+
+
+@SQLITE
+def test_drop_what_waits_for_a_misspelt_service(run, fill):
+    """Those are named for which messages wait, also if they are declared."""
+
+    def drop(names):
+        assert run('drop', '--service', 'archiv') == (
+            1,
+            ['0 messages dropped', f"No message waits for 'archiv'; messages wait for: {names}"],
+        )
+
+    drop('none')
+    fill('a', service='archiv', refusal=Refusal(404, ''))
+    fill('b', 'c', service='archive')
+    fill('d', service='archive', owner='')
+    fill('e')
+    drop('archive, converter')
+    assert run()[1][0].startswith('2 waiting for archive ')
 
 
 @pytest.mark.parametrize('database', ['postgresql', 'zeo'], indirect=True)

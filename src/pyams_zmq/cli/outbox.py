@@ -65,8 +65,7 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
         if args.service is not None:
             if args.service in services_of(registry):
                 parser.error(f'{args.service!r} is declared: its messages are sent when it runs')
-            write(f'{outbox.discard(args.service)} messages dropped')
-            return 0
+            return _discard(outbox, args.service)
         change = outbox.retry if action == 'retry' else outbox.drop
         if args.all:
             write(f'{_change_all(outbox, change)} dead letters')
@@ -104,6 +103,16 @@ def _change_all(outbox: Outbox, change: Any) -> int:
         after = letters[-1].id
         number += change([letter.id for letter in letters])
     return number
+
+
+def _discard(outbox: Outbox, service: str) -> int:
+    number = outbox.discard(service)
+    write(f'{number} messages dropped')
+    if number:
+        return 0
+    names = ', '.join(sorted({each.service for each in outbox.waiting()}))
+    write(f'No message waits for {service!r}; messages wait for: {names or "none"}')
+    return 1
 
 
 def _report_changed(ids: Sequence[str], number: int) -> int:
