@@ -6,6 +6,7 @@ from hashlib import sha256
 
 import pytest
 from sqlalchemy import select, text, update
+from sqlalchemy.exc import OperationalError
 
 from checks import TIMEOUT
 from databases import ENTRY
@@ -266,7 +267,7 @@ def test_clean_shutdown_is_not_needed(postgresql, postgresql_application):
     assert application.keys() == keys
     postgresql.stop('immediate')
     postgresql.start()
-    with pytest.raises(Exception, match='terminating connection|closed'):
+    with pytest.raises(OperationalError, match='terminating connection|closed'):
         application.keys()
     assert application.keys() == keys
     with application.engine.connect() as connection:
