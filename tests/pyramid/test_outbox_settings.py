@@ -273,11 +273,14 @@ def test_option_without_an_outbox(name):
         ('sqlalchemy', 'sqlalchemy', ['sqlalchemy'], 'install pyams_zmq[sqlalchemy]'),
         ('sqlalchemy', 'zope.sqlalchemy', ['sqlalchemy'], 'install pyams_zmq[sqlalchemy]'),
         ('zodb', 'BTrees.OOBTree', ['zodb'], 'needs the package ZODB'),
+        ('zodb', 'ZODB', ['zodb', 'zodb_connection'], 'needs the package ZODB'),
         ('zodb', 'ZODB.Connection', ['zodb', 'zodb_connection'], 'needs the package ZODB'),
     ],
 )
 def test_package_that_is_not_installed(monkeypatch, kind, package, modules, remedy):
     monkeypatch.setitem(sys.modules, package, None)  # as for Python: it cannot be imported
+    for module in [name for name in sys.modules if name.startswith(f'{package}.')]:
+        monkeypatch.delitem(sys.modules, module)
     for module in modules:
         monkeypatch.delitem(sys.modules, f'pyams_zmq.outbox.{module}', raising=False)
     with pytest.raises(ConfigurationError) as caught:
