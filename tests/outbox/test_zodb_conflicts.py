@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The outbox in a ZODB: how often transactions of requests conflict, and that none is lost."""
+"""The outbox in a ZODB: the trees of messages cause almost no conflict, and none is lost."""
 
 import random
 from collections import Counter
@@ -24,11 +24,11 @@ SERVICES = ('convert', 'mail')
 
 
 def commit_all(db, add, thread):
-    """Commit transactions of an application, again after a conflict; return the conflicts."""
+    """Commit transactions of an application, again after a conflict; count these by class."""
     rnd = random.Random(thread)
     manager = TransactionManager(explicit=True)
     connection = db.open(transaction_manager=manager)
-    conflicts = 0
+    conflicts = Counter()
     for number in range(COMMITS):
         while True:
             manager.begin()
@@ -37,9 +37,9 @@ def commit_all(db, add, thread):
             try:
                 manager.commit()
                 break
-            except ConflictError:
+            except ConflictError as error:
                 manager.abort()
-                conflicts += 1
+                conflicts[error.class_name] += 1
     connection.close()
     return conflicts
 
@@ -55,19 +55,18 @@ def drain(storage, sent, end):
                 storage.settle([stored.key for stored in entries], [])
 
 
-def run(db, add, drainer=None):
-    """Let threads commit, and one drain; return the number of conflicts."""
+def run(db, add, drainer):
+    """Let threads commit, and one drain; return the number of conflicts by class."""
     with db.transaction() as connection:
         connection.root()['index'] = OOBTree({random.random(): 0 for _ in range(20_000)})
     end = Event()
     with ThreadPoolExecutor(THREADS + 1) as pool:
-        draining = pool.submit(drainer, end) if drainer else None
+        draining = pool.submit(drainer, end)
         try:
-            conflicts = sum(pool.map(partial(commit_all, db, add), range(THREADS)))
+            conflicts = sum(pool.map(partial(commit_all, db, add), range(THREADS)), Counter())
         finally:
             end.set()
-        if draining:
-            draining.result()
+        draining.result()
     return conflicts
 
 
@@ -81,9 +80,12 @@ def open_db(request, tmp_path):
 
 
 def test_conflicts(open_db):
+    """Conflicts are counted by class: only the outbox has trees with the numbers of messages.
+
+    How many there are with and without an outbox is a test of whole applications.
+    """
     sent = Counter()
     with open_db() as db:
-        without = run(db, lambda *args: None)
         storage = ZODBStorage('app', db=db)
 
         def add(thread, number, manager):
@@ -93,7 +95,7 @@ def test_conflicts(open_db):
 
         conflicts = run(db, add, partial(drain, storage, sent))
         assert storage.read_waiting() == []
-    print(f'{THREADS * COMMITS} commits: {without} conflicts without, {conflicts} with an outbox')
+    print(f'{THREADS * COMMITS} commits: {conflicts}')
     assert sent == Counter(f'{t}.{n}'.encode() for t in range(THREADS) for n in range(COMMITS))
-    # A list of all messages has one per commit. Most of these are those of the other tree.
-    assert conflicts < without + 150
+    # None is usual. Without shards and batches there are more than 30.
+    assert sum(conflicts[f'BTrees.LOBTree.{name}'] for name in ('LOBTree', 'LOBucket')) <= 4
