@@ -209,11 +209,13 @@ def test_end_of_the_program(sending, service, run_sender, quick_checks, end):
     assert service.names() == NAMES
 
 
-@pytest.mark.parametrize('end', ['exit', 'wait'])
-def test_hard_end_of_the_program(sending, service, run_sender, quick_checks, end, tmp_path):
+@pytest.mark.parametrize(('end', 'code'), [('exit', 3), ('wait', -signal.SIGKILL)])
+def test_hard_end_of_the_program(sending, service, run_sender, quick_checks, end, code, tmp_path):
+    """It skips the end of Python, or is killed."""
     program = run_sender(end, Service(tmp_path, 'down').address)
-    program.terminate()
-    assert program.wait(30) is not None
+    if end == 'wait':
+        program.kill()
+    assert program.wait(30) == code
     with service.run():
         sending.outbox.start()
         sending.wait_until_empty()

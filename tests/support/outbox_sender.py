@@ -2,7 +2,8 @@
 """A program that commits messages: `python outbox_sender.py URL ADDRESS NAME END`.
 
 It commits 20 messages, prints a line, and ends as END says: `return` does it normally, `fork` after
-a fork that ends normally, `exit` skips the end of Python, and `wait` waits for a signal.
+a fork that ends normally, `exit` skips the end of Python, with exit code 3, and `wait` waits for a
+signal.
 """
 
 import os
@@ -19,7 +20,7 @@ def main(url, address, name, end):
         sending.commit(str(number))
     print('committed', flush=True)
     if end == 'exit':
-        os._exit(0)
+        os._exit(3)
     if end == 'wait':
         signal.pause()
     if end == 'fork':
