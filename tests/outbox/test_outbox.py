@@ -26,6 +26,7 @@ from pyams_zmq.outbox.catch_up import CatchUp
 from pyams_zmq.outbox.outbox import Outbox
 from pyams_zmq.outbox.relay import CHECK_INTERVAL
 from pyams_zmq.outbox.storage import Entry
+from pyams_zmq.wire import fork_barrier
 from transaction_checks import Journal
 
 pytestmark = pytest.mark.usefixtures('patient')
@@ -269,24 +270,32 @@ def test_fork_drops_its_messages_while_it_runs(any_sending, service):
     assert service.names() == ['child']
 
 
-def test_forks_wait_for_the_database(sending, service):
+def test_forks_wait_for_the_database(sending, service, monkeypatch):
     """A fork does not inherit the locks of a driver that a thread uses."""
-    entered, left = threading.Event(), threading.Event()
-    settle = sending.storage.settle
+    entered, forking = threading.Event(), threading.Event()
+    barrier, settle, done = sending.relay._database.barrier, sending.storage.settle, []
+    before_fork = barrier.before_fork
 
     def settle_slowly(sent, refused):
         entered.set()
-        left.wait(0.2)
+        assert forking.wait(TIMEOUT)
         settle(sent, refused)
         done.append(sent)
 
-    done = []
-    sending.storage.settle = settle_slowly
+    def note_fork():
+        forking.set()
+        before_fork()
+
+    def check():
+        assert len(done) == 1
+
+    monkeypatch.setattr(fork_barrier, 'TIMEOUT', TIMEOUT)
+    monkeypatch.setattr(sending.storage, 'settle', settle_slowly)
+    monkeypatch.setattr(barrier, 'before_fork', note_fork)
     with service.run():
         sending.commit('a')
-        assert entered.wait(30)
-        assert in_fork(sending, lambda: None) == 0
-        assert len(done) == 1
+        assert entered.wait(TIMEOUT)
+        assert in_fork(sending, check) == 0
 
 
 def test_system_that_starts_no_thread(sending, service, monkeypatch):
