@@ -21,11 +21,10 @@ import transaction
 SUPPORT = Path(__file__).resolve().parents[1] / 'tests' / 'support'
 sys.path.insert(0, str(SUPPORT))
 
-from outbox_databases import APPLICATION, open_database  # noqa: E402 - of the tests
+from outbox_databases import make_outbox, open_database, remove_lock  # noqa: E402 - of the tests
 from postgresql import run_postgresql  # noqa: E402 - of the tests
 from pyams_zmq.client import ZMQClient  # noqa: E402 - as all imports, after those of the tests
 from pyams_zmq.client.transaction import send_on_commit  # noqa: E402 - as above
-from pyams_zmq.outbox.outbox import Outbox  # noqa: E402 - as above
 from pyams_zmq.outbox.sender import OutboxSender  # noqa: E402 - as above
 from pyams_zmq.process import ZMQProcess  # noqa: E402 - as above
 from pyams_zmq.testing import running  # noqa: E402 - as above
@@ -86,7 +85,8 @@ def measure(kind, blocks, pause):
         service = stack.enter_context(running(ZMQProcess, f'ipc://{folder}/zmq.sock', Sink))
         client = stack.enter_context(ZMQClient(service.bound_address))
         database = stack.enter_context(make_database(kind, folder))
-        outbox = Outbox(database.storage, lambda _name: client, APPLICATION)
+        outbox = make_outbox(kind, database.storage, lambda _name: client)
+        stack.callback(remove_lock, kind)
         stack.callback(outbox.close)
         senders = (
             None,

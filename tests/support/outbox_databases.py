@@ -2,13 +2,31 @@
 """The databases with an outbox, and an application of one table or tree in each."""
 
 from contextlib import closing, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import transaction
 
+from pyams_zmq.outbox.outbox import Outbox
+from pyams_zmq.process.name_lock import NameLock
 from zodb_databases import open_file, open_zeo
 
 APPLICATION = 'application under test'
+"""Name of the application in each database"""
+
+
+def make_outbox(url, storage, find_client):
+    """Return the outbox of a database; those of other tests run at the same time."""
+    return Outbox(storage, find_client, _name_of(url))
+
+
+def remove_lock(url):
+    """Remove the file of the lock for the outbox of a database that is not used any more."""
+    Path(NameLock(f'outbox of {_name_of(url)}').path).unlink(missing_ok=True)
+
+
+def _name_of(url):
+    return f'{APPLICATION} {url}'
 
 
 class SQLDatabase:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from checks import TIMEOUT, wait_until
-from outbox_databases import open_database
+from outbox_databases import open_database, remove_lock
 from outbox_program import DRAIN
 from outbox_services import JobRecorder, Recorder
 from postgresql import run_postgresql
@@ -58,12 +58,13 @@ def make_database(kind, folder):
     :param kind: `'sqlite'`, `'postgresql'` or `'zeo'`
     """
     with ExitStack() as stack:
+        url = f'sqlite:///{folder}/data.sqlite'
         if kind == 'zeo':
-            yield f'zeo:{stack.enter_context(run_zeo(folder / "data.fs"))}'
+            url = f'zeo:{stack.enter_context(run_zeo(folder / "data.fs"))}'
         elif kind == 'postgresql':
-            yield stack.enter_context(run_postgresql()).make_database()
-        else:
-            yield f'sqlite:///{folder}/data.sqlite'
+            url = stack.enter_context(run_postgresql()).make_database()
+        yield url
+        remove_lock(url)
 
 
 class Services:

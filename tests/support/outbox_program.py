@@ -15,11 +15,10 @@ from math import inf
 import transaction
 
 from checks import wait_until
-from outbox_databases import APPLICATION, open_database
+from outbox_databases import make_outbox, open_database
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.client.transaction import send_on_commit, submit_on_commit
 from pyams_zmq.outbox import relay
-from pyams_zmq.outbox.outbox import Outbox
 from pyams_zmq.outbox.sender import OutboxSender
 
 CHECK_INTERVAL = 0.3
@@ -93,7 +92,7 @@ def main(url, messages, jobs, process, point, times):
     with open_database(url, process) as database:
         storage = database.storage
         storage.settle = killer.after('after the drop', storage.settle)
-        outbox = Outbox(storage, clients.__getitem__, APPLICATION)
+        outbox = make_outbox(url, storage, clients.__getitem__)
         outbox.start()
         if point == DRAIN:
             drain(outbox)
