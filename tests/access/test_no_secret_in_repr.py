@@ -61,7 +61,12 @@ CREDENTIALS = {
 }
 """Names of parameters and fields that may have a secret"""
 
-NO_SECRETS = {('Call', 'key')}  # the number of a call
+NO_SECRETS = {
+    ('Call', 'key'),  # the number of a call
+    *(('Answer', name) for name in ('key', 'service')),  # a number, and the name of a service
+    *(('Entry', 'service'), ('StoredEntry', 'key'), ('Waiting', 'service')),
+    ('_Kind', 'options'),  # their names
+}
 
 
 def modules():

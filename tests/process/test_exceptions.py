@@ -18,6 +18,7 @@ from pyams_zmq.exceptions import (
     ZMQJobError,
     ZMQJournalError,
     ZMQMessageError,
+    ZMQOutboxError,
     ZMQRefusedError,
     ZMQRemoteError,
     ZMQReplyError,
@@ -42,6 +43,7 @@ ERRORS = [
     ZMQRemoteError(409, {'reason': 'conflict'}),
     ZMQJobError(404, 'Unknown job id'),
     ZMQJournalError('var/converter.jobs', 'another broker has it'),
+    ZMQOutboxError('the transaction is doomed'),
 ]
 
 
@@ -73,6 +75,7 @@ def test_list_is_complete():
         (ZMQRemoteError, RuntimeError),
         (ZMQJobError, ZMQRemoteError),
         (ZMQJournalError, ZMQStartError),
+        (ZMQOutboxError, RuntimeError),
     ],
 )
 def test_base_classes(error, builtin):

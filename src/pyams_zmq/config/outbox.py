@@ -161,6 +161,9 @@ class _Choice(NamedTuple):
     options: dict[str, Any]
     places: dict[str, str]
 
+    def __repr__(self) -> str:
+        return f'<outbox {self.kind!r} ({self.place})>'  # options may have a password
+
     @classmethod
     def read(cls, config: Any, kind: str, options: dict[str, Any]) -> '_Choice':
         """Return what settings make of the arguments of the directive.
