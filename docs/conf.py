@@ -20,7 +20,10 @@ extensions = [
 exclude_patterns = ['_build']
 default_role = 'code'
 nitpicky = True
-nitpick_ignore = [('py:class', 'pyams_zmq.handler.job._T')]  # of an overloaded decorator
+nitpick_ignore = [
+    ('py:class', 'pyams_zmq.handler.job._T'),  # of an overloaded decorator
+    ('py:class', 'pyams_zmq.outbox.storage.Storage'),  # applications have no storage of their own
+]
 
 # Names of other projects. Without the network (the usual build) they stay plain text, without a
 # warning: set DOCS_INTERSPHINX=1 to link them.
@@ -29,6 +32,7 @@ _ELSEWHERE = {
     'pyramid': 'https://docs.pylonsproject.org/projects/pyramid/en/latest/',
     'zmq': 'https://pyzmq.readthedocs.io/en/latest/',
     'tornado': 'https://www.tornadoweb.org/en/stable/',
+    'sqlalchemy': 'https://docs.sqlalchemy.org/en/20/',
 }
 if os.environ.get('DOCS_INTERSPHINX'):
     intersphinx_mapping = {name: (address, None) for name, address in _ELSEWHERE.items()}

@@ -48,7 +48,7 @@ class StoredEntry(Struct, frozen=True):
 class Waiting(Struct, frozen=True):
     """The entries of one owner for one service that are not sent, or have no reply.
 
-    :ivar owner: the process that sends them, see :mod:`pyams_zmq.outbox.owner`; empty if none does
+    :ivar owner: text that identifies the process that sends them; empty if none does
     :ivar count: number of entries
     :ivar since: when the oldest one was made, in the seconds of `time.time`
     :ivar renewals: how often the owner has said that it still has them, see `Storage.renew`
