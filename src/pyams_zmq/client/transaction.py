@@ -34,9 +34,10 @@ class Sender(Protocol):
 
     If it has a method `reserve_all`, as ZMQClient has, that is called instead of `prepare`. A
     message with binary frames is posted with a third argument, the list of these; a job with a
-    fourth one, True: it may be sent twice. If it has a method `join`, that adds the message to the
-    transaction itself, and gets the transaction manager, the type, the JSON frame, the binary
-    frames, and whether it is a job.
+    fourth one, True: it may be sent twice.
+
+    If it has a method `join_transaction`, that adds a message to the transaction instead, and gets
+    the transaction manager, the type, the JSON frame, the binary frames, and whether it is a job.
 
     If it has a method `on_join`, as a RecordingClient has, that is called with the data manager of
     each message that joins a transaction. It may set `on_end` of the data manager, a function that
@@ -152,9 +153,9 @@ def _join(
 ) -> None:
     """Add a message to the current transaction."""
     manager = transaction.manager if manager is None else manager
-    own_join = getattr(client, 'join', None)
-    if own_join is not None:
-        own_join(manager, type, data, frames, is_job)
+    join_transaction = getattr(client, 'join_transaction', None)
+    if join_transaction is not None:
+        join_transaction(manager, type, data, frames, is_job)
         return
     current = manager.get()
     message = MessageDataManager(manager, client, type, data, timeout, frames, is_job)

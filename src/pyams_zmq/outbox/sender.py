@@ -24,7 +24,7 @@ class OutboxSender:
         self._service = service
         self._request = request
 
-    def join(
+    def join_transaction(
         self,
         manager: Any,
         type: str,  # noqa: A002 - the name of the field
