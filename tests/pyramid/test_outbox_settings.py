@@ -271,7 +271,12 @@ def test_option_without_an_outbox(name):
     ('kind', 'package', 'modules', 'remedy'),
     [
         ('sqlalchemy', 'sqlalchemy', ['sqlalchemy'], 'install pyams_zmq[sqlalchemy]'),
-        ('sqlalchemy', 'zope.sqlalchemy', ['sqlalchemy'], 'install pyams_zmq[sqlalchemy]'),
+        (
+            'sqlalchemy',
+            'zope.sqlalchemy',
+            ['sqlalchemy', 'sql_session'],
+            'install pyams_zmq[sqlalchemy]',
+        ),
         ('zodb', 'BTrees.OOBTree', ['zodb'], 'needs the package ZODB'),
         ('zodb', 'ZODB', ['zodb', 'zodb_connection'], 'needs the package ZODB'),
         ('zodb', 'ZODB.Connection', ['zodb', 'zodb_connection'], 'needs the package ZODB'),

@@ -44,8 +44,9 @@ class _Kind(NamedTuple):
 def _prepare_sqlalchemy(
     registry: Any, *, session: Any = 'dbsession', metadata: Any = None, engine: Any = None
 ) -> Callable[[str], Storage]:
-    from pyams_zmq.outbox.sqlalchemy import (  # noqa: PLC0415 - of an extra
+    from pyams_zmq.outbox.sqlalchemy import (  # noqa: PLC0415 - it needs packages of an extra
         SQLAlchemyStorage,
+        find_engine,
         outbox_table,
     )
 
@@ -59,27 +60,13 @@ def _prepare_sqlalchemy(
             application,
             session=session,
             metadata=metadata,
-            engine=engine or (lambda: _find_engine(registry, storage.table)),
+            # Pyramid's cookiecutter registers its session factory under this name.
+            engine=engine
+            or (lambda: find_engine(registry.get('dbsession_factory'), storage.table)),
         )
         return storage
 
     return make
-
-
-def _find_engine(registry: Any, table: Any) -> Any:
-    """Return the engine of the session factory that Pyramid's cookiecutter registers, if any."""
-    from sqlalchemy.exc import UnboundExecutionError  # noqa: PLC0415 - of an extra
-
-    make_session = registry.get('dbsession_factory')
-    if make_session is None:
-        return None
-    session = make_session()
-    try:
-        return session.get_bind(clause=table).engine
-    except UnboundExecutionError:
-        return None  # each request binds its session
-    finally:
-        session.close()
 
 
 def _prepare_zodb(registry: Any, *, database: str | None = None) -> Callable[[str], Storage]:

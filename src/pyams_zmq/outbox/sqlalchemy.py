@@ -8,7 +8,22 @@ from typing import Any
 
 try:
     import sqlalchemy as sql
-    import zope.sqlalchemy  # noqa: F401 - the parts below need it
+
+    from pyams_zmq.outbox.sql_connection import BackgroundConnection
+    from pyams_zmq.outbox.sql_session import (
+        SessionSource,
+        find_session,
+        join_transaction,
+    )
+    from pyams_zmq.outbox.sql_table import (
+        MAX_APPLICATION,
+        decode_entry,
+        encode_entry,
+        encode_refusal,
+        outbox_table,
+        parse_id,
+        translate_errors,
+    )
 except ImportError as error:
     raise ImportError(
         f'The outbox in a database needs SQLAlchemy ({error}): install pyams_zmq[sqlalchemy]',
@@ -16,17 +31,6 @@ except ImportError as error:
     ) from error
 
 from pyams_zmq.exceptions import ZMQOutboxError
-from pyams_zmq.outbox.sql_connection import BackgroundConnection
-from pyams_zmq.outbox.sql_session import SessionSource, find_session, join_transaction
-from pyams_zmq.outbox.sql_table import (
-    MAX_APPLICATION,
-    decode_entry,
-    encode_entry,
-    encode_refusal,
-    outbox_table,
-    parse_id,
-    translate_errors,
-)
 from pyams_zmq.outbox.storage import DeadLetter, Entry, Refusal, StoredEntry, Waiting
 from pyams_zmq.wire.clock import time
 
@@ -256,3 +260,20 @@ class SQLAlchemyStorage:
 def _chunks(keys: Sequence[int]) -> Iterator[Sequence[int]]:
     for start in range(0, len(keys), _CHUNK):
         yield keys[start : start + _CHUNK]
+
+
+def find_engine(make_session: Callable[[], Any] | None, table: sql.Table) -> sql.Engine | None:
+    """Return the engine that sessions have for a table; None if they are bound later.
+
+    :param make_session: makes a session, None if the application has registered no such function
+    """
+    if make_session is None:
+        return None
+    session = make_session()
+    try:
+        engine: sql.Engine = session.get_bind(clause=table).engine
+        return engine
+    except sql.exc.UnboundExecutionError:
+        return None
+    finally:
+        session.close()
