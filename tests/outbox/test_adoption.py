@@ -12,7 +12,8 @@ import pytest
 from checks import wait_until
 from outbox_sending import Service
 from pyams_zmq.outbox import relay as relay_module
-from pyams_zmq.outbox.relay import CHECK_INTERVAL, OTHERS_TIME
+from pyams_zmq.outbox.adoption import OTHERS_TIME
+from pyams_zmq.outbox.relay import CHECK_INTERVAL
 from pyams_zmq.outbox.silence import ORPHAN_TIME
 from pyams_zmq.outbox.storage import Entry
 

@@ -112,7 +112,7 @@ def test_participant_that_fails_after_the_commit_of_the_database(
     """
     first = any_sending.make_relay()
     first.step(time.monotonic() + CHECK_INTERVAL)
-    assert first._machine_lock._file_lock.is_held
+    assert first._adoption._lock._file_lock.is_held
     with service.run():
         any_sending.outbox.start()
         wait_until(lambda: not any_sending.relay._has_unknown)  # it has looked, and will not again

@@ -12,13 +12,12 @@ from typing import Any
 
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.client.problem import CheckedReply, QueuedMessage, write_log
+from pyams_zmq.outbox.adoption import Adoption
 from pyams_zmq.outbox.answer import Answer
 from pyams_zmq.outbox.catch_up import CatchUp
-from pyams_zmq.outbox.owner import identify_process, is_alive
+from pyams_zmq.outbox.owner import identify_process
 from pyams_zmq.outbox.retry import Database, Retry
-from pyams_zmq.outbox.silence import SilenceWatch
-from pyams_zmq.outbox.storage import Entry, Storage, Waiting
-from pyams_zmq.process.name_lock import NameLock
+from pyams_zmq.outbox.storage import Entry, Storage
 from pyams_zmq.wire.clock import monotonic
 
 CHECK_INTERVAL = 5.0
@@ -41,9 +40,6 @@ RENEWAL_AGE = 10.0
 
 RENEWAL_INTERVAL = 15.0
 """Seconds between two renewals"""
-
-OTHERS_TIME = 60.0
-"""Seconds after which entries of other applications are logged, if they are still there"""
 
 CLOSE_TIMEOUT = 10.0
 """Seconds that `close` waits for the database, at most: the program may be about to end"""
@@ -70,7 +66,6 @@ class Relay:
         self._storage = storage
         self._database = Database()
         self._find_client = find_client
-        self._application = application
         self._lock = threading.Lock()
         self._woken = threading.Event()
         self._thread: threading.Thread | None = None
@@ -87,10 +82,7 @@ class Relay:
         self._checks_at = monotonic() + CHECK_INTERVAL
         self._check_retry = Retry()
         self._renews_at = inf
-        self._machine_lock: NameLock | None = None
-        self._silence = SilenceWatch()
-        self._others: dict[str, int] | None = None  # entries of other applications
-        self._others_at = -inf
+        self._adoption = Adoption(storage, application, self.owner)
         # Logged without the lock: a handler of the log may commit messages itself.
         self._unlogged: deque[tuple[str, str]] = deque()
 
@@ -161,8 +153,7 @@ class Relay:
     def _end(self) -> None:
         """Drop the last entries that have a reply, and close the storage."""
         self._settle(inf)
-        if self._machine_lock is not None:
-            self._machine_lock.release()
+        self._adoption.release()
         with self._database.barrier.hold():
             self._storage.close()
 
@@ -271,7 +262,7 @@ class Relay:
 
     def _check(self, now: float) -> None:
         """Look for entries that were not posted, and for those of processes that have ended."""
-        is_first = self._is_first_of_machine()
+        is_first = self._adoption.acquire()
         is_behind = any(each.is_behind for each in list(self._catch_ups.values()))
         if not (is_first or is_behind or self._has_unknown or self._known):
             return
@@ -294,55 +285,11 @@ class Relay:
             self._renews_at = now + RENEWAL_INTERVAL
             self._storage.renew(self.owner)
         if is_first:
-            self._adopt([each for each in waiting if each.owner != self.owner], now)
-            self._look_at_others(now)
-
-    def _look_at_others(self, now: float) -> None:
-        """Warn once of entries that may be those of this application under another name."""
-        if now < self._others_at:
-            return
-        others = self._storage.read_others()
-        if self._others is None:
-            self._others, self._others_at = others, now + OTHERS_TIME
-            return
-        self._others_at = inf
-        left = [f'{name!r} has {number}' for name, number in others.items() if name in self._others]
-        if left:
-            write_log(
-                logging.WARNING,
-                'The database of the outbox has messages of other applications (%s): if that is a '
-                'former name of this one, set pyams_zmq.application to it',
-                ', '.join(sorted(left)),
-            )
-
-    def _is_first_of_machine(self) -> bool:
-        """Return True if this relay looks at other processes; one of a machine does."""
-        try:
-            if self._machine_lock is None:
-                self._machine_lock = NameLock(f'outbox of {self._application}')
-            return self._machine_lock.acquire()
-        except OSError:  # from the folder of the locks: it costs reading, and nothing else
-            return True
-
-    def _adopt(self, waiting: list[Waiting], now: float) -> None:
-        """Adopt the entries of processes that have ended, or of machines that are silent."""
-        owners: dict[str, list[Waiting]] = {}
-        for each in waiting:
-            owners.setdefault(each.owner, []).append(each)
-        self._silence.forget_others(owners)
-        for owner, entries in owners.items():
-            is_live = is_alive(owner)
-            if is_live is None:
-                is_live = not self._silence.is_over(owner, entries, now)
-            if not is_live and self._storage.adopt(owner, self.owner):
-                write_log(
-                    logging.INFO,
-                    'The outbox sends %d messages of a process that has ended',
-                    sum(each.count for each in entries),
-                )
-                with self._lock:
-                    for each in entries:
-                        self._catch_up_of(each.service).miss()
+            adopted = self._adoption.step(waiting, now)
+            with self._lock:
+                for service in adopted:
+                    self._catch_up_of(service).miss()
+            self._adoption.look_at_others(now)
 
 
 def _log_refused(answers: list[Answer]) -> None:
