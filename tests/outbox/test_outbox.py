@@ -135,7 +135,7 @@ def test_participant_that_fails_before_the_commit_of_the_database(sending, servi
 def test_close(any_sending, service, tmp_path):
     """It waits for the reply on its way, and leaves what is not sent in the database."""
     path = tmp_path / 'busy'
-    path.touch()
+    os.mkfifo(path)
     other = Service(tmp_path, 'other')
     any_sending.declare('other', other.address)
     with service.run():
@@ -146,7 +146,7 @@ def test_close(any_sending, service, tmp_path):
         closing.start()
         closing.join(0.3)
         assert closing.is_alive()
-        path.unlink()
+        path.write_text('')
         closing.join()
         assert relay_threads() == []
         assert [each.service for each in any_sending.outbox.waiting()] == ['other']

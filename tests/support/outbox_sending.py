@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: ZPL-2.1
 """An application that sends through its outbox, and the handler of its services."""
 
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -29,11 +28,11 @@ class Noter(Recorder):
         return super().note(' '.join([frame.decode() for frame in frames[:-1]] + [frames[-1]]))
 
     def hold(self, args):
-        """Note a name, and wait until the file is gone."""
+        """Note a name, and wait until the named pipe is opened for writing."""
         name, path = args
         super().note(name)
-        while Path(path).exists():
-            time.sleep(0.005)  # no event announces the removal
+        with open(path, encoding='ascii'):
+            pass
         return [200, None]
 
     def fail(self, args):
