@@ -29,6 +29,7 @@ from pyams_zmq.process.channel import Command, Outcome, OwnerChannel, open_chann
 from pyams_zmq.process.deadlines import CallDeadlines
 from pyams_zmq.process.descendants import continue_without_parent, open_pidfd
 from pyams_zmq.process.heartbeat import HeartbeatCounter
+from pyams_zmq.process.log_locks import holding_log_locks
 from pyams_zmq.process.server_socket import close_inherited_listeners
 from pyams_zmq.process.signals import BLOCKED_SIGNALS, drop_inherited_handlers
 from pyams_zmq.process.watchdog import Watchdog, has_ended, wait_for_exit
@@ -110,7 +111,7 @@ class OwnedProcess(multiprocessing.Process):
         # Until the child has its own handlers, it has those of a web server, which ignore these.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_SIGNALS)
         try:
-            with warnings.catch_warnings():
+            with holding_log_locks(), warnings.catch_warnings():
                 # Python 3.12 and later warn that forking a process with threads may deadlock the
                 # child. Ours takes no lock that a thread of the parent could hold: it has a loop, a
                 # context and signal handlers of its own. It inherits the filter: its handlers fork.
