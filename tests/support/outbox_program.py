@@ -2,7 +2,8 @@
 """A program that commits clips with a message and a job each, until a signal or a point kills it.
 
 Arguments: URL of the database, addresses of the services for messages and for jobs, name of the
-process, and the point at which it kills itself, empty for none, with the number of the time.
+process, the point at which it kills itself, empty for none, with the number of the time, and if
+this is not empty, it pauses after each commit for as long as that took.
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 from functools import partial, wraps
 from itertools import count
 from math import inf
+from time import monotonic, sleep
 
 import transaction
 
@@ -84,7 +86,7 @@ class Participant:
     abort = commit = tpc_vote = tpc_finish = tpc_abort = tpc_begin
 
 
-def main(url, messages, jobs, process, point, times):
+def main(url, messages, jobs, process, point, times, pauses):
     clients = {'messages': ZMQClient(messages), 'jobs': ZMQClient(jobs)}
     killer = Killer(point, int(times))
     relay.CHECK_INTERVAL = CHECK_INTERVAL
@@ -99,9 +101,12 @@ def main(url, messages, jobs, process, point, times):
             return
         manager = transaction.TransactionManager()
         for number in count():
+            began = monotonic()
             commit(database, outbox, clients, manager, f'{process}.{number}', killer)
             if not number:
                 print('committed', flush=True)
+            if pauses:
+                sleep(monotonic() - began)
 
 
 def drain(outbox):
