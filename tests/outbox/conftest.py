@@ -93,7 +93,8 @@ def any_sending(application, make_sending):
 @pytest.fixture
 def patient(monkeypatch):
     """Let the background wait for sqlite: on a busy machine others have its lock for some time."""
-    monkeypatch.setattr(sql_connection, '_BUSY_TIMEOUT', 1000 * TIMEOUT)
+    for name in ('_BEGIN_TIMEOUT', '_COMMIT_TIMEOUT'):
+        monkeypatch.setattr(sql_connection, name, 1000 * TIMEOUT)
 
 
 @pytest.fixture

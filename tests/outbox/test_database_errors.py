@@ -15,6 +15,7 @@ from checks import wait_until
 from outbox_sending import Service
 from pyams_zmq.outbox import relay as relay_module
 from pyams_zmq.outbox import retry as retry_module
+from pyams_zmq.outbox import sql_connection
 from pyams_zmq.outbox.relay import CHECK_INTERVAL, SETTLE_DELAY
 from pyams_zmq.outbox.retry import LOGGED_FROM, MAX_RETRY_DELAY, RETRY_DELAY
 from pyams_zmq.outbox.storage import Entry
@@ -38,6 +39,12 @@ def locked(sending, how='IMMEDIATE'):
         connection.execute(f'BEGIN {how}')
         yield
         connection.execute('ROLLBACK')
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Let the background give up soon while others have the lock of sqlite."""
+    monkeypatch.setattr(sql_connection, '_BEGIN_TIMEOUT', 20)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import gc
 import sqlite3
 import time
 from multiprocessing.context import ForkProcess
-from threading import Thread
+from threading import Thread, Timer
 
 import pytest
 from sqlalchemy import create_engine, insert, select, text
@@ -198,8 +198,24 @@ def test_another_one_writes(sqlite_file):
 
     with application.engine.begin() as connection:
         connection.execute(insert(application.notes).values(text=''))
-        assert elapsed(fail) < 1  # sqlite3 waits for 5 s
+        assert elapsed(fail) < 4  # sqlite3 waits for 5 s
     application.storage.settle([key], [])
+    assert application.keys() == []
+
+
+def test_another_one_commits(sqlite_file):
+    """On a slow disk that takes more than 50 ms: the background waits."""
+    application = sqlite_file
+    keys = application.add(ENTRY)
+    path = application.engine.url.database
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    for use in (application.storage.read_waiting, lambda: application.storage.settle(keys, [])):
+        other.execute('BEGIN EXCLUSIVE')
+        timer = Timer(0.2, other.execute, ['COMMIT'])
+        timer.start()
+        use()
+        timer.join()
+    other.close()
     assert application.keys() == []
 
 

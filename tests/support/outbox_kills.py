@@ -124,11 +124,10 @@ class Killed:
         self._random = random.Random(seed)
         self._number = 0
 
-    def start(self, point='', count=0, pauses=''):
+    def start(self, point='', count=0):
         """Start a program, and wait until it has committed, or has ended.
 
         :param point, count: where it kills itself
-        :param pauses: not empty if each commit is followed by a pause that is as long
         """
         addresses = self._services.addresses.values()
         self._number += 1
@@ -136,7 +135,7 @@ class Killed:
         command = [sys.executable, '-W', 'ignore', PROGRAM, self._url]
         with self._log.open('ab') as log:
             program = subprocess.Popen(
-                [*command, *addresses, f'web{self._number}', point, str(count), pauses],
+                [*command, *addresses, f'web{self._number}', point, str(count)],
                 env={**os.environ, 'PYTHONPATH': path},
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -168,10 +167,7 @@ class Killed:
 
         :param seconds: time for which the services are down
         """
-        # The lock of sqlite is not fair: of two programs that write without a pause, with 20 ms for
-        # each transaction, one has committed once in 30 seconds.
-        pauses = 'pauses' if self._url.startswith('sqlite') else ''
-        with self.start(pauses=pauses) as one, self.start(pauses=pauses) as other:
+        with self.start() as one, self.start() as other:
             self._services.stop()
             try:
                 self._go_on([one, other], seconds)

@@ -13,11 +13,15 @@ from sqlalchemy.pool import SingletonThreadPool, StaticPool
 from pyams_zmq.exceptions import ZMQOutboxError
 from pyams_zmq.wire.fork import ForkLocal
 
-# Milliseconds that sqlite waits for other connections. A commit that waits for readers keeps new
-# ones out, so that it gets its turn. Measured with a rollback journal, 20 commits a second, and
-# three processes that each read for a third of the time, in transactions begun with BEGIN: 21 % of
-# the commits succeeded without a wait, all with it.
-_BUSY_TIMEOUT = 50
+# Milliseconds that sqlite waits before it reads or begins to write, while another connection
+# commits: on a disk whose fsync takes 20 ms, that takes 60 ms and more.
+_BEGIN_TIMEOUT = 1000
+
+# Milliseconds that a commit of sqlite waits for readers. It keeps new ones out meanwhile, so that
+# it gets its turn. Measured with a rollback journal, 20 commits a second, and three processes that
+# each read for a third of the time, in transactions begun with BEGIN: 21 % of the commits succeeded
+# without a wait, all with it.
+_COMMIT_TIMEOUT = 50
 
 _LEGACY_TRANSACTION_CONTROL = -1  # a name of sqlite3 since Python 3.12
 
@@ -29,8 +33,8 @@ class BackgroundConnection:
     leaves that of its parent alone.
 
     A file of sqlite has one lock for all that write. It is held here for the milliseconds of one
-    transaction. While a transaction waits to begin, it has no lock; a commit waits for readers for
-    50 ms at most, then it is rolled back, and its error raised.
+    transaction. While a transaction waits to begin, for a second at most, it has no lock; a commit
+    waits for readers for 50 ms at most, then it is rolled back, and its error raised.
 
     :param find_engine: returns the engine
     """
@@ -51,8 +55,7 @@ class BackgroundConnection:
                 if slot.connection is None:
                     slot.connection = _open(self._find_engine())
                 with slot.connection.begin():
-                    if is_writing:
-                        _lock_sqlite(slot.connection)
+                    _begin_sqlite(slot.connection, is_writing=is_writing)
                     yield slot.connection
             except BaseException:
                 slot.close()
@@ -92,12 +95,11 @@ def _open(engine: Engine) -> Connection:
     try:
         connection.detach()
         driver: Any = connection.connection.dbapi_connection
-        if _is_sqlite(driver):
+        if isinstance(driver, sqlite3.Connection):
             # No BEGIN but our own, also if the application has set something else for its pool.
             with suppress(AttributeError):  # before Python 3.12
-                driver.autocommit = _LEGACY_TRANSACTION_CONTROL
+                driver.autocommit = _LEGACY_TRANSACTION_CONTROL  # type: ignore[attr-defined]
             driver.isolation_level = None
-            driver.execute(f'PRAGMA busy_timeout = {_BUSY_TIMEOUT}').close()
         else:
             connection.dialect.set_isolation_level(driver, 'READ COMMITTED')
     except BaseException:
@@ -106,17 +108,17 @@ def _open(engine: Engine) -> Connection:
     return connection
 
 
-def _lock_sqlite(connection: Connection) -> None:
-    """Begin a transaction of sqlite with the lock for writing.
+def _begin_sqlite(connection: Connection, *, is_writing: bool) -> None:
+    """Let sqlite wait for others; begin its transaction with the lock for writing if needed.
 
-    Without it, a transaction that reads first and writes then fails if another one has written
-    meanwhile.
+    Without this lock, a transaction that reads first and writes then fails if another one has
+    written meanwhile.
     """
     driver: Any = connection.connection.dbapi_connection
-    if _is_sqlite(driver):
+    if not isinstance(driver, sqlite3.Connection):
+        return
+    driver.execute(f'PRAGMA busy_timeout = {_BEGIN_TIMEOUT}').close()
+    if is_writing:
         driver.rollback()  # handlers of the event "begin" may have begun a transaction
         connection.exec_driver_sql('BEGIN IMMEDIATE')
-
-
-def _is_sqlite(driver: Any) -> bool:
-    return isinstance(driver, sqlite3.Connection)
+        driver.execute(f'PRAGMA busy_timeout = {_COMMIT_TIMEOUT}').close()
