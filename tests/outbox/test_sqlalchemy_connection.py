@@ -198,7 +198,7 @@ def test_another_one_writes(sqlite_file):
 
     with application.engine.begin() as connection:
         connection.execute(insert(application.notes).values(text=''))
-        assert elapsed(fail) < 4  # sqlite3 waits for 5 s
+        assert elapsed(fail) < 4  # it waits for 1 s, and a connection of sqlite3 for 5
     application.storage.settle([key], [])
     assert application.keys() == []
 

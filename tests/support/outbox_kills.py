@@ -27,9 +27,8 @@ PROGRAM = Path(__file__).parent / 'outbox_program.py'
 MAX_LIFE = 0.5
 """Seconds from the first commit of a program until it is killed, at most"""
 
-DRAIN_TIMEOUT = 300
-"""Seconds until all messages have arrived at the end: thousands of jobs run one after the other,
-and each waits for the disk"""
+DRAIN_TIMEOUT = 100
+"""Seconds until all messages have arrived at the end"""
 
 MAX_COUNTS = {'after the drop': 3}
 """How often a program passes a point, at most; others are passed with each commit"""

@@ -104,8 +104,8 @@ def main(url, messages, jobs, process, point, times):
             commit(database, outbox, clients, manager, f'{process}.{number}', killer)
             if not number:
                 print('committed', flush=True)
-            # The lock of sqlite is not fair: of two programs that write without a pause, with 20 ms
-            # for each transaction, one has committed once in 30 seconds.
+            # Not to wait for something: the lock of sqlite is not fair. Of two programs that write
+            # without a pause, 20 ms in each transaction, one has committed once in 30 seconds.
             if url.startswith('sqlite'):
                 sleep(monotonic() - began)
 

@@ -116,7 +116,7 @@ class Sending:
         """Return what adds messages to the transaction of a request."""
         return OutboxSender(self.outbox, service, self.find_client(service), request)
 
-    def send(self, request, args, *, type='note', service='messages', frames=None):  # noqa: A002
+    def send(self, request, args, *, type='note', service='messages', frames=None):  # noqa: A002 - the field
         """Send a message in the transaction of a request."""
         sender = self.sender(request, service)
         send_on_commit(sender, type, args, manager=request.tm, frames=frames)

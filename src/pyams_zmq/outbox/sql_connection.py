@@ -3,7 +3,7 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
@@ -97,8 +97,8 @@ def _open(engine: Engine) -> Connection:
         driver: Any = connection.connection.dbapi_connection
         if isinstance(driver, sqlite3.Connection):
             # No BEGIN but our own, also if the application has set something else for its pool.
-            with suppress(AttributeError):  # before Python 3.12
-                driver.autocommit = _LEGACY_TRANSACTION_CONTROL  # type: ignore[attr-defined]
+            if hasattr(driver, 'autocommit'):  # since Python 3.12
+                driver.autocommit = _LEGACY_TRANSACTION_CONTROL
             driver.isolation_level = None
         else:
             connection.dialect.set_isolation_level(driver, 'READ COMMITTED')
