@@ -159,6 +159,16 @@ def test_backlog_of_the_client_is_full(sending, service, monkeypatch):
     assert service.names() == names
 
 
+def test_entries_on_several_pages(sending, service, monkeypatch):
+    monkeypatch.setattr(relay_module, 'PAGE', 7)
+    names = [str(number) for number in range(3 * 7)]
+    sending.commit_to('later', *names)
+    sending.declare('later', service.address)
+    with service.run():
+        sending.wait_until_empty()
+    assert service.names() == names
+
+
 def test_message_that_the_client_gives_back(sending, service, monkeypatch):
     monkeypatch.setattr(relay_module, 'RETURN_DELAY', 0.01)
     sending.commit('a', 'b')

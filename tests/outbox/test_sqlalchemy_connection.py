@@ -8,7 +8,7 @@ from multiprocessing.context import ForkProcess
 from threading import Thread, Timer
 
 import pytest
-from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy import create_engine, event, insert, select, text
 from sqlalchemy.exc import OperationalError
 
 from checks import AT_ONCE, TIMEOUT
@@ -56,6 +56,23 @@ def test_close(application):
     application.storage.close()
     application.storage.close()
     application.storage.settle([key], [])
+    assert application.keys() == []
+
+
+def test_connection_that_cannot_be_set_up(application):
+    """A handler of the application fails: the connection is closed, the next use opens another."""
+    opened = []
+
+    def fail(driver, _record):
+        opened.append(driver)
+        raise RuntimeError('handler')
+
+    event.listen(application.engine, 'detach', fail)
+    with pytest.raises(RuntimeError, match='handler'):
+        application.keys()
+    event.remove(application.engine, 'detach', fail)
+    with pytest.raises(Exception, match='closed'):
+        opened[0].execute('SELECT 1')
     assert application.keys() == []
 
 

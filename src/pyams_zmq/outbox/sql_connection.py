@@ -3,7 +3,7 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any
 
@@ -95,9 +95,10 @@ def _open(engine: Engine) -> Connection:
     try:
         connection.detach()
         driver: Any = connection.connection.dbapi_connection
-        if isinstance(driver, sqlite3.Connection):
+        is_sqlite = isinstance(driver, sqlite3.Connection)
+        if is_sqlite:
             # No BEGIN but our own, also if the application has set something else for its pool.
-            if hasattr(driver, 'autocommit'):  # since Python 3.12
+            with suppress(AttributeError):  # before Python 3.12
                 driver.autocommit = _LEGACY_TRANSACTION_CONTROL
             driver.isolation_level = None
         else:
