@@ -116,12 +116,12 @@ class Sending:
         """Return what adds messages to the transaction of a request."""
         return OutboxSender(self.outbox, service, self.find_client(service), request)
 
-    def send(self, request, args, *, type='note', service='messages', frames=None):  # noqa: A002 - the field
+    def send(self, request, args, *, type='note', service='messages', frames=None):  # noqa: A002 - the name of the field
         """Send a message in the transaction of a request."""
         sender = self.sender(request, service)
         send_on_commit(sender, type, args, manager=request.tm, frames=frames)
 
-    def submit(self, request, args, *, type='note', service='messages'):  # noqa: A002 - the field
+    def submit(self, request, args, *, type='note', service='messages'):  # noqa: A002 - the name of the field
         """Submit a job in the transaction of a request; return it."""
         return submit_on_commit(self.sender(request, service), type, args, manager=request.tm)
 

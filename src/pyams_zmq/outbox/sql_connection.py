@@ -95,8 +95,7 @@ def _open(engine: Engine) -> Connection:
     try:
         connection.detach()
         driver: Any = connection.connection.dbapi_connection
-        is_sqlite = isinstance(driver, sqlite3.Connection)
-        if is_sqlite:
+        if _is_sqlite(driver):
             # No BEGIN but our own, also if the application has set something else for its pool.
             with suppress(AttributeError):  # before Python 3.12
                 driver.autocommit = _LEGACY_TRANSACTION_CONTROL
@@ -116,10 +115,14 @@ def _begin_sqlite(connection: Connection, *, is_writing: bool) -> None:
     written meanwhile.
     """
     driver: Any = connection.connection.dbapi_connection
-    if not isinstance(driver, sqlite3.Connection):
+    if not _is_sqlite(driver):
         return
     driver.execute(f'PRAGMA busy_timeout = {_BEGIN_TIMEOUT}').close()
     if is_writing:
         driver.rollback()  # handlers of the event "begin" may have begun a transaction
         connection.exec_driver_sql('BEGIN IMMEDIATE')
         driver.execute(f'PRAGMA busy_timeout = {_COMMIT_TIMEOUT}').close()
+
+
+def _is_sqlite(driver: Any) -> bool:
+    return isinstance(driver, sqlite3.Connection)
