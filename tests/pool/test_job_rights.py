@@ -23,10 +23,10 @@ from pyams_zmq.exceptions import ZMQBaseError
 from pyams_zmq.jobs import watchers as watchers_module
 from pyams_zmq.jobs import writer as writer_module
 from pyams_zmq.jobs.writer import JournalWriter
-from pyams_zmq.pool import broker as broker_module
 from pyams_zmq.pool import job_owners, job_verdict
 from pyams_zmq.pool.broker import PoolBroker
 from pyams_zmq.pool.worker import PoolWorker
+from pyams_zmq.process import inspection as inspection_module
 from pyams_zmq.socket import zmq_socket
 from pyams_zmq.testing import running
 from pyams_zmq.wire.message import encode
@@ -41,7 +41,7 @@ def held(tmp_path):
 
 
 def test_jobs_of_others(job_pool, monkeypatch):
-    monkeypatch.setattr(broker_module, 'parse_ip', lambda address: ip_address('192.0.2.1'))
+    monkeypatch.setattr(inspection_module, 'parse_ip', lambda address: ip_address('192.0.2.1'))
     pool = job_pool(auth=['alice:a', 'bob:b', 'carol:c'], stats_users={'carol'})
     alice, bob, carol = (Asker(pool, auth=auth) for auth in ('alice:a', 'bob:b', 'carol:c'))
     with alice, bob, carol:

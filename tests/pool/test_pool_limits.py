@@ -27,13 +27,13 @@ from pyams_zmq.exceptions import (
     ZMQRemoteError,
 )
 from pyams_zmq.pool import broker as broker_module
-from pyams_zmq.pool.heartbeat import read_memory
 from pyams_zmq.pool.protocol import KEY_SIZE
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.pool.worker_stream import WorkerStream
 from pyams_zmq.process.connections import Envelope
 from pyams_zmq.socket import zmq_response, zmq_socket
 from pyams_zmq.testing import running
+from pyams_zmq.wire.memory import read_memory
 from raw_peer import RawPeer, request
 
 

@@ -14,7 +14,7 @@ from pyams_zmq.exceptions import (
     ZMQStartError,
     ZMQTimeoutError,
 )
-from pyams_zmq.pool import broker as broker_module
+from pyams_zmq.process import inspection as inspection_module
 
 
 def test_stats_before_ready():
@@ -43,7 +43,7 @@ def test_stats(pool, monkeypatch):
 
 
 def test_access_to_stats(pool, monkeypatch):
-    monkeypatch.setattr(broker_module, 'parse_ip', lambda address: ip_address('192.0.2.1'))
+    monkeypatch.setattr(inspection_module, 'parse_ip', lambda address: ip_address('192.0.2.1'))
     process = pool(
         factory=type('Open', (Pool,), {'stats_users': {'alice'}}),
         auth=['alice:a', 'bob:b'],

@@ -106,6 +106,7 @@ def test_registry_of_threads(start, tmp_path):
     process.stop()
     assert sorted(notes.read_text().splitlines()) == [
         'MainThread: True',
+        'pyams_zmq attendant: True',
         'pyams_zmq authenticator: True',
         'pyams_zmq watchdog: True',
     ]
@@ -130,7 +131,7 @@ def test_local_registry(start, tmp_path, monkeypatch):
     module = SimpleNamespace(set_local_registry=note)
     monkeypatch.setitem(sys.modules, 'pyams_utils.registry', module)
     start().stop()
-    assert notes.read_text() == 'None\n' * 3
+    assert notes.read_text() == 'None\n' * 4
 
 
 # Addresses

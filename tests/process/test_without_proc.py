@@ -20,7 +20,6 @@ from namespaces import mount, run_unshared
 from pool_handlers import Pool
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.device import ProcessDevice
-from pyams_zmq.pool.heartbeat import read_memory
 from pyams_zmq.process import descendants as descendants_module
 from pyams_zmq.process import service as service_module
 from pyams_zmq.process.descendants import (
@@ -35,6 +34,7 @@ from pyams_zmq.process.descendants import (
 from pyams_zmq.process.heartbeat import HeartbeatCounter, LivenessCheck
 from pyams_zmq.supervisor import SupervisorProcess
 from pyams_zmq.testing import running
+from pyams_zmq.wire.memory import read_memory
 from users import NOBODY, run_as
 
 LEAVES_AN_ORPHAN = """

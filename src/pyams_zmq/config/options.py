@@ -157,6 +157,10 @@ _LIMITS = (
     ),
     ('max_message_size', INTEGER, 'bytes', '', 'of the largest message that is handled'),
     ('max_subscription_size', INTEGER, 'bytes', '', 'of the largest message to a PUB or XPUB'),
+    (
+        *('stats_users', NAMES, '', 'none'),
+        'users that may read the statistics, reload the service and manage all jobs from elsewhere',
+    ),
     ('bind_timeout', NUMBER, 'seconds', '', 'to wait, as a standby, for an address in use'),
     ('handshake_timeout', NUMBER, 'seconds', '', 'until a peer without a handshake must go'),
     (
@@ -203,10 +207,6 @@ _POOL_LIMITS = (
     ('max_calls', INTEGER, 'calls', '', 'after which a worker is replaced; 0 for no limit'),
     ('max_memory', NUMBER, 'MiB', '', 'above which a worker is replaced; 0 for no limit'),
     ('beat_interval', INTERVAL, 'seconds', '', 'between two heartbeats of a worker'),
-    (
-        *('stats_users', NAMES, '', 'none'),
-        'users that may read the statistics, and manage all jobs, from other machines',
-    ),
 )
 
 OPTIONS = {

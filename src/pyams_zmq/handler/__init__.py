@@ -18,9 +18,11 @@ from pyams_zmq.handler.errors import error_reply
 from pyams_zmq.handler.job import RunningJob, call_job
 from pyams_zmq.handler.methods import Method, methods_of, zmq_method
 from pyams_zmq.handler.request import call_plain, call_with_request
+from pyams_zmq.handler.statistics import CallStatistics
 from pyams_zmq.handler.threads import MethodThreads
 from pyams_zmq.interfaces import IZMQMessageHandler
 from pyams_zmq.wire.body import Reply, encode_reply, measure_body
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.message import DRAINING, decode_request, encode
 
 __all__ = ['ZMQMessageHandler', 'zmq_method']
@@ -29,6 +31,12 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 
 _RESULTS = frozenset({list, tuple, dict, str, int, type(None)})
 """Types of usual results, which are not awaitable"""
+
+
+class _NoTurns:
+    """A stream whose messages no other thread reads."""
+
+    turn = None
 
 
 @implementer(IZMQMessageHandler)
@@ -88,8 +96,12 @@ class ZMQMessageHandler:
         self.rep_handler.process = process
         self._stop = stop
         is_concurrent = getattr(stream, 'concurrency', 1) > 1
+        self._turns: Any = stream if hasattr(stream, 'turn') else _NoTurns
+        self._statistics = getattr(process, 'statistics', None) or CallStatistics()
         self.methods = methods_of(self.rep_handler)
-        for name, method in self.methods.items():
+        for name, declared in self.methods.items():
+            method = declared._replace(stats=self._statistics.of_method(name))
+            self.methods[name] = method
             if method.is_async and method.wants_request and is_concurrent:
                 raise ValueError(
                     f'{type(self.rep_handler).__name__}.{name} is `async def` and takes a request, '
@@ -119,25 +131,35 @@ class ZMQMessageHandler:
 
     def __call__(self, frames: list[Any]) -> None:
         """Handle a message."""
+        began = monotonic()
+        method = None
+        reply: Reply
         try:
-            reply: Reply
             method, call = self._prepare(frames)
-            if call is None:
-                result = method.call(*frames)
-            elif method.in_thread:
-                self._defer(method).run(self._threads, call)
+            if call is not None and method.in_thread:
+                self._defer(method, began).run(self._threads, call)
                 return
-            else:
-                result = call()
+            turn = self._turns.turn
+            if turn is not None:  # another thread may read messages while the method runs
+                turn.release()
+            try:
+                result = method.call(*frames) if call is None else call()
+            finally:
+                if turn is not None:
+                    turn.acquire()
             if type(result) in _RESULTS:
                 reply = encode(result)
             elif isinstance(result, Awaitable):
-                self._defer(method).wait_for_result(result)
+                self._defer(method, began).wait_for_result(result)
                 return
             else:
                 reply = encode_reply(result)
         except BaseException as error:  # noqa: BLE001 - the peer waits for a reply
             reply = error_reply(error)
+        if method is None:
+            self._statistics.refused += 1
+        else:
+            method.stats.count(monotonic() - began, reply)
         try:
             self._send(reply)
         except Exception:
@@ -148,8 +170,8 @@ class ZMQMessageHandler:
         """True if peers need credentials; they may do so from one message to the next."""
         return bool(getattr(self._access, 'has_credentials', False))
 
-    def _defer(self, method: Method) -> DeferredReply:
-        return DeferredReply(self.rep_stream, method, self._owed, self._deadlines)
+    def _defer(self, method: Method, began: float) -> DeferredReply:
+        return DeferredReply(self.rep_stream, method, self._owed, self._deadlines, began)
 
     @cached_property
     def _threads(self) -> MethodThreads:

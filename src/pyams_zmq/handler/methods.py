@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pyams_zmq.handler.arguments import INJECTED, VARIADIC, Arguments, arguments_of
 from pyams_zmq.handler.job import JobPolicy
+from pyams_zmq.handler.statistics import MethodStats
 from pyams_zmq.wire.message import check_boolean, check_timeout
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -61,6 +62,7 @@ class Method(NamedTuple):
     :ivar max_frames: maximum number of frames
     :ivar in_thread: true if it runs in a thread
     :ivar job: how often it is tried if it is a job, or None
+    :ivar stats: counts its calls
     """
 
     call: Callable[..., Any]
@@ -77,6 +79,7 @@ class Method(NamedTuple):
     job: JobPolicy | None = None
     arguments: Arguments | None = None
     frame_arguments: Arguments | None = None
+    stats: MethodStats = MethodStats()  # of all that no handler has
 
 
 def methods_of(handler: Any) -> dict[str, Method]:
@@ -126,7 +129,7 @@ def _inspect(method: Method, owner: type, spread: bool) -> Method:
     """Return a method with the properties of its signature."""
     call = method.call
     try:
-        declared = _signature_of(call)
+        declared = signature_of(call)
     except ValueError:  # a builtin without a signature
         return method
     parameters = declared.parameters.values()
@@ -176,7 +179,7 @@ def _check_parameter_job(method: Method, declared: Signature, owner: type) -> No
         )
 
 
-def _signature_of(call: Callable[..., Any]) -> Signature:
+def signature_of(call: Callable[..., Any]) -> Signature:
     """Return the signature of a method, which may be decorated with :func:`functools.wraps`.
 
     A function that passes on what it gets, ``*args, **kwargs``, has that of the one it wraps.

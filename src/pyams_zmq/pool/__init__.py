@@ -21,6 +21,7 @@ from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.pool.worker_access import make_worker_access
 from pyams_zmq.process import ZMQProcess
 from pyams_zmq.process.base import ReadyProcess
+from pyams_zmq.process.inspection import check_stats_users
 from pyams_zmq.process.server_socket import SocketLimits
 from pyams_zmq.process.service import LIMITS
 from pyams_zmq.supervisor.process import SupervisingProcess
@@ -163,8 +164,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         check_integer('concurrency', self.concurrency, 1)
         check_interval(self.beat_interval)
         self._check_jobs()
-        if isinstance(self.stats_users, str):  # it contains each part of a name
-            raise TypeError(f'Bad stats_users {self.stats_users!r}: write a collection of names')
+        check_stats_users(self.stats_users)
         super().start()
 
     def _check_jobs(self) -> None:

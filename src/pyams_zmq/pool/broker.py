@@ -6,7 +6,6 @@ Clients use it as any other process. Its workers use :mod:`pyams_zmq.pool.protoc
 
 import asyncio
 import logging
-import os
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from tornado.ioloop import IOLoop
 
 from pyams_zmq.auth import ZAP_DOMAIN, Access
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.pool.inspection import PoolInspection
 from pyams_zmq.pool.job_scheduler import JobScheduler
 from pyams_zmq.pool.local_port import LocalPort
 from pyams_zmq.pool.mailbox import Mailbox
@@ -26,18 +26,16 @@ from pyams_zmq.pool.socket_pump import SocketPump
 from pyams_zmq.pool.worker_messages import WorkerMessages
 from pyams_zmq.process import REFUSAL_TURN, REFUSAL_TURNS
 from pyams_zmq.process.connections import Envelope
-from pyams_zmq.process.reply_stream import ReplyStream
+from pyams_zmq.process.inspection import check_stats_access
+from pyams_zmq.process.reply_stream import QUESTION, ReplyStream
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
 from pyams_zmq.wire.body import measure_body
 from pyams_zmq.wire.clock import monotonic
-from pyams_zmq.wire.endpoint import Endpoint, parse_ip
+from pyams_zmq.wire.endpoint import Endpoint
 from pyams_zmq.wire.message import encode, peek_type
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
-
-STATS_TYPE = b'pyams_zmq.stats'
-"""Message type to which the broker itself replies; a method name cannot contain a dot"""
 
 WORKER_DOMAIN = b'pyams_zmq workers'
 LOCAL_DOMAIN = b'pyams_zmq local workers'
@@ -60,6 +58,7 @@ class PoolBroker(ServiceProcess):
 
     auth_thread: Any = None  # an Authenticator
 
+    inspection: PoolInspection
     _jobs: Any = None  # a JobService, if the pool has a journal
 
     def __init__(self, pool: Any, local_port: LocalPort):
@@ -93,6 +92,7 @@ class PoolBroker(ServiceProcess):
             queue=queue,
             is_ordered=self.is_ordered,
         )
+        self.inspection = PoolInspection(self, self._scheduler)
         if isinstance(self._scheduler, JobScheduler):
             from pyams_zmq.pool.job_service import JobService  # noqa: PLC0415 - it needs sqlite3
 
@@ -106,7 +106,7 @@ class PoolBroker(ServiceProcess):
                 post=self._mailbox.post,
                 reply=self._send_reply,
                 is_local=lambda worker: worker.stream is self._workers.local_stream,
-                check_access=self._check_stats_access,
+                check_access=partial(check_stats_access, self.stats_users),
                 json_load=self.json_load,
             )
         self._workers = WorkerMessages(
@@ -114,7 +114,7 @@ class PoolBroker(ServiceProcess):
             self.loop,
             self.pump,
             jobs=self._jobs,
-            stats=self._stats,
+            stats=self.inspection.stats,
             max_reply_size=self.max_reply_size,
         )
         self._client_stream = self._open(self.bind_addr, self.access, ZAP_DOMAIN)
@@ -197,10 +197,12 @@ class PoolBroker(ServiceProcess):
             if self._workers.forwards_peers:
                 sender = user.encode() + SEPARATOR + first['Peer-Address'].encode()
         name = self._peek_type(body)
-        if name == STATS_TYPE:
-            self._check_stats_access(first['User-Id'], first['Peer-Address'])
-            self._send_reply(envelope, [encode([200, self._stats()])])
-        elif self._jobs is not None and self._jobs.handles(name):
+        if name.startswith(QUESTION):
+            reply = self.inspection.answer(name, first)
+            if reply is not None:
+                self._send_reply(envelope, [reply])
+                return
+        if self._jobs is not None and self._jobs.handles(name):
             self._jobs.handle(envelope, name, body, first['User-Id'], first['Peer-Address'])
         else:
             size += sum(map(len, envelope)) + _FRAME_OVERHEAD * (len(envelope) + len(body))
@@ -213,20 +215,9 @@ class PoolBroker(ServiceProcess):
             return b''
         return peek_type(memoryview(data)[:_PEEK_SIZE] if len(data) > _PEEK_SIZE else data)
 
-    def _check_stats_access(self, user: str, address: str) -> None:
-        if not parse_ip(address).is_loopback and user not in self.stats_users:
-            raise ZMQMessageError(
-                403,
-                f'User {user!r} at {address} may not read the statistics: add it to stats_users',
-            )
-
-    def _stats(self) -> dict[str, Any]:
-        return {
-            'pid': os.getpid(),
-            'addresses': self._sockets.uris,
-            **self._scheduler.stats(monotonic()),
-            **({} if self._jobs is None else {'jobs': self._jobs.stats()}),
-        }
+    def job_stats(self) -> dict[str, Any] | None:
+        """Return the statistics of the jobs; None without a journal."""
+        return None if self._jobs is None else self._jobs.stats()
 
     def _send_reply(self, envelope: Envelope, reply: list[Any]) -> None:
         # A client that is gone, or does not read its replies, loses this one.

@@ -2,8 +2,6 @@
 """The thread of a worker that sends heartbeats to the broker."""
 
 import logging
-import mmap
-import resource
 from contextlib import suppress
 from math import ceil, inf
 from threading import Event, Thread
@@ -13,6 +11,7 @@ import zmq
 
 from pyams_zmq.pool import protocol
 from pyams_zmq.wire.clock import monotonic
+from pyams_zmq.wire.memory import read_memory
 from pyams_zmq.wire.names import needs_ipv6
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -24,7 +23,6 @@ LATE = 0.5
 """Seconds after a suspension in which what was sent before may come in"""
 
 _CONNECT_INTERVAL = 50  # milliseconds between two checks whether a worker without a broker ends
-_MIB = 1024 * 1024
 
 
 class SuspensionCheck:
@@ -124,12 +122,3 @@ class HeartbeatThread(Thread):
         """End the thread, and wait for that."""
         self._end.set()
         self.join()
-
-
-def read_memory() -> float:
-    """Return the resident memory of this process in MiB, see proc_pid_statm(5)."""
-    try:
-        with open('/proc/self/statm', 'rb', buffering=0) as file:
-            return int(file.read(256).split()[1]) * mmap.PAGESIZE / _MIB
-    except (FileNotFoundError, PermissionError):  # no /proc for us: the peak is a substitute
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -59,6 +59,7 @@ The JSON object of READY has these members:
 ``slots``       number of requests that it processes at a time; 0 if it is leaving
 ``interval``    seconds between two heartbeats
 ``methods``     names of the message types
+``described``   of each: signature, first line of its docstring, time limit, and kind
 ``repeatable``  those that the broker may send to another worker after the death of this one
 ``peers``       true if the handler needs user and address of each client
 ``asked``       true if it leaves because it was asked to

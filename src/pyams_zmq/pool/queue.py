@@ -25,7 +25,7 @@ class Call:
     :ivar body: frames of the message
     :ivar size: bytes of memory, with the envelope
     :ivar name: type of the message, see :func:`pyams_zmq.wire.message.peek_type`
-    :ivar method: a :class:`~pyams_zmq.pool.scheduler.MethodStats`
+    :ivar method: a :class:`~pyams_zmq.handler.statistics.MethodStats`
     :ivar received: time of the request
     :ivar attempts: number of workers that were lost during this call
     """
@@ -85,6 +85,10 @@ class FairQueue:
 
     def __len__(self) -> int:
         return self._length
+
+    def age(self, now: float) -> float:
+        """Return the seconds for which the oldest call waits; 0 if none waits."""
+        return max((now - calls[0].received for calls in self._clients.values()), default=0.0)
 
     def put(self, call: Call) -> list[Call]:
         """Add a call behind those of its client.

@@ -12,10 +12,10 @@ from math import inf
 from os import urandom
 from typing import Any
 
-from pyams_zmq.pool.histogram import Histogram
+from pyams_zmq.handler.statistics import MAX_METHODS, MethodStats, sum_up
 from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL, MISSED_HEARTBEATS
 from pyams_zmq.pool.queue import Call, FairQueue
-from pyams_zmq.wire.message import DRAINING_REPLY, encode, is_error
+from pyams_zmq.wire.message import DRAINING_REPLY, encode
 
 MAX_ATTEMPTS = 3
 """Workers that may die during a call before the call fails"""
@@ -30,36 +30,8 @@ SUSPENDED = 1.0
 """Seconds between two checks from which on the broker itself is considered to have been suspended,
 and the heartbeats that it has not read do not count as missed"""
 
-MAX_METHODS = 1000  # that are counted by name
 MAX_WORKERS = 1000
 MAX_SLOTS = 1000  # of a worker: calls that it may have at a time
-
-
-class MethodStats:
-    """Statistics of the calls of one method.
-
-    :ivar repeatable: true if a call may be sent to another worker after the death of the first one
-    """
-
-    __slots__ = ('errors', 'latency', 'repeatable')
-
-    def __init__(self) -> None:
-        self.repeatable = False
-        self.errors = 0
-        self.latency = Histogram()
-
-    def stats(self) -> dict[str, Any]:
-        """Return the statistics; durations are seconds from the request until the reply."""
-        latency = self.latency
-        return {
-            'calls': latency.count,
-            'errors': self.errors,
-            'mean': latency.total / latency.count if latency.count else 0.0,
-            'p50': latency.percentile(50),
-            'p90': latency.percentile(90),
-            'p99': latency.percentile(99),
-            'max': latency.longest,
-        }
 
 
 class WorkerState:
@@ -159,6 +131,7 @@ class Scheduler:
         self.workers: dict[bytes, WorkerState] = {}
         self.is_draining = False
         self.methods: dict[bytes, MethodStats] = {}
+        self.descriptions: dict[str, Any] = {}  # of the methods
         self.other_methods = MethodStats()
         self._queue = queue
         self._is_ordered = is_ordered
@@ -226,9 +199,7 @@ class Scheduler:
         self.assign_queued()
 
     def _finish(self, call: Call, reply: list[Any], now: float) -> None:
-        call.method.latency.add(now - call.received)
-        if is_error(reply[-1]):
-            call.method.errors += 1
+        call.method.count(now - call.received, reply)
         self._send_reply(call.envelope, reply)
 
     def assign_queued(self) -> None:
@@ -283,6 +254,7 @@ class Scheduler:
         else:
             worker = WorkerState(route, info, now, stream, user)
         self._add_methods(info['methods'], info['repeatable'])
+        self._add_descriptions(info.get('described', {}))
         worker.last_seen = now
         self.workers[route] = worker
         lost = [call for key, call in worker.calls.items() if key not in keys]
@@ -306,6 +278,12 @@ class Scheduler:
             key = str(name).encode()
             if key in self.methods or len(self.methods) < MAX_METHODS:
                 self.methods.setdefault(key, MethodStats()).repeatable = name in repeatable
+
+    def _add_descriptions(self, described: Mapping[str, Any]) -> None:
+        """Keep what a worker says about its methods, in the place of what others have said."""
+        for name, description in described.items():
+            if name.encode() in self.methods:
+                self.descriptions[name] = description
 
     def handle_heartbeat(self, route: bytes, memory: int, now: float) -> bool:
         """Note that a worker is alive.
@@ -414,8 +392,7 @@ class Scheduler:
             if method.latency.count
         }
         return {
-            'calls': sum(method['calls'] for method in methods.values()),
-            'errors': sum(method['errors'] for method in methods.values()),
+            **sum_up(methods),
             'refused': self._refused,
             'repeated': self._repeated,
             'lost': self._lost,
@@ -423,7 +400,7 @@ class Scheduler:
             'queue': len(self._queue),
             'queue_limit': self._queue.limit,
             'queue_bytes': self._queue.size,
-            'draining': self.is_draining,
+            'oldest': self._queue.age(now),
             'methods': methods,
             'workers': [worker.stats(now) for worker in self.workers.values()],
         }

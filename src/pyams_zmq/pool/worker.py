@@ -18,6 +18,7 @@ from pyams_zmq.auth.curve import CurveClient
 from pyams_zmq.client.connection import ServiceAddress, configure
 from pyams_zmq.client.permission import describe_missing_permission
 from pyams_zmq.exceptions import ZMQRefusedError, ZMQStartError
+from pyams_zmq.handler.description import describe
 from pyams_zmq.handler.plain import make_handler
 from pyams_zmq.pool import protocol
 from pyams_zmq.pool.heartbeat import OVERDUE, HeartbeatThread, SuspensionCheck
@@ -272,6 +273,7 @@ class PoolWorker(ZMQProcess):
             'interval': self.beat_interval,
             'methods': list(methods),
             'repeatable': [name for name, method in methods.items() if method.repeatable],
+            'described': describe(methods),
             'peers': getattr(handler, 'wants_frames', False),
             'calls': [key.hex() for key in self.rep_stream.pending],
             'replies': [key.hex() for key in self.jobs.replies],

@@ -4,7 +4,7 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import zmq
@@ -13,8 +13,11 @@ from zope.interface import implementer
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveServer
 from pyams_zmq.handler.plain import make_handler
+from pyams_zmq.handler.statistics import CallStatistics
 from pyams_zmq.interfaces import IZMQProcess, ZMQProcessStartedEvent, ZMQProcessStoppedEvent
+from pyams_zmq.process.attendant import Attendant
 from pyams_zmq.process.base import ReadyProcess
+from pyams_zmq.process.inspection import ProcessInspection, check_stats_users
 from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.process.server_socket import SIZE_SLACK, closed_on_error
 from pyams_zmq.process.service import TERM_GRACE, ServiceProcess
@@ -27,8 +30,8 @@ __all__ = ['ReadyProcess', 'ZMQProcess', 'process_exit_func']
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-# Seconds after which a method that computes releases the interpreter to the loop and to other
-# methods; the default of Python is 0.005, and a reply needs three switches.
+# Seconds after which a method that computes releases the interpreter to the loop, to other methods,
+# and to the attendant; the default of Python is 0.005, and a reply needs three switches.
 SWITCH_INTERVAL = 0.001
 
 # A stopping process refuses messages until none arrives within a turn of 0.02 seconds. What is on
@@ -61,7 +64,11 @@ class ZMQProcess(ServiceProcess):
 
     socket_type: int = zmq.REP  #: Type of the socket that `init_stream` binds
     concurrency: int = 1  #: Messages handled at a time; plain methods run in threads above 1
+    #: Users that may read the statistics from other machines
+    stats_users: Collection[str] = ()
 
+    statistics: CallStatistics | None = None
+    _inspection: ProcessInspection | None = None  # from `setup` on
     _rep_stream: Any = None
     _is_bound = False  # `bind_addr`
     _has_streams = False  # `init_stream` has returned
@@ -88,9 +95,11 @@ class ZMQProcess(ServiceProcess):
 
         :raises ValueError: if `concurrency` is not a number above 0, or above 1 for a socket that
             is not a REP
+        :raises TypeError: for `stats_users` that are a string
         :raises ZMQStartError: in a program that cannot fork
         """
         check_integer('concurrency', self.concurrency, 1)
+        check_stats_users(self.stats_users)
         if self.concurrency > 1 and self.socket_type != zmq.REP:
             raise ValueError(
                 f'A concurrency of {self.concurrency} is for the socket type REP: only there each '
@@ -102,8 +111,9 @@ class ZMQProcess(ServiceProcess):
 
     def setup(self) -> None:
         """Create context, loop, authenticator and streams."""
-        if self.concurrency > 1:
-            sys.setswitchinterval(SWITCH_INTERVAL)
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        self.statistics = CallStatistics()
+        self._inspection = ProcessInspection(self)
         super().setup()
         self._has_streams = True
 
@@ -163,19 +173,31 @@ class ZMQProcess(ServiceProcess):
             else:
                 socket.connect(endpoint.encoded)
                 port = endpoint.port
+        stream: ZMQStream
         if is_reply:
-            stream: ZMQStream = ReplyStream(
+            stream = ReplyStream(
                 socket,
                 self.loop,
                 concurrency=self.concurrency,
                 listener=self._sockets and self._sockets.listeners.get(socket),
             )
+            self._attend(stream)
         else:
             stream = ZMQStream(socket, self.loop)
         self._streams.add(stream)
         if callback is not None:
             stream.on_recv(callback)
         return stream, port
+
+    def _attend(self, stream: ReplyStream) -> None:
+        """Let a stream answer questions about this service, also while a method runs."""
+        if self._inspection is None:
+            return
+        stream.answer = self._inspection.answer
+        if self._attendant is None:
+            self._attendant = Attendant(self.enter_thread)
+            self._attendant.start()
+        self._attendant.attend(stream)
 
     def _on_started(self) -> None:
         self.registry.notify(ZMQProcessStartedEvent(self))

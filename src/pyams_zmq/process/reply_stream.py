@@ -3,7 +3,7 @@
 
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,20 @@ import zmq
 
 from pyams_zmq.process.connections import SHORT_FRAME, Envelope, Listener
 from pyams_zmq.process.stream import ZMQStream
+from pyams_zmq.process.waiting import WaitingMessages
 from pyams_zmq.wire.body import Reply, size_of
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, send_frames
-from pyams_zmq.wire.message import encode, overloaded
+from pyams_zmq.wire.message import encode, overloaded, peek_type
 
 REFUSAL_TIME = 0.2
 """Seconds for the replies to messages that wait when their process ends"""
+
+QUESTION = b'pyams_zmq.'
+"""Beginning of the types of messages about the service; a method name cannot contain a dot"""
+
+SHORT_QUESTION = 128
+"""Bytes of the longest message in which these types are looked for"""
 
 
 class ReplyStream(ZMQStream):
@@ -32,9 +39,18 @@ class ReplyStream(ZMQStream):
     than `concurrency` messages are detached and have not ended. If these are all overdue, nobody
     knows when one of them ends: then other messages get status 503.
 
+    Messages that have to wait are read all the same, up to a limit: so their number and their age
+    are known, and questions about the service get their answer, see `answer`. While a method runs
+    in the loop, an :class:`~pyams_zmq.process.attendant.Attendant` does that.
+
     :param concurrency: messages that are handled at a time
     :param listener: counts what each connection receives and sends, or None
     :ivar envelope: envelope of the message that needs a reply (RFC 28/REQREP), or None
+    :ivar waiting: messages that were read, and wait
+    :ivar answer: returns the reply to a question about the service, from the type of a short
+        message and its last frame; None for any other message
+    :ivar turn: lock that the thread of the loop releases while a method runs; None without an
+        attendant
     """
 
     failure_reply = b'[500,"Internal error"]'
@@ -43,6 +59,12 @@ class ReplyStream(ZMQStream):
 
     overdue = 0
     """Number of those whose deadline has passed"""
+
+    refused = 0
+    """Number of messages that were not handled, and got an error instead"""
+
+    answer: Callable[[bytes, Any], bytes | None] | None = None
+    turn: Any = None
 
     no_delimiter_reply = b'[400,"Bad message: no delimiter, an empty frame, before the request"]'
 
@@ -58,6 +80,8 @@ class ReplyStream(ZMQStream):
             # A message that is sent on the socket itself, without an envelope, raises an error.
             socket.router_mandatory = True
         self.concurrency = concurrency
+        self.waiting = WaitingMessages()
+        self._peers = self.waiting.peers
         super().__init__(socket, *args, **kwargs)
         if listener is not None:
             self.listener = listener
@@ -65,15 +89,34 @@ class ReplyStream(ZMQStream):
             listener.refresh = partial(self._loop.call_soon_threadsafe, self._refresh)
 
     def _can_receive(self) -> bool:
-        return self.envelope is None and (
-            self.in_hand < self.concurrency or self.overdue >= self.concurrency
+        return (self.envelope is None and self.in_hand < self.concurrency) or not (
+            self.waiting.is_full and self._has_to_wait()
         )
 
-    def recover(self) -> None:
-        """Also reply to a message whose callback was not called."""
-        if self.envelope is not None and self.envelope is not self._delivered:
-            self._reply_to_failure(self.envelope)
-        super().recover()
+    def _has_to_wait(self) -> bool:
+        """Return True if no further message can be handled now."""
+        return self.envelope is not None or (
+            self.in_hand >= self.concurrency and self.overdue < self.concurrency
+        )
+
+    def _has_ready(self) -> bool:
+        return bool(self._peers) and not self._has_to_wait()
+
+    def readable(self) -> bool:
+        """Return True if a message waits; this does not lose its wake-up."""
+        return bool(self._peers) or super().readable()
+
+    def read_ahead(self, deadline: float) -> None:
+        """Read messages that wait, while a method runs; for the attendant, which has the turn.
+
+        :param deadline: when to stop, in seconds
+        """
+        try:
+            while not (self.socket is None or self.waiting.is_full or monotonic() > deadline):
+                self._read()
+        except zmq.Again:
+            if self.listener is not None:
+                self.listener.drained = monotonic()
 
     def detach(self) -> tuple[Callable[[Reply], None], Callable[[], None]]:
         """Return functions that reply to the current message later.
@@ -108,6 +151,8 @@ class ReplyStream(ZMQStream):
         :param data: the reply
         """
         end = monotonic() + REFUSAL_TIME
+        self.concurrency = sys.maxsize
+        self.envelope = None
         with suppress(zmq.Again):
             while not self.closed() and monotonic() < end:
                 if self._receive() is not None and self.envelope is not None:
@@ -128,6 +173,48 @@ class ReplyStream(ZMQStream):
             self._rebuild_io_state()
 
     def _receive(self) -> list[Any] | None:
+        if self._peers or self.envelope is not None or self.in_hand >= self.concurrency:
+            return self._receive_in_turn()
+        message = self._read(is_direct=True)
+        return None if message is None else self._begin(*message)
+
+    def _receive_in_turn(self) -> list[Any] | None:
+        """Read one more message, and return that whose turn it is, if one can be handled."""
+        try:
+            if not self.waiting.is_full:
+                self._read()
+        except zmq.Again:
+            if not self._has_ready():
+                raise
+        if not self._has_ready():
+            return None
+        message = self.waiting.take()
+        return self._begin(message.envelope, message.body)
+
+    def _begin(self, envelope: Envelope, body: list[Any] | None) -> list[Any] | None:
+        """Make a message the one that needs a reply, or refuse it."""
+        if body is None:
+            if envelope.connection is not None:
+                envelope.connection.count_sent(len(self.no_delimiter_reply))
+            self._route([envelope[0], self.no_delimiter_reply])
+            self.refused += 1
+            return None
+        if self.overdue >= self.concurrency:
+            self._route_reply(envelope, encode(overloaded(self.overdue)))
+            self.refused += 1
+            return None
+        self.envelope = envelope
+        if self._recv_callback is None:  # `flush` drops the message
+            self._reply_to_failure(self.envelope)
+        return body
+
+    def _read(self, *, is_direct: bool = False) -> tuple[Envelope, list[Any] | None] | None:
+        """Read a message; answer a question at once.
+
+        :param is_direct: True to return another message instead of letting it wait: its envelope
+            and its body, None without a delimiter
+        :raises zmq.Again: if the socket has no message
+        """
         receive, copy, listener = self.socket.recv, self._recv_copy, self.listener
         overhead = 0 if listener is None else listener.overhead
         envelope = Envelope((receive(NOBLOCK),))
@@ -147,25 +234,24 @@ class ReplyStream(ZMQStream):
                     body = []
         if listener is not None:
             envelope.connection = listener.count_received(frame, size)
-        if body is None:
-            if envelope.connection is not None:
-                envelope.connection.count_sent(len(self.no_delimiter_reply))
-            self._route([envelope[0], self.no_delimiter_reply])
-            return None
-        if self.overdue >= self.concurrency:
-            self._route_reply(envelope, encode(overloaded(self.overdue)))
-            return None
-        self.envelope = envelope
-        if self._recv_callback is None:  # `flush` drops the message
-            self._reply_to_failure(self.envelope)
-        return body
+        if length <= SHORT_QUESTION and self.answer is not None and QUESTION in frame.bytes:
+            is_alone = body is not None and len(body) == 1
+            reply = self.answer(peek_type(frame.bytes), frame) if is_alone else None
+            if reply is not None:
+                self._route_reply(envelope, reply)
+                return None
+        if is_direct:
+            return envelope, body
+        self.waiting.add(envelope, body, monotonic())
+        return None
 
     def send(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         """Send the reply, or a part of it; see :meth:`send_multipart`."""
-        if type(msg) is bytes and not (args or kwargs):
-            self.reply(msg)
-        else:
-            super().send(msg, *args, **kwargs)
+        with self._taken_back():
+            if type(msg) is bytes and not (args or kwargs):
+                self.reply(msg)
+            else:
+                super().send(msg, *args, **kwargs)
 
     def reply(self, data: Reply) -> None:
         """Send an encoded reply, at the lowest cost.
@@ -188,11 +274,41 @@ class ReplyStream(ZMQStream):
         """
         if self.envelope is None and not self.closed():
             raise zmq.ZMQError(zmq.EFSM, 'There is no message to reply to')
-        if flags & zmq.SNDMORE and self.envelope is not None:
-            # A part that is not bytes raises here; later it would leave half a message.
-            self.envelope.extend([bytes(memoryview(part)) for part in msg])
-        else:
-            super().send_multipart(msg, flags, *args, **kwargs)
+        with self._taken_back():
+            if flags & zmq.SNDMORE and self.envelope is not None:
+                # A part that is not bytes raises here; later it would leave half a message.
+                self.envelope.extend([bytes(memoryview(part)) for part in msg])
+            else:
+                super().send_multipart(msg, flags, *args, **kwargs)
+
+    def flush(self, *args: Any, **kwargs: Any) -> int:
+        """Handle waiting messages now; see :meth:`.ZMQStream.flush`."""
+        with self._taken_back():
+            return super().flush(*args, **kwargs)
+
+    def close(self, linger: int | None = None) -> None:
+        """Close the stream and its socket; see :meth:`.ZMQStream.close`."""
+        with self._taken_back():
+            super().close(linger)
+
+    def recover(self) -> None:
+        """Also reply to a message whose callback was not called."""
+        if self.turn is not None:  # a signal may have interrupted its release
+            self._restore_turn()
+        if self.envelope is not None and self.envelope is not self._delivered:
+            self._reply_to_failure(self.envelope)
+        super().recover()
+
+    def _restore_turn(self) -> None:
+        """Let this thread have the turn once, as it does while no method runs."""
+        with suppress(RuntimeError):
+            while True:
+                self.turn.release()
+        self.turn.acquire()
+
+    def _taken_back(self) -> AbstractContextManager[Any]:
+        """Return a context in which only this thread uses the socket; a method may use it, too."""
+        return nullcontext() if self.turn is None else self.turn
 
     def _transmit(self, msg: Any, **kwargs: Any) -> Any:
         envelope = self.envelope

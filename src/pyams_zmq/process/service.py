@@ -21,6 +21,7 @@ from pyams_zmq.auth import AccessAttributes
 from pyams_zmq.auth.authenticator import Authenticator
 from pyams_zmq.exceptions import ZMQHandlerError, ZMQJournalError
 from pyams_zmq.handler.executor import ServiceExecutor
+from pyams_zmq.process.attendant import Attendant
 from pyams_zmq.process.base import SIGNALLED, ReadyProcess
 from pyams_zmq.process.channel import RELOAD, Command
 from pyams_zmq.process.deadlines import CallDeadlines
@@ -81,6 +82,7 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     """In the child of a supervisor: the calls of methods that have a time limit"""
 
     _guard: ConnectionGuard | None = None
+    _attendant: Attendant | None = None
     _sockets: Any = None
     _needs_replacement = False
     _exit_code = 0  # if it ends in an orderly way
@@ -358,6 +360,13 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
         else:
             loop.asyncio_loop.call_soon_threadsafe(self.reload)
 
+    def restart(self) -> None:
+        """Finish the messages in hand, refuse others, and exit; the supervisor replaces it."""
+        if not self.draining:
+            LOGGER.info('%s ends in order, a new process replaces it', self.name)
+            self._exit_code = RECYCLED
+            self.exit()
+
     def _notice_overdue(self, call: object, confirm: Callable[[], None]) -> None:
         with suppress(AttributeError, RuntimeError):  # the loop is closed: this process is ending
             self.loop.asyncio_loop.call_soon_threadsafe(self._leave_overdue, call, confirm)
@@ -400,6 +409,8 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             self._watchdog.arm(self.drain_timeout + 1)
         if self._started:
             self._on_stopped()
+        if self._attendant is not None:
+            self._attendant.stop()
         for stream in self._streams:
             if isinstance(stream, ReplyStream):
                 stream.refuse_waiting(DRAINING_REPLY)  # what came in since the loop has ended

@@ -5,7 +5,7 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -58,6 +58,7 @@ class ZMQStream(BaseZMQStream):
 
     _is_handling = False
     _is_scheduled = False
+    _peers: Mapping[bytes, Any] = {}  # those whose messages were read, and wait
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._tasks: set[asyncio.Task[None]] = set()
@@ -141,6 +142,10 @@ class ZMQStream(BaseZMQStream):
 
     def _can_receive(self) -> bool:
         return len(self._tasks) < self.max_tasks
+
+    def _has_ready(self) -> bool:
+        """Return True if a message can be handled that was read before."""
+        return False
 
     def _reply_to_failure(self, envelope: list[Any] | None) -> None:
         """Reply to a message whose callback has failed; most socket types do not need a reply."""
@@ -226,7 +231,7 @@ class ZMQStream(BaseZMQStream):
     def _has_more(self) -> bool:
         if self.socket is None:
             return False
-        return bool(self.socket.get(EVENTS) & POLLIN or self._send_queue.queue)
+        return bool(self.socket.get(EVENTS) & POLLIN or self._send_queue.queue or self._peers)
 
     def _handle(self, flag: int) -> int:
         """Send one message and receive one, if possible; return how many of both."""
@@ -237,7 +242,8 @@ class ZMQStream(BaseZMQStream):
         if events & POLLOUT and self.sending():
             self._handle_send()
             handled = 1
-        if events & flag & POLLIN and self.socket is not None and self._can_receive():
+        is_readable = events & POLLIN or self._has_ready()
+        if is_readable and flag & POLLIN and self.socket is not None and self._can_receive():
             self._handle_recv()
             handled += 1
         return handled
@@ -252,7 +258,7 @@ class ZMQStream(BaseZMQStream):
     def _read_events(self) -> int:
         events: int = self.socket.get(EVENTS)
         if not self._is_scheduled and (
-            (events & POLLIN and self.receiving() and self._can_receive())
+            ((events & POLLIN or self._has_ready()) and self.receiving() and self._can_receive())
             or (events & POLLOUT and self.sending())
         ):
             self._is_scheduled = True

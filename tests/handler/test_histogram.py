@@ -3,7 +3,7 @@
 
 import pytest
 
-from pyams_zmq.pool.histogram import Histogram
+from pyams_zmq.handler.histogram import Histogram
 
 
 def test_histogram():
@@ -22,4 +22,4 @@ def test_histogram_of_one(seconds):
     histogram = Histogram()
     histogram.add(seconds)
     assert histogram.percentile(50) <= max(0, seconds)
-    assert sum(histogram._buckets) == 1
+    assert histogram.count == sum(histogram._buckets) == 1
