@@ -23,3 +23,18 @@ def test_histogram_of_one(seconds):
     histogram.add(seconds)
     assert histogram.percentile(50) <= max(0, seconds)
     assert histogram.count == sum(histogram._buckets) == 1
+
+
+def test_cumulative():
+    histogram = Histogram()
+    durations = [0.0001, 0.000127, 0.000129, 0.5, 1.0, 100.0, 200.0] * 100
+    for seconds in durations:
+        histogram.add(seconds)
+    buckets = histogram.cumulative()
+    assert [bound for bound, _count in buckets] == sorted(bound for bound, _count in buckets)
+    for bound, count in buckets:
+        assert count == sum(seconds < bound for seconds in durations)
+    assert buckets[0] == (0.000128, 200)
+    assert buckets[-1][1] == 600
+    assert histogram.count == 700
+    assert histogram.longest == 200.0

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import cached_property, partial
 from math import inf
+from time import perf_counter
 from typing import Any
 
 import zmq
@@ -20,9 +21,9 @@ from pyams_zmq.handler.methods import Method, methods_of, zmq_method
 from pyams_zmq.handler.request import call_plain, call_with_request
 from pyams_zmq.handler.statistics import CallStatistics
 from pyams_zmq.handler.threads import MethodThreads
+from pyams_zmq.handler.turn import Turn
 from pyams_zmq.interfaces import IZMQMessageHandler
 from pyams_zmq.wire.body import Reply, encode_reply, measure_body
-from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.message import DRAINING, decode_request, encode
 
 __all__ = ['ZMQMessageHandler', 'zmq_method']
@@ -31,12 +32,6 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 
 _RESULTS = frozenset({list, tuple, dict, str, int, type(None)})
 """Types of usual results, which are not awaitable"""
-
-
-class _NoTurns:
-    """A stream whose messages no other thread reads."""
-
-    turn = None
 
 
 @implementer(IZMQMessageHandler)
@@ -96,7 +91,7 @@ class ZMQMessageHandler:
         self.rep_handler.process = process
         self._stop = stop
         is_concurrent = getattr(stream, 'concurrency', 1) > 1
-        self._turns: Any = stream if hasattr(stream, 'turn') else _NoTurns
+        self._turn: Turn = getattr(stream, 'turn', None) or Turn()
         self._statistics = getattr(process, 'statistics', None) or CallStatistics()
         self.methods = methods_of(self.rep_handler)
         for name, declared in self.methods.items():
@@ -131,7 +126,7 @@ class ZMQMessageHandler:
 
     def __call__(self, frames: list[Any]) -> None:
         """Handle a message."""
-        began = monotonic()
+        began = perf_counter()
         method = None
         reply: Reply
         try:
@@ -139,14 +134,14 @@ class ZMQMessageHandler:
             if call is not None and method.in_thread:
                 self._defer(method, began).run(self._threads, call)
                 return
-            turn = self._turns.turn
-            if turn is not None:  # another thread may read messages while the method runs
-                turn.release()
+            turn = self._turn
+            turn.is_free = True  # another thread may read messages while the method runs
             try:
                 result = method.call(*frames) if call is None else call()
             finally:
-                if turn is not None:
-                    turn.acquire()
+                turn.is_free = False
+                if turn.is_taken:
+                    turn.wait()
             if type(result) in _RESULTS:
                 reply = encode(result)
             elif isinstance(result, Awaitable):
@@ -159,7 +154,7 @@ class ZMQMessageHandler:
         if method is None:
             self._statistics.refused += 1
         else:
-            method.stats.count(monotonic() - began, reply)
+            method.stats.count(perf_counter() - began, reply)
         try:
             self._send(reply)
         except Exception:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from time import perf_counter
 from typing import Any, Protocol
 
 from pyams_zmq.handler.errors import error_reply
@@ -13,7 +14,6 @@ from pyams_zmq.handler.executor import Work, call_when_done, present_work
 from pyams_zmq.handler.methods import Method
 from pyams_zmq.handler.threads import MethodThreads
 from pyams_zmq.wire.body import Reply, encode_reply
-from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.message import DRAINING_REPLY, encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -59,7 +59,7 @@ class DeferredReply:
     :param method: the method
     :param owed: set that contains a future until the reply is sent
     :param deadlines: contains this while the method runs, if it has a time limit; or None
-    :param began: when the message came, in the seconds of `time.monotonic`; by default now
+    :param began: when the message came, in the seconds of `time.perf_counter`; by default now
     """
 
     _is_overdue = False
@@ -73,7 +73,7 @@ class DeferredReply:
         deadlines: Deadlines | None = None,
         began: float | None = None,
     ):
-        self._began = monotonic() if began is None else began
+        self._began = perf_counter() if began is None else began
         loop = asyncio.get_running_loop()
         self._method = method
         self._owed = owed
@@ -175,7 +175,7 @@ class DeferredReply:
             return
         self._owed.discard(self._is_sent)
         self._is_sent.set_result(None)
-        self._method.stats.count(monotonic() - self._began, data)
+        self._method.stats.count(perf_counter() - self._began, data)
         try:
             self._send(data)
         except Exception:

@@ -29,8 +29,9 @@ class Histogram:
 
     def add(self, seconds: float) -> None:
         """Count a duration."""
-        self._unsorted.append(seconds)
-        if len(self._unsorted) >= _UNSORTED:
+        unsorted = self._unsorted
+        unsorted.append(seconds)
+        if len(unsorted) >= _UNSORTED:
             self._sort()
 
     @property

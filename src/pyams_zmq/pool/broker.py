@@ -73,7 +73,7 @@ class PoolBroker(ServiceProcess):
         self.max_reply_size = pool.max_reply_size
         # Workers of other machines, and several at a time, end calls in any order anyhow.
         self.is_ordered = (pool.workers, pool.concurrency, pool.worker_address) == (1, 1, None)
-        self.stats_users, self.json_load = pool.stats_users, pool.json_load
+        self.json_load = pool.json_load
         self._refusals: list[tuple[Envelope, list[Any]]] = []
 
     def kept_listeners(self) -> list[int]:

@@ -4,7 +4,7 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import zmq
@@ -64,8 +64,6 @@ class ZMQProcess(ServiceProcess):
 
     socket_type: int = zmq.REP  #: Type of the socket that `init_stream` binds
     concurrency: int = 1  #: Messages handled at a time; plain methods run in threads above 1
-    #: Users that may read the statistics from other machines
-    stats_users: Collection[str] = ()
 
     statistics: CallStatistics | None = None
     _inspection: ProcessInspection | None = None  # from `setup` on

@@ -4,17 +4,18 @@
 import logging
 import os
 from collections.abc import Callable
-from threading import RLock, Thread
+from threading import Thread
 
 import zmq
 
+from pyams_zmq.handler.turn import Turn
 from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-TICK = 0.003
+TICK = 0.005
 """Seconds between two looks at the loop, while messages come in"""
 
 ACTIVE = 0.5
@@ -46,8 +47,7 @@ class Attendant(Thread):
 
     def attend(self, stream: ReplyStream) -> None:
         """Read the messages of a stream, too; only the thread of its loop may call this."""
-        stream.turn = RLock()
-        stream.turn.acquire()
+        stream.turn = Turn()
         self._received = {**self._received, stream: -1}  # a new one: the thread may use the old one
         os.write(self._waker, b'1')
 
@@ -78,7 +78,7 @@ class Attendant(Thread):
             received = self._received[stream] = stream.received
             if received != former:
                 is_active = True
-            elif stream.turn.acquire(blocking=False):
+            elif stream.turn.take():
                 try:
                     count = stream.waiting.count
                     stream.read_ahead(monotonic() + TIME_SLICE)
@@ -86,7 +86,7 @@ class Attendant(Thread):
                 except zmq.ZMQError as error:  # its context was terminated
                     LOGGER.debug('%s cannot read: %s', self.name, error)
                 finally:
-                    stream.turn.release()
+                    stream.turn.give_back()
         return is_active
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ from pyams_zmq.wire.body import Reply, size_of
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import NOBLOCK, send_frames
 from pyams_zmq.wire.message import encode, overloaded, peek_type
+from pyams_zmq.wire.poll import wait_readable
 
 REFUSAL_TIME = 0.2
 """Seconds for the replies to messages that wait when their process ends"""
@@ -49,8 +50,8 @@ class ReplyStream(ZMQStream):
     :ivar waiting: messages that were read, and wait
     :ivar answer: returns the reply to a question about the service, from the type of a short
         message and its last frame; None for any other message
-    :ivar turn: lock that the thread of the loop releases while a method runs; None without an
-        attendant
+    :ivar turn: which thread may use the socket, a :class:`~pyams_zmq.handler.turn.Turn`; None
+        without an attendant
     """
 
     failure_reply = b'[500,"Internal error"]'
@@ -63,6 +64,8 @@ class ReplyStream(ZMQStream):
     refused = 0
     """Number of messages that were not handled, and got an error instead"""
 
+    _read_envelope: Envelope | None = None  # of the last message
+    _extra = 0  # messages that can be read although many wait
     answer: Callable[[bytes, Any], bytes | None] | None = None
     turn: Any = None
 
@@ -90,7 +93,7 @@ class ReplyStream(ZMQStream):
 
     def _can_receive(self) -> bool:
         return (self.envelope is None and self.in_hand < self.concurrency) or not (
-            self.waiting.is_full and self._has_to_wait()
+            self.waiting.is_overfull and self._has_to_wait()
         )
 
     def _has_to_wait(self) -> bool:
@@ -112,8 +115,8 @@ class ReplyStream(ZMQStream):
         :param deadline: when to stop, in seconds
         """
         try:
-            while not (self.socket is None or self.waiting.is_full or monotonic() > deadline):
-                self._read()
+            while self.socket is not None and monotonic() < deadline and self._may_read():
+                self._read_waiting()
         except zmq.Again:
             if self.listener is not None:
                 self.listener.drained = monotonic()
@@ -175,17 +178,22 @@ class ReplyStream(ZMQStream):
     def _receive(self) -> list[Any] | None:
         if self._peers or self.envelope is not None or self.in_hand >= self.concurrency:
             return self._receive_in_turn()
-        message = self._read(is_direct=True)
-        return None if message is None else self._begin(*message)
+        body = self._read()
+        if body is None or self.overdue or self._recv_callback is None:
+            return None if self._read_envelope is None else self._begin(self._read_envelope, body)
+        self.envelope = self._read_envelope
+        return body
 
     def _receive_in_turn(self) -> list[Any] | None:
         """Read one more message, and return that whose turn it is, if one can be handled."""
-        try:
-            if not self.waiting.is_full:
-                self._read()
-        except zmq.Again:
-            if not self._has_ready():
-                raise
+        if self._may_read():
+            try:
+                self._read_waiting()
+            except zmq.Again:
+                if not self._has_ready():
+                    raise
+        elif not self._has_ready():
+            raise zmq.Again
         if not self._has_ready():
             return None
         message = self.waiting.take()
@@ -208,11 +216,34 @@ class ReplyStream(ZMQStream):
             self._reply_to_failure(self.envelope)
         return body
 
-    def _read(self, *, is_direct: bool = False) -> tuple[Envelope, list[Any] | None] | None:
-        """Read a message; answer a question at once.
+    def _may_read(self) -> bool:
+        """Return True if a further message can wait here.
 
-        :param is_direct: True to return another message instead of letting it wait: its envelope
-            and its body, None without a delimiter
+        If there are many, then only when a peer has sent one whose former ones were all read: then
+        as many as there are peers, since libzmq takes one message of each in turn.
+        """
+        if not self.waiting.is_full:
+            return True
+        if self.waiting.is_overfull:
+            return False
+        if wait_readable([self._fd], 0):
+            self._extra = len(self._peers) + 1
+        self._extra -= 1
+        return self._extra >= 0
+
+    def _read_waiting(self) -> None:
+        """Read a message, and let it wait.
+
+        :raises zmq.Again: if the socket has no message
+        """
+        body = self._read()
+        if self._read_envelope is not None:
+            self.waiting.add(self._read_envelope, body, monotonic())
+
+    def _read(self) -> list[Any] | None:
+        """Read a message, its envelope into `_read_envelope`; answer a question at once.
+
+        :return: the body; None without a delimiter. Without an envelope it was a question
         :raises zmq.Again: if the socket has no message
         """
         receive, copy, listener = self.socket.recv, self._recv_copy, self.listener
@@ -234,16 +265,15 @@ class ReplyStream(ZMQStream):
                     body = []
         if listener is not None:
             envelope.connection = listener.count_received(frame, size)
-        if length <= SHORT_QUESTION and self.answer is not None and QUESTION in frame.bytes:
+        self._read_envelope = envelope
+        if length <= SHORT_QUESTION and QUESTION in frame.bytes and self.answer is not None:
             is_alone = body is not None and len(body) == 1
             reply = self.answer(peek_type(frame.bytes), frame) if is_alone else None
             if reply is not None:
                 self._route_reply(envelope, reply)
+                self._read_envelope = None
                 return None
-        if is_direct:
-            return envelope, body
-        self.waiting.add(envelope, body, monotonic())
-        return None
+        return body
 
     def send(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         """Send the reply, or a part of it; see :meth:`send_multipart`."""
@@ -293,22 +323,16 @@ class ReplyStream(ZMQStream):
 
     def recover(self) -> None:
         """Also reply to a message whose callback was not called."""
-        if self.turn is not None:  # a signal may have interrupted its release
-            self._restore_turn()
+        if self.turn is not None:  # a signal may have interrupted its handler
+            self.turn.is_free = False
+            self.turn.wait()
         if self.envelope is not None and self.envelope is not self._delivered:
             self._reply_to_failure(self.envelope)
         super().recover()
 
-    def _restore_turn(self) -> None:
-        """Let this thread have the turn once, as it does while no method runs."""
-        with suppress(RuntimeError):
-            while True:
-                self.turn.release()
-        self.turn.acquire()
-
     def _taken_back(self) -> AbstractContextManager[Any]:
         """Return a context in which only this thread uses the socket; a method may use it, too."""
-        return nullcontext() if self.turn is None else self.turn
+        return nullcontext() if self.turn is None else self.turn.taken_back()
 
     def _transmit(self, msg: Any, **kwargs: Any) -> Any:
         envelope = self.envelope

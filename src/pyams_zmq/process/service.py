@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from multiprocessing.util import _exit_function  # type: ignore[attr-defined] # not in typeshed
@@ -51,7 +51,7 @@ from pyams_zmq.wire.message import DRAINING_REPLY
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
-LIMITS = ('drain_timeout', 'orphan_timeout', 'overdue_grace', *SOCKET_LIMITS)
+LIMITS = ('drain_timeout', 'orphan_timeout', 'overdue_grace', 'stats_users', *SOCKET_LIMITS)
 """Class attributes of a process that a setting can override"""
 
 TERM_GRACE = 0.5  # seconds before `drain_timeout` ends when descendants that run are terminated
@@ -73,6 +73,9 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
     """
 
     loop_factory: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
+
+    #: Users that may read the statistics, and reload the service, from other machines
+    stats_users: Collection[str] = ()
 
     context: Any = None
     loop: Any = None

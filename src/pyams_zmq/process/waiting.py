@@ -47,8 +47,13 @@ class WaitingMessages:
 
     @property
     def is_full(self) -> bool:
-        """True if further messages have to wait in the socket."""
+        """True if further messages have to wait in the socket; see `is_overfull`."""
         return self.count >= MAX_WAITING or self.size >= MAX_WAITING_SIZE
+
+    @property
+    def is_overfull(self) -> bool:
+        """True if even those of another peer have to, which may be questions."""
+        return self.count >= 2 * MAX_WAITING or self.size >= 2 * MAX_WAITING_SIZE
 
     def add(self, envelope: Envelope, body: list[Any] | None, now: float) -> None:
         """Add a message that was read *now*."""

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""What is counted about the calls of methods, and how methods are described."""
+
+from functools import partial
+
+import pytest
+
+from pyams_zmq.handler.description import describe
+from pyams_zmq.handler.methods import Method, methods_of
+from pyams_zmq.handler.statistics import MAX_METHODS, CallStatistics, MethodStats
+
+
+@pytest.mark.parametrize(
+    ('reply', 'errors'),
+    [
+        (b'[500,"text"]', 1),
+        (b'[404,"text"]', 1),
+        ([b'frame', b'[400,"text"]'], 1),
+        (b'[200,4]', 0),
+        (b'[4,5]', 0),
+        (b'[45]', 0),
+        (b'"4"', 0),
+        (b'1', 0),
+        (b'', 0),
+        ([b'[500,"text"]', b'1'], 0),
+    ],
+)
+def test_errors(reply, errors):
+    stats = MethodStats()
+    stats.count(0.5, reply)
+    assert stats.errors == errors
+    assert stats.stats()['calls'] == 1
+    assert stats.stats()['mean'] == stats.stats()['max'] == 0.5
+
+
+def test_no_calls():
+    assert MethodStats().stats()['mean'] == 0.0
+    assert CallStatistics().stats() == {'calls': 0, 'errors': 0, 'refused': 0, 'methods': {}}
+
+
+def test_many_methods():
+    statistics = CallStatistics()
+    for number in range(MAX_METHODS + 5):
+        statistics.of_method(f'm{number}').count(0.1, b'1')
+    methods = statistics.stats()['methods']
+    assert len(methods) == MAX_METHODS + 1
+    assert methods['(others)']['calls'] == 5
+    assert statistics.stats()['calls'] == MAX_METHODS + 5
+
+
+class Described:
+    """Methods of several kinds."""
+
+    built_in = staticmethod(max)
+    part = partial(int, base=2)
+
+    def long(self, args='x' * 500):
+        pass
+
+    def short(self, args, *, peer):
+        """Say it in one line.
+
+        And more.
+        """
+
+
+def test_describe():
+    described = describe(methods_of(Described()))
+    assert list(described) == ['built_in', 'long', 'part', 'short']
+    assert described['built_in']['signature'] == ''
+    assert len(described['long']['signature']) == 200
+    assert described['long']['doc'] == ''
+    assert described['short']['doc'] == 'Say it in one line.'
+    assert described['short']['signature'] == '(args, *, peer)'
+    assert describe({'x': Method(len, 'x')})['x']['kind'] == 'call'
