@@ -166,32 +166,45 @@ class ClientRegistry:
         :raises ZMQUnreachableError: if another application serves its address
         :raises ZMQRefusedError: if the file of its user cannot be read; the next use tries again
         """
+        self._check_owner(name)
+        with self._lock.get():
+            if name not in self._clients:
+                self._clients[name] = self._make(name)
+            return self._clients[name]
+
+    def make(self, name: str) -> Any:
+        """Return a new client of a service, which the caller closes.
+
+        :raises: the errors of `get`
+        """
+        self._check_owner(name)
+        return self._make(name)
+
+    def _check_owner(self, name: str) -> None:
         lock = self.address_locks.get(name)
         if lock is not None and (owner := lock.find_other_owner()) is not None:
             raise ZMQUnreachableError(
                 f'{name!r} is not running: another application serves {lock.address} ({owner}): '
                 f'stop that one, or choose another address, pyams_zmq.{name}.address'
             )
-        with self._lock.get():
-            client = self._clients.get(name)
-            if client is None:
-                service = self._registry.queryUtility(IZMQService, name)
-                if service is None:
-                    names = ', '.join(sorted(services_of(self._registry))) or 'none'
-                    raise LookupError(
-                        f'Unknown ØMQ service {name!r}; declared: {names}. Correct the name, or '
-                        f'declare it: config.add_zmq_process({name!r}, ...)'
-                    )
-                make = self._registry.queryUtility(IZMQClientFactory) or Service.make_client
-                try:
-                    client = make(service)
-                except ValueError as problem:  # its file of users cannot be read now
-                    error = ZMQRefusedError(f'A client of {name!r} cannot be made: {problem}')
-                    error.advice = self._advise(service, error)
-                    raise error from None
-                self._clients[name] = client
-                if isinstance(client, ServiceClient):
-                    client.get_advice = partial(self._advise, service)
+
+    def _make(self, name: str) -> Any:
+        service = self._registry.queryUtility(IZMQService, name)
+        if service is None:
+            names = ', '.join(sorted(services_of(self._registry))) or 'none'
+            raise LookupError(
+                f'Unknown ØMQ service {name!r}; declared: {names}. Correct the name, or '
+                f'declare it: config.add_zmq_process({name!r}, ...)'
+            )
+        make = self._registry.queryUtility(IZMQClientFactory) or Service.make_client
+        try:
+            client = make(service)
+        except ValueError as problem:  # its file of users cannot be read now
+            error = ZMQRefusedError(f'A client of {name!r} cannot be made: {problem}')
+            error.advice = self._advise(service, error)
+            raise error from None
+        if isinstance(client, ServiceClient):
+            client.get_advice = partial(self._advise, service)
         return client
 
     def _advise(self, service: Service, error: ZMQBaseError) -> str:
