@@ -30,8 +30,13 @@ INDISPENSABLE = {
     'locales/fr/LC_MESSAGES/pyams_zmq.po',
 }
 
-# Modules for databases: SQLAlchemy is an extra, and an application with a ZODB has that.
-OPTIONAL = ('pyams_zmq.outbox.sql', 'pyams_zmq.outbox.zodb', 'pyams_zmq.outbox.lanes')
+# SQLAlchemy and prometheus_client are extras, and an application with a ZODB has that.
+OPTIONAL = (
+    'pyams_zmq.outbox.sql',
+    'pyams_zmq.outbox.zodb',
+    'pyams_zmq.outbox.lanes',
+    'pyams_zmq.monitor.metrics',
+)
 
 # Run by the fresh environment, outside the checkout; the arguments are data files.
 TRY_INSTALLED = f"""

@@ -36,6 +36,6 @@ def include_package(config: Any) -> None:
 
 def _register_monitor(config: Any) -> None:
     if 'pyams_utils' in sys.modules:  # otherwise the application does not include it
-        from pyams_zmq.monitor.health import register_monitor  # noqa: PLC0415 - imports cornice
+        from pyams_zmq.monitor.status import register_monitor  # noqa: PLC0415 - imports cornice
 
         register_monitor(config)

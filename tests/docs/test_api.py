@@ -10,9 +10,9 @@ PAGE = Path(__file__).parents[2] / 'docs' / 'api.rst'
 PUBLIC_MODULES = [
     f'pyams_zmq.{name}'
     for name in (
-        'aio auth client client.jobs config curve device endpoint exceptions handler include '
-        'interfaces jobs message outbox outbox.sqlalchemy pool process socket stream supervisor '
-        'testing transaction'
+        'aio auth client client.jobs config curve device endpoint exceptions handler health '
+        'include interfaces jobs message metrics outbox outbox.sqlalchemy pool process socket '
+        'stream supervisor testing transaction'
     ).split()
 ]
 

@@ -58,7 +58,7 @@ with running(services_of(app.registry)['worker'].make_process(app.registry)):
     print(Request.blank('/?name=Ann').get_response(app).text)
 app.registry.zmq_clients.close()
 try:
-    import pyams_zmq.monitor.health
+    import pyams_zmq.monitor.status
 except ImportError as error:
     print(error)
 """

@@ -23,7 +23,10 @@ LEVELS = (
     ('supervisor', 'pool', 'jobs', 'outbox'),
     ('config', 'monitor', 'cli', 'testing', 'include', '__main__'),
     # Only users import these: each re-exports public names of a module inside.
-    ('socket', 'endpoint', 'message', 'curve', 'transaction', 'stream'),
+    (
+        *('socket', 'endpoint', 'message', 'curve', 'transaction', 'stream'),
+        *('health', 'metrics'),
+    ),
 )
 INDEPENDENT = ('client', 'process', 'aio')
 # Data and policy that both clients share; the function that Pyramid calls by its name.

@@ -1,35 +1,71 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""The declared services in the REST monitor of pyams_utils."""
+"""The pages ``/zmq/live``, ``/zmq/health`` and ``/zmq/ready``."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
-from pyams_utils.interfaces.monitor import MONITOR_API_ROUTE, IMonitorExtension
-from pyams_utils.monitor import MonitorExtensionStatusProperties
-from pyramid.interfaces import IRoutesMapper
-from zope.interface import implementer
+from pyramid.response import Response
 
-from pyams_zmq.config.service import services_of
-from pyams_zmq.exceptions import ZMQBaseError
+from pyams_zmq.monitor.condition import DOWN, DRAINING, UP, Condition, condition_of
+from pyams_zmq.monitor.inquiry import ask_all
+from pyams_zmq.monitor.shared import SharedAnswers
+from pyams_zmq.monitor.views import add_page
 
+TIMEOUT = 1.0
+"""Seconds in which each service must answer"""
 
-@implementer(IMonitorExtension)
-class ServicesStatus:
-    """Reports which of the declared services accept a connection within a second."""
-
-    def get_status(self, request: Any) -> Iterator[Any]:
-        """Yield the status of each service: UP, or DOWN with the reason."""
-        for name in sorted(services_of(request.registry)):
-            status, message = 'UP', None
-            try:
-                request.registry.zmq_clients.get(name).prepare(timeout=1)
-            except (ZMQBaseError, OSError, ValueError) as error:
-                status, message = 'DOWN', str(error)
-            yield MonitorExtensionStatusProperties(f'pyams_zmq: {name}', status, message)
+_OK = 200
+_UNAVAILABLE = 503
 
 
-def register_monitor(config: Any) -> None:
-    """Add the services to the monitor of pyams_utils, if the application includes it."""
-    mapper = config.registry.queryUtility(IRoutesMapper)
-    if mapper is not None and mapper.get_route(MONITOR_API_ROUTE) is not None:
-        config.registry.registerUtility(ServicesStatus(), IMonitorExtension, name='pyams_zmq')
+def add_health(config: Any) -> None:
+    """Add the pages to an application; a second call changes nothing."""
+    if getattr(config.registry, 'zmq_health', None) is not None:
+        return
+    health = config.registry.zmq_health = Health(config.registry)
+    add_page(config, 'zmq_live', '/zmq/live', show_live)
+    add_page(config, 'zmq_health', '/zmq/health', partial(health.show, (UP, DRAINING)))
+    add_page(config, 'zmq_ready', '/zmq/ready', partial(health.show, (UP,)))
+
+
+def show_live(request: Any) -> Response:  # noqa: ARG001 - a view has it
+    """Answer without asking a service: this process handles requests."""
+    return Response(json_body={'status': UP})
+
+
+class Health:
+    """The conditions of the services of an application, as requests see them.
+
+    :param registry: registry of the application
+    """
+
+    def __init__(self, registry: Any):
+        self._answers = SharedAnswers(partial(_ask, registry))
+
+    def show(self, allowed: Collection[str], request: Any) -> Response:
+        """Answer with the conditions of all services, and status 503 if one is not good.
+
+        :param allowed: the conditions that are
+        """
+        conditions = self._answers.get()
+        is_good = all(condition.status in allowed for condition in conditions.values())
+        return Response(
+            status=_OK if is_good else _UNAVAILABLE,
+            json_body={
+                'status': UP if is_good else DOWN,
+                'services': {name: _describe(each) for name, each in conditions.items()},
+            },
+        )
+
+
+def _ask(registry: Any) -> Mapping[str, Condition]:
+    answers = ask_all(registry, 'pyams_zmq.ping', TIMEOUT)
+    return {name: condition_of(answer) for name, answer in answers.items()}
+
+
+def _describe(condition: Condition) -> dict[str, str]:
+    described = {'status': condition.status}
+    if condition.reason is not None:
+        described['error'] = condition.reason
+    return described

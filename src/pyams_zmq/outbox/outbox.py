@@ -108,6 +108,13 @@ class Outbox:
         """
         return self._storage.read_dead(limit, after)
 
+    def count_dead(self) -> dict[str, int]:
+        """Return how many messages a service has refused, by service.
+
+        A ZODB has to load each of them, so it counts the oldest thousand only.
+        """
+        return self._storage.count_dead()
+
     def retry(self, ids: Iterable[str]) -> int:
         """Send dead letters again, within five seconds; return how many there were.
 

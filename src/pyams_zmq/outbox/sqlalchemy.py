@@ -205,6 +205,13 @@ class SQLAlchemyStorage:
                 for row in connection.execute(query)
             ]
 
+    def count_dead(self) -> dict[str, int]:
+        """Return how many dead letters there are, by service."""
+        service = self.table.c.service
+        query = sql.select(service, sql.func.count()).where(self._is_dead).group_by(service)
+        with self._begin() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     def retry(self, ids: Sequence[str]) -> int:
         """Let dead letters be sent again, without an owner; return how many there were."""
         statement = sql.update(self.table).values(status=None, reason=None, owner='')

@@ -136,6 +136,9 @@ class Storage(Protocol):
         :param after: only those after this id
         """
 
+    def count_dead(self) -> dict[str, int]:
+        """Return how many dead letters there are, by service; a large number may be too low."""
+
     def retry(self, ids: Sequence[str]) -> int:
         """Let dead letters be sent again, without an owner; return how many there were."""
 

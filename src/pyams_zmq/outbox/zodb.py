@@ -13,7 +13,7 @@ lane.
 
 import os
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 from typing import Any, TypeVar
@@ -43,6 +43,9 @@ MAX_ENTRY_SIZE = 64 * 1024
 
 ATTEMPTS = 5
 """How often a transaction is tried that conflicts with others"""
+
+MAX_COUNTED = 1000
+"""Dead letters that are counted: each of them must be loaded"""
 
 IDLE = 3600.0
 """Seconds after which a lane of another machine is dropped if nothing in it waits"""
@@ -182,6 +185,16 @@ class ZODBStorage:
             return [dead.to_letter(letter_id) for letter_id, dead in islice(items, limit)]
 
         return self._run_own(read_dead)
+
+    def count_dead(self) -> dict[str, int]:
+        """Return how many of the oldest dead letters there are, by service."""
+
+        def count_dead(application: Application) -> dict[str, int]:
+            return Counter(
+                dead.message.service for dead in islice(application.dead.values(), MAX_COUNTED)
+            )
+
+        return self._run_own(count_dead)
 
     def retry(self, ids: Sequence[str]) -> int:
         """Let dead letters be sent again, without an owner; return how many there were."""
