@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: ZPL-2.1
+"""An application for the tests of the monitor, and services in all conditions."""
+
+from pyramid.config import Configurator
+
+from answering_service import AnsweringService
+from checks import freeze
+from pyams_zmq.process import ZMQProcess
+from pyams_zmq.testing import running
+
+PING = {'name': 'x', 'kind': 'process', 'version': '3.0.0', 'state': 'up', 'workers': 1}
+PASSWORD = 'hush-hush'
+
+
+class Echo:
+    """The handler of the services."""
+
+    def echo(self, args):
+        return [200, args]
+
+
+class Services:
+    """Services of an application, which it does not start itself.
+
+    :param folder: folder of their sockets
+    :ivar config: configurator of the application
+    """
+
+    def __init__(self, folder, stack):
+        self.config = Configurator()
+        self.config.include('pyams_zmq')
+        self._folder = folder
+        self._stack = stack
+        stack.callback(self.config.registry.zmq_clients.close)
+
+    def declare(self, name, **options):
+        """Declare a service; return its address, at which nobody listens yet."""
+        address = f'ipc://{self._folder}/{name}'
+        self.config.add_zmq_process(
+            name, handler=Echo, address=address, start='external', **options
+        )
+        return address
+
+    def answer(self, name, **replies):
+        """Declare and start a service that answers to questions of the monitor."""
+        address = self.declare(name)
+        questions = {f'pyams_zmq.{key}': reply for key, reply in replies.items()}
+        return self._stack.enter_context(AnsweringService(address, questions))
+
+    def run(self, name, **options):
+        """Declare and start a real process."""
+        options.setdefault('auth', None)
+        address = self.declare(name, **options)
+        process = ZMQProcess(address, Echo, options['auth'])
+        return self._stack.enter_context(running(process))
+
+    def add_all(self):
+        """Declare services in all conditions."""
+        self.answer('draining', ping=[200, {**PING, 'state': 'draining'}])
+        self.answer('old')
+        self.answer('stopping', ping=[503, 'The service is stopping, try again later'])
+        self.answer('up', ping=[200, PING])
+        self.answer('withdrawn', ping=[401, 'Your access was withdrawn'])
+        self.declare('down')
+        freeze(self.run('hung').pid)
+        self.run('refusing', auth=f'user:{PASSWORD}', client_auth='user:wrong')
