@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: ZPL-2.1
 """An application for the tests of the monitor, and services in all conditions."""
 
+import os
+import signal
+
 from pyramid.config import Configurator
 
 from answering_service import AnsweringService
@@ -54,6 +57,11 @@ class Services:
         process = ZMQProcess(address, Echo, options['auth'])
         return self._stack.enter_context(running(process))
 
+    def freeze(self, pid):
+        """Let a process hang until the end of the test."""
+        freeze(pid)
+        self._stack.callback(os.kill, pid, signal.SIGCONT)
+
     def add_all(self):
         """Declare services in all conditions."""
         self.answer('draining', ping=[200, {**PING, 'state': 'draining'}])
@@ -62,5 +70,5 @@ class Services:
         self.answer('up', ping=[200, PING])
         self.answer('withdrawn', ping=[401, 'Your access was withdrawn'])
         self.declare('down')
-        freeze(self.run('hung').pid)
+        self.freeze(self.run('hung').pid)
         self.run('refusing', auth=f'user:{PASSWORD}', client_auth='user:wrong')
