@@ -61,7 +61,7 @@ import {names}
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize('name', ['life.py', 'application.py', 'environments.py'])
+@pytest.mark.parametrize('name', ['life.py', 'application.py', 'environments.py', 'scrape.py'])
 def test_programs_without_another_test_show_their_options(run, name):
     assert f'usage: {name}' in run(name, '--help')
 
