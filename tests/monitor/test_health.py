@@ -4,6 +4,7 @@
 import pytest
 from pyramid.request import Request
 
+import pyams_zmq.health
 from pyams_zmq.monitor import shared
 from watched_services import PASSWORD, PING
 
@@ -113,7 +114,7 @@ def test_requests_share_the_answers(services, monkeypatch):
 
 def test_prefix_and_second_include(services):
     services.config.include('pyams_zmq.health', route_prefix='internal')
-    services.config.include('pyams_zmq.health')
+    pyams_zmq.health.includeme(services.config)
     app = services.config.make_wsgi_app()
     assert Request.blank('/internal/zmq/live').get_response(app).status_int == 200
     assert Request.blank('/zmq/live').get_response(app).status_int == 404

@@ -13,6 +13,7 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.request import Request
 from sqlalchemy import create_engine
 
+import pyams_zmq.metrics
 from pyams_zmq.monitor import shared
 from watched_services import PASSWORD, PING
 
@@ -184,7 +185,7 @@ def test_own_registry(services, monkeypatch):
     monkeypatch.setattr(shared, 'MAX_AGE', 60)
     service = services.answer('converter', stats=[200, STATS])
     services.config.include('pyams_zmq.metrics', route_prefix='internal')
-    services.config.include('pyams_zmq.metrics')
+    pyams_zmq.metrics.includeme(services.config)
     app = services.config.make_wsgi_app()
     registry = CollectorRegistry(auto_describe=True)
     registry.register(app.registry.zmq_metrics)
