@@ -68,6 +68,23 @@ def test_recorded_services(services):
     assert ask_all(services.config.registry, 'pyams_zmq.ping')['converter'].error is None
 
 
+def test_fork_while_a_service_is_asked(services):
+    """A worker of a preforking server that is started meanwhile can ask, too."""
+    services.answer('up', ping=[200, PING])
+    services.declare('down')
+    services.config.commit()
+    registry = services.config.registry
+    thread = threading.Thread(target=ask_all, args=(registry, 'pyams_zmq.ping', 3, ['down']))
+    thread.start()
+    wait_until(lambda: any(isinstance(each, Question) for each in threading.enumerate()))
+
+    def check():
+        assert ask_all(registry, 'pyams_zmq.ping', 20, ['up'])['up'].result == PING
+
+    assert in_fork(check) == 0
+    thread.join()
+
+
 # Threads
 
 

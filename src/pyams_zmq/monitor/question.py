@@ -72,7 +72,8 @@ class Question(threading.Thread):
 
     def _fail(self, error: Exception) -> None:
         text = ' '.join(str(error).split()) or type(error).__name__
-        error = error.with_traceback(None)  # its frames keep sockets and arguments
+        # Its frames, and those of others, keep sockets and arguments.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
         self._answer = Answer(None, text, monotonic() - self._start, error)
 
     def wait(self) -> Answer:
