@@ -13,7 +13,7 @@ ADDRESS = 'tcp://10.1.2.3:5000'
 @pytest.mark.parametrize(
     ('error', 'reason'),
     [
-        (ZMQTimeoutError(ADDRESS), 'it does not answer in time'),
+        (ZMQTimeoutError(ADDRESS), 'it does not answer: it is down, or hangs'),
         (ZMQReplyError(ADDRESS), 'what answers is not a service of pyams_zmq'),
         (OSError(24, ADDRESS), 'it cannot be asked'),
     ],

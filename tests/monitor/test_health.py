@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The pages ``/zmq/live``, ``/zmq/health`` and ``/zmq/ready``, for services in all conditions."""
 
+import os
+import signal
+
 import pytest
 from pyramid.request import Request
 
 import pyams_zmq.health
+from checks import wait_until
 from pyams_zmq.monitor import shared
 from watched_services import PASSWORD, PING
 
@@ -29,16 +33,21 @@ def get(services):
     """Send a request to the application; return the response."""
     services.config.include('pyams_zmq.health')
 
+    apps = []
+
     def send(path, method='GET'):
-        app = services.config.make_wsgi_app()
+        if not apps:
+            apps.append(services.config.make_wsgi_app())
+        [app] = apps
         return Request.blank(path, method=method).get_response(app)
 
     return send
 
 
-def test_all_conditions(services, get):
+def test_all_conditions(services, get, set_timeout):
+    set_timeout(3)
     services.add_all()
-    reason = 'it cannot be reached: it is down, or hangs'
+    reason = 'it does not answer: it is down, or hangs'
     refused = 'it refuses this application: compare the users and keys of both'
     expected = {
         'draining': DRAINING,
@@ -71,6 +80,16 @@ def test_all_are_up(services, get, path):
 def test_real_process(services, get):
     services.run('converter')
     assert get('/zmq/ready').json == {'status': 'up', 'services': {'converter': UP}}
+
+
+def test_real_process_that_stops(services, get):
+    process = services.run('converter')
+    with services.waiting('converter'):
+        assert get('/zmq/ready').json['services'] == {'converter': UP}  # it is busy
+        os.kill(process.pid, signal.SIGTERM)
+        wait_until(lambda: get('/zmq/health').json['services'] == {'converter': DRAINING})
+        assert get('/zmq/health').status_int == 200
+        assert get('/zmq/ready').status_int == 503
 
 
 def test_draining_is_healthy_but_not_ready(services, get):

@@ -31,7 +31,7 @@ print('end')
 def test_all_services(services):
     services.add_all()
     services.config.commit()
-    answers = ask_all(services.config.registry, 'pyams_zmq.ping')
+    answers = ask_all(services.config.registry, 'pyams_zmq.ping', 3)
     assert list(answers) == sorted(answers)
     assert answers['up'].result == PING
     assert answers['up'].error is answers['up'].exception is None
@@ -55,7 +55,7 @@ def test_some_services(services):
     services.answer('one', ping=[200, 1])
     services.answer('two', ping=[200, 2])
     services.config.commit()
-    answers = ask_all(services.config.registry, 'pyams_zmq.ping', names=['two', 'three'])
+    answers = ask_all(services.config.registry, 'pyams_zmq.ping', 20, names=['two', 'three'])
     assert list(answers) == ['two', 'three']
     assert answers['two'].result == 2
     assert answers['three'].error.startswith("Unknown ØMQ service 'three'; declared: one, two.")

@@ -14,7 +14,7 @@ from pyramid.request import Request
 from sqlalchemy import create_engine
 
 import pyams_zmq.metrics
-from pyams_zmq.monitor import shared
+from pyams_zmq.monitor import question, shared
 from watched_services import PASSWORD, PING
 
 OPENMETRICS = 'application/openmetrics-text; version=1.0.0'
@@ -53,6 +53,7 @@ POOL = {
     'jobs': {'running': 1, 'types': {'render': {'running': 1, 'queued': 2}}},
 }
 MEBIBYTE = 1 << 20
+STATES = ('idle', 'busy', 'leaving')
 LABELS = ('service', 'method', 'type', 'state', 'le')
 
 
@@ -122,7 +123,8 @@ def test_statistics_of_a_pool(services, scrape):
     assert samples['zmq_jobs', 'pool', 'render', 'queued'] == 2
 
 
-def test_all_conditions(services, scrape):
+def test_all_conditions(services, scrape, set_timeout):
+    set_timeout(3)
     services.add_all()
     services.answer('odd', stats=[200, {'methods': 1}])
     services.answer('remote', stats=[403, 'User may not read the statistics'])
@@ -138,6 +140,22 @@ def test_draining(services, scrape):
     services.answer('converter', stats=[200, {**STATS, 'state': 'draining'}])
     samples = scrape()
     assert (samples['zmq_up', 'converter'], samples['zmq_draining', 'converter']) == (1, 1)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_real_services(services, scrape, workers):
+    services.run('echo', workers=workers)
+    services.config.registry.zmq_clients.get('echo').call('echo', 1)
+    samples = scrape()
+    assert samples['zmq_up', 'echo'] == 1
+    assert samples['zmq_draining', 'echo'] == 0
+    assert samples['zmq_calls_total', 'echo', 'echo'] == 1
+    assert samples['zmq_errors_total', 'echo', 'echo'] == 0
+    assert samples['zmq_call_duration_seconds_bucket', 'echo', 'echo', '+Inf'] == 1
+    assert samples['zmq_call_duration_seconds_sum', 'echo', 'echo'] > 0
+    assert sum(samples['zmq_workers', 'echo', state] for state in STATES) == (workers or 1)
+    assert samples['zmq_memory_bytes', 'echo'] > 10 * MEBIBYTE
+    assert samples['zmq_uptime_seconds', 'echo'] > 0
 
 
 # Format
@@ -218,7 +236,9 @@ def test_database_without_the_table(services, scrape, tmp_path):
     assert 'zmq_outbox_messages' not in {name for name, *_ in samples}
 
 
-def test_database_that_hangs(services, scrape):
+def test_database_that_hangs(services, scrape, monkeypatch, set_timeout):
+    monkeypatch.setattr(question, 'SLACK', 0)
+    set_timeout(1)
     gate = threading.Event()
 
     def find_engine():

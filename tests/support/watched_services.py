@@ -3,12 +3,15 @@
 
 import os
 import signal
+import threading
+from contextlib import contextmanager
+from pathlib import Path
 
 from pyramid.config import Configurator
 
 from answering_service import AnsweringService
-from checks import freeze
-from pyams_zmq.process import ZMQProcess
+from checks import freeze, wait_until
+from pyams_zmq.config import services_of
 from pyams_zmq.testing import running
 
 PING = {'name': 'x', 'kind': 'process', 'version': '3.0.0', 'state': 'up', 'workers': 1}
@@ -20,6 +23,12 @@ class Echo:
 
     def echo(self, args):
         return [200, args]
+
+    def wait(self, folder):
+        """Return when a file is there; the first one says that this runs."""
+        Path(folder, 'started').touch()
+        wait_until(Path(folder, 'go').exists)
+        return [200, None]
 
 
 class Services:
@@ -51,16 +60,28 @@ class Services:
         return self._stack.enter_context(AnsweringService(address, questions))
 
     def run(self, name, **options):
-        """Declare and start a real process."""
-        options.setdefault('auth', None)
-        address = self.declare(name, **options)
-        process = ZMQProcess(address, Echo, options['auth'])
+        """Declare and start a real process, or a pool."""
+        self.declare(name, **options)
+        self.config.commit()
+        registry = self.config.registry
+        process = services_of(registry)[name].make_process(registry)
         return self._stack.enter_context(running(process))
 
     def freeze(self, pid):
         """Let a process hang until the end of the test."""
         freeze(pid)
         self._stack.callback(os.kill, pid, signal.SIGCONT)
+
+    @contextmanager
+    def waiting(self, name):
+        """Let a service run a method until the end of the block."""
+        client = self.config.registry.zmq_clients.get(name)
+        call = threading.Thread(target=client.call, args=('wait', str(self._folder)))
+        call.start()
+        wait_until((self._folder / 'started').exists)
+        yield
+        (self._folder / 'go').touch()
+        call.join()
 
     def add_all(self):
         """Declare services in all conditions."""

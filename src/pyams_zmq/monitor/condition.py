@@ -19,10 +19,11 @@ DOWN = 'down'
 _UNAUTHORIZED = 401
 _UNAVAILABLE = 503
 _REFUSED = 'it refuses this application: compare the users and keys of both'
+_SILENT = 'it does not answer: it is down, or hangs'
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (ZMQRefusedError, _REFUSED),
-    (ZMQUnreachableError, 'it cannot be reached: it is down, or hangs'),
-    (ZMQTimeoutError, 'it does not answer in time'),
+    (ZMQUnreachableError, _SILENT),
+    (ZMQTimeoutError, _SILENT),
     (ZMQReplyError, 'what answers is not a service of pyams_zmq'),
 )
 _UNKNOWN = 'it cannot be asked'
