@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Output that any text can be written to: a terminal, a pipe or a log file in any encoding."""
 
+import json
 import logging
+import os
+import signal
 import sys
+from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Any
+
+from pyams_zmq.process.base import SIGNALLED
 
 _ERRORS = 'backslashreplace'  # as of stderr
 
@@ -33,5 +39,55 @@ def accept_any_record() -> None:
 
 
 def write(text: str) -> None:
-    """Write a line of text to the standard output."""
-    sys.stdout.write(f'{text}\n')
+    """Write a line of text to the standard output.
+
+    :raises SystemExit: if it cannot be written; without an error if the reader has ended, as `head`
+        does
+    """
+    if sys.stdout is None:  # it was closed when the program began
+        return
+    try:
+        sys.stdout.write(f'{text}\n')
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(SIGNALLED + signal.SIGPIPE)
+    except OSError as error:
+        _discard_output()
+        sys.exit(f'pyams_zmq: error: the output cannot be written: {error.strerror}')
+
+
+def _discard_output() -> None:
+    """Let what is still in the buffer go nowhere, since the interpreter writes it at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def write_json(value: Any, *, indent: int | None = 2) -> None:
+    """Write a value to the standard output as JSON, in ASCII if its encoding lacks a character.
+
+    :param indent: None writes one line
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(getattr(sys.stdout, 'encoding', None) or 'ascii')
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=indent)
+    write(text)
+
+
+def write_table(rows: Sequence[Sequence[str]]) -> None:
+    """Write rows of texts in aligned columns; the first row has their titles."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+        write('  '.join(cells).rstrip())
+
+
+def format_age(seconds: float) -> str:
+    """Return a duration as its largest unit: `40 s`, `5 min`, `3 h` or `12 d`."""
+    for unit, size in (('d', 86400), ('h', 3600), ('min', 60)):
+        if seconds >= size:
+            return f'{seconds // size:.0f} {unit}'
+    return f'{seconds:.0f} s'
