@@ -4,15 +4,20 @@
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Any
 
+from pyams_zmq.cli.printable import printable
 from pyams_zmq.process.base import SIGNALLED
 
 _ERRORS = 'backslashreplace'  # as of stderr
+
+# JSON escapes those below the blank only; the others are C1, and what changes the direction.
+_CONTROLS = re.compile('[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]')
 
 
 def accept_any_text(*streams: Any) -> None:
@@ -65,24 +70,30 @@ def _discard_output() -> None:
 
 
 def write_json(value: Any, *, indent: int | None = 2) -> None:
-    """Write a value to the standard output as JSON, in ASCII if its encoding lacks a character.
+    """Write a value to the standard output as JSON.
+
+    It is in ASCII if the encoding of the output lacks a character, or if one controls a terminal.
 
     :param indent: None writes one line
     """
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     try:
         text.encode(getattr(sys.stdout, 'encoding', None) or 'ascii')
+        is_safe = _CONTROLS.search(text) is None
     except UnicodeEncodeError:
-        text = json.dumps(value, indent=indent)
-    write(text)
+        is_safe = False
+    write(text if is_safe else json.dumps(value, indent=indent))
 
 
 def write_table(rows: Sequence[Sequence[str]]) -> None:
     """Write rows of texts in aligned columns; the first row has their titles."""
+    rows = [[printable(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
-        write('  '.join(cells).rstrip())
+    lines = (
+        '  '.join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+    write('\n'.join(lines))
 
 
 def format_age(seconds: float) -> str:

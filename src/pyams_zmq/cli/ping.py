@@ -9,11 +9,12 @@ from typing import Any
 
 from pyams_zmq.cli.outcome import OK
 from pyams_zmq.cli.output import format_age, write
-from pyams_zmq.cli.target import Target, add_target, fail_extra_words, open_target
+from pyams_zmq.cli.printable import printable
+from pyams_zmq.cli.target import TIMEOUT, Target, add_target, fail_extra_words, open_target
 from pyams_zmq.exceptions import ZMQRemoteError
 
 _OLDER = {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.INTERNAL_SERVER_ERROR}
-"""Status of the answers of servers that do not know the question, among others those of 2.0.0"""
+"""Status of the answers of servers that do not know the question"""
 
 
 def add_command(commands: Any) -> None:
@@ -24,17 +25,28 @@ def add_command(commands: Any) -> None:
         description='Say if a service answers, how long that takes, and since when it runs.',
     )
     add_target(parser)
+    parser.add_argument(
+        '--connect',
+        action='store_true',
+        help='connect only, and send nothing: a message of an unknown type blocks a service of '
+        'pyams_zmq 2',
+    )
     parser.set_defaults(run=partial(_run, parser))
 
 
 def _run(parser: ArgumentParser, args: Namespace) -> int:
     with open_target(parser, args) as target:
         fail_extra_words(parser, target)
-        _ask(target)  # it connects, which takes longer
-        start = time.perf_counter()
-        answer = _ask(target)
-        seconds = time.perf_counter() - start
-    write(f'{seconds * 1000:.1f} ms, {_describe(answer)}')
+        if args.connect:
+            start = time.perf_counter()
+            target.client.prepare(timeout=target.timeout or TIMEOUT)
+            text = 'connected'
+        else:
+            _ask(target)  # it connects, which takes longer
+            start = time.perf_counter()
+            text = _describe(_ask(target))
+        milliseconds = (time.perf_counter() - start) * 1000
+    write(f'{milliseconds:.1f} ms, {text}')
     return OK
 
 
@@ -51,12 +63,11 @@ def _ask(target: Target) -> Any:
 def _describe(answer: Any) -> str:
     try:
         number = int(answer['workers'])
-        parts = [
-            f'up {format_age(answer["uptime"])}',
-            f'{number} worker{"" if number == 1 else "s"}',
-        ]
-        if answer['state'] != 'up':
-            parts.append(str(answer['state']))
-    except (TypeError, KeyError, ValueError):
+        age = format_age(answer['uptime'])
+        state = answer['state']
+    except (TypeError, KeyError, ValueError, OverflowError):
         return 'answers as a server older than 3.0'
+    parts = [f'up {age}', f'{number} worker{"" if number == 1 else "s"}']
+    if state != 'up':
+        parts.append(printable(str(state)))
     return ', '.join(parts)

@@ -9,6 +9,7 @@ from typing import Any
 from pyramid.scripts.common import parse_vars
 
 from pyams_zmq.cli.application import load_application
+from pyams_zmq.cli.target import fail_unknown
 from pyams_zmq.config.service import services_of
 from pyams_zmq.outbox.outbox import Outbox
 from pyams_zmq.supervisor import Supervisor
@@ -28,8 +29,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         'names',
         metavar='NAME',
-        nargs='+',
-        help='name of a declared process; or VARIABLE=VALUE, which INI uses as %%(VARIABLE)s',
+        nargs='*',
+        help='name of a declared process, by default all with start = external; or '
+        'VARIABLE=VALUE, which INI uses as %%(VARIABLE)s',
     )
     parser.set_defaults(run=partial(_run, parser))
 
@@ -39,11 +41,16 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
     variables = parse_vars(name for name in args.names if '=' in name)
     registry = load_application(parser, args.config_uri, variables)
     services = services_of(registry)
-    unknown = [name for name in names if name not in services]
-    if unknown or not names:
-        problem = f'unknown process {", ".join(unknown)}' if unknown else 'no process is named'
-        declared = ', '.join(sorted(services)) or 'none'
-        parser.error(f'{problem}; {args.config_uri} declares: {declared}')
+    if unknown := [name for name in names if name not in services]:
+        fail_unknown(parser, args.config_uri, unknown, services)
+    if not names:
+        names = [name for name in sorted(services) if services[name].start == 'external']
+        if not names:
+            others = ', '.join(f'{name} ({services[name].start})' for name in sorted(services))
+            parser.error(
+                f'{args.config_uri} declares no process with start = external, but: '
+                f'{others or "none"}'
+            )
     elsewhere = [name for name in names if services[name].handler is None]
     if elsewhere:
         parser.error(f'{", ".join(elsewhere)} has no handler: it runs elsewhere (start = never)')

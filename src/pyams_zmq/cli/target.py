@@ -5,6 +5,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from pyams_zmq.cli.application import load_application
 from pyams_zmq.cli.words import split_variables
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.config.service import services_of
+from pyams_zmq.exceptions import ZMQRemoteError, ZMQReplyError
 from pyams_zmq.wire.message import check_timeout
 
 TIMEOUT = 5.0
@@ -35,8 +37,28 @@ class Target:
     timeout: float | None
 
     def ask(self, type: str, args: Any = None) -> Any:  # noqa: A002 - the name of the field
-        """Return the answer to a question, which does not take long."""
-        return self.client.call(type, args, timeout=self.timeout or TIMEOUT, retries=0)
+        """Return the answer to a question, which does not take long.
+
+        :param type: one of those that each service answers
+        :raises: the errors of :meth:`.ZMQClient.call`
+        """
+        try:
+            return self.client.call(type, args, timeout=self.timeout or TIMEOUT, retries=0)
+        except ZMQRemoteError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                error.advice = f'{self.name} runs a version of pyams_zmq before 3.0'
+            raise
+
+    def ask_object(self, type: str) -> dict[str, Any]:  # noqa: A002 - the name of the field
+        """Return the answer to a question, which is an object.
+
+        :raises ZMQReplyError: for another answer
+        :raises: the errors of `ask`
+        """
+        answer = self.ask(type)
+        if not isinstance(answer, dict):
+            raise ZMQReplyError(f'The answer of {self.name} to {type} is not an object')
+        return answer
 
 
 def add_target(parser: ArgumentParser, words: str = '') -> None:

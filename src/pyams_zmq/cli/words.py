@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The words of a command line: arguments that are not options, before, between and after these."""
 
+import os
 import re
 from argparse import ArgumentParser
 from collections.abc import Iterable
@@ -22,9 +23,14 @@ class CommandParser(ArgumentParser):
         namespace, rest = super().parse_known_args(args, namespace)
         if not hasattr(namespace, 'words'):
             return namespace, rest
-        words = [each for each in rest if each == '-' or each[:1] != '-' or _NUMBER.match(each)]
-        namespace.words = [*namespace.words, *words]
-        return namespace, [each for each in rest if each not in words]
+        unknown: list[str] = []
+        for number, each in enumerate(rest):
+            if each == '--':  # only words follow
+                namespace.words += rest[number + 1 :]
+                break
+            is_word = each == '-' or each[:1] != '-' or _NUMBER.match(each)
+            (namespace.words if is_word else unknown).append(each)
+        return namespace, unknown
 
 
 def split_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
@@ -38,3 +44,15 @@ def split_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
         else:
             plain.append(word)
     return plain, variables
+
+
+def decode_word(word: str) -> str:
+    """Return a word that a service gets: UTF-8, also where the system has another encoding.
+
+    :raises ValueError: if it is not UTF-8
+    """
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # bytes that Python could not decode
+        return os.fsencode(word).decode()
+    return word
