@@ -75,7 +75,13 @@ class ZMQTimeoutError(ZMQBaseError, TimeoutError):
 
 
 class ZMQUnreachableError(ZMQBaseError, ConnectionError):
-    """A service that could not be reached in time, or to which the connection was lost."""
+    """A service that could not be reached in time, or to which the connection was lost.
+
+    :ivar is_accepted: true if something accepts connections, and does not go on with them: a
+        service that hangs, or a forwarder whose service is down
+    """
+
+    is_accepted: bool = False
 
 
 class ZMQBacklogError(ZMQUnreachableError):

@@ -114,17 +114,40 @@ def test_process_that_runs_elsewhere(run):
     assert 'elsewhere has no handler: it runs elsewhere' in program.log.read_text()
 
 
-def test_no_name(run, ini):
+def test_no_name(run, notes, ask, address):
+    """All external processes run, and not those that are started in another way."""
+    program = run()
+    (echo, _, _), (other, _, _) = notes(2)
+    assert (echo, other) == (f'{address}echo', f'{address}other')
+    wait_until(lambda: 'broken fails' in program.log.read_text())
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(TIMEOUT) in (0, 1)
+    assert 'elsewhere' not in program.log.read_text()
+
+
+def test_no_external_process(tmp_path, ini, run):
+    setting = 'pyams_zmq.a.address = 127.0.0.1:1\npyams_zmq.a.start = never\n'
+    text = INI.format(folder=tmp_path, setting=setting)
+    (tmp_path / 'application.ini').write_text(text.replace('external:main', 'external:plain'))
     program = run()
     assert program.wait(TIMEOUT) == 2
-    assert f'no process is named; {ini} declares:' in program.log.read_text()
+    assert program.log.read_text().splitlines()[-1] == (
+        f'pyams_zmq serve: error: {ini} declares no process with start = external, but: a (never)'
+    )
 
 
-def test_nothing_declared(tmp_path, ini, run):
+@pytest.mark.parametrize(
+    ('names', 'problem'),
+    [
+        (['echo'], 'unknown process echo; {ini} declares: none'),
+        ([], '{ini} declares no process with start = external, but: none'),
+    ],
+)
+def test_nothing_declared(tmp_path, ini, run, names, problem):
     (tmp_path / 'application.ini').write_text(INI.format(folder=tmp_path, setting=''))
-    program = run('echo')
+    program = run(*names)
     assert program.wait(TIMEOUT) == 2
-    assert f'{ini} declares: none' in program.log.read_text()
+    assert problem.format(ini=ini) in program.log.read_text()
 
 
 def test_import():

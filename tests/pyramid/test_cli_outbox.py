@@ -340,7 +340,7 @@ def test_no_table(run, settings):
         assert run(*words) == (
             1,
             [
-                "pyams_zmq outbox: error: The database has no table 'pyams_zmq_outbox': create it "
+                "pyams_zmq: error: The database has no table 'pyams_zmq_outbox': create it "
                 'with a migration, or with metadata.create_all(engine)'
             ],
         )
@@ -360,4 +360,4 @@ def test_no_secret(run_program, settings, tmp_path, is_running):
     else:
         assert (code, lines) == (1, [])
         problem = f'the database of the outbox of {tmp_path}/application.ini cannot be used: '
-        assert errors.startswith(f'pyams_zmq outbox: error: {problem}OperationalError: ')
+        assert errors.startswith(f'pyams_zmq: error: {problem}OperationalError: ')

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from functools import partial
 from typing import Any, NoReturn
 
-from pyams_zmq.cli.outcome import OK
+from pyams_zmq.cli.outcome import OK, note
 from pyams_zmq.cli.output import write_json
 from pyams_zmq.cli.target import add_target, open_target
 from pyams_zmq.cli.words import decode_word
@@ -32,24 +32,30 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
         if not target.words:
             parser.error('no method is named: see "pyams_zmq methods"')
         method, *rest = target.words
+        try:
+            method = decode_word(method)
+        except ValueError:
+            parser.error(f'the method is not UTF-8: {method!r}')
         if len(rest) > 1:
             parser.error(f'unexpected arguments after the JSON: {" ".join(rest[1:])}')
         argument = _read_json(parser, rest[0]) if rest else None
         try:
-            result = target.client.call(decode_word(method), argument, timeout=target.timeout)
+            result = target.client.call(method, argument, timeout=target.timeout)
         except ZMQBaseError:
             raise
         except ValueError as error:  # a text of half a character, for instance
             parser.error(f'the message cannot be sent: {error}')
     if isinstance(result, Multipart):
         size = sum(map(len, result.frames))
-        sys.stderr.write(f'{len(result.frames)} binary frames ({size} bytes) are left out\n')
+        note(f'{len(result.frames)} binary frames ({size} bytes) are left out')
         result = result.value
     write_json(result)
     return OK
 
 
 def _read_json(parser: ArgumentParser, word: str) -> Any:
+    if word == '-' and sys.stdin is None:
+        parser.error('the standard input is closed')
     try:
         text = sys.stdin.buffer.read().decode('utf-8-sig') if word == '-' else decode_word(word)
         return json.loads(text, parse_constant=_refuse_constant)

@@ -10,6 +10,7 @@ from typing import Any
 from pyramid.scripts.common import parse_vars
 
 from pyams_zmq.cli.application import load_application
+from pyams_zmq.cli.outcome import ERROR, OK, report
 from pyams_zmq.cli.output import write
 from pyams_zmq.config.service import services_of
 from pyams_zmq.exceptions import ZMQOutboxError
@@ -61,7 +62,7 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
     try:
         if action == 'list':
             _show(outbox, services_of(registry))
-            return 0
+            return OK
         if args.service is not None:
             if args.service in services_of(registry):
                 parser.error(f'{args.service!r} is declared: its messages are sent when it runs')
@@ -69,17 +70,14 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
         change = outbox.retry if action == 'retry' else outbox.drop
         if args.all:
             write(f'{_change_all(outbox, change)} dead letters')
-            return 0
+            return OK
         return _report_changed(ids, change(ids))
-    except ZMQOutboxError as error:
-        parser.exit(1, f'{parser.prog}: error: {error}\n')
+    except ZMQOutboxError:
+        raise
     except Exception as error:  # noqa: BLE001 - databases raise errors of any class
         text = f'{type(error).__name__}: {str(error).partition(chr(10))[0]}'
-        parser.exit(
-            1,
-            f'{parser.prog}: error: the database of the outbox of {args.config_uri} cannot be '
-            f'used: {text}\n',
-        )
+        report(f'the database of the outbox of {args.config_uri} cannot be used: {text}')
+        return ERROR
     finally:
         registry.zmq_clients.close()
 
@@ -109,18 +107,18 @@ def _discard(outbox: Outbox, service: str) -> int:
     number = outbox.discard(service)
     write(f'{number} messages dropped')
     if number:
-        return 0
+        return OK
     names = ', '.join(sorted({each.service for each in outbox.waiting()}))
     write(f'No message waits for {service!r}; messages wait for: {names or "none"}')
-    return 1
+    return ERROR
 
 
 def _report_changed(ids: Sequence[str], number: int) -> int:
     write(f'{number} dead letters')
     if number < len(set(ids)):
         write('Some ids are not those of dead letters: see "list"')
-        return 1
-    return 0
+        return ERROR
+    return OK
 
 
 def _show(outbox: Outbox, services: Any) -> None:

@@ -50,6 +50,8 @@ _CODES: dict[type[ZMQBaseError], int] = {
 
 def code_of(error: ZMQBaseError) -> int:
     """Return the exit code of a command that ends with an error."""
+    if isinstance(error, ZMQUnreachableError) and error.is_accepted:
+        return TIMEOUT
     if isinstance(error, ZMQRemoteError):
         return _STATUSES.get(error.status, ERROR)
     return next((_CODES[each] for each in type(error).__mro__ if each in _CODES), ERROR)
@@ -80,5 +82,10 @@ def report(text: str) -> None:
     A service may have chosen the text.
     """
     line = printable(' '.join(text[:_MAX_TEXT].split()))
-    if sys.stderr is not None:  # it was closed when the program began
-        sys.stderr.write(f'pyams_zmq: error: {line}{"..." if len(text) > _MAX_TEXT else ""}\n')
+    note(f'pyams_zmq: error: {line}{"..." if len(text) > _MAX_TEXT else ""}')
+
+
+def note(line: str) -> None:
+    """Write a line to the standard error, if that is open."""
+    if sys.stderr is not None:
+        sys.stderr.write(f'{line}\n')

@@ -101,4 +101,4 @@ def format_age(seconds: float) -> str:
     for unit, size in (('d', 86400), ('h', 3600), ('min', 60)):
         if seconds >= size:
             return f'{seconds // size:.0f} {unit}'
-    return f'{seconds:.0f} s'
+    return f'{seconds // 1:.0f} s'

@@ -63,11 +63,12 @@ def _ask(target: Target) -> Any:
 def _describe(answer: Any) -> str:
     try:
         number = int(answer['workers'])
-        age = format_age(answer['uptime'])
-        state = answer['state']
-    except (TypeError, KeyError, ValueError, OverflowError):
+        parts = [
+            f'up {format_age(answer["uptime"])}',
+            f'{number} worker{"" if number == 1 else "s"}',
+        ]
+        if answer['state'] != 'up':
+            parts.append(printable(str(answer['state'])))
+    except (TypeError, KeyError, ValueError):
         return 'answers as a server older than 3.0'
-    parts = [f'up {age}', f'{number} worker{"" if number == 1 else "s"}']
-    if state != 'up':
-        parts.append(printable(str(state)))
     return ', '.join(parts)

@@ -203,7 +203,9 @@ class ConnectionState:
                 '; connections are accepted, but get no further, as those to a forwarder whose '
                 'service is down, or to a server without ØMQ'
             )
-        return ZMQUnreachableError(text)
+        error = ZMQUnreachableError(text)
+        error.is_accepted = self._is_accepted
+        return error
 
 
 def keep_connected(socket: zmq.Socket[Any], heartbeats: tuple[float, float] = HEARTBEATS) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """An application with processes that ``pyams_zmq serve`` runs."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -90,3 +91,10 @@ def plain(global_config, **settings):
     with Configurator(settings=settings) as config:
         config.include('pyams_zmq')
         return config.make_wsgi_app()
+
+
+def printing(global_config, **settings):
+    """Make an application like that of `plain`, which prints and logs."""
+    print('printed')
+    logging.getLogger('app').info('logged')
+    return plain(global_config, **settings)
