@@ -3,12 +3,25 @@
 
 import os
 import re
-from argparse import ArgumentParser
+from argparse import Action, ArgumentParser
 from collections.abc import Iterable
 from typing import Any
 
 _VARIABLE = re.compile(r'[^\W\d][\w.-]*=')  # no JSON value begins like this
 _NUMBER = re.compile(r'-\d')
+
+
+_PATHS = ('INI', 'INI NAME', 'FILE', 'KEY', 'DIR')
+"""What arguments are called whose values are files, or folders"""
+
+_COMPLETE_FILES = {
+    'bash': '_shtab_compgen_files',
+    'zsh': '_files',
+    'tcsh': 'f',
+    'fish': '(__fish_complete_path (commandline -ct))',
+    'powershell': '_shtab_powershell_compgen_files',
+}
+"""The value of `shtab.FILE`: how the scripts that shtab writes complete the name of a file"""
 
 
 class CommandParser(ArgumentParser):
@@ -17,6 +30,13 @@ class CommandParser(ArgumentParser):
     If the command has an argument `words` with ``nargs='*'``, argparse would take the words before
     the first option only.
     """
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Action:
+        """Add an argument; the shell completes its value, if that is the path of a file."""
+        action = super().add_argument(*args, **kwargs)
+        if action.metavar in _PATHS:
+            action.complete = _COMPLETE_FILES  # type: ignore[attr-defined] # shtab reads it
+        return action
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments; return a namespace, and the arguments that are not known."""
