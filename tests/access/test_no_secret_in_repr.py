@@ -36,7 +36,7 @@ from pyams_zmq.client import ZMQClient
 from pyams_zmq.client.connection import ServiceAddress
 from pyams_zmq.config import services_of
 from pyams_zmq.config.identity import identify
-from pyams_zmq.config.startup import _make_supervisor
+from pyams_zmq.config.startup import make_supervisor
 from pyams_zmq.curve import CurveClient, CurveServer
 from pyams_zmq.exceptions import ZMQRefusedError
 from pyams_zmq.pool import ZMQPool
@@ -178,7 +178,7 @@ def make_objects(stack):
         ServiceAddress.parse('127.0.0.1:1', None, client),
         Authenticator(context, Access(USER)),
         services,
-        [_make_supervisor(registry, service, identify(registry)) for service in services.values()],
+        make_supervisor(registry, services, identify(registry)),
         [service.make_process(registry) for service in services.values()],
         [request.zmq(name) for name in services],
         stack.enter_context(ZMQClient('127.0.0.1:1', auth=USER)),

@@ -96,6 +96,59 @@ def test_server_ends(serve, command, num):
     assert 'Exception ignored' not in server.log.read_text()
 
 
+# Several services
+
+
+def services(folder, count):
+    """Return settings of further services; the last one is a pool of two workers."""
+    settings = {}
+    for number in range(1, count + 1):
+        settings[f'pyams_zmq.more{number}.handler'] = 'app.declared.MessageHandler'
+        settings[f'pyams_zmq.more{number}.address'] = f'ipc://{folder}/more{number}'
+    settings[f'pyams_zmq.more{count}.workers'] = 2
+    return settings
+
+
+def test_one_supervisor_of_all_services(serve, tmp_path):
+    """Each web worker has one supervisor, and one of them has the processes of all services."""
+    server = serve('gunicorn', '--workers', '4', **services(tmp_path, 4))
+    leader = None
+    for _ in range(2):
+        noted = wait_until(lambda: len(pids := server.children()) == 6 and pids, TIMEOUT)
+        [leader] = {pid for child in noted for pid in ancestors(child, 2)} & supervisors(server)
+        below = psutil.Process(leader).children(recursive=True)
+        assert len(below) == 4 + 4  # services; a pool with its broker and two workers
+        wait_until(lambda: len(server.workers()) == len(supervisors(server)) == 4, TIMEOUT)
+        wait_until(lambda: len(server.running()) == 1 + 4 + 4 + 8, TIMEOUT)
+        os.kill(psutil.Process(leader).ppid(), signal.SIGKILL)
+        for process in below:
+            wait_for_end(process.pid, TIMEOUT)
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(TIMEOUT) == 0
+    wait_until(lambda: not server.running(), TIMEOUT)
+
+
+def ancestors(pid, count):
+    return [each.pid for each in psutil.Process(pid).parents()[:count]]
+
+
+def supervisors(server):
+    """Return the pids of the supervisors: the children of the web workers."""
+    return {child.pid for worker in server.workers() for child in psutil.Process(worker).children()}
+
+
+def test_service_that_cannot_start(serve, tmp_path):
+    """It is given up, and the other service serves."""
+    settings = services(tmp_path, 1) | {
+        'pyams_zmq.more1.factory': 'handlers.ExitingSetup',
+        'pyams_zmq.more1.workers': 0,
+    }
+    server = serve('pserve', **settings)
+    [child] = server.children()
+    wait_until(lambda: 'more1 fails: each of its last 5' in server.log.read_text(), TIMEOUT)
+    assert server.get()['reply'] == [200, child]
+
+
 # On commit
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -23,10 +24,11 @@ from pyams_zmq.config import services_of, startup
 from pyams_zmq.config.identity import Application
 from pyams_zmq.config.startup import is_server
 from pyams_zmq.curve import CurveClient, CurveServer
-from pyams_zmq.exceptions import ZMQClosedError, ZMQRemoteError
+from pyams_zmq.exceptions import ZMQClosedError, ZMQRemoteError, ZMQStartError
 from pyams_zmq.interfaces import IZMQClientFactory, IZMQService
 from pyams_zmq.pool import ZMQPool
 from pyams_zmq.process import ZMQProcess
+from pyams_zmq.process.socket_lock import SocketLock
 
 SECRET = 'JTKVSB%%)wK0E.X)V>+}o?pNmC{O&4W4b!Ni{Lh6'  # the example of zmq_curve(7)
 PUBLIC = zmq.curve_public(SECRET.encode()).decode()
@@ -767,9 +769,22 @@ def test_scripts_of_pyramid(monkeypatch, script, serves):
     [({}, 30), ({'drain_timeout': 120}, 130), ({'factory': 'handlers.PatientProcess'}, 70)],
 )
 def test_supervisor_waits_for_its_process(options, drain):
-    service = service_of(('indexer', {'handler': HANDLER, 'address': ADDRESS, **options}))
-    supervisor = startup._make_supervisor(Registry('one'), service, Application('one', 'ONE'))
-    assert supervisor.drain_timeout == drain
+    services = [
+        replace(
+            service_of(('indexer', {'handler': HANDLER, 'address': ADDRESS, **more})), name=name
+        )
+        for name, more in (('indexer', options), ('other', {}))
+    ]
+    assert supervisor_of(*services).drain_timeout == drain
+
+
+def supervisor_of(*services, application='one'):
+    """Return the supervisor of services in an application."""
+    return startup.make_supervisor(
+        Registry('one'),
+        {service.name: service for service in services},
+        Application(application, application.upper()),
+    )
 
 
 def test_lock(tmp_path, monkeypatch):
@@ -781,14 +796,10 @@ def test_lock(tmp_path, monkeypatch):
         for key in ('one', 'two'):
             for address in ('ipc://zmq.sock', ADDRESS):
                 service = service_of(('indexer', {'handler': HANDLER, 'address': address}))
-                application = Application(key, key.upper())
-                first, second = (
-                    startup._make_supervisor(Registry('one'), service, application)
-                    for _worker in range(2)
-                )
+                first, second = (supervisor_of(service, application=key) for _worker in range(2))
                 assert first.lock == second.lock
                 locks.add(first.lock)
-                addresses.add(first.address_lock.address)
+                addresses.add(first.address_locks['indexer'].address)
     assert len(locks) == 6
     assert addresses == {
         f'ipc://{tmp_path}/zmq.sock',
@@ -797,14 +808,60 @@ def test_lock(tmp_path, monkeypatch):
     }
 
 
-def test_lock_of_a_pool():
-    options = {'handler': HANDLER, 'address': ADDRESS, 'workers': 2}
-    pool = startup._make_supervisor(
-        Registry('one'), service_of(('indexer', options)), Application('one', 'ONE')
+def test_lock_of_several_services():
+    """Two deployments whose addresses differ in one service have locks of their own."""
+    indexer = service_of(('indexer', {'handler': HANDLER, 'address': ADDRESS}))
+    pools = [
+        replace(indexer, name='digest', address=f'127.0.0.1:555{digit}', factory=ZMQPool, workers=2)
+        for digit in (1, 2)
+    ]
+    first, second = (supervisor_of(indexer, pool) for pool in pools)
+    assert first.name == 'pyams_zmq supervisor'
+    assert first.lock == f'one services digest tcp://127.0.0.1:5551 indexer tcp://{ADDRESS}'
+    assert first.lock == supervisor_of(pools[0], indexer).lock
+    assert len({first.lock, second.lock, supervisor_of(indexer).lock}) == 3
+    assert first.address_locks['digest'].address == 'tcp://127.0.0.1:5551'
+    assert list(first.factories) == ['indexer', 'digest']
+
+
+def test_process_of_a_supervisor():
+    options = {'handler': HANDLER, 'address': ADDRESS}
+    for more, is_pool in (({}, False), ({'workers': 2}, True)):
+        supervisor = supervisor_of(service_of(('indexer', {**options, **more})))
+        process = supervisor.factories['indexer']()
+        assert isinstance(process, ZMQPool) == is_pool
+        assert process.name == 'indexer'
+        assert getattr(process, 'retries_start', False) == is_pool
+
+
+def test_lock_without_a_folder(lock_folder):
+    """Each service has a lock of its own, and the application another one."""
+    lock_folder.touch()
+    service = service_of(('indexer', {'handler': HANDLER, 'address': ADDRESS}))
+    supervisor = supervisor_of(service)
+    own = supervisor.address_locks['indexer']
+    assert isinstance(supervisor.name_lock, SocketLock)
+    assert isinstance(own, SocketLock)
+    assert supervisor.name_lock.acquire()
+    assert own.acquire()
+    for each in (supervisor.name_lock, own):
+        each.release()
+
+
+def test_error_of_the_start_names_all_services(monkeypatch):
+    def fail(self):
+        raise ZMQStartError('it cannot be started')
+
+    monkeypatch.setattr(startup.SupervisorProcess, 'start', fail)
+    config = make_config(
+        *((name, {'handler': HANDLER, 'address': f'ipc://@{name}'}) for name in ('one', 'two'))
     )
-    assert isinstance(pool, ZMQPool)
-    assert pool.lock == f'one indexer tcp://{ADDRESS}'
-    assert pool.address_lock.address == f'tcp://{ADDRESS}'
+    with pytest.raises(ZMQStartError) as caught:
+        config.make_wsgi_app()
+    assert str(caught.value) == (
+        "it cannot be started; for the ØMQ processes 'one', 'two': set pyams_zmq.one.start = "
+        'external, pyams_zmq.two.start = external, and run "pyams_zmq serve INI one two"'
+    )
 
 
 @pytest.mark.parametrize('name', ['pyams_zmq', '/usr/bin/pyams_upgrade'])

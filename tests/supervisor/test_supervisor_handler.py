@@ -10,14 +10,14 @@ import psutil
 import pytest
 from pyramid.registry import Registry
 
-from checks import TIMEOUT, wait_until
+from checks import TIMEOUT, started, wait_until
 from locks import locks_of
 from pool_checks import client_of
 from pool_handlers import Pool
 from pyams_zmq.exceptions import ZMQBindError, ZMQHandlerError, ZMQStartError
 from pyams_zmq.interfaces import IZMQProcessGivenUpEvent
 from pyams_zmq.process import ZMQProcess
-from pyams_zmq.supervisor import Supervisor
+from pyams_zmq.supervisor import Supervisor, SupervisorProcess
 from pyams_zmq.supervisor.driver import LOCK_INTERVAL
 from pyams_zmq.supervisor.policy import describe_start_error
 from pyams_zmq.testing import running
@@ -167,24 +167,45 @@ def test_error_of_its_own_code(tmp_path, monkeypatch):
     wait_until(lambda: (step(), not supervisor.processes)[1], TIMEOUT)
 
 
-@pytest.mark.parametrize('lock', [None, 'a lock'])
-@pytest.mark.usefixtures('lock_folder')
-def test_pool(lock, tmp_path):
-    """It ends, and does not let its clients wait in the broker."""
-    events = tmp_path / 'events'
+def notifying(folder):
+    """Return a registry which notes the names of the processes that are given up, in a folder."""
     registry = Registry()
-    registry.registerHandler(lambda event: events.write_text(event.name), [IZMQProcessGivenUpEvent])
+    registry.registerHandler(
+        lambda event: (folder / event.name).open('a').write('.'), [IZMQProcessGivenUpEvent]
+    )
+    return registry
+
+
+@pytest.mark.parametrize('retries', [False, True])
+def test_pool(retries, tmp_path):
+    """It ends, and does not let its clients wait in the broker."""
+    registry = notifying(tmp_path)
     pool = Pool('127.0.0.1', handler=make_nothing, workers=2, registry=registry)
-    pool.lock = lock
+    pool.retries_start = retries
     pool.start()
     with pytest.raises(ZMQHandlerError, match='make_nothing cannot be made'):
         pool.wait_ready(TIMEOUT)
-    if lock:
-        wait_until(lambda: not psutil.Process(pool.pid).children(), TIMEOUT)
-        wait_until(events.exists)
-        assert pool.is_alive()  # it keeps the lock
-    pool.stop()
     pool.join(TIMEOUT)
+    assert pool.exitcode == 1
+    assert (tmp_path / pool.name).exists() == retries
+
+
+@pytest.mark.usefixtures('lock_folder')
+def test_pool_of_an_application(tmp_path):
+    """It is given up once, and its supervisor keeps the lock."""
+    registry = notifying(tmp_path)
+
+    def make():
+        pool = Pool('127.0.0.1', handler=make_nothing, workers=2, registry=registry)
+        pool.name = 'digest'
+        pool.retries_start = True
+        return pool
+
+    with started(SupervisorProcess({'digest': make}, registry=registry, lock='a lock')) as process:
+        wait_until((tmp_path / 'digest').exists, TIMEOUT)
+        wait_until(lambda: not psutil.Process(process.pid).children(), TIMEOUT)
+        assert process.is_alive()
+    assert (tmp_path / 'digest').read_text() == '.'
 
 
 def test_pool_that_works(tmp_path, monkeypatch):

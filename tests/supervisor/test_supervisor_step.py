@@ -18,10 +18,11 @@ from pyams_zmq.interfaces import IZMQProcessGivenUpEvent, ZMQProcessGivenUpEvent
 from pyams_zmq.process.base import describe_exit_code
 from pyams_zmq.process.descendants import POLL_INTERVAL
 from pyams_zmq.process.name_lock import NameLock
+from pyams_zmq.process.socket_lock import SocketLock
 from pyams_zmq.process.watchdog import RECYCLED
 from pyams_zmq.supervisor import Supervisor, driver
 from pyams_zmq.supervisor.driver import LOCK_INTERVAL, LOCK_REFRESH
-from pyams_zmq.supervisor.process import OwnedSupervisor
+from pyams_zmq.supervisor.standby import StandbySupervisor
 
 
 def test_start(fakes):
@@ -209,28 +210,71 @@ def test_address_that_another_program_has_bound(fakes, address):
     own.release()
 
 
-def test_supervisor_at_the_address_of_another_application(fakes, address, lock, caplog):
-    """It says so once, and starts the process when the address is free."""
+@pytest.fixture
+def standby(fakes, lock):
+    """Make supervisors with a lock; they step with the clock of the fakes."""
+    processes = []
+
+    def make(factories, address_locks):
+        processes.append(
+            SimpleNamespace(
+                registry=None,
+                address_locks=address_locks,
+                _parent_pid=os.getppid(),
+                name_lock=NameLock(lock),
+                _heartbeat=None,
+                _control=SimpleNamespace(receive=lambda: None),
+            )
+        )
+        fakes.supervisor = StandbySupervisor(processes[-1], factories)
+
+    yield make
+    for process in processes:
+        process.name_lock.release()
+        for each in process.address_locks.values():
+            each.release()
+
+
+def test_supervisor_at_the_address_of_another_application(fakes, standby, address, caplog):
+    """It says so once, and starts the process when the address is free; others start before."""
     own, other = locks_of(address, *'αβ')
-    process = SimpleNamespace(
-        registry=None,
-        address_lock=own,
-        _parent_pid=os.getppid(),
-        name_lock=NameLock(lock),
-        _heartbeat=None,
-        _control=SimpleNamespace(receive=lambda: None),
-    )
-    supervisor = OwnedSupervisor(process, {'fake': fakes.make})
+    standby({'fake': fakes.make, 'free': fakes.make}, {'fake': own})
     assert other.acquire()
-    for _ in range(2):
-        supervisor.step(fakes.now)
-    assert not fakes.made
+    for _ in range(3):
+        assert fakes.step(LOCK_INTERVAL) <= LOCK_INTERVAL
+    assert list(fakes.supervisor.processes) == ['free']
+    assert caplog.text.count('fake cannot start at') == 1
     assert caplog.text.count('another application of this user serves it (application β') == 1
     other.release()
-    supervisor.step(fakes.now)
-    assert fakes.made[0].orders == ['start']
-    own.release()
-    process.name_lock.release()
+    fakes.step(LOCK_INTERVAL)
+    assert list(fakes.supervisor.processes) == ['fake', 'free']
+
+
+def test_service_that_another_version_runs(fakes, standby, address, caplog):
+    """A new release with one more service starts that one, and the others when they are free."""
+    own, former = locks_of(address, *'αα')
+    standby({'fake': fakes.make, 'added': fakes.make}, {'fake': own})
+    assert former.acquire()
+    fakes.step()
+    assert list(fakes.supervisor.processes) == ['added']
+    former.release()
+    fakes.step(LOCK_INTERVAL)
+    assert list(fakes.supervisor.processes) == ['fake', 'added']
+    assert 'cannot start' not in caplog.text
+
+
+def test_service_whose_address_cannot_be_locked(fakes, standby):
+    """It has the lock of its name instead."""
+    own, former = SocketLock('added'), SocketLock('added')
+    standby({'fake': fakes.make, 'added': fakes.make}, {'added': own})
+    assert former.acquire()
+    fakes.step()
+    assert list(fakes.supervisor.processes) == ['fake']
+    former.release()
+    fakes.step(LOCK_INTERVAL)
+    assert list(fakes.supervisor.processes) == ['fake', 'added']
+    fakes.made[-1].error = LookupError()
+    fakes.crash()
 
 
 def test_factory_fails(fakes, caplog):

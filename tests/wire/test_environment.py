@@ -198,7 +198,7 @@ def test_application_without_a_further_process():
             with limited_to_no_process():
                 config.make_wsgi_app()
         [text] = [each.getMessage() for each in records if each.levelname == 'ERROR']
-        assert text.startswith('The application starts without a service: ')
+        assert text.startswith('The application starts without its services: ')
         assert 'set pyams_zmq.echo.start = external' in text
 
     assert in_process(start) == ''

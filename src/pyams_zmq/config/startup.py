@@ -4,6 +4,7 @@
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -22,6 +23,9 @@ from pyams_zmq.process.socket_lock import SocketLock
 from pyams_zmq.supervisor.process import SupervisingProcess, SupervisorProcess
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
+
+SUPERVISOR = 'pyams_zmq supervisor'
+"""Name of the process that supervises the services of an application"""
 
 STOP_SLACK = 10.0
 """Seconds after the `drain_timeout` of a process that its supervisor has for its own stop"""
@@ -69,18 +73,15 @@ def start_services(event: Any) -> None:
     _check_owners(registry, application)
     if not is_server():
         return
-    for name, service in services.items():
-        if service.start == 'auto':
-            try:
-                _make_supervisor(registry, service, application).start()
-            except ZMQStartError as error:
-                text = (
-                    f'{error}; for the ØMQ process {name!r}: set {PREFIX}{name}.start = external, '
-                    f'and run "pyams_zmq serve INI {name}"'
-                )
-                if not isinstance(error.__cause__, OSError):
-                    raise ZMQStartError(text) from None
-                LOGGER.error('The application starts without a service: %s', text)
+    own = {name: service for name, service in services.items() if service.start == 'auto'}
+    if own:
+        try:
+            make_supervisor(registry, own, application).start()
+        except ZMQStartError as error:
+            text = _describe_start_error(own, error)
+            if not isinstance(error.__cause__, OSError):
+                raise ZMQStartError(text) from None
+            LOGGER.error('The application starts without its services: %s', text)
     if outbox is not None:
         outbox.start()  # after the forks, which then have no thread of it
 
@@ -106,23 +107,56 @@ def _check_owners(registry: Any, application: Application) -> None:
                 registry.zmq_clients.address_locks[name] = lock
 
 
-def _make_supervisor(
-    registry: Any, service: Service, application: Application
-) -> SupervisingProcess:
-    lock = f'{application.name} {service.name} {service.endpoints[0].bound}'
-    supervisor: SupervisingProcess
-    if isinstance(service.factory, type) and issubclass(service.factory, SupervisingProcess):
-        supervisor = service.make_process(registry)
-        supervisor.name = service.name
-        supervisor.lock = lock
-    else:
-        supervisor = SupervisorProcess(
-            {service.name: partial(service.make_process, registry)}, registry=registry, lock=lock
-        )
+def _describe_start_error(services: Mapping[str, Service], error: ZMQStartError) -> str:
+    """Return the text of an error of the supervisor, with the way out for all services."""
+    names = ', '.join(map(repr, services))
+    settings = ', '.join(f'{PREFIX}{name}.start = external' for name in services)
+    return (
+        f'{error}; for the ØMQ process{"es" * (len(services) > 1)} {names}: set {settings}, and '
+        f'run "pyams_zmq serve INI {" ".join(services)}"'
+    )
+
+
+def make_supervisor(
+    registry: Any, services: Mapping[str, Service], application: Application
+) -> SupervisorProcess:
+    """Return the supervisor of all services that a web worker starts, which is not started.
+
+    One web worker has the lock and runs them. Each service has a lock of its own beside that: of
+    its addresses, or of its name where the addresses cannot be locked. So two versions of an
+    application that run at the same time, or two deployments with different addresses, share what
+    they have in common.
+
+    :param registry: registry of the application
+    :param services: the services, by name
+    :param application: the application
+    """
+    lock_name = ' '.join([application.name, 'services', *sorted(map(_identify, services.values()))])
+    supervisor = SupervisorProcess(
+        {name: partial(_make_process, registry, each) for name, each in services.items()},
+        registry=registry,
+        lock=lock_name,
+    )
+    supervisor.name = SUPERVISOR
+    for name, service in services.items():
         usual = getattr(service.factory, 'drain_timeout', 0.0)
         drain = service.limits.get('drain_timeout', usual)
         supervisor.drain_timeout = max(supervisor.drain_timeout, drain + STOP_SLACK)
-    supervisor.address_lock = service.lock_addresses(application, for_client=False)
-    if supervisor.address_lock is None:  # the folder of the locks cannot be used
-        supervisor.name_lock = SocketLock(lock)
+        lock = service.lock_addresses(application, for_client=False)
+        if lock is None:  # the folder of the locks cannot be used
+            supervisor.name_lock = SocketLock(lock_name)
+        supervisor.address_locks[name] = lock or SocketLock(
+            f'{application.name} {_identify(service)}'
+        )
     return supervisor
+
+
+def _make_process(registry: Any, service: Service) -> Any:
+    process = service.make_process(registry)
+    if isinstance(process, SupervisingProcess):  # a pool, which serves with those that start
+        process.retries_start = True
+    return process
+
+
+def _identify(service: Service) -> str:
+    return ' '.join([service.name, *(str(endpoint.bound) for endpoint in service.endpoints)])

@@ -11,8 +11,8 @@ from pyams_zmq.exceptions import ZMQStartError, ZMQTimeoutError
 from pyams_zmq.pool.local_port import LocalPort
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process.base import ReadyProcess, StopOrder, describe_exit_code
+from pyams_zmq.supervisor.owned import OwnedSupervisor
 from pyams_zmq.supervisor.policy import SupervisedProcess
-from pyams_zmq.supervisor.process import OwnedSupervisor
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -25,9 +25,9 @@ BROKER = 'broker'
 class PoolSupervisor(OwnedSupervisor):
     """Supervisor of the processes of a pool.
 
-    Without a lock, the pool ends with the first process that fails before all are ready: its owner
-    waits for it. With a lock, which a service of an application has, it starts the process again,
-    as it does later.
+    The pool ends with the first process that fails before all are ready: its owner waits for it.
+    With `retries_start`, as in the service of an application, it starts the process again, as it
+    does later.
 
     :param pool: the ZMQPool
     :param local_port: listener at which the workers reach their broker
@@ -60,14 +60,8 @@ class PoolSupervisor(OwnedSupervisor):
         """The workers, without those that have been replaced."""
         return [each for each in self._children if each is not self._broker and not each.retired]
 
-    @property
-    def _starting(self) -> list[SupervisedProcess]:
-        return [child for child in self._children if child.running and not child.ready]
-
     def step(self, now: float) -> float | None:
         """Do everything that is due: read reports, start, replace and stop processes."""
-        for child in self._starting:
-            self._read_report(child)
         was_stopping, replacement = self._stopping, self._replacement
         timeout = super().step(now)
         if not self._stopping:
@@ -75,10 +69,6 @@ class PoolSupervisor(OwnedSupervisor):
             self._replace()
         changed = was_stopping != self._stopping or replacement != self._replacement
         return 0.0 if changed else timeout
-
-    def _descriptors(self) -> list[int]:
-        channels = [child.process._channel.fileno() for child in self._starting]
-        return channels + super()._descriptors()
 
     # Reports
 
@@ -88,8 +78,11 @@ class PoolSupervisor(OwnedSupervisor):
         except ZMQTimeoutError:
             return
         except Exception as error:  # noqa: BLE001 - any error of the process
-            if not self._has_been_ready and self._lock is None:
-                self._fail(error)
+            if not self._has_been_ready:
+                if self._process.retries_start:
+                    self._process._send_report(None, error)  # its clients get the reason
+                else:
+                    self._fail(error)
             return
         child.ready = True
         child.failures = 0
@@ -109,10 +102,6 @@ class PoolSupervisor(OwnedSupervisor):
         ):
             self._has_been_ready = True
             self._process._send_report(self._broker.process.bound_addresses, None)
-
-    def _start(self, child: SupervisedProcess, now: float) -> None:
-        child.ready = False
-        super()._start(child, now)
 
     # Ends
 
@@ -144,7 +133,8 @@ class PoolSupervisor(OwnedSupervisor):
             if not (self._has_been_ready or self._stopping):
                 error = ZMQStartError(f'{child.name} of {self._process.name} fails, see its log')
                 self._process._send_report(None, error)
-            self._notify_given_up(self._process, self._process.name, code)
+            if not (self._stopping and self._process.is_supervised):  # else that one notifies
+                self._notify_given_up(self._process, self._process.name, code)
 
     def _fail(self, error: Exception) -> None:
         """Stop all processes."""

@@ -32,6 +32,7 @@ from pyams_zmq.process.heartbeat import (
     LivenessCheck,
 )
 from pyams_zmq.process.signals import SIGNALS, STOP_SIGNALS, ignore_server_signals
+from pyams_zmq.process.socket_lock import SocketLock
 from pyams_zmq.process.watchdog import RECYCLED, has_ended
 from pyams_zmq.supervisor.policy import (
     Factory,
@@ -99,7 +100,7 @@ class Supervisor(RestartLimits):
 
     def __init__(self, factories: Mapping[str, Factory], *, registry: Any = None):
         self.registry = registry
-        self.address_locks: Mapping[str, AddressLock] = {}
+        self.address_locks: Mapping[str, AddressLock | SocketLock] = {}
         self._children = [SupervisedProcess(*item) for item in factories.items()]
         self._former_children: set[ProcessInfo] = set()  # which are not orphans
         self._cleanup: OrphanCleanup | None = None
@@ -132,6 +133,8 @@ class Supervisor(RestartLimits):
         :return: seconds after which it has to be called again, or earlier if a process ends; None
             if only that is a reason
         """
+        for child in self._starting:
+            self._read_report(child)
         for child in list(self._children):
             if child.running and has_ended(child.process):
                 self._handle_end(child, now)
@@ -204,7 +207,19 @@ class Supervisor(RestartLimits):
 
     def _descriptors(self) -> list[int]:
         """Return descriptors that become readable when `step` has to be called."""
-        return [child.pidfd for child in self._children if child.pidfd is not None]
+        channels = [child.process._channel.fileno() for child in self._starting]
+        return channels + [child.pidfd for child in self._children if child.pidfd is not None]
+
+    @property
+    def _starting(self) -> list[SupervisedProcess]:
+        """The processes that run, and are not ready."""
+        return [child for child in self._children if child.running and not child.ready]
+
+    def _read_report(self, child: SupervisedProcess) -> None:
+        """Note that a process is ready, or why it is not."""
+        child.ready = child.process._was_ready()
+        if not child.has_problem:  # else it is noted when the process ends
+            self._note_problem(child, child.process._start_error())
 
     def _next_to_stop(self) -> list[SupervisedProcess]:
         return [child for child in self._children if child.running]
@@ -214,7 +229,8 @@ class Supervisor(RestartLimits):
 
     def _address_lock_of(self, child: SupervisedProcess) -> AddressLock | None:
         """Return the lock of the addresses that a process binds."""
-        return self.address_locks.get(child.name)
+        lock = self.address_locks.get(child.name)
+        return lock if isinstance(lock, AddressLock) else None
 
     # Addresses
 
@@ -276,6 +292,7 @@ class Supervisor(RestartLimits):
 
     def _start(self, child: SupervisedProcess, now: float) -> None:
         child.due = None
+        child.ready = False
         child.started = now
         child.was_overdue = False
         heartbeat = None

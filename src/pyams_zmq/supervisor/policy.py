@@ -45,7 +45,7 @@ class SupervisedProcess:
     :ivar retired: True if it is not started again, because another one replaces it
     :ivar is_refused: True from a start that found its address in use until it is ready
     :ivar has_problem: True from a start that failed until it is ready
-    :ivar ready: True once it is ready, for a supervisor that waits for that
+    :ivar ready: True once the present process is ready
     """
 
     def __init__(self, name: str, factory: Factory):
