@@ -259,13 +259,13 @@ def test_workers_that_cannot_start(tmp_path, monkeypatch):
     process.wait_ready()
     flag.touch()
     process.reload()  # the new workers fail, the old ones stay
-    wait_for_file(tmp_path / 'worker 1')
+    wait_for_file(tmp_path / f'{process.name} worker 1')
     pids = workers_of(process)
     assert len(pids) == 2
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     wait_for_file(tmp_path / process.name)
-    assert (tmp_path / 'worker 2').exists()
+    assert (tmp_path / f'{process.name} worker 2').exists()
     flag.unlink()
     wait_for_workers(process)
     process.stop()
@@ -306,7 +306,7 @@ def test_new_worker_fails_while_the_old_one_finishes_a_call(tmp_path, monkeypatc
             [new] = find('idle')
             flag.touch()
             os.kill(new, signal.SIGKILL)
-            wait_for_file(tmp_path / 'worker 1')
+            wait_for_file(tmp_path / f'{process.name} worker 1')
             for path in paths:
                 path.unlink()
         assert sorted(results) == sorted(map(str, paths))

@@ -34,7 +34,8 @@ def test_reload_without_a_broker(tmp_path):
         users.unlink()
         broker = process.make_broker(port)
     assert list(broker.access.users) == ['second']
-    assert [child.name for child in supervisor._to_replace] == ['worker 1', 'worker 2']
+    names = [child.name for child in supervisor._to_replace]
+    assert names == [f'{process.name} worker {number}' for number in (1, 2)]
 
 
 def test_rolling_restart(pool):

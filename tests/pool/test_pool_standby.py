@@ -235,7 +235,7 @@ def test_failure_of_all_starts(start, tmp_path, monkeypatch):
     process = start(handler=handler_with(set_up), registry=registry, workers=1)
     wait_for_file(tmp_path / process.name)
     wait_until(lambda: (tmp_path / process.name).read_text() == '1', TIMEOUT)  # it is written
-    assert (tmp_path / 'worker 1').exists()
+    assert (tmp_path / f'{process.name} worker 1').exists()
     flag.unlink()
     wait_until(lambda: is_ready(process), TIMEOUT)
     assert len(workers_of(process)) == 1

@@ -19,8 +19,6 @@ LOGGER = logging.getLogger('PyAMS (zmq)')
 WORKER_GRACE = 2.0
 """Seconds that workers have to exit after their broker"""
 
-BROKER = 'broker'
-
 
 class PoolSupervisor(OwnedSupervisor):
     """Supervisor of the processes of a pool.
@@ -40,10 +38,10 @@ class PoolSupervisor(OwnedSupervisor):
 
     def __init__(self, pool: Any, local_port: LocalPort):
         factories: dict[str, Callable[[], ReadyProcess]] = {
-            BROKER: partial(pool.make_broker, local_port)
+            f'{pool.name} broker': partial(pool.make_broker, local_port)
         }
         for number in range(1, pool.workers + 1):
-            factories[f'worker {number}'] = self._make_worker
+            factories[f'{pool.name} worker {number}'] = self._make_worker
         super().__init__(pool, factories)
         self._local_port = local_port
         self._broker = self._children[0]
@@ -131,7 +129,7 @@ class PoolSupervisor(OwnedSupervisor):
         super()._on_failure(child, code)
         if child is self._broker or all(worker.has_failed for worker in self._workers):
             if not (self._has_been_ready or self._stopping):
-                error = ZMQStartError(f'{child.name} of {self._process.name} fails, see its log')
+                error = ZMQStartError(f'{child.name} fails, see its log')
                 self._process._send_report(None, error)
             if not (self._stopping and self._process.is_supervised):  # else that one notifies
                 self._notify_given_up(self._process, self._process.name, code)

@@ -32,6 +32,7 @@ from pyams_zmq.process.heartbeat import HeartbeatCounter
 from pyams_zmq.process.log_locks import holding_log_locks
 from pyams_zmq.process.server_socket import close_inherited_listeners
 from pyams_zmq.process.signals import BLOCKED_SIGNALS, drop_inherited_handlers
+from pyams_zmq.process.title import set_title
 from pyams_zmq.process.watchdog import Watchdog, has_ended, wait_for_exit
 from pyams_zmq.wire.environment import ELSEWHERE, check_fork, leave_server
 
@@ -248,6 +249,7 @@ class OwnedProcess(multiprocessing.Process):
     def _drop_inherited_state(self) -> None:
         """Reset what was inherited from the parent, which may be a running web server."""
         self._channel.close()
+        set_title(self.name)
         continue_without_parent()
         asyncio._set_running_loop(None)
         asyncio.set_event_loop(None)

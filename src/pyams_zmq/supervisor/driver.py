@@ -82,7 +82,8 @@ class Supervisor(RestartLimits):
 
     It does not have threads. It forks, so the program should not have any either.
 
-    :param factories: functions that make a fresh process, which is not started, by its name
+    :param factories: functions that make a fresh process, which is not started, by its name: logs,
+        errors, `ps` and `top` show that
     :param registry: registry that gets the events; by default that of the process
     :ivar address_locks: locks of the addresses of processes, by the name of the process
     """
@@ -299,6 +300,7 @@ class Supervisor(RestartLimits):
         try:
             self._take_address(child)
             process = child.factory()
+            process.name = child.name
             process.is_supervised = True
             if self.hang_timeout:
                 heartbeat = child.resources.enter_context(closing(HeartbeatCounter()))
