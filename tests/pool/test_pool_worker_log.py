@@ -9,6 +9,8 @@ import pytest
 
 from app.program import reserved_port
 from checks import wait_until
+from job_checks import Asker
+from job_handlers import JobPool, Jobs
 from plain_handlers import Plain
 from pool_checks import TIMEOUT, client_of, held_calls, wait_for_workers, workers_of
 from pool_handlers import Pool
@@ -105,7 +107,7 @@ def test_local_workers(tmp_path):
     """They do not warn, and say that they serve when the broker knows them."""
     log = tmp_path / 'pool.log'
     with logged(log), running(Pool, workers=2):
-        wait_until(lambda: log.read_text().count('PoolWorker') >= 2, TIMEOUT)
+        wait_until(lambda: log.read_text().count(' worker ') >= 2, TIMEOUT)
     assert 'gets no calls' not in log.read_text()
 
 
@@ -135,3 +137,20 @@ def test_orderly_end(how, join, tmp_path):
         assert sorted(results) == sorted(pids)
     lines = log.read_text().splitlines()  # a loaded machine may need another signal: a warning
     assert [line for line in lines if not line.startswith(('INFO', 'WARNING'))] == []
+
+
+@pytest.mark.parametrize('name', ['', 'nap', 'work'])
+def test_orderly_stop_of_the_pool(name, tmp_path):
+    """Also while a job runs, which begins again later."""
+    log, path = tmp_path / 'pool.log', tmp_path / 'path'
+    path.touch()
+    arguments = {'path': str(path), 'log': str(tmp_path / 'jobs.log'), 'seconds': 60}
+    pool = JobPool('127.0.0.1', Jobs, workers=2)
+    pool.journal = tmp_path / 'journal'
+    with logged(log), running(pool), Asker(pool) as asker:
+        if name:
+            asker.submit(name, arguments)
+            wait_until((tmp_path / 'jobs.log').exists, TIMEOUT)
+    lines = log.read_text().splitlines()
+    assert [line for line in lines if not line.startswith('INFO')] == []
+    assert ('its job begins again later' in log.read_text()) == (name == 'nap')

@@ -187,3 +187,9 @@ class PoolSupervisor(OwnedSupervisor):
         if isinstance(process, PoolWorker):  # the broker has replied to all its calls
             yield next(orders)[0], WORKER_GRACE
         yield from orders
+
+    def _log_late(self, child: SupervisedProcess) -> None:
+        if isinstance(child.process, PoolWorker):  # the broker has replied to its call, if any
+            LOGGER.info('%s is ended while it works: its job begins again later', child.name)
+        else:
+            super()._log_late(child)

@@ -188,7 +188,8 @@ class Watchdog(Thread):
                 return
             if self._wait(pidfd):
                 break
-        LOGGER.warning('The owner of this process (pid %s) died, stopping', self.owner)
+        # An orderly stop ends a web server that does not handle SIGTERM in the same way as a kill.
+        LOGGER.info('The owner of this process (pid %s) died, stopping', self.owner)
         self._request_stop(self.orphan_timeout)
 
     def _request_stop(self, timeout: float) -> None:

@@ -438,16 +438,19 @@ class Supervisor(RestartLimits):
         elif now < child.stop_deadline:
             return
         else:
-            LOGGER.warning(
-                '%s did not stop in time, it is ended harder: see its log, or raise drain_timeout',
-                child.name,
-            )
+            self._log_late(child)
         order, timeout = next(child.stop_orders, (None, 0.0))
         if order is None:  # SIGKILL did not end it: the system waits for a device
             child.release()
         else:
             order()
             child.stop_deadline = now + timeout
+
+    def _log_late(self, child: SupervisedProcess) -> None:
+        LOGGER.warning(
+            '%s did not stop in time, it is ended harder: see its log, or raise drain_timeout',
+            child.name,
+        )
 
     def _stop_all(self) -> None:
         """Stop the processes that still run because the loop failed, and end their orphans."""

@@ -82,7 +82,8 @@ class OwnedSupervisor(Supervisor):
                 return
         # It has died, or has become another program, which no pidfd shows. Exit now: the children
         # then stop within `orphan_timeout`, and the next owner can bind the addresses.
-        LOGGER.warning('The owner of this process (pid %s) died, stopping', self._owner)
+        # An orderly stop ends a web server that does not handle SIGTERM in the same way as a kill.
+        LOGGER.info('The owner of this process (pid %s) died, stopping', self._owner)
         now = monotonic()
         # Nothing else would end the orphans: kill them now.
         OrphanCleanup(self._former_children, now, 0.0).step(now)
