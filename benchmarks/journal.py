@@ -181,7 +181,7 @@ def measure_old(folder, count):
         checkpoints.append(perf_counter() - start)
     report('step that removes jobs, or gives pages back', steps)
     report('checkpoint after it', checkpoints)
-    write(f'left: {sum(journal.counts.values())} jobs, ')
+    write(f'left: {sum(journal.counts.states.values())} jobs, ')
     journal.close()
     write(f'{path.stat().st_size >> 20} MiB\n')
 

@@ -106,7 +106,7 @@ def test_limit_of_the_size(path, monkeypatch, caplog):
         assert loop.wait(writer.retry, accepted[0]) == 'waiting'
         for job in loop.wait(writer.claim, len(accepted), ['convert']).jobs:
             assert loop.wait(writer.end, job.number, job.attempt, 'done', bytes(5000)) is True
-        assert journal.counts['done'] == len(accepted)
+        assert journal.counts.states['done'] == len(accepted)
         assert loop.wait(writer.accept, make_job('refused')).status == 507
         journal._size = int(journal._upkeep.used / 0.97)
         assert loop.wait(writer.accept, make_job('one')).is_new
@@ -144,7 +144,7 @@ def check_kill_on_full_disk(path, ballast):
         assert loop.wait(writer.accept, job).status == 507
         ballast.remove()
         assert loop.wait(writer.accept, make_job('next')).is_new
-        assert journal.counts['waiting'] == text.count(b'job') + 1
+        assert journal.counts.states['waiting'] == text.count(b'job') + 1
 
 
 def run_with_limit(function, path, size):

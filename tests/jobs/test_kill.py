@@ -102,7 +102,7 @@ def finish(path, log_path):
         assert event != 'ended' or job.state == 'done'
     broker.give_up()
     broker.work()
-    counts = {state: count for state, count in broker.journal.counts.items() if count}
+    counts = {state: count for state, count in broker.journal.counts.states.items() if count}
     assert set(counts) <= {'done'}
     accepted = {job_id for event, job_id in before if event == 'accepted'}
     assert accepted <= {job.id for job in broker.journal.reader.page(state='done')}

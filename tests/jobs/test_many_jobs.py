@@ -12,8 +12,8 @@ import pytest
 from journals import NOW, Bench, make_job
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.jobs import upkeep
+from pyams_zmq.jobs.pruning import PRUNED_STEP
 from pyams_zmq.jobs.reader import MAX_PAGE
-from pyams_zmq.jobs.upkeep import PRUNED_STEP
 
 COUNT = 4000
 _STEPS = 100  # instructions of sqlite between two calls of the handler
@@ -172,20 +172,20 @@ def test_old_jobs_are_removed(path):
     bench.now += 1
     steps = 0
     while True:
-        before = bench.journal.counts
+        before = bench.journal.counts.states
         expired, has_more = bench.journal.tidy(bench.now)
         bench.journal.checkpoint()
         steps += 1
         assert not expired
-        removed = sum(before.values()) - sum(bench.journal.counts.values())
+        removed = sum(before.values()) - sum(bench.journal.counts.states.values())
         assert removed <= PRUNED_STEP
         if not has_more:
             break
-    counts = bench.journal.counts
+    counts = bench.journal.counts.states
     assert (counts['done'], counts['failed'], counts['waiting']) == (0, 0, 1000)
     assert 1000 / PRUNED_STEP < steps < 100  # some of them give pages back
     bench.reopen()
-    assert bench.journal.counts == counts
+    assert bench.journal.counts.states == counts
     assert path.stat().st_size < 0.7 * size
     bench.close()
 
@@ -208,7 +208,7 @@ def test_large_jobs_are_removed_in_smaller_steps(path):
     bench.now += 2
     left = []
     while bench.journal.tidy(bench.now)[1]:
-        left.append(bench.journal.counts['done'])
+        left.append(bench.journal.counts.states['done'])
     assert left == [4, 3, 2, 1]
     bench.close()
 

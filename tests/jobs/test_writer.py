@@ -78,7 +78,7 @@ def test_life_of_a_job(path):
         assert loop.wait(writer.cancel, 'a').status == 409
         assert loop.wait(writer.retry, 'a') == 'waiting'
         assert loop.wait(writer.cancel, 'none').status == 404
-        assert journal.counts['waiting'] == 1
+        assert journal.counts.states['waiting'] == 1
         assert journal.reader.get('a').state == 'waiting'
         assert writer.problem == ''
 
@@ -235,7 +235,7 @@ def test_bad_job_fails_alone(path, options, caplog):
         assert last.is_new
         assert (error.status, error.text[:27]) == (400, 'The job cannot be written: ')
         assert [job.id for job in journal.reader.page()] == ['last', 'first']
-        assert journal.counts['waiting'] == 2
+        assert journal.counts.states['waiting'] == 2
     assert caplog.messages[0].startswith('A job cannot be written')
 
 
@@ -260,7 +260,7 @@ def test_nobody_asks_for_expired_jobs(path):
     with writing(path) as (journal, writer, loop):
         loop.wait(writer.accept, make_job('a', expires=0))
         assert loop.wait(writer.claim, 1, ['convert']).jobs == []
-        assert journal.counts['expired'] == 1
+        assert journal.counts.states['expired'] == 1
 
 
 def test_old_jobs_are_removed(path, monkeypatch):
@@ -276,9 +276,9 @@ def test_old_jobs_are_removed(path, monkeypatch):
     clock = bench.now
     with writing(path, clock=lambda: clock, steady=lambda: clock) as (journal, writer, loop):
         assert loop.wait(writer.claim, 1, ['convert']).jobs == []
-        assert journal.counts['done'] == 250
+        assert journal.counts.states['done'] == 250
         clock += 8 * 86400
-        wait_until(lambda: journal.counts['done'] == 0)
+        wait_until(lambda: journal.counts.states['done'] == 0)
 
 
 def test_error_of_the_upkeep_is_harmless(path, caplog, monkeypatch):
@@ -326,7 +326,7 @@ def test_clock_set_back_an_hour(path):
         assert [job.id for job in claim.jobs] == ['later']
         clock.shift -= 30
         assert 3480 < loop.wait(writer.claim, 9, ['convert']).wait < 3540
-        assert journal.counts['expired'] == 0
+        assert journal.counts.states['expired'] == 0
 
 
 @pytest.mark.parametrize('steps', [[3600], [3600, -3600], [-3600, 3600], [-86400, 90000]])
@@ -400,7 +400,7 @@ def test_loop_that_is_closed(path):
     writer = JournalWriter(journal, loop.call_soon_threadsafe)
     writer.accept(make_job('a'), print)
     assert writer.close()
-    assert journal.counts['waiting'] == 1
+    assert journal.counts.states['waiting'] == 1
     journal.close()
 
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Journals of jobs, and their writers without a loop."""
 
+from collections import Counter
 from contextlib import contextmanager
 from queue import SimpleQueue
 
 from checks import TIMEOUT
 from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.jobs.journal import Journal
-from pyams_zmq.jobs.records import Submission
+from pyams_zmq.jobs.records import STATES, Submission
 from pyams_zmq.jobs.writer import JournalWriter
 
 BODY = b'["convert",{"path":"a.mov"}]'
@@ -79,10 +80,11 @@ class Bench:
     def states(self):
         """Return the states by id, and check that the counts are right."""
         jobs = self.journal.reader.page()
-        counts = dict.fromkeys(self.journal.counts, 0)
+        states, types = dict.fromkeys(STATES, 0), {}
         for job in jobs:
-            counts[job.state] += 1
-        assert counts == self.journal.counts
+            states[job.state] += 1
+            types.setdefault(job.type, Counter())[job.state] += 1
+        assert (states, types) == (self.journal.counts.states, self.journal.counts.types)
         return {job.id: job.state for job in reversed(jobs)}
 
 

@@ -165,6 +165,14 @@ def read_page(args: Any) -> dict[str, Any]:
     }
 
 
+def read_age(args: Any) -> float:
+    """Return the argument of ``pyams_zmq.jobs.prune``: seconds since the end of the jobs.
+
+    :raises ZMQMessageError: with status 400 for bad arguments
+    """
+    return float(_read(_object(args), 'older_than', _number(0, MAX_DELAY), is_required=True))
+
+
 def _read(
     options: Mapping[str, Any],
     name: str,

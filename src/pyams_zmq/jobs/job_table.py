@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Collection
 
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.jobs.counts import Key
 from pyams_zmq.jobs.job_replies import UNKNOWN, refuse_result
+from pyams_zmq.jobs.pruning import prune
 from pyams_zmq.jobs.records import (
     CANCELLED,
     COLUMNS,
@@ -21,6 +23,7 @@ from pyams_zmq.jobs.records import (
     Cancelled,
     Claim,
     JobRecord,
+    Pruned,
     Submission,
     pack_frames,
     unpack_frames,
@@ -53,7 +56,7 @@ class JobTable:
     :param db: connection with the tables of :mod:`pyams_zmq.jobs.schema`
     :ivar now: time of the transaction, in seconds since the epoch
     :ivar ahead: seconds by which that is ahead of the clock of the system
-    :ivar delta: by how much it changes the number of jobs in each state
+    :ivar delta: by how much it changes the number of jobs by type and state
     :ivar expired: ids of the jobs that it lets expire, or that fail without having begun
     :ivar size: bytes of messages and results that were written
     """
@@ -64,7 +67,7 @@ class JobTable:
     def __init__(self, db: sqlite3.Connection):
         self._db = db
         self._waiting = WaitingJobs(db)
-        self.delta: Counter[str] = Counter()
+        self.delta: Counter[Key] = Counter()
         self.expired: list[str] = []
         self.size = 0
 
@@ -113,7 +116,7 @@ class JobTable:
                 self._db.execute('delete from job where number = ?', (cursor.lastrowid,))
                 raise
             self.size += len(frames)
-            self.delta[WAITING] += 1
+            self.delta[job.type, WAITING] += 1
             return Accepted(job.id, True, wait)
         known, number = self._db.execute(
             'select id, number from job where id = ? union all '
@@ -169,7 +172,7 @@ class JobTable:
             )
         except sqlite3.IntegrityError:
             raise ZMQMessageError(409, 'Another job with its key has not ended') from None
-        self._count(state, WAITING)
+        self._count(self._type_of(number), state, WAITING)
         return WAITING
 
     # What becomes of a job
@@ -281,7 +284,7 @@ class JobTable:
                 *(failures, deaths, max(self._revision, revision + 1), number),
             ),
         )
-        self._count(RUNNING, WAITING)
+        self._count(self._type_of(number), RUNNING, WAITING)
         return WAITING
 
     def expire(self) -> bool:
@@ -296,6 +299,15 @@ class JobTable:
         return len(found) == EXPIRED_STEP
 
     # What happens to the whole journal
+
+    def prune(self, age: float) -> Pruned:
+        """Remove some of the jobs that have ended, the oldest ones first.
+
+        :param age: seconds since their end, at least
+        """
+        removed, has_more = prune(self._db, self.now - age)
+        self.delta.subtract(removed)
+        return Pruned(removed.total(), has_more)
 
     def mark_orphans(self) -> None:
         """Note for the running jobs of a former broker since when they have none."""
@@ -318,9 +330,10 @@ class JobTable:
             'revision = max(revision + 1, ?) where number = ?',
             (self.now, owner, self._revision, number),
         )
-        self._count(WAITING, RUNNING)
         row = self._db.execute(_CLAIMED, (number,)).fetchone()
-        return JobRecord(*[*row, None, frames]).set_back(self.ahead)
+        record = JobRecord(*[*row, None, frames])
+        self._count(record.type, WAITING, RUNNING)
+        return record.set_back(self.ahead)
 
     def _expire(self, number: int, job_id: str) -> None:
         self._end(number, WAITING, EXPIRED)
@@ -342,7 +355,7 @@ class JobTable:
             'revision = max(revision + 1, ?) where number = ?',
             (state, reply, self.now, failures, deaths, max(self._revision, revision + 1), number),
         )
-        self._count(former, state)
+        self._count(self._type_of(number), former, state)
 
     def _find(self, job_id: str) -> tuple[int, str, int]:
         found: tuple[int, str, int] | None = self._db.execute(
@@ -359,6 +372,10 @@ class JobTable:
         ).fetchone()
         return None if found is None else found[0]
 
-    def _count(self, former: str, state: str) -> None:
-        self.delta[former] -= 1
-        self.delta[state] += 1
+    def _type_of(self, number: int) -> str:
+        found = self._db.execute('select type from job where number = ?', (number,))
+        return str(found.fetchone()[0])
+
+    def _count(self, job_type: str, former: str, state: str) -> None:
+        self.delta[job_type, former] -= 1
+        self.delta[job_type, state] += 1

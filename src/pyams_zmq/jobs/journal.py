@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 
 from pyams_zmq.exceptions import ZMQJournalError, ZMQMessageError
 from pyams_zmq.jobs import schema
+from pyams_zmq.jobs.counts import JobCounts
 from pyams_zmq.jobs.job_table import JobTable
 from pyams_zmq.jobs.journal_file import JournalFile
 from pyams_zmq.jobs.reader import JournalReader
-from pyams_zmq.jobs.records import STATES
 from pyams_zmq.jobs.upkeep import PRAGMAS, Upkeep
 from pyams_zmq.wire.clock import monotonic, time
 from pyams_zmq.wire.job_limits import JOURNAL_SIZE
@@ -43,7 +43,7 @@ class Journal:
     :param now: present time, in seconds since the epoch, by default that of the system
     :ivar path: path of the file, without symbolic links
     :ivar reader: reads jobs in the thread of the loop
-    :ivar counts: number of jobs in each state, as of the last transaction
+    :ivar counts: the :class:`~pyams_zmq.jobs.counts.JobCounts`, as of the last transaction
     :raises ZMQJournalError: if the file cannot be used
     :raises ValueError: for a bad *keep*
     """
@@ -95,8 +95,8 @@ class Journal:
             )
         schema.migrate(db)
         self._jobs, self._upkeep = JobTable(db), Upkeep(db)
-        self.counts = dict.fromkeys(STATES, 0)
-        self.counts |= dict(db.execute('select state, count(*) from job group by state'))
+        found = db.execute('select type, state, count(*) from job group by state, type')
+        self.counts = JobCounts({(name, state): number for name, state, number in found})
         self.reader = JournalReader(self._connect('ro'))
         (self._ahead,) = db.execute('select coalesce(max(ahead), 0.0) from clock').fetchone()
         ahead = self.reader.last_time() - now  # more than that, if the clock was set back
@@ -168,7 +168,7 @@ class Journal:
                 db.execute('rollback')
             raise
         self._ahead = ahead
-        self.counts = {state: self.counts[state] + jobs.delta[state] for state in STATES}
+        self.counts.change(jobs.delta)
 
     def check_size(self, part: float = 1.0) -> None:
         """Check that the jobs have not reached the limit of the size.
@@ -200,20 +200,18 @@ class Journal:
         :raises sqlite3.Error, OSError: if it cannot be written
         """
         until = now + self.ahead
-        before = until - self.keep
         due = self._db.execute(
             'select exists (select 1 from job indexed by job_expires '
             "where state = 'waiting' and expires <= ?) "
             'or exists (select 1 from job where ended < ?)',
-            (until, before),
+            (until, until - self.keep),
         ).fetchone()
         if due == (0,):
             return [], self._upkeep.vacuum()
         with self.transaction(now, is_durable=False) as jobs:
             has_more = jobs.expire()
-            removed, has_old = self._upkeep.prune(before)
-            jobs.delta.subtract(removed)
-        return jobs.expired, has_more or has_old
+            pruned = jobs.prune(self.keep)
+        return jobs.expired, has_more or pruned.has_more
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log to the file if it has become long, so that it stays bounded.

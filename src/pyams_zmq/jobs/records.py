@@ -157,6 +157,18 @@ class Cancelled:
     attempt: int
 
 
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """Jobs that were removed.
+
+    :ivar removed: their number
+    :ivar has_more: True if there may be more that can be removed
+    """
+
+    removed: int
+    has_more: bool
+
+
 def pack_frames(frames: Iterable[bytes]) -> bytes:
     """Return frames as one text of bytes, each with its length.
 

@@ -3,12 +3,6 @@
 
 import sqlite3
 
-PRUNED_STEP = 100
-"""Jobs that are removed in one transaction, at most"""
-
-PRUNED_SIZE = 4 * 1024 * 1024
-"""Bytes of messages and results after which no further job is removed in a transaction"""
-
 WAL_SIZE = 4 * 1024 * 1024
 """Bytes of the write-ahead log that stay on the disk"""
 
@@ -39,30 +33,6 @@ class Upkeep:
         self._pages = 0
         self._page_size: int
         (self._page_size,) = db.execute('pragma page_size').fetchone()
-
-    def prune(self, before: float) -> tuple[dict[str, int], bool]:
-        """Remove some jobs that ended before a time; in a transaction.
-
-        :return: how many jobs in each state were removed, and True if there may be more
-        """
-        found = self._db.execute(
-            'select number, state, coalesce(length(frames), 0) + coalesce(length(reply), 0) '
-            'from job left join request using (number) where ended < ? order by ended limit ?',
-            (before, PRUNED_STEP),
-        ).fetchall()
-        removed: dict[str, int] = {}
-        numbers = []
-        size = 0
-        for number, state, length in found:
-            if size > PRUNED_SIZE:
-                break
-            numbers.append((number,))
-            removed[state] = removed.get(state, 0) + 1
-            size += length
-        self._db.executemany('delete from job where number = ?', numbers)
-        self._db.executemany('delete from request where number = ?', numbers)
-        self._db.executemany('delete from alias where number = ?', numbers)
-        return removed, len(found) == PRUNED_STEP or len(numbers) < len(found)
 
     @property
     def used(self) -> int:

@@ -16,7 +16,7 @@ from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.jobs.change import Change
 from pyams_zmq.jobs.job_table import JobTable
 from pyams_zmq.jobs.journal import CLOCK_SLACK, Journal
-from pyams_zmq.jobs.records import Accepted, Cancelled, Claim, Submission
+from pyams_zmq.jobs.records import Accepted, Cancelled, Claim, Pruned, Submission
 from pyams_zmq.wire.clock import boottime, monotonic, time
 from pyams_zmq.wire.message import DRAINING
 
@@ -119,6 +119,16 @@ class JournalWriter:
     ) -> None:
         """Let a job that has ended without success begin again."""
         self._put(partial(JobTable.retry, job_id=job_id), callback, client=client)
+
+    def prune(
+        self,
+        age: float,
+        callback: Callable[[Pruned | ZMQMessageError], object],
+        client: Any = None,
+    ) -> None:
+        """Remove some of the jobs that have ended for some seconds."""
+        call = partial(JobTable.prune, age=age)
+        self._put(call, callback, is_durable=False, client=client)
 
     def end(
         self,

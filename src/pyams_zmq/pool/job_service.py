@@ -12,12 +12,13 @@ from pyams_zmq.exceptions import ZMQMessageError
 from pyams_zmq.jobs.job_messages import (
     Cancel,
     Wait,
+    read_age,
     read_id,
     read_page,
     read_submission,
 )
 from pyams_zmq.jobs.journal import Journal
-from pyams_zmq.jobs.records import CANCELLED, Accepted, Cancelled
+from pyams_zmq.jobs.records import CANCELLED, Accepted, Cancelled, Pruned
 from pyams_zmq.jobs.writer import JournalWriter
 from pyams_zmq.pool import protocol
 from pyams_zmq.pool.job_book import JobBook
@@ -143,6 +144,10 @@ class JobService:
                 page = self._reader.page(**read_page(args))
                 jobs = [self._views.describe(record.id, record) for record in page]
                 self._reply(envelope, 200, jobs)
+            case b'pyams_zmq.jobs.prune':
+                self._check_access(user, address)
+                callback = partial(self._on_pruned, envelope)
+                self._writer.prune(read_age(args), callback, envelope.connection)
             case _:
                 raise ZMQMessageError(404, f'Unknown message type {name.decode()!r}')
 
@@ -206,6 +211,13 @@ class JobService:
         self.book.expect(0.0)
         self.book.claim()
 
+    def _on_pruned(self, envelope: Any, outcome: Pruned | ZMQMessageError) -> None:
+        if isinstance(outcome, ZMQMessageError):
+            self._reply_error(envelope, outcome)
+            return
+        payload = {'removed': outcome.removed, 'has_more': outcome.has_more}
+        self._reply(envelope, 200, payload)
+
     # Workers
 
     def handle_progress(self, key: bytes, data: bytes) -> None:
@@ -259,7 +271,8 @@ class JobService:
     def stats(self) -> dict[str, Any]:
         """Return the statistics, as JSON types."""
         return {
-            'states': dict(self._journal.counts),
+            'states': self._journal.counts.states,
+            'types': self._journal.counts.types,
             'in_hand': len(self.book.live),
             'watchers': len(self._views),
             'problem': self._writer.problem,
