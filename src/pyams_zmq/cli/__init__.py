@@ -12,6 +12,7 @@ from typing import Any
 
 from pyams_zmq.cli import (
     call,
+    jobs,
     keygen,
     methods,
     outbox,
@@ -20,6 +21,7 @@ from pyams_zmq.cli import (
     restart,
     serve,
     stats,
+    top,
     worker,
 )
 from pyams_zmq.cli.outcome import run_command
@@ -29,7 +31,9 @@ from pyams_zmq.process.base import SIGNALLED
 
 PROGRAM = 'pyams_zmq'
 
-_COMMANDS = (serve, worker, ping, call, methods, stats, outbox, reload, restart, keygen)
+_COMMANDS = (
+    *(serve, worker, ping, call, methods, stats, top, jobs, outbox, reload, restart, keygen),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
