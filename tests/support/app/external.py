@@ -98,3 +98,12 @@ def printing(global_config, **settings):
     print('printed')
     logging.getLogger('app').info('logged')
     return plain(global_config, **settings)
+
+
+def elsewhere(global_config, **settings):
+    """Make an application with services that run elsewhere, at the addresses in its settings."""
+    with Configurator(settings=settings) as config:
+        config.include('pyams_zmq')
+        for name in settings['app.services'].split():
+            config.add_zmq_process(name, start='never')
+        return config.make_wsgi_app()
