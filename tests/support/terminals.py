@@ -112,8 +112,12 @@ class Terminal:
 
     def wait_for(self, *texts):
         """Wait until it has written all of these."""
+        self.wait_until(lambda: all(text in self.text for text in texts))
+
+    def wait_until(self, condition):
+        """Read what it writes until a condition is true."""
         deadline = time.monotonic() + TIMEOUT
-        while not all(text in self.text for text in texts):
+        while not condition():
             assert self._read(0.1), self.text
             assert time.monotonic() < deadline, self.text
 
