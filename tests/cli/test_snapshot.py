@@ -44,7 +44,10 @@ def test_statistics_without_members():
     assert (change.rate, change.percentile(50)) == (None, None)
 
 
-@pytest.mark.parametrize('payload', [None, 5, {'calls': 'x'}, {'methods': {'add': None}}])
+@pytest.mark.parametrize(
+    'payload',
+    [None, 5, {'calls': 'x'}, {'uptime': 1e200}, {'queue': -1}, {'methods': {'add': None}}],
+)
 def test_other_replies(payload):
     with pytest.raises(ZMQReplyError, match='not what a service says about itself'):
         read_snapshot(payload)

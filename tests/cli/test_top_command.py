@@ -99,9 +99,7 @@ def test_services_in_each_state(run, pool, tmp_path):
         'broken': lambda *_args: [500, 'Internal error 5'],
     }
     with ExitStack() as stack:
-        addresses = {
-            name: stack.enter_context(answering(reply)) for name, reply in replies.items()
-        }
+        addresses = {name: stack.enter_context(answering(reply)) for name, reply in replies.items()}
         ini = write_ini(
             tmp_path,
             **addresses,

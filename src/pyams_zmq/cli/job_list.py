@@ -2,7 +2,7 @@
 """``pyams_zmq jobs INI NAME list`` and ``show``."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import Any
@@ -37,10 +37,13 @@ def list_jobs(client: Any, limit: int | None, *, as_json: bool, **filters: Any) 
             continue
         rows += map(_describe_row, page)
         widths = [max(width, *map(len, cells)) for width, *cells in zip(widths, *rows, strict=True)]
-        for row in rows:
-            cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
-            write('  '.join(cells).rstrip())
+        write('\n'.join(_align(row, widths) for row in rows))
         rows = []
+
+
+def _align(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+    return '  '.join(cells).rstrip()
 
 
 def _read_pages(client: Any, limit: int | None, filters: dict[str, Any]) -> Iterator[list[JobInfo]]:

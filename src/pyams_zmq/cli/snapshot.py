@@ -4,11 +4,14 @@
 from collections import Counter
 from collections.abc import Mapping
 from math import inf
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import Struct, ValidationError, convert, field
+from msgspec import Meta, Struct, ValidationError, convert, field
 
 from pyams_zmq.exceptions import ZMQReplyError
+
+_Count = Annotated[int, Meta(ge=0, le=10**15)]
+_Amount = Annotated[float, Meta(ge=0, le=1e15)]
 
 
 class MethodCounts(Struct):
@@ -17,9 +20,9 @@ class MethodCounts(Struct):
     :ivar buckets: pairs of seconds, and the number of calls that did not take longer
     """
 
-    calls: int = 0
-    max: float = 0.0
-    buckets: list[tuple[float, int]] = field(default_factory=list)
+    calls: _Count = 0
+    max: _Amount = 0.0
+    buckets: list[tuple[_Amount, _Count]] = field(default_factory=list)
 
     @property
     def durations(self) -> 'Counter[float]':
@@ -36,7 +39,7 @@ class MethodCounts(Struct):
 class JobNumbers(Struct):
     """Jobs of a service, by state."""
 
-    states: dict[str, int] = field(default_factory=dict)
+    states: dict[str, _Count] = field(default_factory=dict)
 
 
 class Snapshot(Struct):
@@ -45,13 +48,13 @@ class Snapshot(Struct):
     pid: int = 0
     state: str | None = None
     draining: bool = False
-    uptime: float | None = None
-    calls: int | None = None
-    errors: int | None = None
-    in_flight: int | None = None
-    queue: int | None = None
-    oldest: float | None = None
-    memory: float | None = None
+    uptime: _Amount | None = None
+    calls: _Count | None = None
+    errors: _Count | None = None
+    in_flight: _Count | None = None
+    queue: _Count | None = None
+    oldest: _Amount | None = None
+    memory: _Amount | None = None
     methods: dict[str, MethodCounts] = field(default_factory=dict)
     workers: list[Any] | None = None
     jobs: JobNumbers | None = None
