@@ -30,12 +30,11 @@ INDISPENSABLE = {
     'locales/fr/LC_MESSAGES/pyams_zmq.po',
 }
 
-# SQLAlchemy and prometheus_client are extras, and an application with a ZODB has that.
+# These need extras: SQLAlchemy, prometheus_client, rich; an application with a ZODB has that.
 OPTIONAL = (
-    'pyams_zmq.outbox.sql',
-    'pyams_zmq.outbox.zodb',
-    'pyams_zmq.outbox.lanes',
+    *('pyams_zmq.outbox.sql', 'pyams_zmq.outbox.zodb', 'pyams_zmq.outbox.lanes'),
     'pyams_zmq.monitor.metrics',
+    'pyams_zmq.cli.job_bars',
 )
 
 # Run by the fresh environment, outside the checkout; the arguments are data files.

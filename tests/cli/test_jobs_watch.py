@@ -10,7 +10,7 @@ import pytest
 
 from function_service import answering
 from app.program import Program
-from checks import TIMEOUT, wait_until
+from checks import TIMEOUT
 from client_jobs import make_pool
 from job_checks import Asker
 from pyams_zmq.cli import job_watch
@@ -201,15 +201,18 @@ def test_terminal_that_is_not_utf_8(follow, open_terminal):
         assert terminal.wait() == 0
 
 
-def test_service_that_is_started_again(start, run, tmp_path):
+def test_service_that_is_started_again(start, tmp_path):
     """A watch goes on."""
+    path = tmp_path / 'file'
     pool = start(f'ipc://{tmp_path}/zmq.sock', tmp_path, factory=make_pool)
     with Asker(pool) as asker:
-        asker.submit('echo', 1, id='a', delay=1)
+        asker.submit('follow', str(path), id='a')
+        asker.wait('a', 'running')
     program = Terminal(tmp_path, *COMMAND, 'jobs', '--address', pool.bound_address, 'watch', 'a')
     with program as terminal:
-        terminal.wait_for('waiting')
+        terminal.wait_for('running')
         pool.stop()
+        path.write_text('end\n')
         start(f'ipc://{tmp_path}/zmq.sock', tmp_path, factory=make_pool)
         assert terminal.wait() == 0
-    wait_until(lambda: 'done' in terminal.text)
+    assert 'done' in terminal.text
