@@ -9,8 +9,8 @@ from threading import Thread
 
 import pytest
 
-from function_service import answer_as_2_0, answering
 from checks import TIMEOUT, freeze, wait_until
+from function_service import answer_as_2_0, answering
 from job_checks import Asker
 from job_handlers import JobPool, Jobs
 from pyams_zmq.cli import job_list

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from function_service import answering
 from app.program import Program
 from checks import TIMEOUT
 from client_jobs import make_pool
+from function_service import answering
 from job_checks import Asker
 from pyams_zmq.cli import job_watch
 from terminals import COMMAND, WITHOUT_RICH, Runner, Terminal

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from answering import answer_as_2_0, answering
 from checks import freeze
+from function_service import answer_as_2_0, answering
 from job_checks import Asker
 from job_handlers import JobPool, Jobs
 from pyams_zmq.cli.overview import TITLES
