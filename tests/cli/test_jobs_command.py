@@ -14,7 +14,7 @@ from function_service import answer_as_2_0, answering
 from job_checks import Asker
 from job_handlers import JobPool, Jobs
 from pyams_zmq.cli import job_list
-from pyams_zmq.pool import broker as broker_module
+from pyams_zmq.process import inspection as inspection_module
 from terminals import Runner, write_ini
 
 ACTIONS = (
@@ -296,7 +296,7 @@ def test_refused(pool, run, tmp_path, words):
 @pytest.mark.parametrize('words', [ACTIONS[0], *ACTIONS[3:]], ids=lambda words: words[0])
 def test_forbidden(pool, run, tmp_path, monkeypatch, words):
     """Who knows an id may see the job."""
-    monkeypatch.setattr(broker_module, 'parse_ip', lambda address: ip_address('192.0.2.1'))
+    monkeypatch.setattr(inspection_module, 'parse_ip', lambda address: ip_address('192.0.2.1'))
     process = pool(auth=['alice:a', 'bob:b'])
     user = tmp_path / 'user'
     user.write_text('alice:a\n')
@@ -327,7 +327,7 @@ def test_draining(pool, run, tmp_path, words):
         stop = Thread(target=process.stop)
         stop.start()
         try:
-            wait_until(lambda: process.stats()['draining'], TIMEOUT)
+            wait_until(lambda: process.stats()['state'] == 'draining', TIMEOUT)
             assert run('jobs', '--address', process.bound_address, *words) == (1, [])
             assert '503 The service is stopping' in run.err
         finally:

@@ -10,6 +10,7 @@ import pytest
 
 from checks import freeze
 from function_service import answer_as_2_0, answering
+from handlers import MessageHandler
 from job_checks import Asker
 from job_handlers import JobPool, Jobs
 from pyams_zmq.cli.overview import TITLES
@@ -88,11 +89,24 @@ def test_pool(run, pool, tmp_path):
     assert cells['P50'].endswith(' ms')
 
 
+def test_plain_process(run, start):
+    """It is its own worker, and has no jobs."""
+    process = start('127.0.0.1:0', MessageHandler)
+    with Asker(process) as asker:
+        assert asker.ask('pid')[0] == 200
+    code, lines = run('top', '--address', process.bound_address)
+    [row] = rows_of(lines).values()
+    cells = dict(zip(TITLES[1:], row, strict=True))
+    assert (code, cells['STATE'], cells['WORKERS'], cells['JOBS RUN']) == (0, 'up', '1', '-')
+    assert cells['MEMORY'].endswith(' MiB')
+    assert cells['P99'].endswith('s')
+
+
 def test_services_in_each_state(run, pool, tmp_path):
     """One that hangs does not delay the others."""
     pids = [pool.pid, pool.stats()['pid']]
     replies = {
-        'draining': lambda *_args: [200, {'draining': True}],
+        'draining': lambda *_args: [200, {'state': 'draining'}],
         'forbidden': lambda *_args: [403, 'User may not read the statistics'],
         'older': answer_as_2_0,
         'strange': lambda *_args: [200, {'calls': 'many\x1b'}],

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 
 from job_checks import Asker
 from pyams_zmq.jobs.writer import JournalWriter
-from pyams_zmq.pool import broker as broker_module
+from pyams_zmq.process import inspection as inspection_module
 
 PRUNE = ('pyams_zmq.jobs.prune', {'older_than': 0})
 
@@ -35,7 +35,7 @@ def test_bad_arguments(asker):
 
 def test_right(job_pool, monkeypatch):
     """It is that of the list of all jobs."""
-    monkeypatch.setattr(broker_module, 'parse_ip', lambda address: ip_address('192.0.2.1'))
+    monkeypatch.setattr(inspection_module, 'parse_ip', lambda address: ip_address('192.0.2.1'))
     pool = job_pool(auth=['alice:a', 'carol:c'], stats_users={'carol'})
     with Asker(pool, auth='alice:a') as alice, Asker(pool, auth='carol:c') as carol:
         alice.run('add', [1])

@@ -69,9 +69,8 @@ def _is_unknown(error: Exception) -> bool:
 
 def _describe(snapshot: Snapshot, change: Change) -> tuple[str, ...]:
     jobs = None if snapshot.jobs is None else snapshot.jobs.states
-    state = snapshot.state or ('draining' if snapshot.draining else 'up')
     return (
-        printable(state),
+        printable(snapshot.state),
         _number(change.rate, '.1f'),
         _number(snapshot.errors),
         _number(snapshot.in_flight),

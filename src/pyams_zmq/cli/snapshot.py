@@ -46,8 +46,7 @@ class Snapshot(Struct):
     """The statistics of a service; members that an older service lacks have their defaults."""
 
     pid: int = 0
-    state: str | None = None
-    draining: bool = False
+    state: str = 'up'
     uptime: _Amount | None = None
     calls: _Count | None = None
     errors: _Count | None = None
