@@ -2,18 +2,21 @@
 """Statistics of a pool, and who may read them."""
 
 from ipaddress import ip_address
+from types import SimpleNamespace
 
 import pytest
 
 from app.program import is_running
 from checks import freeze, wait_until
-from pool_checks import TIMEOUT, client_of
+from pool_checks import TIMEOUT, client_of, workers_of
 from pool_handlers import Pool
 from pyams_zmq.exceptions import (
+    ZMQMessageError,
     ZMQRemoteError,
     ZMQStartError,
     ZMQTimeoutError,
 )
+from pyams_zmq.pool.inspection import PoolInspection
 from pyams_zmq.process import inspection as inspection_module
 
 
@@ -64,3 +67,48 @@ def test_stats_of_a_pool_whose_broker_is_away(pool):
     freeze(process.stats()['pid'])
     with pytest.raises(ZMQTimeoutError, match=r'did not reply in 0\.1 s'):
         process.stats(timeout=0.1)
+
+
+def test_questions(pool):
+    process = pool(workers=2)
+    with client_of(process) as client:
+        ping = client.call('pyams_zmq.ping')
+        assert (ping['name'], ping['kind'], ping['workers']) == (process.name, 'pool', 2)
+        assert ping['pid'] == process.stats()['pid']
+        echo = client.call('pyams_zmq.methods')['echo']
+        assert (echo['kind'], echo['signature']) == ('call', '(args)')
+        stats = client.call('pyams_zmq.stats')
+        assert stats.keys() >= {'oldest', 'memory', 'uptime', 'version', 'jobs'}
+        assert stats['jobs'] is None
+        with pytest.raises(ZMQRemoteError, match='404'):
+            client.call('pyams_zmq.nothing_such')
+
+
+def test_restart_and_reload(pool):
+    process = pool(workers=2)
+    former = workers_of(process)
+    with client_of(process) as client:
+        assert client.call('pyams_zmq.reload') is None
+        assert client.call('pyams_zmq.ping')['workers'] == 2
+        assert workers_of(process) == former
+        assert client.call('pyams_zmq.restart') is None
+        wait_until(
+            lambda: len(workers_of(process)) == 2 and not former & workers_of(process), TIMEOUT
+        )
+
+
+def test_restart_of_a_pool_that_has_ended():
+    """Its broker ends soon, too; another process may have the process id of the pool."""
+    inspection = PoolInspection(SimpleNamespace(_parent_pid=1), 'converter', None)
+    with pytest.raises(ZMQMessageError, match='The service is stopping'):
+        inspection.restart()
+
+
+def test_oldest_call(pool, tmp_path):
+    process = pool(workers=1)
+    with client_of(process) as client:
+        for _ in range(3):
+            client.send('wait_for', str(tmp_path / 'file'))
+        wait_until(lambda: client.call('pyams_zmq.stats')['queue'] == 2, TIMEOUT)
+        assert client.call('pyams_zmq.stats')['oldest'] > 0
+        (tmp_path / 'file').unlink()

@@ -92,7 +92,7 @@ class PoolBroker(ServiceProcess):
             queue=queue,
             is_ordered=self.is_ordered,
         )
-        self.inspection = PoolInspection(self, self._scheduler)
+        self.inspection = PoolInspection(self, self._pool.name, self._scheduler)
         if isinstance(self._scheduler, JobScheduler):
             from pyams_zmq.pool.job_service import JobService  # noqa: PLC0415 - it needs sqlite3
 

@@ -15,13 +15,14 @@ class PoolInspection(Inspection):
     """Answers the questions about a pool.
 
     :param broker: its PoolBroker
+    :param name: its name
     :param scheduler: the scheduler of the broker
     """
 
     kind = 'pool'
 
-    def __init__(self, broker: Any, scheduler: Scheduler):
-        super().__init__(broker)
+    def __init__(self, broker: Any, name: str, scheduler: Scheduler):
+        super().__init__(broker, name)
         self._scheduler = scheduler
 
     def methods(self) -> dict[str, Any]:

@@ -59,13 +59,15 @@ def check_stats_access(stats_users: Collection[str], user: str, address: str) ->
 class Inspection:
     """Answers the questions about a service; a base class.
 
-    :param process: the process that answers, a ServiceProcess with `stats_users`
+    :param process: the process that answers, a ServiceProcess
+    :param name: name of the service, by default that of the process
     """
 
     kind = 'process'
 
-    def __init__(self, process: Any):
+    def __init__(self, process: Any, name: str | None = None):
         self._process = process
+        self._name = process.name if name is None else name
         self._since = monotonic()
         self._questions = {
             PING: self.ping,
@@ -109,7 +111,7 @@ class Inspection:
         """Return who answers, and whether it takes calls."""
         process = self._process
         return {
-            'name': process.name,
+            'name': self._name,
             'kind': self.kind,
             'version': _version(),
             'pid': os.getpid(),
