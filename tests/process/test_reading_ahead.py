@@ -33,11 +33,11 @@ async def test_limit(net, monkeypatch):
         assert await receive(other, 1) == [[b'', b'[200,null]']]
         assert asked == [b'pyams_zmq.ping']
 
-        def send_more():
-            other.send_multipart([b'', b'x'])
-            return subject.waiting.is_overfull
-
-        await until(send_more)
+        while not subject.waiting.is_overfull:
+            late = net.connect(zmq.DEALER, address)
+            count = subject.waiting.count
+            late.send_multipart([b'', b'late'])
+            await until(lambda count=count: subject.waiting.count > count)
         assert subject.waiting.count == 40
         assert not subject._may_read()
         assert subject.readable()

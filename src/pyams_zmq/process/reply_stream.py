@@ -14,7 +14,7 @@ from pyams_zmq.process.stream import ZMQStream
 from pyams_zmq.process.waiting import WaitingMessages
 from pyams_zmq.wire.body import Reply, size_of
 from pyams_zmq.wire.clock import monotonic
-from pyams_zmq.wire.frames import NOBLOCK, send_frames
+from pyams_zmq.wire.frames import EVENTS, NOBLOCK, send_frames
 from pyams_zmq.wire.message import encode, overloaded, peek_type
 from pyams_zmq.wire.poll import wait_readable
 
@@ -226,10 +226,22 @@ class ReplyStream(ZMQStream):
             return True
         if self.waiting.is_overfull:
             return False
-        if wait_readable([self._fd], 0):
-            self._extra = len(self._peers) + 1
+        self._note_wake()
         self._extra -= 1
         return self._extra >= 0
+
+    def _note_wake(self) -> None:
+        if wait_readable([self._fd], 0):
+            self.socket.get(EVENTS)  # this finds the new peer, which a `recv` does much later
+            self._extra = len(self._peers) + 1
+
+    def _read_events(self) -> int:
+        if self.waiting.is_full:  # this takes the wake-up
+            self._note_wake()
+        return super()._read_events()
+
+    def _has_more(self) -> bool:
+        return self.waiting.is_full or super()._has_more()
 
     def _read_waiting(self) -> None:
         """Read a message, and let it wait.
