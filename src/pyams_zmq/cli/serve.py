@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """``pyams_zmq serve``: runs services of an application."""
 
+import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from functools import partial
@@ -13,6 +14,7 @@ from pyams_zmq.cli.target import fail_unknown
 from pyams_zmq.config.service import services_of
 from pyams_zmq.outbox.outbox import Outbox
 from pyams_zmq.supervisor import Supervisor
+from pyams_zmq.supervisor.notify import ServiceManager
 from pyams_zmq.supervisor.policy import Factory
 
 
@@ -37,6 +39,7 @@ def add_command(commands: Any) -> None:
 
 
 def _run(parser: ArgumentParser, args: Namespace) -> int:
+    manager = ServiceManager.take(os.environ, os.getpid())  # before the application starts programs
     names = [name for name in args.names if '=' not in name]
     variables = parse_vars(name for name in args.names if '=' in name)
     registry = load_application(parser, args.config_uri, variables)
@@ -68,6 +71,7 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
         if services[name].endpoints
         and (lock := services[name].lock_addresses(application, for_client=False)) is not None
     }
+    supervisor.service_manager = manager
     try:
         return supervisor.run()
     finally:

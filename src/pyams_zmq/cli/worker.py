@@ -2,6 +2,7 @@
 """``pyams_zmq worker``: runs workers of a pool on another machine."""
 
 import logging
+import os
 from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from pyams_zmq.config.options import OPTIONS
 from pyams_zmq.handler.plain import check_handler
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.supervisor import Supervisor
+from pyams_zmq.supervisor.notify import ServiceManager
 
 _LIMITS = ('concurrency', 'beat_interval', 'max_calls', 'max_memory', 'overdue_grace')
 
@@ -44,6 +46,7 @@ def add_command(commands: Any) -> None:
 
 
 def _run(parser: ArgumentParser, args: Namespace) -> int:
+    manager = ServiceManager.take(os.environ, os.getpid())
     if args.workers < 1:
         parser.error(f'bad number of workers {args.workers}: write 1 or more')
     if args.config_uri is None:
@@ -60,9 +63,11 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
         check_handler(handler, make().concurrency)
     except ValueError as error:
         parser.error(str(error))
-    return Supervisor(
+    supervisor = Supervisor(
         {f'worker {n}': make for n in range(1, args.workers + 1)}, registry=registry
-    ).run()
+    )
+    supervisor.service_manager = manager
+    return supervisor.run()
 
 
 def _make_worker(args: Namespace, handler: Any, registry: Any) -> PoolWorker:

@@ -34,6 +34,7 @@ from pyams_zmq.process.heartbeat import (
 from pyams_zmq.process.signals import SIGNALS, STOP_SIGNALS, ignore_server_signals
 from pyams_zmq.process.socket_lock import SocketLock
 from pyams_zmq.process.watchdog import RECYCLED, has_ended
+from pyams_zmq.supervisor.notify import ServiceManager, States
 from pyams_zmq.supervisor.policy import (
     Factory,
     RestartLimits,
@@ -86,9 +87,12 @@ class Supervisor(RestartLimits):
         errors, `ps` and `top` show that
     :param registry: registry that gets the events; by default that of the process
     :ivar address_locks: locks of the addresses of processes, by the name of the process
+    :ivar service_manager: systemd, for instance, to be notified by `run`; by default None
     """
 
     hang_timeout: float = HANG_TIMEOUT  #: Seconds without a heartbeat until a process is killed
+
+    service_manager: ServiceManager | None = None
 
     _replaces_all = False  # also those that have stopped themselves
     _has_been_ready = False  # in a pool: broker and workers have served
@@ -182,13 +186,15 @@ class Supervisor(RestartLimits):
                         if self._reaper is not None:
                             timeout = min(LIST_INTERVAL, inf if timeout is None else timeout)
                             self._collect_orphans(self._reaper, monotonic())
+                        if self.service_manager is not None:
+                            timeout = self._notify(self.service_manager, monotonic(), timeout)
                         if self._can_leave():
                             return self.exit_code
                         if wake in wait_readable([wake, *self._descriptors()], timeout):
                             os.read(wake, 64)
                         if self._reload_is_due:
                             self._reload_is_due = False
-                            self.reload()
+                            self._reload_and_notify()
             finally:
                 self._stop_all()
 
@@ -200,6 +206,20 @@ class Supervisor(RestartLimits):
         """Let the processes read their users and keys again."""
         for process in self.processes.values():
             process.reload()
+
+    # The service manager
+
+    def _notify(self, manager: ServiceManager, now: float, timeout: float | None) -> float | None:
+        due = manager.step(now, States.of(self._children), is_stopping=self._stopping)
+        timeout = min(due, inf if timeout is None else timeout)
+        return None if timeout == inf else timeout
+
+    def _reload_and_notify(self) -> None:
+        if self.service_manager is not None:
+            self.service_manager.begin_reload()
+        self.reload()
+        if self.service_manager is not None:
+            self.service_manager.end_reload()
 
     # Hooks
 

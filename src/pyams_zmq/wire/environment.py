@@ -2,6 +2,7 @@
 """The environments in which a program cannot fork, or cannot have threads."""
 
 import multiprocessing
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -10,11 +11,19 @@ from pyams_zmq.exceptions import ZMQStartError
 
 ELSEWHERE = 'start it in another program'
 
+NOTIFY_VARIABLES = ('NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID')
+"""Variables by which a program finds its service manager, see sd_notify(3)"""
+
 _left_servers: list[Any] = []
 
 
 def leave_server() -> None:
-    """Note that this process is not one of the web server from which it was forked."""
+    """Note that this process is not one of the web server from which it was forked.
+
+    It does not notify the service manager in the name of that, nor do programs that it starts.
+    """
+    for name in NOTIFY_VARIABLES:
+        os.environ.pop(name, None)
     _left_servers.append(sys.modules.get('uwsgi'))
 
 
