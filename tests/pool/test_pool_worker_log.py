@@ -3,7 +3,7 @@
 
 import logging
 import signal
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 
 import pytest
 
@@ -14,6 +14,8 @@ from job_handlers import JobPool, Jobs
 from plain_handlers import Plain
 from pool_checks import TIMEOUT, client_of, held_calls, wait_for_workers, workers_of
 from pool_handlers import Pool
+from pyams_zmq.pool.local_port import LocalPort, LocalSecret
+from pyams_zmq.pool.supervisor import PoolSupervisor
 from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.testing import running
 
@@ -154,3 +156,17 @@ def test_orderly_stop_of_the_pool(name, tmp_path):
     lines = log.read_text().splitlines()
     assert [line for line in lines if not line.startswith('INFO')] == []
     assert ('its job begins again later' in log.read_text()) == (name == 'nap')
+
+
+def test_late_broker(caplog):
+    """Only workers have jobs that begin again: a broker which does not end in time is a warning."""
+    caplog.set_level('INFO')
+    pool = Pool()
+    with closing(LocalPort(LocalSecret(), 1)) as port:
+        supervisor = PoolSupervisor(pool, port)
+        for child in supervisor._children:
+            child.process = child.factory()
+            supervisor._log_late(child)
+    levels = [record.levelname for record in caplog.records if 'ended' in record.getMessage()]
+    assert levels == ['WARNING'] + ['INFO'] * (len(levels) - 1)
+    assert len(levels) == 1 + pool.workers
