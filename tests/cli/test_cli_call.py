@@ -49,7 +49,7 @@ def test_argument_from_the_standard_input(run, target):
     [
         (b'{"a"', "Expecting ':' delimiter: line 1 column 5 (char 4)"),
         (b'', 'Expecting value: line 1 column 1 (char 0)'),
-        (b'[\n1,\n]', 'line 3 column 1'),
+        (b'[\n1 2]', "Expecting ',' delimiter: line 2 column 3"),
         (b'1 2', 'Extra data: line 1 column 3 (char 2)'),
         (b'"\xe9"', 'not UTF-8 at byte 1'),
         (b'NaN', 'NaN is not a value of JSON'),

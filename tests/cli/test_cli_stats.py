@@ -51,7 +51,7 @@ STATS = {
 }
 
 TEXT = """\
-: pool, draining since 3 d, pid 11 on h, pyams_zmq 3.0.0
+: pool, draining, started 3 d ago, pid 11 on h, pyams_zmq 3.0.0
 9 calls, 1 errors, 2 refused, 3 repeated, 4 lost
 5 in hand, 6 of 1000 waiting (700 bytes), the oldest for 12.3 s
 41 MiB of memory
@@ -66,7 +66,7 @@ WORKER  HOST  STATE  AGE  MEMORY  CALLS  IN HAND
 """
 
 EMPTY = """\
-: service, up since ?, pid ? on ?, pyams_zmq ?
+: service, up, started ? ago, pid ? on ?, pyams_zmq ?
 ? calls, ? errors, ? refused, ? repeated, ? lost
 ? in hand, ? waiting (? bytes), the oldest for ?
 ? MiB of memory
