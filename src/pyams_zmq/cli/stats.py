@@ -54,7 +54,8 @@ def _summary(name: str, stats: dict[str, Any]) -> Iterator[str]:
     get = stats.get
     yield (
         f'{name}: {get("kind", "service")}, {get("state", "up")}, '
-        f'started {_age(get("uptime"))} ago, pid {get("pid", "?")} on {get("host", "?")}, pyams_zmq {get("version", "?")}'
+        f'started {_age(get("uptime"))} ago, pid {get("pid", "?")} on {get("host", "?")}, '
+        f'pyams_zmq {get("version", "?")}'
     )
     yield ', '.join(f'{_number(get(each))} {each}' for each in _COUNTS)
     limit = get('queue_limit')
