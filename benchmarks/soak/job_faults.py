@@ -134,14 +134,14 @@ class JobFaults:
             return self._service.process.pid
         tree = list_tree(self._service.process.pid)
         names = self._service.names()
-        local = [pid for pid in tree if names.get(pid, '').startswith('worker')]
+        local = [pid for pid in tree if names.get(pid, '').startswith(f'{SERVICE} worker')]
         if fault.stop:  # all processes of another machine
             elsewhere = [-each.process.pid for each in self._elsewhere]
         else:
             elsewhere = [pid for each in self._elsewhere for pid in list_tree(each.process.pid)]
         found = {
             'worker': local + elsewhere,
-            'broker': [pid for pid in tree if names.get(pid) == 'broker'],
+            'broker': [pid for pid in tree if names.get(pid) == f'{SERVICE} broker'],
             'pool': [pid for pid in tree if names.get(pid) == SERVICE],
         }[fault.target]
         if not found:
