@@ -31,7 +31,10 @@ LEVELS = (
 INDEPENDENT = ('client', 'process', 'aio')
 # Data and policy that both clients share; the function that Pyramid calls by its name.
 ALLOWED = {
-    *(('aio', f'client.{name}') for name in 'connection job_info job_request job_watch'.split()),
+    *(
+        ('aio', f'client.{name}')
+        for name in 'breaker connection job_info job_request job_watch'.split()
+    ),
     ('pyams_zmq', 'include'),
 }
 

@@ -5,6 +5,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 import zmq
@@ -16,9 +17,9 @@ from pyams_zmq.aio.protocol import SocketEvent, ZmqProtocol
 from pyams_zmq.aio.transport import ZmqTransport
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
+from pyams_zmq.client.breaker import CONNECT_TIMEOUT, Attempt, CircuitBreaker
 from pyams_zmq.client.connection import (
     CONNECTION_EVENTS,
-    DOWN,
     HEARTBEATS,
     RETRIED,
     ConnectionState,
@@ -69,7 +70,7 @@ class Connection(ZmqProtocol):
     :param loop: event loop
     :param service: address and credentials of the service
     :param heartbeats: see `HEARTBEATS`
-    :param down: seconds until a call fails to an address where nobody listens
+    :param breaker: what the calls of the client know about the service
     :ivar is_lost: true when no further call is possible
     :raises OSError: EMFILE, when the process has no descriptor left
     """
@@ -78,8 +79,8 @@ class Connection(ZmqProtocol):
         self,
         loop: Any,
         service: ServiceAddress,
-        heartbeats: tuple[float, float] = HEARTBEATS,
-        down: float = DOWN,
+        heartbeats: tuple[float, float],
+        breaker: CircuitBreaker,
     ):
         self.loop = loop
         self.is_lost = False
@@ -91,9 +92,12 @@ class Connection(ZmqProtocol):
         self._checked = 0.0
         self._calls: dict[bytes, asyncio.Future[Sequence[bytes]]] = {}
         self._deadlines = Deadlines(loop, self._calls, self._expire)
-        self._down_deadlines = Deadlines(loop, self._calls, self._expire_if_down)
-        self._down = down
-        self._overdue: dict[bytes, None] = {}
+        # Of the calls that wait for a connection: until when they do, and if they are refused.
+        self._breaker = breaker
+        self._attempts: dict[bytes, Attempt] = {}
+        self._connect_deadlines = Deadlines(loop, self._attempts, self._give_up)
+        self._refused: set[bytes] = set()
+        self._refused_deadlines = Deadlines(loop, self._refused, self._give_up_if_down)
         self._unsent: OrderedDict[bytes, tuple[bytes, ...]] = OrderedDict()
         with as_os_error():
             self._socket = get_context(loop).socket(zmq.DEALER, socket_class=zmq.Socket)
@@ -112,45 +116,89 @@ class Connection(ZmqProtocol):
                 raise
 
     async def exchange(
-        self, data: bytes, timeout: float, spent: float = 0.0, frames: Sequence[bytes] = ()
+        self,
+        data: bytes,
+        timeout: float,
+        spent: float = 0.0,
+        frames: Sequence[bytes] = (),
+        connect_timeout: float = CONNECT_TIMEOUT,
     ) -> Sequence[bytes]:
         """Send a request and wait for the reply; cancelling it does not affect other calls.
 
         :param timeout: seconds for connecting, sending and waiting together
         :param spent: seconds of these that have passed
         :param frames: binary frames in front of the request
+        :param connect_timeout: seconds until the call fails if no service answers
         :return: the frames of the reply, behind an envelope of `ENVELOPE` frames
         :raises ZMQTimeoutError: if the service is connected and has not replied in time
         :raises ZMQUnreachableError: if no service is connected, or the connection was lost
         :raises ZMQRefusedError: if the service refuses the connection
         """
+        attempt = None
+        if not self._state.is_connected:
+            attempt = self._breaker.begin(monotonic(), connect_timeout)
         self._number += 1
         number = b'%d' % self._number
         reply: asyncio.Future[Sequence[bytes]] = self.loop.create_future()
         self._calls[number] = reply
         self._unsent[number] = (number, b'', *frames, data)
         self._deadlines.add(number, timeout, spent)
-        if not self._state.is_connected and self._down < timeout:
-            self._down_deadlines.add(number, self._down)
+        if attempt is not None:
+            self._attempts[number] = attempt
+            self._connect_deadlines.add(number, min(timeout, connect_timeout), spent)
+            if self._state.is_down:
+                self._refuse(number, attempt)
         try:
             self._send()
             return await reply
         finally:
             self._calls.pop(number, None)
             self._unsent.pop(number, None)
-            self._overdue.pop(number, None)
+            attempt = self._attempts.pop(number, None)
+            if attempt is not None:
+                self._refused.discard(number)
+                attempt.abandon()
             self._close_if_unused()
 
     def _expire(self, number: bytes, timeout: float) -> None:
+        if number in self._attempts:
+            self._give_up(number, timeout)
+            return
         reply = self._calls[number]
         if not reply.done():
             reply.set_exception(self._state.describe_silence(timeout))
 
-    def _expire_if_down(self, number: bytes, timeout: float) -> None:
+    def _refuse(self, number: bytes, attempt: Attempt) -> None:
+        """Let a call wait for a service that does not listen, or fail it."""
+        now = monotonic()
+        end = attempt.refuse(now)
+        if end == -inf:
+            self._give_up(number, min(now - attempt.start, attempt.connect_timeout))
+        elif number not in self._refused:
+            self._refused.add(number)
+            self._refused_deadlines.add(number, end - now)
+
+    def _give_up_if_down(self, number: bytes, timeout: float) -> None:
+        self._refused.discard(number)
         if self._state.is_down:
-            self._expire(number, timeout)
-        else:
-            self._overdue[number] = None  # somebody listens until now
+            self._refuse(number, self._attempts[number])
+
+    def _give_up(self, number: bytes, timeout: float) -> None:
+        """Fail a call that has waited for a connection."""
+        attempt = self._attempts.pop(number)
+        self._refused.discard(number)
+        error = self._state.describe_silence(timeout)
+        attempt.fail(monotonic(), str(error))
+        reply = self._calls[number]
+        if not reply.done():
+            reply.set_exception(error)
+
+    def _end_attempts(self) -> None:
+        attempts = [*self._attempts.values()]
+        self._attempts.clear()
+        self._refused.clear()
+        for attempt in attempts:
+            attempt.succeed()
 
     def _send(self) -> None:
         while self._unsent and self._may_write and self._state.is_connected:
@@ -164,7 +212,8 @@ class Connection(ZmqProtocol):
     def abort(self) -> None:
         """Close the connection now."""
         self._deadlines.clear()
-        self._down_deadlines.clear()
+        self._connect_deadlines.clear()
+        self._refused_deadlines.clear()
         self._state.close()
         self._transport.abort()
 
@@ -224,10 +273,12 @@ class Connection(ZmqProtocol):
                     self.msg_received(tuple(frames))
             self._fail(self._state.describe_loss)
             return
-        if self._state.is_down:
-            for number in self._overdue:
-                self._expire(number, self._down)
-            self._overdue.clear()
+        if self._attempts:
+            if self._state.is_connected:
+                self._end_attempts()
+            elif self._state.is_down:
+                for number, attempt in list(self._attempts.items()):
+                    self._refuse(number, attempt)
         self._send()
 
     def pause_writing(self) -> None:
@@ -267,9 +318,6 @@ class AsyncZMQClient(AsyncJobMethods):
 
     max_message_size: int = MAX_MESSAGE_SIZE  #: Bytes of the largest message that is sent
 
-    #: Seconds until a call fails to an address where nobody listens; a restart takes less
-    down_timeout: float = DOWN
-
     #: Seconds of silence until the system probes the host of the service
     heartbeat_interval: float = HEARTBEATS[0]
 
@@ -285,12 +333,16 @@ class AsyncZMQClient(AsyncJobMethods):
         timeout: float = 10,
         retries: int = 0,
         send_deadline: bool = False,
+        connect_timeout: float = CONNECT_TIMEOUT,
     ):
         self._service = ServiceAddress.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
         self.retries = check_integer('retries', retries, 0)
         self.send_deadline = check_boolean('send_deadline', send_deadline)
+        self.connect_timeout = check_timeout(connect_timeout, 'connect_timeout')
         self._is_closed = False
+        # Calls that wait hold no thread here, so all of them may wait for the first start.
+        self._breaker = ForkLocal(lambda: CircuitBreaker(self.address, is_expected=True))
         self._connections: ForkLocal[list[Connection]] = ForkLocal(list)  # at most one
 
     @property
@@ -340,7 +392,9 @@ class AsyncZMQClient(AsyncJobMethods):
         while True:
             spent = 0.0 if name is None else await _wait_for_lookup(name, timeout)
             try:
-                reply = await self._connect().exchange(data, timeout, spent, binary)
+                reply = await self._connect().exchange(
+                    data, timeout, spent, binary, self.connect_timeout
+                )
             except RETRIED:
                 if not retries:
                     raise
@@ -348,6 +402,8 @@ class AsyncZMQClient(AsyncJobMethods):
                 is_single = len(reply) <= ENVELOPE + 1
                 return decode_reply(reply[-1]) if is_single else decode_body(reply[ENVELOPE:])
             retries -= 1
+            if pause := self._breaker.get().pause(monotonic()):
+                await asyncio.sleep(min(pause, timeout))
             if deadline is not None:
                 data = encode_request(message, deadline, self.max_message_size, binary)
 
@@ -368,7 +424,7 @@ class AsyncZMQClient(AsyncJobMethods):
                     f'{self!r} is used in another loop; close that first, or make a client for each'
                 )
         heartbeats = (self.heartbeat_interval, self.heartbeat_timeout)
-        connections[:] = [Connection(loop, self._service, heartbeats, self.down_timeout)]
+        connections[:] = [Connection(loop, self._service, heartbeats, self._breaker.get())]
         return connections[0]
 
     def close(self) -> None:

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The client of a service: calls, and messages without waiting for the reply."""
 
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from pyams_zmq.auth import Users
 from pyams_zmq.auth.curve import CurveClient
+from pyams_zmq.client.breaker import CONNECT_TIMEOUT, CircuitBreaker
 from pyams_zmq.client.call import CallConnection
-from pyams_zmq.client.connection import DOWN, HEARTBEATS, RETRIED, ServiceAddress, as_os_error
+from pyams_zmq.client.connection import HEARTBEATS, RETRIED, ServiceAddress, as_os_error
 from pyams_zmq.client.jobs import JobMethods
 from pyams_zmq.client.problem import EncodedMessage, QueuedMessage
 from pyams_zmq.client.send_queue import MAX_FLUSH, SendQueue
 from pyams_zmq.client.sender import MAX_BACKLOG, MAX_BACKLOG_SIZE, sender_thread
 from pyams_zmq.exceptions import ZMQClosedError
 from pyams_zmq.wire.body import decode_body
+from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.fork import ForkLocal
 from pyams_zmq.wire.message import (
     MAX_MESSAGE_SIZE,
@@ -49,6 +52,8 @@ class ZMQClient(JobMethods):
         calls that may run twice
     :param send_deadline: send the deadline of each call, so that the service does not start a call
         after it; pyams_zmq 2 does not understand that, and the clocks must agree
+    :param connect_timeout: seconds of the *timeout* until a call fails if no service answers; after
+        that, calls fail at once while the service is down, and one tries each second
     :raises ValueError: if the address, the credentials or a number is not valid
     :raises TypeError: if *curve* is of another class
     """
@@ -61,9 +66,6 @@ class ZMQClient(JobMethods):
     #: Bytes of these messages, at most
     max_backlog_size: int = MAX_BACKLOG_SIZE
 
-    #: Seconds until a call fails to an address where nobody listens; a restart takes less
-    down_timeout: float = DOWN
-
     #: Seconds of silence until the system probes the host of the service
     heartbeat_interval: float = HEARTBEATS[0]
 
@@ -74,6 +76,10 @@ class ZMQClient(JobMethods):
     #: is connected; set it before the first message
     flush_timeout: float = MAX_FLUSH
 
+    #: True if all calls may wait for the first start of the service, as for a restart; otherwise
+    #: one does, and others fail at once. Set it before the first call.
+    is_service_expected: bool = False
+
     def __init__(
         self,
         address: Any,
@@ -83,12 +89,17 @@ class ZMQClient(JobMethods):
         timeout: float = 10,
         retries: int = 0,
         send_deadline: bool = False,
+        connect_timeout: float = CONNECT_TIMEOUT,
     ):
         self._service = ServiceAddress.parse(address, auth, curve)
         self.timeout = check_timeout(timeout)
         self.retries = check_integer('retries', retries, 0)
         self.send_deadline = check_boolean('send_deadline', send_deadline)
+        self.connect_timeout = check_timeout(connect_timeout, 'connect_timeout')
         self._is_closed = False
+        self._breaker = ForkLocal(
+            lambda: CircuitBreaker(self.address, is_expected=self.is_service_expected)
+        )
         self._idle: ForkLocal[list[CallConnection]] = ForkLocal(list)
         self._queue = ForkLocal(
             lambda: SendQueue(self._service, self._heartbeats, self.flush_timeout)
@@ -117,7 +128,8 @@ class ZMQClient(JobMethods):
         :param type: type of the message, the name of the method
         :param args: arguments, any value with a JSON form
         :param timeout: seconds for each attempt, by default those of the client
-        :param retries: further attempts, by default those of the client
+        :param retries: further attempts, by default those of the client; while the service is known
+            to be down, the next one waits for up to a second
         :param frames: binary frames, an iterable of bytes-like objects; the method gets them before
             the arguments, and they count for `max_message_size`
         :return: the payload of a reply ``[status, payload]`` with a status from 200 to 299, and
@@ -162,17 +174,21 @@ class ZMQClient(JobMethods):
         data = encode_request(message, deadline, self.max_message_size, binary)
         idle = self._idle.get()
         while True:
-            connection = self._acquire(idle, timeout)
+            connection = None
             try:
+                connection = self._acquire(idle, timeout)
                 reply = connection.exchange(data, timeout, binary)
             except BaseException as error:
-                connection.close()
+                if connection is not None:
+                    connection.close()
                 if not (retries and isinstance(error, RETRIED)):
                     raise
             else:
                 self._release(connection, idle)
                 return decode_reply(reply[0]) if len(reply) == 1 else decode_body(reply)
             retries -= 1
+            if pause := self._breaker.get().pause(monotonic()):
+                time.sleep(min(pause, timeout))
             if deadline is not None:
                 data = encode_request(message, deadline, self.max_message_size, binary)
 
@@ -315,6 +331,7 @@ class ZMQClient(JobMethods):
 
     def _acquire(self, idle: list[CallConnection], timeout: float) -> CallConnection:
         self._check_open()
+        missing = 0.0
         while True:
             try:
                 connection = idle.pop()  # without a lock: each operation of a list is atomic
@@ -322,9 +339,15 @@ class ZMQClient(JobMethods):
                 break
             if connection.is_alive():
                 return connection
+            missing = max(missing, connection.missing)
             connection.close()  # a new connection is ready sooner than this one has reconnected
-        with as_os_error():
-            return CallConnection(self._service, self._heartbeats, self.down_timeout, timeout)
+        attempt = self._breaker.get().begin(monotonic(), self.connect_timeout, missing)
+        try:
+            with as_os_error():
+                return CallConnection(self._service, self._heartbeats, attempt, timeout)
+        except BaseException:
+            attempt.abandon()
+            raise
 
     def _release(self, connection: CallConnection, idle: list[CallConnection]) -> None:
         idle.append(connection)

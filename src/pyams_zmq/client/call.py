@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import zmq
 
-from pyams_zmq.client.connection import DOWN, HEARTBEATS, ServiceAddress
+from pyams_zmq.client.breaker import Attempt
+from pyams_zmq.client.connection import HEARTBEATS, ServiceAddress
 from pyams_zmq.client.socket import open_connection
-from pyams_zmq.exceptions import ZMQRefusedError
+from pyams_zmq.exceptions import ZMQRefusedError, ZMQTimeoutError, ZMQUnreachableError
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import MORE, NOBLOCK, POLLIN, receive, send_frame
 from pyams_zmq.wire.names import LOOKUP_TIMEOUT
@@ -26,7 +27,7 @@ class CallConnection:
     After an exception it must be closed: it may still receive the reply to the failed call.
 
     :param heartbeats: see `HEARTBEATS`
-    :param down: seconds until a call fails to an address where nobody listens
+    :param attempt: the attempt to connect, None to wait for the whole time-out of the first call
     :param timeout: seconds of the first call, which begins now
     :raises zmq.ZMQError: EMFILE, when the process has no descriptor left
     """
@@ -35,7 +36,7 @@ class CallConnection:
         self,
         service: ServiceAddress,
         heartbeats: tuple[float, float] = HEARTBEATS,
-        down: float = DOWN,
+        attempt: Attempt | None = None,
         timeout: float = LOOKUP_TIMEOUT,
     ):
         self._start: float | None = monotonic()
@@ -43,7 +44,7 @@ class CallConnection:
         self._socket, self._monitor = open_connection(
             service, zmq.REQ, heartbeats, lookup_timeout=lookup_timeout
         )
-        self._down = down
+        self._attempt = attempt
         self._state = self._monitor.state
         self._sockets = [self._socket, self._monitor.socket]
         self._used = -ALIVE
@@ -70,20 +71,48 @@ class CallConnection:
             raise self._state.describe_refusal() from None
         poll(self._polled, min(timeout, FAST))
         while (reply := receive(self._socket)) is None:
-            longest = min(timeout, self._down) if self._state.is_down else timeout
-            left = start + longest - monotonic()
+            end = self._find_end(start, timeout)
+            left = end - monotonic()
             if left <= 0:
                 self._monitor.read_events()
-                raise self._state.describe_silence(longest)
+                if self._find_end(start, timeout) > end:
+                    continue  # it was connected a moment ago
+                raise self._give_up(start, timeout)
             ready = wait_for(self._sockets, left)
             if self._socket not in ready and self._monitor.read_events():
                 reply = receive(self._socket)  # it may have arrived just before the loss
                 if reply is None:
                     raise self._state.describe_loss()
                 break
+        if self._attempt is not None:
+            self._attempt.succeed()
+            self._attempt = None
         self._state.close()  # further events may be read much later
         self._used = monotonic()
         return reply
+
+    def _find_end(self, start: float, timeout: float) -> float:
+        """Return until when a call may wait; -inf if it fails at once."""
+        end = start + timeout
+        if self._attempt is None:
+            return end
+        if self._state.is_connected:
+            self._attempt.succeed()
+            self._attempt = None
+            return end
+        end = min(end, start + self._attempt.connect_timeout)
+        return min(end, self._attempt.refuse(monotonic())) if self._state.is_down else end
+
+    def _give_up(self, start: float, timeout: float) -> ZMQTimeoutError | ZMQUnreachableError:
+        """Return the error of a call that has waited until its end, or is not to wait."""
+        attempt = self._attempt
+        if attempt is None:
+            return self._state.describe_silence(timeout)
+        now = monotonic()
+        waited = min(now - start, timeout, attempt.connect_timeout)
+        error = self._state.describe_silence(waited)
+        attempt.fail(now, str(error))
+        return error
 
     def is_alive(self) -> bool:
         """Return True if the service was connected a moment ago."""
@@ -95,6 +124,13 @@ class CallConnection:
             return False
         return self._state.is_connected
 
+    @property
+    def missing(self) -> float:
+        """Seconds for which it has tried in vain to connect again."""
+        return self._state.missing
+
     def close(self) -> None:
         """Close the connection."""
+        if self._attempt is not None:
+            self._attempt.abandon()
         self._socket.close()

@@ -45,9 +45,6 @@ HEARTBEATS = (5.0, 10.0)
 """Seconds of silence until the system probes the host of a service; seconds until it closes a
 connection whose host does not answer, or takes no data"""
 
-DOWN = 2.5
-"""Seconds until a call fails to an address where nobody listens"""
-
 RETRIED = (ZMQTimeoutError, ZMQUnreachableError)
 """Errors after which a call that may run twice is repeated"""
 
@@ -112,6 +109,7 @@ class ConnectionState:
     :ivar is_connected: true from a successful handshake until the connection is lost
     :ivar is_down: true if the last attempt to connect has failed: nobody listens
     :ivar has_failed: true between two attempts to connect
+    :ivar missing: seconds of the pauses between failed attempts in a row
     :ivar refusal: why the service refuses the connection, if it does
     """
 
@@ -120,6 +118,7 @@ class ConnectionState:
         self.is_connected = False
         self.is_down = False
         self.has_failed = False
+        self.missing = 0.0
         self.refusal: str = REFUSED
         self._is_accepted = False
         self._has_error = False
@@ -134,6 +133,7 @@ class ConnectionState:
         """
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.is_connected = True
+            self.missing = 0.0
             self._is_accepted = False
             self._watch.reset()
         elif event == zmq.EVENT_CONNECTED:
@@ -149,6 +149,7 @@ class ConnectionState:
                 raise self.describe_refusal()
         elif event == zmq.EVENT_CONNECT_RETRIED:
             self.has_failed = True
+            self.missing += value / 1000  # libzmq tries again after so many milliseconds
         elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
             # A port that is forwarded hangs up until the service behind it is there, and so does a
             # service that stops. One that expects another mechanism does too, within its greeting;

@@ -129,6 +129,10 @@ _CLIENT = (
         'public key of the service',
     ),
     ('timeout', DURATION, 'seconds', '', 'time that a call may take'),
+    (
+        *('connect_timeout', DURATION, 'seconds', ''),
+        'part of it after which a call fails if no service answers',
+    ),
     ('retries', INTEGER, 'attempts', '', 'further attempts of a call that fails'),
     ('send_deadline', BOOLEAN, '', '', 'true to send the deadline of each call to the service'),
 )

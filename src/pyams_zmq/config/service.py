@@ -12,6 +12,7 @@ from zope.interface import implementer
 
 from pyams_zmq.auth import FirstUser, Users, parse_users
 from pyams_zmq.auth.curve import CurveClient, CurveServer
+from pyams_zmq.client.breaker import CONNECT_TIMEOUT
 from pyams_zmq.config.advice import advise
 from pyams_zmq.config.identity import Application
 from pyams_zmq.config.service_client import ServiceClient
@@ -46,6 +47,7 @@ class Service:
     client_curve: CurveClient | None = field(default=None, repr=False)
     start: str = 'auto'
     timeout: float = 10.0
+    connect_timeout: float = CONNECT_TIMEOUT
     retries: int = 0
     send_deadline: bool = False
     workers: int = 0
@@ -88,7 +90,9 @@ class Service:
             timeout=self.timeout,
             retries=self.retries,
             send_deadline=self.send_deadline,
+            connect_timeout=self.connect_timeout,
         )
+        client.is_service_expected = self.start == 'auto'  # it is started with this application
         client.get_advice = partial(advise, self)
         self.prepare_client(client)
         return client
