@@ -207,7 +207,7 @@ def test_lost_reply(client, fake):
 
 def test_number_of_attempts(kind, down):
     with blocking_client(kind, down) as client:
-        inner(client).down_timeout = 0.05
+        inner(client).connect_timeout = 0.05
         with pytest.raises(ZMQUnreachableError):
             client.submit('echo')
 
@@ -411,7 +411,7 @@ def test_pool_that_is_killed(client, service, start, path, address, tmp_path):
     [(None, ZMQUnreachableError), ([503, 'stopping'], ZMQJobError)],
 )
 def test_service_that_does_not_come_back(client, fake, path, refusal, error):
-    inner(client).down_timeout = 0.1
+    inner(client).connect_timeout = 0.1
     job = client.submit('follow', str(path))
     watch = client.watch(job.id, patience=0.3, timeout=TIMEOUT)
     next(watch)

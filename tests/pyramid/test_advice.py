@@ -222,7 +222,7 @@ def test_client_without_a_registry(connect, config):
     """A client that `make_client` returns gives advice, too."""
     connect()
     with services_of(config.registry)['worker'].make_client() as client:
-        client.down_timeout = 0.01
+        client.connect_timeout = 0.01
         with pytest.raises(ZMQUnreachableError, match="Service 'worker' at ipc:"):
             client.call('nap', 0)
 

@@ -104,7 +104,7 @@ def ask(address):
 def patient_client(address):
     """Return a client that waits until the container is up."""
     client = ZMQClient(address, timeout=TIMEOUT)
-    client.down_timeout = TIMEOUT
+    client.connect_timeout = TIMEOUT
     return client
 
 

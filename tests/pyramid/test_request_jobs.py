@@ -173,7 +173,7 @@ def test_unknown_option(client, manager):
 
 
 def test_service_that_is_down(client, manager):
-    client._client.down_timeout = 0.05
+    client._client.connect_timeout = 0.05
     for call in (client.job, client.cancel):
         with pytest.raises(ZMQUnreachableError) as raised:
             call('x')

@@ -12,11 +12,14 @@ from pyams_zmq.socket import zmq_response, zmq_socket
 
 
 def call(address, timeout, **options):
+    options.setdefault('connect_timeout', timeout)
     with ZMQClient(address, timeout=timeout, **options) as client:
         return client.call('echo', 1)
 
 
 def call_async(address, timeout, **options):
+    options.setdefault('connect_timeout', timeout)
+
     async def main():
         async with AsyncZMQClient(address, timeout=timeout, **options) as client:
             return await client.call('echo', 1)

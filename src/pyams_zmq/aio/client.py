@@ -402,8 +402,8 @@ class AsyncZMQClient(AsyncJobMethods):
                 is_single = len(reply) <= ENVELOPE + 1
                 return decode_reply(reply[-1]) if is_single else decode_body(reply[ENVELOPE:])
             retries -= 1
-            if pause := self._breaker.get().pause(monotonic()):
-                await asyncio.sleep(min(pause, timeout))
+            if retries:
+                await asyncio.sleep(min(timeout, self._breaker.get().pause(monotonic())))
             if deadline is not None:
                 data = encode_request(message, deadline, self.max_message_size, binary)
 

@@ -129,7 +129,7 @@ class ZMQClient(JobMethods):
         :param args: arguments, any value with a JSON form
         :param timeout: seconds for each attempt, by default those of the client
         :param retries: further attempts, by default those of the client; while the service is known
-            to be down, the next one waits for up to a second
+            to be down, those before the last one wait for up to a second
         :param frames: binary frames, an iterable of bytes-like objects; the method gets them before
             the arguments, and they count for `max_message_size`
         :return: the payload of a reply ``[status, payload]`` with a status from 200 to 299, and
@@ -187,8 +187,8 @@ class ZMQClient(JobMethods):
                 self._release(connection, idle)
                 return decode_reply(reply[0]) if len(reply) == 1 else decode_body(reply)
             retries -= 1
-            if pause := self._breaker.get().pause(monotonic()):
-                time.sleep(min(pause, timeout))
+            if retries:  # the last one does not hold its thread for a service that is down
+                time.sleep(min(timeout, self._breaker.get().pause(monotonic())))
             if deadline is not None:
                 data = encode_request(message, deadline, self.max_message_size, binary)
 

@@ -152,16 +152,16 @@ class Attempt:
         return self._breaker._refuse(self, now)
 
     def succeed(self) -> None:
-        """The service has answered."""
+        """End it, because the service has answered."""
         self._breaker._succeed()
 
     def fail(self, now: float, problem: str) -> None:
-        """The service has not answered, or does not listen.
+        """End it, because the service has not answered, or does not listen.
 
         :param problem: text of the error
         """
         self._breaker._fail(self, now, problem)
 
     def abandon(self) -> None:
-        """The attempt has ended for another reason."""
+        """End it for another reason."""
         self._breaker._abandon(self)

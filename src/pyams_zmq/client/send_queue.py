@@ -92,6 +92,7 @@ class SendQueue:
     :ivar size: bytes of all messages, those included
     :ivar state: state of the connection
     :ivar used: when the queue was used, in the seconds of `time.monotonic`
+    :ivar missing_since: since when it tries to connect in vain, in these seconds
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class SendQueue:
         self.state = ConnectionState(service.endpoint)
         self.is_closed = False
         self.used = monotonic()
+        self.missing_since = inf
         self._service = service
         self._heartbeats = heartbeats
         self._flush_timeout = flush_timeout
@@ -239,6 +241,7 @@ class SendQueue:
             )
             self.state = self._monitor.state
             self.error = None
+            self.missing_since = min(self.missing_since, now)
         is_lost = self._monitor.read_events()
         self._receive(None if is_lost else BATCH, now, records)
         if is_lost:
@@ -251,6 +254,7 @@ class SendQueue:
             self._close_for_a_while(now, GROWTH if self.state.is_down else HANGUP_GROWTH)
         elif self.state.is_connected:
             self._has_warned = False
+            self.missing_since = inf
             records += self._find_late(now)
             self._send(now, records)
 

@@ -82,7 +82,8 @@ class SenderThread:
         records: list[Problem | Delay] = []
         try:
             with self._changed:
-                self._wait_for_service(queue, timeout, has_room, records)
+                is_bounded = messages is not None
+                self._wait_for_service(queue, timeout, has_room, records, is_bounded)
                 if not has_room():
                     raise ZMQBacklogError(
                         f'The client of {queue.address} takes no message now: '
@@ -100,10 +101,13 @@ class SenderThread:
         timeout: float,
         has_room: Callable[[], bool],
         records: list[Problem | Delay],
+        is_bounded: bool,
     ) -> None:
         """Wait until the service is connected and there is room; raise an error if it is not.
 
         :param records: gets what is to be logged, without a lock
+        :param is_bounded: true to wait no longer than until the service has been missing for so
+            many seconds: this thread goes on trying, so that messages need not hold theirs
         """
         self._serve(queue)
         if timeout > 0:
@@ -115,7 +119,8 @@ class SenderThread:
         if self._is_alone:
             records += self._wait(0)
         while not (is_own or (queue.is_connected and has_room()) or queue.error is not None):
-            left = end - monotonic()
+            bound = queue.missing_since + timeout if is_bounded else inf
+            left = min(end, bound) - monotonic()
             if left <= 0:
                 break
             records += self._wait(left)
@@ -268,6 +273,7 @@ class SenderThread:
             self._start_thread()
         if queue not in self._queues:
             queue.retry()
+            queue.missing_since = inf
             self._queues.append(queue)
         self._wake()
 
