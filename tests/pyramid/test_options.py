@@ -75,6 +75,7 @@ def values(tmp_path):
         'client_key': (SECRET, client),
         'server_public_key': (PUBLIC, client),
         'timeout': ('2.5', {}),
+        'connect_timeout': ('0.5', {}),
         'retries': ('3', {}),
         'send_deadline': ('yes', {}),
         'workers': ('3', {}),
