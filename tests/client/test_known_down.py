@@ -11,12 +11,13 @@ from contextlib import contextmanager
 import pytest
 import transaction
 
+from calls import call, call_async
 from checks import AT_ONCE, TIMEOUT, in_fork, until, wait_until
 from peers import raw_server
 from pyams_zmq.aio import AsyncZMQClient
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.client import call as call_module
-from pyams_zmq.client.breaker import PAUSE
+from pyams_zmq.client.breaker import PAUSE, Attempt
 from pyams_zmq.exceptions import ZMQUnreachableError
 from pyams_zmq.transaction import send_on_commit
 
@@ -244,6 +245,21 @@ def test_first_start_of_an_expected_service(start, missing):
         wait_until(lambda: client._breaker.get()._noticed_at > 0)
         start(missing)
         assert [call.result() for call in calls] == [*range(4)]
+
+
+@pytest.mark.parametrize('client', [call, call_async])
+def test_port_is_opened_and_the_server_is_silent(client, monkeypatch):
+    """The call waits for its whole time, and its error says what was there at last."""
+    refused, refuse = threading.Event(), Attempt.refuse
+    monkeypatch.setattr(Attempt, 'refuse', lambda *args: refused.set() or refuse(*args))
+    with sockets.socket() as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{listener.getsockname()[1]}'
+        result = pool.submit(client, address, 60, connect_timeout=1)
+        assert refused.wait(TIMEOUT)
+        listener.listen()
+        with pytest.raises(ZMQUnreachableError, match=' for 1 s; connections are accepted'):
+            result.result()
 
 
 def test_refusal_is_not_down(start, missing):

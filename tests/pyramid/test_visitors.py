@@ -10,6 +10,7 @@ import pytest
 import waitress
 from pyramid.config import Configurator
 from pyramid.response import Response
+from waitress import wasyncore
 
 from checks import wait_until
 from handlers import Process
@@ -68,9 +69,9 @@ def serve(address):
     try:
         yield server.effective_port, app.registry
     finally:
-        server.close()
-        server.trigger.pull_trigger()
+        server.trigger.pull_trigger(lambda: wasyncore.close_all(server._map))  # in its thread
         thread.join()
+        server.task_dispatcher.shutdown()
         app.registry.zmq_clients.close()
 
 

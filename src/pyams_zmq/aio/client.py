@@ -95,9 +95,9 @@ class Connection(ZmqProtocol):
         # Of the calls that wait for a connection: until when they do, and if they are refused.
         self._breaker = breaker
         self._attempts: dict[bytes, Attempt] = {}
-        self._connect_deadlines = Deadlines(loop, self._attempts, self._give_up)
+        self._connect_deadlines = Deadlines(loop, self._attempts, self._expire)
         self._refused: set[bytes] = set()
-        self._refused_deadlines = Deadlines(loop, self._refused, self._give_up_if_down)
+        self._refused_deadlines = Deadlines(loop, self._refused, self._expire_if_down)
         self._unsent: OrderedDict[bytes, tuple[bytes, ...]] = OrderedDict()
         with as_os_error():
             self._socket = get_context(loop).socket(zmq.DEALER, socket_class=zmq.Socket)
@@ -161,37 +161,29 @@ class Connection(ZmqProtocol):
             self._close_if_unused()
 
     def _expire(self, number: bytes, timeout: float) -> None:
-        if number in self._attempts:
-            self._give_up(number, timeout)
-            return
+        error = self._state.describe_silence(timeout)
+        attempt = self._attempts.pop(number, None)
+        if attempt is not None:
+            self._refused.discard(number)
+            attempt.fail(monotonic(), str(error))
         reply = self._calls[number]
         if not reply.done():
-            reply.set_exception(self._state.describe_silence(timeout))
+            reply.set_exception(error)
 
     def _refuse(self, number: bytes, attempt: Attempt) -> None:
         """Let a call wait for a service that does not listen, or fail it."""
         now = monotonic()
         end = attempt.refuse(now)
         if end == -inf:
-            self._give_up(number, min(now - attempt.start, attempt.connect_timeout))
+            self._expire(number, min(now - attempt.start, attempt.connect_timeout))
         elif number not in self._refused:
             self._refused.add(number)
             self._refused_deadlines.add(number, end - now)
 
-    def _give_up_if_down(self, number: bytes, timeout: float) -> None:
+    def _expire_if_down(self, number: bytes, timeout: float) -> None:
         self._refused.discard(number)
         if self._state.is_down:
             self._refuse(number, self._attempts[number])
-
-    def _give_up(self, number: bytes, timeout: float) -> None:
-        """Fail a call that has waited for a connection."""
-        attempt = self._attempts.pop(number)
-        self._refused.discard(number)
-        error = self._state.describe_silence(timeout)
-        attempt.fail(monotonic(), str(error))
-        reply = self._calls[number]
-        if not reply.done():
-            reply.set_exception(error)
 
     def _end_attempts(self) -> None:
         attempts = [*self._attempts.values()]

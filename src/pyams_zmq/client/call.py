@@ -71,19 +71,15 @@ class CallConnection:
             raise self._state.describe_refusal() from None
         poll(self._polled, min(timeout, FAST))
         while (reply := receive(self._socket)) is None:
-            end = self._find_end(start, timeout)
-            left = end - monotonic()
-            if left <= 0:
-                self._monitor.read_events()
-                if self._find_end(start, timeout) > end:
-                    continue  # it was connected a moment ago
-                raise self._give_up(start, timeout)
-            ready = wait_for(self._sockets, left)
-            if self._socket not in ready and self._monitor.read_events():
+            if self._monitor.read_events():
                 reply = receive(self._socket)  # it may have arrived just before the loss
                 if reply is None:
                     raise self._state.describe_loss()
                 break
+            left = self._find_end(start, timeout) - monotonic()
+            if left <= 0:
+                raise self._give_up(start, timeout)
+            wait_for(self._sockets, left)
         if self._attempt is not None:
             self._attempt.succeed()
             self._attempt = None
