@@ -6,7 +6,7 @@ from math import inf
 
 import pytest
 
-from pyams_zmq.client.breaker import CONNECT_TIMEOUT, PAUSE, CircuitBreaker
+from pyams_zmq.client.breaker import CONNECT_TIMEOUT, GRACE, PAUSE, CircuitBreaker
 from pyams_zmq.exceptions import ZMQUnreachableError
 
 URI = 'tcp://10.1.1.1:5555'
@@ -207,14 +207,45 @@ def test_expected_service():
     assert [breaker.begin(0).refuse(0) for _ in range(5)] == [2] * 5
 
 
-def test_silent_service(breaker):
-    """No connection was refused: each call has its whole time."""
-    attempts = [breaker.begin(0), breaker.begin(1.5)]
-    attempts[0].fail(2, PROBLEM)
+def test_silent_service(proven):
+    """It was there, and no connection was refused: each call has its whole time."""
+    attempts = [proven.begin(10), proven.begin(11.5)]
+    assert [attempt.wait(11.5) for attempt in attempts] == [12, 13.5]
+    attempts[0].fail(12, PROBLEM)
     with FAILS:
-        breaker.begin(2.1)
+        proven.begin(12.1)
+    assert attempts[1].wait(12.1) == 13.5
     attempts[1].succeed()
-    assert not breaker.is_open
+    assert not proven.is_open
+
+
+def test_service_that_was_never_there_is_silent(breaker):
+    """One call waits for its whole time, others for a while, and later ones not at all."""
+    attempts = [breaker.begin(0) for _ in range(3)]
+    for now in (0.01, 0.02):
+        assert [attempt.wait(now) for attempt in attempts] == [2, 0.01 + GRACE, 0.01 + GRACE]
+    later = breaker.begin(0.4)
+    assert later.wait(0.4) == 0.4 + GRACE
+    for attempt in attempts[1:]:
+        attempt.fail(0.51, PROBLEM)
+        assert not breaker.is_open
+    with pytest.raises(ZMQUnreachableError, match='for 0.6 s; one call waits for it, and others'):
+        breaker.begin(0.6)
+    assert attempts[0].wait(0.6) == 2
+    attempts[0].succeed()
+    assert breaker.begin(0.7).wait(0.7) == 2.7
+
+
+def test_one_that_tries_and_gets_no_answer(opened):
+    attempt = opened.begin(3)
+    assert attempt.wait(3.1) == 5
+    with FAILS:
+        opened.begin(3.1)
+
+
+def test_silent_service_with_little_time(breaker):
+    attempts = [breaker.begin(0, 0.2), breaker.begin(0, 0.2)]
+    assert [attempt.wait(0.01) for attempt in attempts] == [0.2, 0.2]
 
 
 def test_threads(opened):

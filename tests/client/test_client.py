@@ -270,30 +270,31 @@ def test_refusal_is_not_retried(start, monkeypatch):
 
 
 def test_reply_arrives_just_before_the_loss(monkeypatch):
-    """The poll shows the loss alone, because the reply came in after it."""
-    polls = []
+    """The call looks for a reply a moment too early, and then reads of the loss."""
+    receive, looks = call_module.receive, []
 
     with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
         server.linger = 5000
         port = server.bind_to_random_port('tcp://127.0.0.1')
 
-        def reply_and_end(sockets, timeout):
-            socket, monitor = sockets
-            polls.append(timeout)
-            if len(polls) == 1:  # the event of the handshake, before that of the loss
-                assert monitor.poll(5000)
-                return [monitor]
+        def look_too_early(socket):
+            looks.append(socket)
+            if len(looks) > 1:
+                return receive(socket)
+            monitor = socket._monitor
+            wait_until(lambda: monitor.read_events() or monitor.state.is_connected)
             assert server.poll(5000)
             *envelope, _request = server.recv_multipart()
             server.send_multipart([*envelope, b'[200, "late"]'])
             assert socket.poll(5000)
             server.close()
-            assert monitor.poll(5000)
-            return [monitor]
+            assert monitor.socket.poll(5000)
+            return None
 
-        monkeypatch.setattr(call_module, 'wait_for', reply_and_end)
+        monkeypatch.setattr(call_module, 'receive', look_too_early)
         with ZMQClient(f'127.0.0.1:{port}') as client:
             assert client.call('echo') == 'late'
+    assert len(looks) == 2
 
 
 def test_error_status_is_not_retried(process):

@@ -238,6 +238,21 @@ def test_first_start(start, missing, attempts):
         assert client.call('echo', 2) == 2
 
 
+def test_first_calls_to_a_silent_server(attempts):
+    """One of many threads waits for its whole time; others have failed when that ends."""
+    with (
+        raw_server(lambda connection: None) as address,
+        ZMQClient(address, timeout=60, connect_timeout=4) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        calls = [pool.submit(fail, client) for _ in range(8)]
+        wait_until(lambda: sum(call.done() for call in calls) == 7)
+        assert not client._breaker.get().is_open
+        fail(client, 'one call waits for it, and others fail at once')
+        assert sum(' for 4 s;' in call.result() for call in calls) == 1
+        assert len(attempts) == 8
+
+
 def test_first_start_of_an_expected_service(start, missing):
     with ZMQClient(missing, connect_timeout=TIMEOUT) as client, ThreadPoolExecutor(4) as pool:
         client.is_service_expected = True

@@ -17,13 +17,17 @@ PAUSE = 1.0
 """Seconds in which the calls to a service that is down fail at once; then one of them tries"""
 
 
+GRACE = 0.5
+"""Seconds until only one call waits for a service that was never there, and does not answer"""
+
+
 class CircuitBreaker:
     """Lets calls fail at once while a service is down, so that they hold no threads.
 
     *Closed*: each call tries. A service that was there may be back soon, for a restart takes about
     a second: calls that are refused wait, until the service has been missing for their
     `connect_timeout`. If it was never there, only one call waits; the others fail when they are
-    refused, and so do later ones, without an attempt.
+    refused, or after `GRACE`, and so do later ones, without an attempt.
 
     *Open*: after that, calls fail at once for a second. Then (*half-open*) one call tries, and does
     not wait if it is refused, while others still fail at once. The first connection closes it.
@@ -65,6 +69,7 @@ class CircuitBreaker:
             attempt = Attempt(self, now, connect_timeout)
             if self.is_open:
                 self._trial = attempt
+                attempt.blocks_from = now
             return attempt
 
     def pause(self, now: float) -> float:
@@ -80,20 +85,21 @@ class CircuitBreaker:
 
     def _waits_until(self, now: float) -> float:
         trial = self._trial
-        if trial is not None and now < trial.ends_at:
+        if trial is not None and trial.blocks_from <= now < trial.ends_at:
             return trial.ends_at
         return self._opened_at + PAUSE if self.is_open else -inf
 
     def _describe(self, now: float) -> ZMQUnreachableError:
-        seconds = f'{max(0.0, now - self._missing_since):.3g} s'
+        since = self._missing_since if self._trial is None else self._trial.start
+        seconds = f'{now - min(since, self._missing_since):.3g}'
         if not self.is_open:
             return ZMQUnreachableError(
-                f'No service has answered at {self._uri} for {seconds}; one call waits for it, and '
-                'others fail at once'
+                f'No service has answered at {self._uri} for {seconds} s; one call waits for it, '
+                'and others fail at once'
             )
         return ZMQUnreachableError(
-            f'{self._problem}; it is known to be down for {seconds}: calls fail at once, and one '
-            'tries each second'
+            f'{self._problem}; it is known to be down for {seconds} s: calls fail at once, and '
+            'one tries each second'
         )
 
     # Called by attempts
@@ -104,12 +110,25 @@ class CircuitBreaker:
             if self.is_open:
                 return -inf
             if not self._is_expected:
-                if self._trial is None or now >= self._trial.ends_at:
-                    self._trial = attempt
-                if self._trial is not attempt:
+                if not self._has_trial(attempt, now):
                     return -inf
+                attempt.blocks_from = min(attempt.blocks_from, now)
             end = self._missing_since + attempt.connect_timeout
             return end if now < end else -inf
+
+    def _wait(self, attempt: 'Attempt', now: float) -> float:
+        with self._lock:
+            end = attempt.start + attempt.connect_timeout
+            if self._is_expected or self.is_open:
+                return end
+            attempt.blocks_from = min(attempt.blocks_from, now + GRACE)
+            return end if self._has_trial(attempt, now) else min(end, attempt.blocks_from)
+
+    def _has_trial(self, attempt: 'Attempt', now: float) -> bool:
+        """Return True if this attempt may wait, because none waits, or it is the one."""
+        if self._trial is None or now >= self._trial.ends_at:
+            self._trial = attempt
+        return self._trial is attempt
 
     def _succeed(self) -> None:
         with self._lock:
@@ -138,6 +157,7 @@ class Attempt:
     """The attempt of one call to connect; call one of `succeed`, `fail` and `abandon` at its end.
 
     :ivar start: when it began
+    :ivar blocks_from: from when on others fail at once, if it is the one that tries
     :ivar ends_at: when it has ended in any case; one that was forgotten must not block others
     """
 
@@ -145,11 +165,16 @@ class Attempt:
         self._breaker = breaker
         self.start = start
         self.connect_timeout = connect_timeout
+        self.blocks_from = inf
         self.ends_at = start + connect_timeout + PAUSE
 
     def refuse(self, now: float) -> float:
         """Return until when the call may wait, because no service listens; -inf for not at all."""
         return self._breaker._refuse(self, now)
+
+    def wait(self, now: float) -> float:
+        """Return until when the call may wait for an answer to the handshake."""
+        return self._breaker._wait(self, now)
 
     def succeed(self) -> None:
         """End it, because the service has answered."""

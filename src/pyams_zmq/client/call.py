@@ -96,8 +96,8 @@ class CallConnection:
             self._attempt.succeed()
             self._attempt = None
             return end
-        end = min(end, start + self._attempt.connect_timeout)
-        return min(end, self._attempt.refuse(monotonic())) if self._state.is_down else end
+        wait = self._attempt.refuse if self._state.is_down else self._attempt.wait
+        return min(end, wait(monotonic()))
 
     def _give_up(self, start: float, timeout: float) -> ZMQTimeoutError | ZMQUnreachableError:
         """Return the error of a call that has waited until its end, or is not to wait."""
