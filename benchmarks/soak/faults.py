@@ -18,7 +18,7 @@ from soak.programs import Program, restart_ended
 
 ROUTES = ('single', 'steady', 'concurrent', 'pool', 'device')
 
-POOL = ('broker', 'worker 1', 'worker 2')
+POOL = ('pool broker', 'pool worker 1', 'pool worker 2')
 
 KINDS = {
     # Peers that mean harm
