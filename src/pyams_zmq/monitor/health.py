@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The pages ``/zmq/live``, ``/zmq/health`` and ``/zmq/ready``."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from pyramid.response import Response
 
-from pyams_zmq.monitor.condition import DOWN, DRAINING, UP, Condition, condition_of
+from pyams_zmq.monitor.condition import DOWN, UP, Condition, condition_of
 from pyams_zmq.monitor.inquiry import ask_all
 from pyams_zmq.monitor.shared import SharedAnswers
 from pyams_zmq.monitor.views import add_page
@@ -25,8 +25,8 @@ def add_health(config: Any) -> None:
         return
     health = config.registry.zmq_health = Health(config.registry)
     add_page(config, 'zmq_live', '/zmq/live', show_live)
-    add_page(config, 'zmq_health', '/zmq/health', partial(health.show, (UP, DRAINING)))
-    add_page(config, 'zmq_ready', '/zmq/ready', partial(health.show, (UP,)))
+    add_page(config, 'zmq_health', '/zmq/health', health.show)
+    add_page(config, 'zmq_ready', '/zmq/ready', health.show)
 
 
 def show_live(request: Any) -> Response:  # noqa: ARG001 - a view has it
@@ -43,13 +43,10 @@ class Health:
     def __init__(self, registry: Any):
         self._answers = SharedAnswers(partial(_ask, registry))
 
-    def show(self, allowed: Collection[str], request: Any) -> Response:
-        """Answer with the conditions of all services, and status 503 if one is not good.
-
-        :param allowed: the conditions that are
-        """
+    def show(self, request: Any) -> Response:
+        """Answer with the conditions of all services, and status 503 if one is down or drains."""
         conditions = self._answers.get()
-        is_good = all(condition.status in allowed for condition in conditions.values())
+        is_good = all(condition.status == UP for condition in conditions.values())
         return Response(
             status=_OK if is_good else _UNAVAILABLE,
             json_body={
