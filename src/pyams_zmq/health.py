@@ -11,7 +11,8 @@ def includeme(config: Any) -> None:
 
     The first one answers 200 without asking a service. The others ask all services at once, for a
     second at most, and answer 503 if one is down or drains; both are the same, under the names that
-    monitors and load balancers look for. They need no permission. A `route_prefix` of the include is put before the paths.
+    monitors and load balancers look for. They need no permission. A `route_prefix` of the include
+    is put before the paths.
     """
     config.include('pyams_zmq')
     add_health(config)

@@ -4,6 +4,7 @@
 from functools import partial
 
 import pytest
+import zmq
 
 from pyams_zmq.handler.description import describe
 from pyams_zmq.handler.methods import Method, methods_of
@@ -16,6 +17,8 @@ from pyams_zmq.handler.statistics import MAX_METHODS, CallStatistics, MethodStat
         (b'[500,"text"]', 1),
         (b'[404,"text"]', 1),
         ([b'frame', b'[400,"text"]'], 1),
+        ([zmq.Frame(b'[400,"text"]')], 1),
+        ([zmq.Frame(b'[200,"text"]')], 0),
         (b'[200,4]', 0),
         (b'[4,5]', 0),
         (b'[45]', 0),

@@ -32,7 +32,8 @@ class MethodStats:
         """
         self.latency.add(seconds)
         data = reply[-1] if isinstance(reply, list) else reply
-        if data[1:2] in b'45' and is_error(data):  # the first is fast, and true for few replies
+        # The second one is fast, and true for few replies; a large one may be a zmq.Frame.
+        if (type(data) is not bytes or data[1:2] in b'45') and is_error(data):
             self.errors += 1
 
     def stats(self) -> dict[str, Any]:
