@@ -124,7 +124,7 @@ def test_rules_in_the_constructor_of_a_worker():
     process = Pool(workers=1)
     process.worker_factory = AssigningWorker
     process.start()
-    with pytest.raises(ZMQStartError, match='worker 1 of Pool.* fails, see its log'):
+    with pytest.raises(ZMQStartError, match='Pool.* worker 1 fails, see its log'):
         process.wait_ready()
     process.stop()
 
