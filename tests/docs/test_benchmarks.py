@@ -78,6 +78,11 @@ def test_delays_of_jobs(run):
     assert re.search(r'a job of 3 s, 1 brokers killed: done .* in attempt 1;', text)
 
 
+def test_counting(run):
+    lines = run('counting.py', '--rounds', 1, '--calls', 20).splitlines()
+    assert [line.partition(':')[0] for line in lines] == ['1 in flight', '64 in flight']
+
+
 def test_outbox(run):
     lines = run('outbox.py', 'sqlite', 'file', '--commits', 20, '--pause', 0).splitlines()
     assert [line.partition(':')[0] for line in lines] == ['sqlite', 'file']
