@@ -96,6 +96,10 @@ class ZMQRefusedError(ZMQBaseError, ConnectionRefusedError):
     """A service that refuses the connection: wrong credentials, mechanism or address."""
 
 
+class ZMQVersionError(ZMQBaseError, RuntimeError):
+    """A service of pyams_zmq 2, which was not asked because that would block it."""
+
+
 class ZMQRemoteError(ZMQBaseError, RuntimeError):
     """A reply whose status is not 2xx.
 

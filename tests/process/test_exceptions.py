@@ -25,6 +25,7 @@ from pyams_zmq.exceptions import (
     ZMQStartError,
     ZMQTimeoutError,
     ZMQUnreachableError,
+    ZMQVersionError,
 )
 
 BIND_ERROR = ZMQBindError(errno.EADDRINUSE, 'Address already in use', 'tcp://127.0.0.1:5555')
@@ -40,6 +41,7 @@ ERRORS = [
     ZMQUnreachableError('no service'),
     ZMQBacklogError('10000 messages wait'),
     ZMQRefusedError('wrong password'),
+    ZMQVersionError('it was not asked'),
     ZMQRemoteError(409, {'reason': 'conflict'}),
     ZMQJobError(404, 'Unknown job id'),
     ZMQJournalError('var/converter.jobs', 'another broker has it'),

@@ -11,7 +11,7 @@ PING = {'name': 'x', 'kind': 'pool', 'version': '3.0.0', 'uptime': 3 * 86400.0, 
 
 
 class AnsweringService:
-    """A thread with a REP socket.
+    """A thread with a ROUTER socket, as services of this version have it.
 
     :param answers: for each type of message its reply, or several replies, of which the last stays;
         other types get a 404
@@ -23,7 +23,7 @@ class AnsweringService:
         self._answers = {f'pyams_zmq.{name}': answers[name] for name in answers}
         self.asked = []
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.REP)
+        self._socket = self._context.socket(zmq.ROUTER)
         self._socket.linger = 1000
         self.address = f'127.0.0.1:{self._socket.bind_to_random_port("tcp://127.0.0.1")}'
         self._stop = threading.Event()
@@ -33,9 +33,11 @@ class AnsweringService:
     def _run(self):
         while not self._stop.is_set():
             if self._socket.poll(10):
-                name, args, *_options = json.loads(self._socket.recv())
+                *envelope, data = self._socket.recv_multipart()
+                name, args, *_options = json.loads(data)
                 self.asked.append([name, args])
-                self._socket.send_json(self._answer(name))
+                reply = json.dumps(self._answer(name)).encode()
+                self._socket.send_multipart([*envelope, reply])
 
     def _answer(self, name):
         answer = self._answers.get(name, [404, f'Unknown message type {name!r}'])

@@ -65,6 +65,7 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
     with open_target(parser, args) as target:
         action, *ids = target.words or ['list']
         _check_arguments(parser, args, action, ids)
+        target.check()
         client = target.client
         client.timeout, client.retries = target.timeout or TIMEOUT, 0
         match action:

@@ -8,7 +8,7 @@ from pyams_zmq.cli.outcome import ERROR, OK, REFUSED, TIMEOUT, UNREACHABLE, code
 from pyams_zmq.cli.output import format_age
 from pyams_zmq.cli.printable import printable
 from pyams_zmq.cli.snapshot import Change, Snapshot, read_snapshot
-from pyams_zmq.exceptions import ZMQBaseError, ZMQRemoteError, ZMQReplyError
+from pyams_zmq.exceptions import ZMQBaseError, ZMQRemoteError, ZMQReplyError, ZMQVersionError
 from pyams_zmq.monitor.inquiry import Answer
 
 TITLES = (
@@ -64,7 +64,9 @@ class Overview:
 
 def _is_unknown(error: Exception) -> bool:
     """Return True if a service does not know the question, as one of pyams_zmq 2."""
-    return isinstance(error, ZMQRemoteError) and error.status == HTTPStatus.NOT_FOUND
+    if isinstance(error, ZMQRemoteError):
+        return error.status == HTTPStatus.NOT_FOUND
+    return isinstance(error, ZMQVersionError)
 
 
 def _describe(snapshot: Snapshot, change: Change) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 
 import time
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 from pyams_zmq.cli.outcome import OK
 from pyams_zmq.cli.output import format_age, write
 from pyams_zmq.cli.printable import printable
-from pyams_zmq.cli.target import TIMEOUT, Target, add_target, fail_extra_words, open_target
-from pyams_zmq.exceptions import ZMQRemoteError
+from pyams_zmq.cli.target import Target, add_target, fail_extra_words, open_target
+from pyams_zmq.exceptions import ZMQRemoteError, ZMQVersionError
+
+_OLD = 'answers as a server older than 3.0'
 
 _OLDER = {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.INTERNAL_SERVER_ERROR}
 """Status of the answers of servers that do not know the question"""
@@ -25,26 +28,19 @@ def add_command(commands: Any) -> None:
         description='Say if a service answers, how long that takes, and since when it runs.',
     )
     add_target(parser)
-    parser.add_argument(
-        '--connect',
-        action='store_true',
-        help='connect only, and send nothing: a message of an unknown type blocks a service of '
-        'pyams_zmq 2',
-    )
     parser.set_defaults(run=partial(_run, parser))
 
 
 def _run(parser: ArgumentParser, args: Namespace) -> int:
     with open_target(parser, args) as target:
         fail_extra_words(parser, target)
-        if args.connect:
-            start = time.perf_counter()
-            target.client.prepare(timeout=target.timeout or TIMEOUT)
-            text = 'connected'
-        else:
+        start = time.perf_counter()
+        try:
             _ask(target)  # it connects, which takes longer
             start = time.perf_counter()
-            text = _describe(_ask(target))
+            text = _describe(_ask(replace(target, may_be_old=False)))
+        except ZMQVersionError:
+            text = _OLD
         milliseconds = (time.perf_counter() - start) * 1000
     write(f'{milliseconds:.1f} ms, {text}')
     return OK
@@ -70,5 +66,5 @@ def _describe(answer: Any) -> str:
         if answer['state'] != 'up':
             parts.append(printable(str(answer['state'])))
     except (TypeError, KeyError, ValueError):
-        return 'answers as a server older than 3.0'
+        return _OLD
     return ', '.join(parts)

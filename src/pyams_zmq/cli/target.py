@@ -15,6 +15,7 @@ from pyams_zmq.cli.words import split_variables
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.config.service import services_of
 from pyams_zmq.exceptions import ZMQRemoteError, ZMQReplyError
+from pyams_zmq.monitor.version import check_version
 from pyams_zmq.wire.message import check_timeout
 
 TIMEOUT = 5.0
@@ -29,19 +30,30 @@ class Target:
     :ivar client: client of the service; its errors say what to do
     :ivar words: the arguments that follow INI and NAME
     :ivar timeout: seconds to wait for an answer; None if they were not given
+    :ivar may_be_old: true if the service may be one of pyams_zmq 2, which a question would block
     """
 
     name: str
     client: Any
     words: list[str]
     timeout: float | None
+    may_be_old: bool = True
+
+    def check(self) -> None:
+        """Raise an error if a question would block the service.
+
+        :raises: the errors of :func:`.check_version`
+        """
+        if self.may_be_old:
+            check_version(self.client, self.name, self.timeout or TIMEOUT)
 
     def ask(self, type: str, args: Any = None) -> Any:  # noqa: A002 - the name of the field
         """Return the answer to a question, which does not take long.
 
         :param type: one of those that each service answers
-        :raises: the errors of :meth:`.ZMQClient.call`
+        :raises: the errors of `check`, and of :meth:`.ZMQClient.call`
         """
+        self.check()
         try:
             return self.client.call(type, args, timeout=self.timeout or TIMEOUT, retries=0)
         except ZMQRemoteError as error:
@@ -119,7 +131,8 @@ def open_target(parser: ArgumentParser, args: Namespace) -> Iterator[Target]:
         fail_unknown(parser, config_uri, words[:1], declared)
     try:
         client = registry.zmq_clients.get(words[0])
-        yield Target(words[0], client, words[1:], args.timeout)
+        may_be_old = declared[words[0]].start == 'never'  # this version starts the others
+        yield Target(words[0], client, words[1:], args.timeout, may_be_old)
     finally:
         registry.zmq_clients.close()
 

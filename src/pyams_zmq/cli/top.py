@@ -5,6 +5,7 @@ import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -13,7 +14,13 @@ from pyams_zmq.cli.application import load_application
 from pyams_zmq.cli.outcome import OK
 from pyams_zmq.cli.overview import TITLES, Overview
 from pyams_zmq.cli.screen import open_screen, show_once
-from pyams_zmq.cli.target import add_target, fail_extra_words, fail_unknown, open_target
+from pyams_zmq.cli.target import (
+    Target,
+    add_target,
+    fail_extra_words,
+    fail_unknown,
+    open_target,
+)
 from pyams_zmq.cli.terminal import is_live
 from pyams_zmq.cli.words import split_variables
 from pyams_zmq.config.service import services_of
@@ -94,13 +101,14 @@ def _show_next(overview: Overview, ask: _Ask, show: Callable[..., None]) -> None
 def _open_address(parser: ArgumentParser, args: Namespace) -> Iterator[_Ask]:
     with open_target(parser, args) as target:
         fail_extra_words(parser, target)
-        yield lambda: {target.name: _ask(target.client, args.timeout or TIMEOUT)}
+        limited = replace(target, timeout=args.timeout or TIMEOUT)
+        yield lambda: {target.name: _ask(limited)}
 
 
-def _ask(client: Any, timeout: float) -> Answer:
+def _ask(target: Target) -> Answer:
     begin = monotonic()
     try:
-        result = client.call(_STATS, timeout=timeout, retries=0)
+        result = target.ask(_STATS)
     except ZMQBaseError as error:
         return Answer(None, str(error), monotonic() - begin, error)
     return Answer(result, None, monotonic() - begin)

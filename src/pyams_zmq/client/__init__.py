@@ -12,6 +12,7 @@ from pyams_zmq.client.breaker import CONNECT_TIMEOUT, CircuitBreaker
 from pyams_zmq.client.call import CallConnection
 from pyams_zmq.client.connection import HEARTBEATS, RETRIED, ServiceAddress, as_os_error
 from pyams_zmq.client.jobs import JobMethods
+from pyams_zmq.client.peer_type import read_peer_type
 from pyams_zmq.client.problem import EncodedMessage, QueuedMessage
 from pyams_zmq.client.send_queue import MAX_FLUSH, SendQueue
 from pyams_zmq.client.sender import MAX_BACKLOG, MAX_BACKLOG_SIZE, sender_thread
@@ -225,6 +226,19 @@ class ZMQClient(JobMethods):
         :raises OSError: EMFILE, when the process has no descriptor left
         """
         self._prepare(timeout, None)
+
+    def find_socket_type(self, *, timeout: float = PREPARE_TIMEOUT) -> str | None:
+        """Return the type of the service's socket, for which this connects once more.
+
+        Services of pyams_zmq 2 have a `'REP'`, which a message of an unknown type blocks for ever;
+        those of 3.0 have a `'ROUTER'`. A service with CURVE is not asked: pyams_zmq 2 does not know
+        that.
+
+        :param timeout: seconds
+        :return: None if the service does not say it: it is down, or refuses the connection
+        """
+        endpoint, users, curve = self._service
+        return 'ROUTER' if curve is not None else read_peer_type(endpoint, users, timeout)
 
     def reserve(
         self,

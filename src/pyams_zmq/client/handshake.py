@@ -77,14 +77,12 @@ class HandshakeWatch:
 
     def _is_greeted(self) -> bool:
         """Return True if the service at an ipc address replies to a greeting with its own."""
-        path = self._endpoint.host
-        name = b'\0' + os.fsencode(path[1:]) if path.startswith('@') else os.fsencode(path)
         with (
             suppress(OSError),
             network.socket(network.AF_UNIX, network.SOCK_STREAM) as probe,
         ):
             probe.settimeout(_PROBE_TIMEOUT)
-            probe.connect(name)
+            probe.connect(self._endpoint.unix_name)
             probe.sendall(_CURVE_GREETING)
             received = b''
             while len(received) < _BEGINNING and (data := probe.recv(_GREETING)):

@@ -9,6 +9,7 @@ from pyams_zmq.exceptions import (
     ZMQReplyError,
     ZMQTimeoutError,
     ZMQUnreachableError,
+    ZMQVersionError,
 )
 from pyams_zmq.monitor.question import Answer
 
@@ -43,12 +44,15 @@ class Condition(NamedTuple):
 def condition_of(answer: Answer) -> Condition:
     """Return the condition of a service that was asked for `pyams_zmq.ping` or `pyams_zmq.stats`.
 
-    One that knows no such question, as those of pyams_zmq 2 do, is up: it has answered.
+    One that knows no such question is up: it has answered. So is one of pyams_zmq 2, which was not
+    asked: it has completed the handshake.
     """
     error = answer.exception
     if error is None:
         is_draining = isinstance(answer.result, dict) and answer.result.get('state') == DRAINING
         return Condition(DRAINING if is_draining else UP)
+    if isinstance(error, ZMQVersionError):
+        return Condition(UP)
     if isinstance(error, ZMQRemoteError):
         if error.status == _UNAUTHORIZED:
             return Condition(DOWN, _REFUSED)

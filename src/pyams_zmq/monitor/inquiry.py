@@ -7,6 +7,7 @@ from typing import Any
 
 from pyams_zmq.config.service import services_of
 from pyams_zmq.monitor.question import Answer, Question
+from pyams_zmq.monitor.version import check_version
 
 __all__ = ['Answer', 'ask_all']
 
@@ -21,7 +22,9 @@ def ask_all(
 
     Each service is asked in a thread, by a client that is closed afterwards: a connection costs
     half a millisecond, and none is left that a fork or the end of the program would have to close.
-    A service that hangs or is down delays neither the others nor the caller.
+    A service that hangs or is down delays neither the others nor the caller. One that runs
+    elsewhere (``start = never``) is asked only if that cannot block it, see
+    :exc:`.ZMQVersionError`.
 
     :param registry: registry of the application
     :param type: type of the message, `'pyams_zmq.ping'` for instance
@@ -40,6 +43,8 @@ def ask_all(
 def _ask(registry: Any, name: str, type_: str, timeout: float) -> Any:
     client = registry.zmq_clients.make(name)
     try:
+        if services_of(registry)[name].start == 'never':  # the others are of this version
+            check_version(client, name, timeout)
         return client.call(type_, timeout=timeout, retries=0)
     finally:
         client.close()

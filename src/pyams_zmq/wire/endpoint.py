@@ -115,6 +115,12 @@ class Endpoint:
         return self.host if self.protocol == 'ipc' and not self.host.startswith('@') else None
 
     @property
+    def unix_name(self) -> bytes:
+        """What the system calls an ipc endpoint: its path, or the name of an abstract one."""
+        name = os.fsencode(self.host)
+        return b'\0' + name[1:] if self.path is None else name
+
+    @property
     def uri(self) -> str:
         """The endpoint in the form of libzmq."""
         return f'{self.protocol}://{self.host}' + ('' if self.port is None else f':{self.port}')
