@@ -6,8 +6,7 @@ import re
 import pytest
 
 from answering import PING
-from handlers import Process
-from pyams_zmq.testing import running
+from old_service import OldService
 
 
 @pytest.mark.parametrize(
@@ -46,18 +45,12 @@ def test_server_that_is_overloaded(run, answer):
     )
 
 
-def test_connect(run, answer):
-    """It sends nothing, since that would block a service of pyams_zmq 2.0.0."""
-    code, out, err = run('ping', *answer(), '--connect')
-    assert (code, err) == (0, '')
-    assert re.fullmatch(r'\d+\.\d ms, connected\n', out)
-
-
-def test_connect_to_a_service_that_refuses(run):
-    with running(Process('127.0.0.1:0', auth='alice:secret')) as process:
-        code, out, err = run('ping', '--address', process.bound_address, '--connect')
-    assert (code, out) == (3, '')
-    assert 'Connection refused' in err
+def test_server_of_version_2(run):
+    """It is not asked, since a message of an unknown type would block it."""
+    with OldService() as service:
+        code, out, err = run('ping', '--address', service.address)
+    assert (code, err, service.received) == (0, '', [])
+    assert re.fullmatch(r'\d+\.\d ms, answers as a server older than 3\.0\n', out)
 
 
 def test_service_of_an_application(run, answer, declare):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """`pyams_zmq reload` and `pyams_zmq restart`."""
 
+import json
 from functools import partial
 from threading import Thread
 
@@ -32,18 +33,16 @@ def test_restart(run, answer):
 def test_restart_of_a_process(run):
     """The connection is lost, and nobody listens for a moment."""
     context = zmq.Context()
-    former, later = (context.socket(zmq.REP) for _ in range(2))
+    former, later = (context.socket(zmq.ROUTER) for _ in range(2))
     port = former.bind_to_random_port('tcp://127.0.0.1')
 
     def serve():
         for reply in (workers(1), OK):
-            former.recv()
-            former.send_json(reply)
-        former.recv()
+            answer_next(former, reply)
+        former.recv_multipart()
         former.close()
         wait_until(partial(bind, later, port))
-        later.recv()
-        later.send_json(workers(2))
+        answer_next(later, workers(2))
 
     thread = Thread(target=serve)
     thread.start()
@@ -54,6 +53,12 @@ def test_restart_of_a_process(run):
         later.close()
         context.term()
     assert result == (0, f'127.0.0.1:{port}: pid 1 replaced by pid 2\n', '')
+
+
+def answer_next(socket, reply):
+    """Receive a question, and reply to it."""
+    *envelope, _data = socket.recv_multipart()
+    socket.send_multipart([*envelope, json.dumps(reply).encode()])
 
 
 def bind(socket, port):

@@ -8,11 +8,13 @@ import zmq
 
 from checks import freeze, wait_until
 from handlers import Process
+from old_service import METHOD, OldService
 from pyams_zmq.testing import running
 
 COMMANDS = [['ping'], ['call', 'echo'], ['methods'], ['stats'], ['reload'], ['restart']]
 ALL = pytest.mark.parametrize('command', COMMANDS, ids=lambda command: command[0])
-ASKING = pytest.mark.parametrize('command', ['methods', 'stats', 'reload', 'restart'])
+ASKED = ['methods', 'stats', 'reload', 'restart']
+ASKING = pytest.mark.parametrize('command', ASKED)
 
 NOWHERE = 'tcp://127.0.0.1:1'
 
@@ -118,6 +120,37 @@ def test_server_of_an_older_version(run, answer, command):
         f"pyams_zmq: error: 404 Unknown message type 'pyams_zmq.{name}'. {target[1]} runs a "
         'version of pyams_zmq before 3.0\n'
     )
+
+
+@pytest.mark.parametrize('command', [*ASKED, 'jobs', 'top'])
+@pytest.mark.parametrize('way', ['ini', 'address'])
+def test_server_of_version_2(run, declare, command, way):
+    """It is not asked, since a message of an unknown type would block it."""
+    with OldService() as service:
+        by_name = declare(service.address)
+        target = by_name if way == 'ini' else ('--address', service.address)
+        code, out, err = run(command, *target)
+        assert service.received == []
+        assert run('call', *target, METHOD, '1') == (0, '1\n', '')
+    name = by_name[1] if way == 'ini' else service.address
+    problem = (
+        f'{name} runs a version of pyams_zmq before 3.0 (its socket is a REP), which a question '
+        'would block: it was not asked'
+    )
+    assert code == 1
+    if command == 'top':
+        assert 'no statistics' in out
+        assert problem in out + err
+    else:
+        assert (out, err) == ('', f'pyams_zmq: error: {problem}\n')
+
+
+def test_declared_service_that_this_version_starts(run, declare):
+    """It is asked at once, by one connection."""
+    with running(Process('127.0.0.1:0')) as process:
+        for start in ('auto', 'external'):
+            target = declare(process.bound_address, start=start, handler='handlers.Handler')
+            assert run('stats', *target).code == 0
 
 
 @ASKING

@@ -48,9 +48,8 @@ class Services:
     def declare(self, name, **options):
         """Declare a service; return its address, at which nobody listens yet."""
         address = f'ipc://{self._folder}/{name}'
-        self.config.add_zmq_process(
-            name, handler=Echo, address=address, start='external', **options
-        )
+        options = {'handler': Echo, 'start': 'external', **options}
+        self.config.add_zmq_process(name, address=address, **options)
         return address
 
     def answer(self, name, **replies):

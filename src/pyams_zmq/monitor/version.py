@@ -14,7 +14,7 @@ def check_version(client: Any, name: str, timeout: float) -> None:
     It sends nothing. A service that is down may be one of pyams_zmq 2 when it is there again, so it
     is not asked before it is known.
 
-    :param client: client of the service; one that only records messages is not checked
+    :param client: client of the service; one that is not a ZMQClient, of a test perhaps, may ask
     :param name: name of the service, for errors
     :param timeout: seconds
     :raises ZMQVersionError: if it runs a version of pyams_zmq before 3.0
