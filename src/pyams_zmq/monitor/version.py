@@ -23,10 +23,10 @@ def check_version(client: Any, name: str, timeout: float) -> None:
     if not isinstance(client, ZMQClient):
         return
     end = monotonic() + timeout
-    found = client.find_socket_type(timeout=timeout / 2)
+    half = min(timeout / 2, client.connect_timeout)
+    found = client.find_socket_type(timeout=half)
     if found is None:
-        # It connects without sending anything, and says what is wrong.
-        client.prepare(timeout=min(timeout / 2, client.down_timeout))
+        client.prepare(timeout=half)  # it connects without sending anything, or says what is wrong
         found = client.find_socket_type(timeout=end - monotonic())
     if found is None:
         raise ZMQUnreachableError(

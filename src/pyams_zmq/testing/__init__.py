@@ -184,7 +184,7 @@ class RecordingClient(ZMQClient):
         data = encode_request(message, max_size=self.max_message_size, frames=binary)
         return decode_body(self._exchange(data, binary))
 
-    def find_socket_type(self, *, timeout: float = PREPARE_TIMEOUT) -> str | None:  # noqa: ARG002 - of ZMQClient
+    def find_socket_type(self, *, timeout: float = PREPARE_TIMEOUT) -> str | None:
         """Return the type that services of this version have; nothing is connected."""
         return 'ROUTER'
 
