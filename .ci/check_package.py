@@ -30,10 +30,11 @@ INDISPENSABLE = {
     'locales/fr/LC_MESSAGES/pyams_zmq.po',
 }
 
-# These need extras: SQLAlchemy, prometheus_client, rich; an application with a ZODB has that.
+# These need extras: SQLAlchemy, prometheus_client, OpenTelemetry, rich; or a ZODB.
 OPTIONAL = (
     *('pyams_zmq.outbox.sql', 'pyams_zmq.outbox.zodb', 'pyams_zmq.outbox.lanes'),
     'pyams_zmq.monitor.metrics',
+    'pyams_zmq.monitor.tracing',
     'pyams_zmq.cli.job_bars',
 )
 

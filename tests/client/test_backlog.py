@@ -546,7 +546,7 @@ def test_ids_of_messages():
         message.number = number
         return Problem('tcp://here', message, 'why')
 
-    [(_level, text)] = describe(map(problem, [5, 1, 2, 3, 7]))
+    [(_level, text, _fields)] = describe(map(problem, [5, 1, 2, 3, 7]))
     pid, _, _ = text.partition('(ids ')[2].partition('.')
     expected = f'{pid}.1-{pid}.3, {pid}.5, {pid}.7'
     assert text == f"5 messages 'note' (ids {expected}) to tcp://here: why"

@@ -202,7 +202,7 @@ def test_a_connection_that_takes_nothing():
         assert queue.step(time.monotonic()) == []
         assert 0 < queue.wakes_at() - time.monotonic() <= send_queue_module.RETRY
         assert len(queue) == 1
-        [(_level, text)] = describe(queue.fail(LookupError('why')))
+        [(_level, text, _fields)] = describe(queue.fail(LookupError('why')))
         assert without_ids([text]) == [f"Message 'note' to {queue.address}: why"]
 
 

@@ -25,7 +25,7 @@ LEVELS = (
     # Only users import these: each re-exports public names of a module inside.
     (
         *('socket', 'endpoint', 'message', 'curve', 'transaction', 'stream'),
-        *('health', 'metrics'),
+        *('health', 'logs', 'metrics', 'otel'),
     ),
 )
 INDEPENDENT = ('client', 'process', 'aio')

@@ -45,6 +45,7 @@ from pyams_zmq.wire.message import (
 )
 from pyams_zmq.wire.multipart import to_frames
 from pyams_zmq.wire.names import LOOKUP_TIMEOUT, look_up, needs_ipv6
+from pyams_zmq.wire.tracing import Tracing
 
 SEND_HWM = 24
 """Most requests that wait in a socket; further ones wait in the client, until their deadline.
@@ -316,6 +317,11 @@ class AsyncZMQClient(AsyncJobMethods):
     #: Seconds until the connection to a host that does not answer, or takes no data, is closed
     heartbeat_timeout: float = HEARTBEATS[1]
 
+    service_name: str | None = None  #: Name of the service, for traces
+
+    #: Makes spans, see :mod:`pyams_zmq.otel`; None for no spans
+    tracing: Tracing | None = None
+
     def __init__(
         self,
         address: Any,
@@ -375,6 +381,19 @@ class AsyncZMQClient(AsyncJobMethods):
 
         :raises: the errors of `call`, except ZMQRemoteError
         """
+        if self.tracing is None:
+            return await self._request(message, timeout, retries, frames)
+        with self.tracing.request(self, message) as span:
+            span.reply = await self._request(span.message, timeout, retries, frames)
+        return span.reply
+
+    async def _request(
+        self,
+        message: Any,
+        timeout: float | None,
+        retries: int | None,
+        frames: Iterable[Any] | None,
+    ) -> Any:
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None

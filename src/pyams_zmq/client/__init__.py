@@ -31,6 +31,7 @@ from pyams_zmq.wire.message import (
     payload_of,
 )
 from pyams_zmq.wire.multipart import to_frames
+from pyams_zmq.wire.tracing import SEND, Tracing
 
 MAX_IDLE = 8
 """Connections that a client keeps for the next calls; while more threads call there are more"""
@@ -81,6 +82,11 @@ class ZMQClient(JobMethods):
     #: one does, and others fail at once. Set it before the first call.
     is_service_expected: bool = False
 
+    service_name: str | None = None  #: Name of the service, for the log and traces
+
+    #: Makes spans, see :mod:`pyams_zmq.otel`; None for no spans
+    tracing: Tracing | None = None
+
     def __init__(
         self,
         address: Any,
@@ -103,7 +109,9 @@ class ZMQClient(JobMethods):
         )
         self._idle: ForkLocal[list[CallConnection]] = ForkLocal(list)
         self._queue = ForkLocal(
-            lambda: SendQueue(self._service, self._heartbeats, self.flush_timeout)
+            lambda: SendQueue(
+                self._service, self._heartbeats, self.flush_timeout, self.service_name
+            )
         )
 
     @property
@@ -168,6 +176,19 @@ class ZMQClient(JobMethods):
             :class:`~pyams_zmq.message.Multipart`
         :raises: the errors of `call`, except ZMQRemoteError
         """
+        if self.tracing is None:
+            return self._request(message, timeout, retries, frames)
+        with self.tracing.request(self, message) as span:
+            span.reply = self._request(span.message, timeout, retries, frames)
+        return span.reply
+
+    def _request(
+        self,
+        message: Any,
+        timeout: float | None,
+        retries: int | None,
+        frames: Iterable[Any] | None,
+    ) -> Any:
         timeout = check_timeout(self.timeout if timeout is None else timeout)
         retries = check_integer('retries', self.retries if retries is None else retries, 0)
         deadline = timeout if self.send_deadline else None
@@ -210,7 +231,20 @@ class ZMQClient(JobMethods):
         :raises: the errors of `prepare`, and those of `call` for arguments and frames
         """
         binary = () if frames is None else to_frames(frames)
-        data = encode_message(type, args, self.max_message_size, binary)
+        if self.tracing is None:
+            self._send(type, args, binary)
+        else:
+            with self.tracing.request(self, [type, args], SEND) as span:
+                self._send(type, args, binary, span.options)
+
+    def _send(
+        self,
+        type: str,  # noqa: A002 - the name of the field
+        args: Any,
+        binary: Sequence[bytes],
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        data = encode_message(type, args, self.max_message_size, binary, options)
         timeout = min(self.timeout, PREPARE_TIMEOUT)
         [reservation] = self.reserve_all([(type, data, binary)], timeout=timeout)
         reservation.post()

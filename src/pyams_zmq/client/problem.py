@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pyams_zmq.exceptions import ZMQRemoteError, ZMQReplyError
+from pyams_zmq.wire.log_fields import extra
 from pyams_zmq.wire.message import decode_reply, payload_of
 from pyams_zmq.wire.multipart import to_frames
 
@@ -91,6 +92,7 @@ class Problem(NamedTuple):
 
     :ivar level: level of the record
     :ivar reply: text of the reply, for a record at the level DEBUG
+    :ivar service: name of the service, if it is declared
     """
 
     address: str
@@ -98,6 +100,7 @@ class Problem(NamedTuple):
     text: str
     level: int = logging.ERROR
     reply: str | None = None
+    service: str | None = None
 
 
 class Delay(NamedTuple):
@@ -106,6 +109,7 @@ class Delay(NamedTuple):
     waiting: int
     address: str
     text: str
+    service: str | None = None
 
 
 class CheckedReply(NamedTuple):
@@ -144,31 +148,40 @@ def log(records: Iterable[Problem | Delay]) -> None:
         if isinstance(record, Problem):
             problems.append(record)
         else:
-            write_log(logging.WARNING, '%d messages wait for %s: %s', *record)
+            *args, service = record
+            write_log(logging.WARNING, '%d messages wait for %s: %s', *args, service=service)
     for problem in problems:
         if problem.reply is not None:
-            write_log(logging.DEBUG, 'Reply of a service: %s', problem.reply)
-    for level, text in describe(problems):
-        write_log(level, '%s', text)
+            fields = {'service': problem.service, 'method': problem.message.type}
+            write_log(logging.DEBUG, 'Reply of a service: %s', problem.reply, **fields)
+    for level, text, fields in describe(problems):
+        write_log(level, '%s', text, **fields)
 
 
-def write_log(level: int, text: str, *args: object) -> None:
-    """Write a record, in a thread that an error of the log must not end."""
+def write_log(level: int, text: str, *args: object, **fields: str | None) -> None:
+    """Write a record, in a thread that an error of the log must not end.
+
+    :param fields: its `service` and `method`
+    """
     with suppress(Exception):  # of a logging handler
-        LOGGER.log(level, text, *args)
+        if LOGGER.isEnabledFor(level):
+            LOGGER.log(level, text, *args, extra=extra(**fields))
 
 
-def describe(problems: Iterable[Problem]) -> list[tuple[int, str]]:
-    """Return levels and texts for the log, one for all messages with the same problem."""
-    numbers: dict[tuple[int, str, str, str], list[int]] = {}
-    for address, message, text, level, _reply in problems:
-        numbers.setdefault((level, message.type, address, text), []).append(message.number)
-    return [
-        (level, f'Message {name!r} (id {_join(group)}) to {address}: {text}')
-        if len(group) == 1
-        else (level, f'{len(group)} messages {name!r} (ids {_join(group)}) to {address}: {text}')
-        for (level, name, address, text), group in numbers.items()
-    ]
+def describe(problems: Iterable[Problem]) -> list[tuple[int, str, dict[str, str | None]]]:
+    """Return levels, texts and fields for the log, one for all messages with the same problem."""
+    numbers: dict[tuple[int, str, str, str, str | None], list[int]] = {}
+    for address, message, text, level, _reply, service in problems:
+        key = (level, message.type, address, text, service)
+        numbers.setdefault(key, []).append(message.number)
+    found: list[tuple[int, str, dict[str, str | None]]] = []
+    for (level, name, address, text, service), group in numbers.items():
+        subject = f'Message {name!r} (id {_join(group)})'
+        if len(group) > 1:
+            subject = f'{len(group)} messages {name!r} (ids {_join(group)})'
+        fields = {'service': service, 'method': name}
+        found.append((level, f'{subject} to {address}: {text}', fields))
+    return found
 
 
 def _join(numbers: list[int]) -> str:

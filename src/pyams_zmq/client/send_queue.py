@@ -88,6 +88,7 @@ class SendQueue:
     device, those that were already on their way may run before the refused one.
 
     :param flush_timeout: seconds that a program waits at its end for replies
+    :param service_name: name of a declared service, for the log
     :ivar reserved: messages that transactions have voted for and not added yet
     :ivar size: bytes of all messages, those included
     :ivar state: state of the connection
@@ -100,8 +101,10 @@ class SendQueue:
         service: ServiceAddress,
         heartbeats: tuple[float, float] = HEARTBEATS,
         flush_timeout: float = MAX_FLUSH,
+        service_name: str | None = None,
     ):
         self.address = service.endpoint.uri
+        self.service_name = service_name
         self.reserved = 0
         self.size = 0
         self.error: Exception | None = None
@@ -279,7 +282,7 @@ class SendQueue:
     def _suspend(self, error: Exception, now: float, records: list[Problem | Delay]) -> None:
         if self._unsent and not self._has_warned:
             self._has_warned = True
-            records.append(Delay(len(self), self.address, str(error)))
+            records.append(Delay(len(self), self.address, str(error), self.service_name))
         self.error = error
         records += self._lose()
         self.close()
@@ -325,14 +328,23 @@ class SendQueue:
             if message.on_reply is not None:
                 message.on_reply(None if is_refused else reply)
             elif problem is not None:
-                records.append(Problem(self.address, message, problem, reply=reply.text))
+                records.append(
+                    Problem(
+                        self.address,
+                        message,
+                        problem,
+                        reply=reply.text,
+                        service=self.service_name,
+                    )
+                )
 
     def _refuse(
         self, message: QueuedMessage, now: float, status: int, *, is_draining: bool
     ) -> list[Delay]:
         self._refused.append(message)
         if self._pace.refuse(message.serial, self._sent.last, now, is_draining=is_draining):
-            return [Delay(len(self), self.address, f'the replies have status {status}')]
+            text = f'the replies have status {status}'
+            return [Delay(len(self), self.address, text, self.service_name)]
         return []
 
     def _first(self) -> QueuedMessage:
@@ -402,7 +414,7 @@ class SendQueue:
         :param unsent: the text for the others
         """
         return [
-            Problem(self.address, message, text)
+            Problem(self.address, message, text, service=self.service_name)
             for text, messages in (
                 (sent, self._sent),
                 (unsent, self._refused),
@@ -429,7 +441,10 @@ class SendQueue:
 
     def _uncount(self, messages: Iterable[QueuedMessage], text: str, level: int) -> list[Problem]:
         """Do not count messages any more; return what can be logged."""
-        problems = [Problem(self.address, message, text, level) for message in messages]
+        problems = [
+            Problem(self.address, message, text, level, service=self.service_name)
+            for message in messages
+        ]
         self.size -= sum(problem.message.size for problem in problems)
         return problems
 

@@ -16,8 +16,10 @@ from pyams_zmq.client.job_info import check_keeps_jobs
 from pyams_zmq.client.job_request import SubmittedJob, make_submission
 from pyams_zmq.client.problem import EncodedMessage
 from pyams_zmq.wire.clock import monotonic
+from pyams_zmq.wire.log_fields import extra
 from pyams_zmq.wire.message import MAX_MESSAGE_SIZE, encode_message, encode_request
 from pyams_zmq.wire.multipart import to_frames
+from pyams_zmq.wire.tracing import CREATE, RequestSpan, Tracing
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -81,7 +83,8 @@ def send_on_commit(
     :raises ZMQMessageError: with status 413, if it is larger than `client.max_message_size`
     """
     binary = to_frames(frames)
-    data = encode_message(type, args, _max_size_of(client), binary)
+    options = _trace(client, [type, args]).options
+    data = encode_message(type, args, _max_size_of(client), binary, options)
     _join(manager, client, type, data, timeout, binary)
 
 
@@ -132,9 +135,19 @@ def submit_on_commit(
     )
     check_keeps_jobs(client)
     binary = to_frames(frames)
-    data = encode_request(submission.message, max_size=_max_size_of(client), frames=binary)
+    message = _trace(client, submission.message).message
+    data = encode_request(message, max_size=_max_size_of(client), frames=binary)
     _join(manager, client, type, data, commit_timeout, binary, is_job=True)
     return SubmittedJob(submission.id)
+
+
+def _trace(client: Sender, message: list[Any]) -> RequestSpan:
+    """Return the span in which a message is made; the commit sends it later, in no span."""
+    tracing: Tracing | None = getattr(client, 'tracing', None)
+    if tracing is None:
+        return RequestSpan(message)
+    with tracing.request(client, message, CREATE) as span:
+        return span
 
 
 def _max_size_of(client: Sender) -> int:
@@ -288,6 +301,7 @@ class MessageDataManager:
                 'Message %r to %s of a committed transaction is lost',
                 self.type,
                 getattr(self._client, 'address', self._client),
+                extra=extra(service=getattr(self._client, 'service_name', None), method=self.type),
             )
 
 

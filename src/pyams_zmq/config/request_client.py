@@ -205,6 +205,7 @@ class ClientRegistry:
             raise error from None
         if isinstance(client, ServiceClient):
             client.get_advice = partial(self._advise, service)
+            client.tracing = getattr(self._registry, 'zmq_tracing', None)
         return client
 
     def _advise(self, service: Service, error: ZMQBaseError) -> str:

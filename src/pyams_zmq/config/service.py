@@ -68,7 +68,7 @@ class Service:
         process = self.factory(
             self.address, self.handler, self.auth, self.clients, registry, **options
         )
-        process.name = self.name  # for the log
+        process.name = process.service_name = self.name  # for the log
         for name, value in self.limits.items():
             setattr(process, name, value)
         return process
@@ -93,6 +93,7 @@ class Service:
             connect_timeout=self.connect_timeout,
         )
         client.is_service_expected = self.start == 'auto'  # it is started with this application
+        client.service_name = self.name
         client.get_advice = partial(advise, self)
         self.prepare_client(client)
         return client

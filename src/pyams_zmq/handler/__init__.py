@@ -18,12 +18,14 @@ from pyams_zmq.handler.deferred import DeferredReply, make_send
 from pyams_zmq.handler.errors import error_reply
 from pyams_zmq.handler.job import RunningJob, call_job
 from pyams_zmq.handler.methods import Method, methods_of, zmq_method
+from pyams_zmq.handler.observer import make_observer
 from pyams_zmq.handler.request import call_plain, call_with_request
 from pyams_zmq.handler.statistics import CallStatistics
 from pyams_zmq.handler.threads import MethodThreads
 from pyams_zmq.handler.turn import Turn
 from pyams_zmq.interfaces import IZMQMessageHandler
 from pyams_zmq.wire.body import Reply, encode_reply, measure_body
+from pyams_zmq.wire.log_fields import extra
 from pyams_zmq.wire.message import DRAINING, decode_request, encode
 
 __all__ = ['ZMQMessageHandler', 'zmq_method']
@@ -92,6 +94,8 @@ class ZMQMessageHandler:
         self._stop = stop
         is_concurrent = getattr(stream, 'concurrency', 1) > 1
         self._turn: Turn = getattr(stream, 'turn', None) or Turn()
+        self._observer = observer = make_observer(process)
+        self._decode = decode_request if observer is None else observer.decode
         self._statistics = getattr(process, 'statistics', None) or CallStatistics()
         self.methods = methods_of(self.rep_handler)
         for name, declared in self.methods.items():
@@ -150,7 +154,7 @@ class ZMQMessageHandler:
             else:
                 reply = encode_reply(result)
         except BaseException as error:  # noqa: BLE001 - the peer waits for a reply
-            reply = error_reply(error)
+            reply = error_reply(error, None if method is None else method.name)
         if method is None:
             self._statistics.refused += 1
         else:
@@ -158,7 +162,11 @@ class ZMQMessageHandler:
         try:
             self._send(reply)
         except Exception:
-            LOGGER.exception('A reply of %s could not be sent', type(self.rep_handler).__name__)
+            LOGGER.exception(
+                'A reply of %s could not be sent',
+                type(self.rep_handler).__name__,
+                extra=extra(method=None if method is None else method.name),
+            )
 
     @property
     def _checks_users(self) -> bool:
@@ -191,7 +199,7 @@ class ZMQMessageHandler:
             data = frames[self.json_load]
         except IndexError:
             raise ZMQMessageError(400, f'Bad message of {len(frames)} frames') from None
-        name, args = decode_request(data)
+        name, args = self._decode(data)
         method = self.methods.get(name)
         if method is None:
             raise ZMQMessageError(404, f'Unknown message type {name[:80]!r}')
@@ -202,7 +210,13 @@ class ZMQMessageHandler:
             frames[self.json_load] = args
             if method.frame_arguments is not None and len(frames) > 1:
                 call = method.frame_arguments.bind_frames(frames)
-            elif job or method.wants_peer or method.wants_request or method.in_thread:
+            elif (
+                job
+                or method.wants_peer
+                or method.wants_request
+                or method.in_thread
+                or self._observer is not None
+            ):
                 call = partial(method.call, *frames)
             else:
                 return method, None
@@ -234,7 +248,9 @@ class ZMQMessageHandler:
             if method.in_thread:
                 call = partial(call_plain, call)
             call = partial(call_with_request, self.process.registry, call)
-        return call if job is None else partial(call_job, job, call)
+        if job is not None:
+            call = partial(call_job, job, call)
+        return call if self._observer is None else self._observer.wrap(call, method.name, job)
 
     def _identify(self, frame: Any) -> Peer:
         """Return the peer that sent a frame, from the metadata that libzmq keeps.

@@ -14,6 +14,7 @@ from pyams_zmq.handler.executor import Work, call_when_done, present_work
 from pyams_zmq.handler.methods import Method
 from pyams_zmq.handler.threads import MethodThreads
 from pyams_zmq.wire.body import Reply, encode_reply
+from pyams_zmq.wire.log_fields import extra
 from pyams_zmq.wire.message import DRAINING_REPLY, encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -76,6 +77,7 @@ class DeferredReply:
         self._began = perf_counter() if began is None else began
         loop = asyncio.get_running_loop()
         self._method = method
+        self._job: str | None = None if method.job is None else stream.job.id
         self._owed = owed
         self._deadlines = None if method.timeout is None else deadlines
         self._count_overdue: Any = getattr(stream, 'count_overdue', int)
@@ -93,12 +95,21 @@ class DeferredReply:
     def __str__(self) -> str:
         return repr(self._method.name)
 
+    @property
+    def log_fields(self) -> dict[str, str | None]:
+        """The fields of a log record about this call."""
+        return {'method': self._method.name, 'job': self._job}
+
+    def fail(self, error: BaseException) -> bytes:
+        """Log an error of the method; return the encoded reply."""
+        return error_reply(error, self._method.name, self._job)
+
     def run(self, threads: MethodThreads, call: Callable[[], Any]) -> None:
         """Call the method in a thread, and reply with its result."""
         try:
-            future = threads.run(call)
+            future = threads.run(call, self.fail)
         except RuntimeError as error:  # it cannot be started
-            self._complete(error_reply(error))
+            self._complete(self.fail(error))
         else:
             self.wait_for(future)
 
@@ -119,7 +130,7 @@ class DeferredReply:
         self._reply(encode([504, text]))
         self._cancel()
         self._timer = asyncio.get_running_loop().call_later(_LATE, self._mark_overdue)
-        LOGGER.warning('%s', text)
+        LOGGER.warning('%s', text, extra=extra(**self.log_fields))
 
     def _postpone(self, deadlines: Deadlines, is_measured: bool) -> bool:
         """Set the timer again if this process was suspended, and return True."""
@@ -179,7 +190,9 @@ class DeferredReply:
         try:
             self._send(data)
         except Exception:
-            LOGGER.exception('A reply of %s could not be sent', self)
+            LOGGER.exception(
+                'A reply of %s could not be sent', self, extra=extra(**self.log_fields)
+            )
 
     async def _await_reply(self, result: Awaitable[Any]) -> Reply:
         if self._method.timeout is not None:
@@ -191,4 +204,4 @@ class DeferredReply:
         except BaseException as error:  # noqa: BLE001 - the peer waits for a reply
             if self._is_sent.done() and isinstance(error, asyncio.CancelledError):
                 return b''  # cancelled at the deadline
-            return error_reply(error)
+            return self.fail(error)

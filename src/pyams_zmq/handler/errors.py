@@ -8,6 +8,7 @@ from contextlib import suppress
 from uuid import uuid4
 
 from pyams_zmq.exceptions import ZMQMessageError
+from pyams_zmq.wire.log_fields import extra
 from pyams_zmq.wire.message import encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -20,11 +21,14 @@ _SECOND_LOOP_ADVICE = (
 )
 
 
-def error_reply(error: BaseException) -> bytes:
+def error_reply(error: BaseException, method: str | None = None, job: str | None = None) -> bytes:
     """Return the encoded reply for an exception; it never raises.
 
     The peer gets the text of a :class:`~pyams_zmq.exceptions.ZMQMessageError`. Any other exception
     is logged under an error id, and the peer gets the id only.
+
+    :param method: name of the method that has raised it, for the log
+    :param job: id of the job that the method runs
     """
     try:
         if isinstance(error, ZMQMessageError):
@@ -35,7 +39,13 @@ def error_reply(error: BaseException) -> bytes:
     error_id = uuid4().hex[:12]
     try:
         advice = _SECOND_LOOP_ADVICE if _needs_second_loop(error) else ''
-        LOGGER.error('Message handler failed, error id %s%s', error_id, advice, exc_info=error)
+        LOGGER.error(
+            'Message handler failed, error id %s%s',
+            error_id,
+            advice,
+            exc_info=error,
+            extra=extra(method=method, job=job, error_id=error_id),
+        )
     except BaseException as nested:  # noqa: BLE001 - the traceback cannot be printed
         with suppress(BaseException):
             LOGGER.error(
@@ -43,6 +53,7 @@ def error_reply(error: BaseException) -> bytes:
                 error_id,
                 type(error).__name__,
                 type(nested).__name__,
+                extra=extra(method=method, job=job, error_id=error_id),
             )
     return encode([500, f'Internal error, see the log of the service under id {error_id}'])
 

@@ -8,7 +8,6 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from pyams_zmq.handler.errors import error_reply
 from pyams_zmq.wire.body import encode_reply
 
 
@@ -27,8 +26,12 @@ class MethodThreads:
         self._count = 0
         self._idle = 0
 
-    def run(self, call: Callable[[], Any]) -> 'asyncio.Future[Any]':
+    def run(
+        self, call: Callable[[], Any], fail: Callable[[BaseException], bytes]
+    ) -> 'asyncio.Future[Any]':
         """Call a method in a thread; a loop must be running in this one.
+
+        :param fail: returns the encoded reply for an exception of the method
 
         :return: future of the encoded reply, or of an awaitable that the method has returned; it
             cannot be cancelled
@@ -48,7 +51,7 @@ class MethodThreads:
             with suppress(RuntimeError):  # the loop is closed, and the result is not needed
                 loop.call_soon_threadsafe(self._end, future, result)
 
-        self._calls.put((call, end))
+        self._calls.put((call, fail, end))
         return future
 
     def _end(self, future: 'asyncio.Future[Any]', result: Any) -> None:
@@ -63,14 +66,14 @@ class MethodThreads:
 def _work(enter: Callable[[], None], calls: 'SimpleQueue[Any]') -> None:
     enter()
     while (item := calls.get()) is not None:
-        call, end = item
-        end(_call(call))
-        del item, call, end  # else their objects would live until the next call
+        call, fail, end = item
+        end(_call(call, fail))
+        del item, call, fail, end  # else their objects would live until the next call
 
 
-def _call(call: Callable[[], Any]) -> Any:
+def _call(call: Callable[[], Any], fail: Callable[[BaseException], bytes]) -> Any:
     try:
         result = call()
         return result if isinstance(result, Awaitable) else encode_reply(result)
     except BaseException as error:  # noqa: BLE001 - the peer waits for a reply
-        return error_reply(error)
+        return fail(error)

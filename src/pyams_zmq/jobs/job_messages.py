@@ -20,6 +20,7 @@ from pyams_zmq.wire.job_limits import (
     is_job_id,
 )
 from pyams_zmq.wire.message import decode_reply, encode, split_request
+from pyams_zmq.wire.tracing import trace_options
 from pyams_zmq.wire.uuid7 import make_uuid7
 
 
@@ -36,7 +37,9 @@ def read_submission(frames: Sequence[bytes], index: int, user: str, address: str
     kept = list(frames)
     name, args, options = split_request(kept[index])
     given = {'id': make_uuid7(), **read_options(options)}
-    kept[index] = encode([name, args])  # the worker may get it long after the deadline
+    # Without the deadline: the worker may get it long after that. With the trace, for each attempt.
+    trace = trace_options(options)
+    kept[index] = encode([name, args, trace] if trace else [name, args])
     return Submission(type=name, frames=kept, user=user, address=address, **given)
 
 

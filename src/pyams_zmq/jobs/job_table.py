@@ -29,6 +29,7 @@ from pyams_zmq.jobs.records import (
     unpack_frames,
 )
 from pyams_zmq.jobs.waiting import WaitingJobs
+from pyams_zmq.wire.log_fields import extra
 from pyams_zmq.wire.message import encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -197,7 +198,11 @@ class JobTable:
                 if expires is not None and expires <= self.now:
                     self._expire(number, job_id)
                 elif (frames := self._read_frames(number)) is None:
-                    LOGGER.error('The message of the job %s in the journal is damaged', job_id)
+                    LOGGER.error(
+                        'The message of the job %s in the journal is damaged',
+                        job_id,
+                        extra=extra(job=job_id),
+                    )
                     self._end(number, WAITING, FAILED, encode([500, UNREADABLE]))
                     self.expired.append(job_id)
                 else:

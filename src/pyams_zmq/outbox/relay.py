@@ -179,8 +179,13 @@ class Relay:
 
     def _log_unsendable(self) -> None:
         while self._unlogged:
+            service, text = self._unlogged.popleft()
             write_log(
-                logging.ERROR, 'Messages to %r wait in the outbox: %s', *self._unlogged.popleft()
+                logging.ERROR,
+                'Messages to %r wait in the outbox: %s',
+                service,
+                text,
+                service=service,
             )
 
     def _catch_up_of(self, service: str) -> CatchUp:
@@ -295,6 +300,7 @@ class Relay:
 def _log_refused(answers: list[Answer]) -> None:
     for answer in answers:
         if answer.refusal is not None and answer.reply is not None:
+            fields = {'service': answer.service, 'method': answer.type}
             write_log(
                 logging.ERROR,
                 'Message %r of the outbox to %r: %s; it is a dead letter now: see "pyams_zmq '
@@ -302,5 +308,6 @@ def _log_refused(answers: list[Answer]) -> None:
                 answer.type,
                 answer.service,
                 answer.reply.problem,
+                **fields,
             )
-            write_log(logging.DEBUG, 'Reply of a service: %s', answer.reply.text)
+            write_log(logging.DEBUG, 'Reply of a service: %s', answer.reply.text, **fields)

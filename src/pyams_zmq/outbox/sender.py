@@ -20,6 +20,9 @@ class OutboxSender:
     def __init__(self, outbox: Outbox, service: str, client: ZMQClient, request: Any):
         self.max_message_size = client.max_message_size
         self.keeps_jobs = getattr(client, 'keeps_jobs', True)
+        self.service_name = service
+        self.address = client.address
+        self.tracing = client.tracing
         self._outbox = outbox
         self._service = service
         self._request = request

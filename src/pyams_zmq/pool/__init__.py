@@ -224,6 +224,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         """
         self.try_reload_access()  # the files may have changed since the start of the pool
         broker = PoolBroker(self, local_port)
+        broker.service_name = self.service_name
         for name in _LIMITS:
             setattr(broker, name, getattr(self, name))
         return broker
@@ -238,6 +239,7 @@ class ZMQPool(AccessAttributes, SocketLimits, SupervisingProcess, ReadyProcess):
         for name in _LIMITS + _WORKER_LIMITS:
             setattr(worker, name, getattr(self, name))
         worker.takes_jobs = self.journal is not None
+        worker.service_name = self.service_name or self.name
         return worker
 
     def _supervise(self) -> int:

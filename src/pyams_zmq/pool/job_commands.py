@@ -8,6 +8,7 @@ from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.pool.protocol import SEPARATOR, JobHeader, make_job_header
 from pyams_zmq.pool.scheduler import WorkerState
 from pyams_zmq.process.descendants import kill_with_descendants
+from pyams_zmq.wire.log_fields import extra
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -40,6 +41,7 @@ def kill_worker(run: JobRun, *, is_local: bool) -> None:
         run.record.type,
         worker.pid,
         worker.host,
+        extra=extra(method=run.record.type, job=run.record.id),
     )
     if is_local:
         kill_with_descendants(worker.pid)

@@ -30,6 +30,7 @@ from pyams_zmq.pool.protocol import SEPARATOR
 from pyams_zmq.pool.queue import Call
 from pyams_zmq.pool.scheduler import WorkerState
 from pyams_zmq.wire.clock import monotonic
+from pyams_zmq.wire.log_fields import extra
 from pyams_zmq.wire.message import DRAINING, decode_reply, decode_request, encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -237,6 +238,7 @@ class JobService:
                 'job; they begin when one has it again',
                 name,
                 self._journal.path,
+                extra=extra(method=name),
             )
         self._warned = (self._warned | unknown) - known
 

@@ -9,6 +9,7 @@ from pyams_zmq.handler.job import JobPolicy
 from pyams_zmq.jobs.records import CANCELLED, DONE, FAILED
 from pyams_zmq.pool.job_run import JobRun
 from pyams_zmq.wire.job_limits import MAX_BACKOFF
+from pyams_zmq.wire.log_fields import extra
 from pyams_zmq.wire.message import decode_reply, encode, is_error, status_of
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -91,5 +92,6 @@ def judge_death(run: JobRun, reason: str, weight: int = DEATH) -> Verdict:
         reason,
         run.record.id,
         run.record.type,
+        extra=extra(method=run.record.type, job=run.record.id),
     )
     return _try_again(_DEATH_DELAYS[deaths >= 2 * DEATH], deaths=deaths)

@@ -68,8 +68,9 @@ The JSON object of READY has these members:
 ``jobs``        of each message type that is a job: retries, and seconds until the second attempt
 ==============  ====================================================================================
 
-The JSON object of READY_OK, which the broker sends before any request, has the member
-``max_reply_size``: the bytes of the largest reply that the worker may send.
+The JSON object of READY_OK, which the broker sends before any request, has the members
+``max_reply_size``, the bytes of the largest reply that the worker may send, and ``service``, the
+name of the service, for the log of the worker.
 """
 
 import msgspec

@@ -13,6 +13,7 @@ from pyams_zmq.pool.worker import PoolWorker
 from pyams_zmq.process.base import ReadyProcess, StopOrder, describe_exit_code
 from pyams_zmq.supervisor.owned import OwnedSupervisor
 from pyams_zmq.supervisor.policy import SupervisedProcess
+from pyams_zmq.wire.log_fields import service_fields
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -114,7 +115,12 @@ class PoolSupervisor(OwnedSupervisor):
         if child.ready:  # it worked: a crash now and then does not make the delay longer
             child.due = now + self.min_delay
             text = describe_exit_code(code)
-            LOGGER.error('%s ended with %s; it is started again', child.name, text)
+            LOGGER.error(
+                '%s ended with %s; it is started again',
+                child.name,
+                text,
+                extra=service_fields(child.name),
+            )
         else:
             super()._restart_later(child, now, code)
 
@@ -158,7 +164,7 @@ class PoolSupervisor(OwnedSupervisor):
                 new = SupervisedProcess(old.name, old.factory)
                 self._children.append(new)
                 self._replacement = old, new
-                LOGGER.info('%s is replaced', old.name)
+                LOGGER.info('%s is replaced', old.name, extra=service_fields(old.name))
             return
         old, new = self._replacement
         if new.has_failed:
@@ -190,6 +196,10 @@ class PoolSupervisor(OwnedSupervisor):
 
     def _log_late(self, child: SupervisedProcess) -> None:
         if isinstance(child.process, PoolWorker):  # the broker has replied to its call, if any
-            LOGGER.info('%s is ended while it works: its job begins again later', child.name)
+            LOGGER.info(
+                '%s is ended while it works: its job begins again later',
+                child.name,
+                extra=service_fields(child.name),
+            )
         else:
             super()._log_late(child)

@@ -31,6 +31,7 @@ from pyams_zmq.process.stream import ZMQStream
 from pyams_zmq.process.watchdog import RECYCLED
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.keepalive import keep_alive
+from pyams_zmq.wire.log_fields import fields_of
 from pyams_zmq.wire.message import decode_reply, encode
 from pyams_zmq.wire.monitor import close_monitor, open_monitor, parse_event
 
@@ -292,7 +293,9 @@ class PoolWorker(ZMQProcess):
                     self._is_registered = True
                     self._has_warned = False
                     super()._log_start()
-                self.rep_stream.max_size = decode_reply(*rest)['max_reply_size']
+                settings = decode_reply(*rest)
+                self.rep_stream.max_size = settings['max_reply_size']
+                self.service_name = settings.get('service') or self.service_name
                 self.jobs.repeat_progress()
                 self.rep_stream.repeat_replies()
                 if not self._has_been_ready:
@@ -334,13 +337,14 @@ class PoolWorker(ZMQProcess):
             self.was_asked = True
             self.leave('was asked to leave')
 
-    def leave(self, reason: str) -> None:
+    def leave(self, reason: str, call: object = None) -> None:
         """Accept no more calls, finish the present ones, and exit.
 
         :param reason: verb for the log
+        :param call: the call that is the reason, or None
         """
         if not (self.is_leaving or self.draining):
-            LOGGER.info('%s %s, a new worker replaces it', self.name, reason)
+            LOGGER.info('%s %s, a new worker replaces it', self.name, reason, extra=fields_of(call))
             self._send_disconnect()  # before a reply that is about to be sent
             self._leave_task = asyncio.ensure_future(self._leave())
 

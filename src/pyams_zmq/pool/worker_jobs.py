@@ -11,6 +11,7 @@ from pyams_zmq.handler.job import RunningJob
 from pyams_zmq.pool.protocol import JobHeader
 from pyams_zmq.process.descendants import descendants
 from pyams_zmq.wire.body import Reply
+from pyams_zmq.wire.log_fields import extra
 from pyams_zmq.wire.message import encode, is_error
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -64,7 +65,10 @@ class WorkerJobs:
         if job is not None:
             job.cancel()
             if force:
-                LOGGER.warning('This worker ends, because a job does not end after a cancel')
+                LOGGER.warning(
+                    'This worker ends, because a job does not end after a cancel',
+                    extra=extra(method=job.type, job=job.id),
+                )
                 for program in descendants():
                     program.send(signal.SIGKILL)
                 os.kill(os.getpid(), signal.SIGKILL)

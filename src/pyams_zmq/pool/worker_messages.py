@@ -17,6 +17,7 @@ from pyams_zmq.pool.socket_pump import SocketPump
 from pyams_zmq.process.descendants import open_pidfd
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.frames import SRCFD
+from pyams_zmq.wire.log_fields import present_service
 from pyams_zmq.wire.message import decode_reply, encode
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -121,7 +122,8 @@ class WorkerMessages:
         needs_peers = bool(info['peers'])
         self.forwards_peers = needs_peers or (self.forwards_peers and self._has_seen_workers)
         self._has_seen_workers = True
-        settings = encode({'max_reply_size': self._max_reply_size})
+        service = present_service()  # for the log of workers on other machines
+        settings = encode({'max_reply_size': self._max_reply_size, 'service': service})
         stream.send_frames([route, b'', protocol.READY_OK, settings])
         self._scheduler.assign_queued()
         if self._jobs is not None:

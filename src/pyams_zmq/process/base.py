@@ -35,6 +35,7 @@ from pyams_zmq.process.signals import BLOCKED_SIGNALS, drop_inherited_handlers
 from pyams_zmq.process.title import set_title
 from pyams_zmq.process.watchdog import Watchdog, has_ended, wait_for_exit
 from pyams_zmq.wire.environment import ELSEWHERE, check_fork, leave_server
+from pyams_zmq.wire.log_fields import add_service
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -77,6 +78,7 @@ class OwnedProcess(multiprocessing.Process):
     #: Seconds after the time limit of a method in which it must end, if a supervisor has started
     #: this process; else a new process replaces it
     overdue_grace: float = 5.0
+    service_name: str | None = None  #: Name of its service, for the log and traces
     is_supervised: bool = False  #: True if a supervisor starts this process again when it ends
 
     _stop_slack = 2.0  # seconds after `drain_timeout` until the child is terminated
@@ -261,6 +263,7 @@ class OwnedProcess(multiprocessing.Process):
         getSiteManager.sethook(get_current_registry)
         manager.clear()
         threadlocal.global_registry = self.registry  # the registry of new threads
+        LOGGER.addFilter(add_service)
         self.enter_thread()
 
     def enter_thread(self) -> None:
@@ -318,6 +321,10 @@ class ReadyProcess(OwnedProcess):
         self.bound_addresses = addresses
         self.bound_address = addresses[0]
         return str(self.bound_address)
+
+    def _drop_inherited_state(self) -> None:
+        self.service_name = self.service_name or self.name
+        super()._drop_inherited_state()
 
     def reload(self) -> None:
         """Ask the child to read users and keys again."""

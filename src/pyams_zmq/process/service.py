@@ -47,6 +47,7 @@ from pyams_zmq.process.stream import ZMQStream
 from pyams_zmq.process.watchdog import END_GRACE, RECYCLED
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.context import check_descriptors, raise_descriptor_limit
+from pyams_zmq.wire.log_fields import fields_of
 from pyams_zmq.wire.message import DRAINING_REPLY
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -375,16 +376,20 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             self.loop.asyncio_loop.call_soon_threadsafe(self._leave_overdue, call, confirm)
 
     def _leave_overdue(self, call: object, confirm: Callable[[], None]) -> None:
-        self.leave(f'has a method that passed its deadline and does not end ({call})')
+        reason = f'has a method that passed its deadline and does not end ({call})'
+        self.leave(reason, call)
         confirm()
 
-    def leave(self, reason: str) -> None:
+    def leave(self, reason: str, call: object = None) -> None:
         """Finish the messages in hand, refuse others, and exit; the supervisor replaces it.
 
         :param reason: verb for the log
+        :param call: the call that is the reason, or None
         """
         if not self.draining:
-            LOGGER.error('%s %s, a new process replaces it', self.name, reason)
+            LOGGER.error(
+                '%s %s, a new process replaces it', self.name, reason, extra=fields_of(call)
+            )
             self._needs_replacement = True
             self._exit_code = RECYCLED
             self.exit()

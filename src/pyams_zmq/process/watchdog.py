@@ -27,6 +27,7 @@ from pyams_zmq.process.signals import SIGNALS, do_nothing
 from pyams_zmq.process.suspension import count_switches
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.hard_end import end_hard
+from pyams_zmq.wire.log_fields import fields_of
 from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -257,7 +258,8 @@ class Watchdog(Thread):
             self.exit_code = RECYCLED
             self._on_overdue(self._overdue, self._confirm)
         elif now >= self._confirm_by:
-            self._end(f'{self._overdue} has not ended and blocks this process, which is ended now')
+            reason = f'{self._overdue} has not ended and blocks this process, which is ended now'
+            self._end(reason, self._overdue)
 
     def _confirm(self) -> None:
         self._confirm_by = None
@@ -285,10 +287,11 @@ class Watchdog(Thread):
         except Exception as error:  # noqa: BLE001 - the loop is closed, for instance: the owner gets it
             control.send_outcome(command.number, None, error)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, call: object = None) -> None:
         try:
             # Logged by another thread: the main one may be stuck with a lock of the logging.
-            log = Thread(target=LOGGER.error, daemon=True, args=('%s', reason))
+            options = {'extra': fields_of(call)}
+            log = Thread(target=LOGGER.error, daemon=True, args=('%s', reason), kwargs=options)
             log.start()
             log.join(0.5)
             sys.setswitchinterval(

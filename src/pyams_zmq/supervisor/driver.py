@@ -43,6 +43,7 @@ from pyams_zmq.supervisor.policy import (
 )
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.hard_end import end_hard
+from pyams_zmq.wire.log_fields import service_fields
 from pyams_zmq.wire.poll import wait_readable
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
@@ -329,7 +330,7 @@ class Supervisor(RestartLimits):
                     heartbeat.beat()
             process.start()
         except Exception as error:
-            LOGGER.exception('%s cannot be started', child.name)
+            LOGGER.exception('%s cannot be started', child.name, extra=service_fields(child.name))
             self._note_problem(child, error)
             child.release()
             self._restart_later(child, now, None)
@@ -339,7 +340,7 @@ class Supervisor(RestartLimits):
         if heartbeat is not None:
             child.liveness = LivenessCheck(heartbeat, process.pid, self.hang_timeout)
         child.pidfd = child.resources.enter_context(open_pidfd(process.pid))
-        LOGGER.info('%s is process %s', child.name, process.pid)
+        LOGGER.info('%s is process %s', child.name, process.pid, extra=service_fields(child.name))
 
     def _handle_end(self, child: SupervisedProcess, now: float) -> None:
         child.has_served = child.has_served or child.process._was_ready()
@@ -350,14 +351,22 @@ class Supervisor(RestartLimits):
             self._cleanup = OrphanCleanup(self._former_children, now)
         code = child.process.exitcode
         if self._stopping or child.retired or (code == 0 and not self._replaces_all):
-            LOGGER.info('%s has ended with %s', child.name, describe_exit_code(code))
+            LOGGER.info(
+                '%s has ended with %s',
+                child.name,
+                describe_exit_code(code),
+                extra=service_fields(child.name),
+            )
         elif code in (0, RECYCLED) or child.was_overdue:
-            LOGGER.info('%s is replaced', child.name)
+            LOGGER.info('%s is replaced', child.name, extra=service_fields(child.name))
             child.due = now
         # An orderly end that nobody here has asked for; a process that was not ready has failed.
         elif code in _TERMINATED and child.process._was_ready():
             LOGGER.error(
-                '%s ended with %s; it is started again', child.name, describe_exit_code(code)
+                '%s ended with %s; it is started again',
+                child.name,
+                describe_exit_code(code),
+                extra=service_fields(child.name),
             )
             child.due = now + self.min_delay
         elif isinstance(error, ZMQHandlerError) and not (child.has_served or self._has_been_ready):
@@ -368,7 +377,12 @@ class Supervisor(RestartLimits):
     def _give_up(self, child: SupervisedProcess, code: int | None, error: Exception) -> None:
         """End a service whose handler cannot be made, in this fork and in any other one."""
         child.give_up()
-        LOGGER.critical('%s is not started again, each start would fail: %s', child.name, error)
+        LOGGER.critical(
+            '%s is not started again, each start would fail: %s',
+            child.name,
+            error,
+            extra=service_fields(child.name),
+        )
         self._on_failure(child, code)
 
     def _restart_later(self, child: SupervisedProcess, now: float, code: int | None) -> None:
@@ -381,6 +395,7 @@ class Supervisor(RestartLimits):
                 now - child.started,
                 describe_exit_code(code),
                 delay,
+                extra=service_fields(child.name),
             )
             return
         LOGGER.critical(
@@ -391,6 +406,7 @@ class Supervisor(RestartLimits):
             self.min_life,
             describe_exit_code(code),
             delay,
+            extra=service_fields(child.name),
         )
         if not had_failed:
             self._on_failure(child, code)
@@ -405,7 +421,11 @@ class Supervisor(RestartLimits):
             if registry is not None:
                 registry.notify(ZMQProcessGivenUpEvent(process, name, code))
         except Exception:
-            LOGGER.exception('A subscriber to the ZMQProcessGivenUpEvent of %s failed', name)
+            LOGGER.exception(
+                'A subscriber to the ZMQProcessGivenUpEvent of %s failed',
+                name,
+                extra=service_fields(name),
+            )
 
     def _kill_hanging(self, now: float) -> None:
         for child in self._children:
@@ -417,6 +437,7 @@ class Supervisor(RestartLimits):
                     child.process.pid,
                     self.hang_timeout,
                     ' and a method is overdue' * child.was_overdue,
+                    extra=service_fields(child.name),
                 )
                 child.liveness = None
                 child.process.kill()
@@ -470,6 +491,7 @@ class Supervisor(RestartLimits):
         LOGGER.warning(
             '%s did not stop in time, it is ended harder: see its log, or raise drain_timeout',
             child.name,
+            extra=service_fields(child.name),
         )
 
     def _stop_all(self) -> None:

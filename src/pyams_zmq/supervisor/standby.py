@@ -12,6 +12,7 @@ from pyams_zmq.process.socket_lock import SocketLock
 from pyams_zmq.supervisor.driver import LOCK_INTERVAL, LOCK_REFRESH
 from pyams_zmq.supervisor.owned import OwnedSupervisor
 from pyams_zmq.supervisor.policy import Factory, SupervisedProcess
+from pyams_zmq.wire.log_fields import service_fields
 
 LOGGER = logging.getLogger('PyAMS (zmq)')
 
@@ -71,6 +72,7 @@ class StandbySupervisor(OwnedSupervisor):
                 child.name,
                 lock.address,
                 owner,
+                extra=service_fields(child.name),
             )
         return is_held
 

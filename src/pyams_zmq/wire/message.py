@@ -12,7 +12,7 @@ encoded as null, and lone surrogates are an error.
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf, isfinite
 from typing import Any
 
@@ -77,12 +77,23 @@ def decode_request(data: bytes) -> tuple[str, Any]:
     try:
         return _decode_request(data)
     except _BAD_JSON as error:
-        try:
-            name, args, text = _decode_long_request(data)
-        except _BAD_JSON:
-            raise ZMQMessageError(400, f'Bad message, expected [type, args]: {error}') from None
-    _decode_options(text)
-    return name, args
+        return _decode_long(data, error)[:2]
+
+
+def decode_with_options(data: bytes) -> tuple[str, Any, dict[str, Any]]:
+    """Decode a request as `decode_request` does; return its options, too."""
+    try:
+        return (*_decode_request(data), {})
+    except _BAD_JSON as error:
+        return _decode_long(data, error)
+
+
+def _decode_long(data: bytes, error: Exception) -> tuple[str, Any, dict[str, Any]]:
+    try:
+        name, args, text = _decode_long_request(data)
+    except _BAD_JSON:
+        raise ZMQMessageError(400, f'Bad message, expected [type, args]: {error}') from None
+    return name, args, _decode_options(text)
 
 
 def split_request(data: bytes) -> tuple[str, msgspec.Raw, dict[str, Any]]:
@@ -137,6 +148,7 @@ def encode_message(
     args: Any,
     max_size: int = MAX_MESSAGE_SIZE,
     frames: Sequence[bytes] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Encode a request, for `ZMQClient.post`.
 
@@ -144,13 +156,15 @@ def encode_message(
     :param args: arguments, any value with a JSON form
     :param max_size: bytes of the largest one
     :param frames: its binary frames, which count for its size
+    :param options: its options, or None
     :raises TypeError, ValueError: if the type is not a string, or the arguments have no JSON form
     :raises ZMQMessageError: with status 413, if it is larger than *max_size*
     """
     if not isinstance(type, str):
         kind = type.__class__.__name__  # without its value: it may be the arguments
         raise TypeError(f'Bad message type ({kind}): write a string, the name of the method')
-    return encode_request([type, args], max_size=max_size, frames=frames)
+    message = [type, args] if options is None else [type, args, options]
+    return encode_request(message, max_size=max_size, frames=frames)
 
 
 def encode_request(
@@ -162,8 +176,8 @@ def encode_request(
     """Encode a request of any form.
 
     :param message: any value with a JSON form
-    :param timeout: seconds from now until the deadline that is added to a message
-        ``[type, args]``; None or infinity adds no deadline
+    :param timeout: seconds from now until the deadline that is added to a call, a message
+        ``[type, args]`` or ``[type, args, options]``; None or infinity adds no deadline
     :param max_size: bytes of the largest one
     :param frames: its binary frames, which count for its size
     :raises TypeError, ValueError, RecursionError: if the message has no JSON form
@@ -173,6 +187,8 @@ def encode_request(
         match message:
             case [str(name), args]:
                 message = [name, args, {'deadline': time() + timeout}]
+            case [str(name), args, dict(options)] if 'id' not in options:  # else it submits a job
+                message = [name, args, {'deadline': time() + timeout, **options}]
     data = encode(message)
     check_size(data, max_size, frames)
     return data
