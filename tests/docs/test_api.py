@@ -11,8 +11,8 @@ PUBLIC_MODULES = [
     f'pyams_zmq.{name}'
     for name in (
         'aio auth client client.jobs config curve device endpoint exceptions handler health '
-        'include interfaces jobs logs message metrics otel outbox outbox.sqlalchemy pool process socket '
-        'stream supervisor testing transaction'
+        'include interfaces jobs logs message metrics otel outbox outbox.sqlalchemy pool process '
+        'socket stream supervisor testing transaction'
     ).split()
 ]
 

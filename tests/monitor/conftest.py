@@ -30,3 +30,10 @@ def set_timeout(monkeypatch):
     monkeypatch.setattr(question, 'SLACK', 20)
     set_seconds(20)
     return set_seconds
+
+
+@pytest.fixture
+def stack():
+    """Return an ExitStack that is left at the end."""
+    with ExitStack() as stack:
+        yield stack

@@ -17,6 +17,7 @@ from pyams_zmq.wire.message import (
     MAX_OPTIONS,
     MAX_OPTIONS_SIZE,
     check_integer,
+    encode_request,
     is_error,
     peek_type,
 )
@@ -493,3 +494,15 @@ def test_check_integer_with_a_maximum():
     assert check_integer('retries', 9, 1, 9) == 9
     with pytest.raises(ValueError, match='Bad retries 10: write an integer from 1 to 9'):
         check_integer('retries', 10, 1, 9)
+
+
+@pytest.mark.parametrize('options', [{}, {'traceparent': 'x'}])
+def test_deadline_beside_other_options(options):
+    _name, _args, found = decode_reply(encode_request(['echo', 1, options], 5))
+    assert found.pop('deadline') > 0
+    assert found == options
+
+
+@pytest.mark.parametrize('options', [{'id': 'a job'}, {'deadline': 5}, None])
+def test_options_that_keep_their_deadline(options):
+    assert decode_reply(encode_request(['echo', 1, options], 5)) == ['echo', 1, options]

@@ -287,15 +287,15 @@ class PoolWorker(ZMQProcess):
         """Handle a command of the broker."""
         match command:
             case protocol.READY_OK:
+                settings = decode_reply(*rest)
+                self.rep_stream.max_size = settings['max_reply_size']
+                self.service_name = settings.get('service') or self.service_name
                 self._ready_sent = -inf
                 self.suspension.reset()
                 if not self._is_registered:
                     self._is_registered = True
                     self._has_warned = False
                     super()._log_start()
-                settings = decode_reply(*rest)
-                self.rep_stream.max_size = settings['max_reply_size']
-                self.service_name = settings.get('service') or self.service_name
                 self.jobs.repeat_progress()
                 self.rep_stream.repeat_replies()
                 if not self._has_been_ready:
