@@ -11,6 +11,7 @@ from opentelemetry.trace import format_trace_id
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 
+import pyams_zmq.otel
 from checks import TIMEOUT
 from log_lines import log_lines
 from pyams_zmq.aio import AsyncZMQClient
@@ -364,7 +365,7 @@ def test_second_include():
     config = Configurator()
     config.include('pyams_zmq.otel')
     tracing = config.registry.zmq_tracing
-    config.include('pyams_zmq.otel', route_prefix='again')
+    pyams_zmq.otel.includeme(config)
     assert config.registry.zmq_tracing is tracing
 
 

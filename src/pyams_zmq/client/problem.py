@@ -176,11 +176,11 @@ def describe(problems: Iterable[Problem]) -> list[tuple[int, str, dict[str, str 
         numbers.setdefault(key, []).append(message.number)
     found: list[tuple[int, str, dict[str, str | None]]] = []
     for (level, name, address, text, service), group in numbers.items():
-        subject = f'Message {name!r} (id {_join(group)})'
+        ids = _join(group)
+        line = f'Message {name!r} (id {ids}) to {address}: {text}'
         if len(group) > 1:
-            subject = f'{len(group)} messages {name!r} (ids {_join(group)})'
-        fields = {'service': service, 'method': name}
-        found.append((level, f'{subject} to {address}: {text}', fields))
+            line = f'{len(group)} messages {name!r} (ids {ids}) to {address}: {text}'
+        found.append((level, line, {'service': service, 'method': name}))
     return found
 
 

@@ -258,8 +258,7 @@ class Watchdog(Thread):
             self.exit_code = RECYCLED
             self._on_overdue(self._overdue, self._confirm)
         elif now >= self._confirm_by:
-            reason = f'{self._overdue} has not ended and blocks this process, which is ended now'
-            self._end(reason, self._overdue)
+            self._end(f'{self._overdue} has not ended and blocks this process, which is ended now')
 
     def _confirm(self) -> None:
         self._confirm_by = None
@@ -287,10 +286,10 @@ class Watchdog(Thread):
         except Exception as error:  # noqa: BLE001 - the loop is closed, for instance: the owner gets it
             control.send_outcome(command.number, None, error)
 
-    def _end(self, reason: str, call: object = None) -> None:
+    def _end(self, reason: str) -> None:
         try:
             # Logged by another thread: the main one may be stuck with a lock of the logging.
-            options = {'extra': fields_of(call)}
+            options = {'extra': fields_of(self._overdue)}
             log = Thread(target=LOGGER.error, daemon=True, args=('%s', reason), kwargs=options)
             log.start()
             log.join(0.5)
