@@ -3,9 +3,9 @@
 
 A request is ``[type, args]`` or ``[type, args, options]``, where the options are an object or null.
 A server knows one option, ``deadline``: a number, the seconds since the epoch when the client stops
-waiting for the reply. ``traceparent``, ``tracestate`` and ``one_way`` are for :mod:`pyams_zmq.otel`.
-It ignores other options, up to 20, so that later clients may send them. The text of the object,
-with its blanks, may have 4 KiB. A reply is any JSON value, by convention
+waiting for the reply. Those for traces are ``traceparent``, ``tracestate`` and ``one_way``, see
+:mod:`pyams_zmq.otel`. It ignores other options, up to 20, so that later clients may send them. The
+text of the object, with its blanks, may have 4 KiB. A reply is any JSON value, by convention
 ``[status, payload]``. JSON that the standard library decodes although RFC 8259 does not allow it
 (NaN, numbers out of range, lone surrogates) is an error. The other way round, NaN and infinity are
 encoded as null, and lone surrogates are an error.
