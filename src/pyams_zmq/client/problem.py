@@ -92,7 +92,7 @@ class Problem(NamedTuple):
 
     :ivar level: level of the record
     :ivar reply: text of the reply, for a record at the level DEBUG
-    :ivar service: name of the service, if it is declared
+    :ivar service_name: name of the service, if it is declared
     """
 
     address: str
@@ -100,7 +100,7 @@ class Problem(NamedTuple):
     text: str
     level: int = logging.ERROR
     reply: str | None = None
-    service: str | None = None
+    service_name: str | None = None
 
 
 class Delay(NamedTuple):
@@ -109,7 +109,7 @@ class Delay(NamedTuple):
     waiting: int
     address: str
     text: str
-    service: str | None = None
+    service_name: str | None = None
 
 
 class CheckedReply(NamedTuple):
@@ -152,7 +152,7 @@ def log(records: Iterable[Problem | Delay]) -> None:
             write_log(logging.WARNING, '%d messages wait for %s: %s', *args, service=service)
     for problem in problems:
         if problem.reply is not None:
-            fields = {'service': problem.service, 'method': problem.message.type}
+            fields = {'service': problem.service_name, 'method': problem.message.type}
             write_log(logging.DEBUG, 'Reply of a service: %s', problem.reply, **fields)
     for level, text, fields in describe(problems):
         write_log(level, '%s', text, **fields)

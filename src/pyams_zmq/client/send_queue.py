@@ -334,7 +334,7 @@ class SendQueue:
                         message,
                         problem,
                         reply=reply.text,
-                        service=self.service_name,
+                        service_name=self.service_name,
                     )
                 )
 
@@ -414,7 +414,7 @@ class SendQueue:
         :param unsent: the text for the others
         """
         return [
-            Problem(self.address, message, text, service=self.service_name)
+            Problem(self.address, message, text, service_name=self.service_name)
             for text, messages in (
                 (sent, self._sent),
                 (unsent, self._refused),
@@ -442,7 +442,7 @@ class SendQueue:
     def _uncount(self, messages: Iterable[QueuedMessage], text: str, level: int) -> list[Problem]:
         """Do not count messages any more; return what can be logged."""
         problems = [
-            Problem(self.address, message, text, level, service=self.service_name)
+            Problem(self.address, message, text, level, service_name=self.service_name)
             for message in messages
         ]
         self.size -= sum(problem.message.size for problem in problems)
