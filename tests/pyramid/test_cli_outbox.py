@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: ZPL-2.1
 """The command line: `pyams_zmq outbox`."""
 
+import json
 import re
 import subprocess
 import sys
+from contextlib import closing
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -14,11 +16,13 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 from transaction import TransactionManager
 
+from answering import AnsweringService
 from app.program import Program, WebServer
 from checks import wait_until
 from outbox_applications import open_storage
 from pyams_zmq.cli import main
 from pyams_zmq.outbox import relay
+from pyams_zmq.outbox.outbox import Outbox
 from pyams_zmq.outbox.owner import identify_process
 from pyams_zmq.outbox.storage import Entry, Refusal
 
@@ -361,3 +365,46 @@ def test_no_secret(run_program, settings, tmp_path, is_running):
         assert (code, lines) == (1, [])
         problem = f'the database of the outbox of {tmp_path}/application.ini cannot be used: '
         assert errors.startswith(f'pyams_zmq: error: {problem}OperationalError: ')
+
+
+# Statistics
+
+
+@pytest.fixture
+def show_stats(configure, capsys, monkeypatch):
+    """Run `pyams_zmq stats` for a service that answers; return the last line, and the JSON."""
+
+    def call():
+        with closing(AnsweringService(stats=[200, {}])) as service:
+            ini = configure(**{'pyams_zmq.converter.address': service.address})
+            found = []
+            for option in (), ('--json',):
+                with monkeypatch.context() as patch:
+                    patch.setattr(sys, 'argv', ['pyams_zmq'])
+                    assert main(['stats', ini, 'converter', 'address=x', *option]) == 0
+                thread_local.clear()
+                found.append(capsys.readouterr().out)
+        return found[0].splitlines()[-1], json.loads(found[1])['outbox']
+
+    return call
+
+
+@SQLITE
+def test_messages_in_the_statistics(show_stats, fill):
+    fill('a', 'b')
+    fill('c', service='renderer')
+    fill('d', refusal=Refusal(404, 'no'))
+    assert show_stats() == (
+        'outbox: 2 waiting, 1 dead letters',
+        {'waiting': 2, 'dead': 1},
+    )
+
+
+@SQLITE
+def test_statistics_without_a_database(show_stats, monkeypatch):
+    def fail(_outbox):
+        raise OSError('the database is down\nat this place')
+
+    monkeypatch.setattr(Outbox, 'count_waiting', fail)
+    problem = 'its database cannot be used: OSError: the database is down'
+    assert show_stats() == (f'outbox: {problem}', {'problem': problem})

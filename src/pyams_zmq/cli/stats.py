@@ -9,7 +9,7 @@ from typing import Any
 from pyams_zmq.cli.outcome import OK
 from pyams_zmq.cli.output import format_age, write, write_json, write_table
 from pyams_zmq.cli.printable import printable
-from pyams_zmq.cli.target import add_target, fail_extra_words, open_target
+from pyams_zmq.cli.target import Target, add_target, fail_extra_words, open_target
 
 _TIMES = ('mean', 'p50', 'p90', 'p99', 'max')
 _METHOD = ['METHOD', 'CALLS', 'ERRORS', *map(str.upper, _TIMES)]
@@ -24,7 +24,7 @@ def add_command(commands: Any) -> None:
         'stats',
         help='show the statistics of a service',
         description='Show what a service does: its calls, what waits, how long its methods take, '
-        'its workers and its jobs.',
+        'its workers, its jobs, and its messages in the outbox of the application.',
     )
     add_target(parser)
     parser.add_argument('--json', action='store_true', help='write JSON, with all numbers')
@@ -35,6 +35,7 @@ def _run(parser: ArgumentParser, args: Namespace) -> int:
     with open_target(parser, args) as target:
         fail_extra_words(parser, target)
         stats = target.ask_object('pyams_zmq.stats')
+        stats['outbox'] = None if target.outbox is None else _count_messages(target)
     if args.json:
         write_json(stats)
         return OK
@@ -71,6 +72,22 @@ def _summary(name: str, stats: dict[str, Any]) -> Iterator[str]:
         yield f'jobs: {", ".join(f"{_number(states[each])} {each}" for each in states) or "none"}'
         if problem := _object(jobs).get('problem'):
             yield f'the journal of jobs: {problem}'
+    outbox = _object(stats['outbox'])
+    if 'problem' in outbox:
+        yield f'outbox: {outbox["problem"]}'
+    elif outbox:
+        yield f'outbox: {outbox["waiting"]} waiting, {outbox["dead"]} dead letters'
+
+
+def _count_messages(target: Target) -> dict[str, Any]:
+    """Return how many messages to a service the outbox of the application has."""
+    try:
+        counts = target.outbox.count_waiting(), target.outbox.count_dead()
+    except Exception as error:  # noqa: BLE001 - databases raise errors of any class
+        text = str(error).partition('\n')[0]
+        return {'problem': f'its database cannot be used: {type(error).__name__}: {text}'}
+    waiting, dead = (found.get(target.name, 0) for found in counts)
+    return {'waiting': waiting, 'dead': dead}
 
 
 def _rows_of_methods(methods: Any) -> list[list[str]]:

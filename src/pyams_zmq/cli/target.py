@@ -30,6 +30,7 @@ class Target:
     :ivar client: client of the service; its errors say what to do
     :ivar words: the arguments that follow INI and NAME
     :ivar timeout: seconds to wait for an answer; None if they were not given
+    :ivar outbox: the outbox of the application, or None
     :ivar may_be_old: true if the service may be one of pyams_zmq 2, which a question would block
     """
 
@@ -37,6 +38,7 @@ class Target:
     client: Any
     words: list[str]
     timeout: float | None
+    outbox: Any = None
     may_be_old: bool = True
 
     def check(self) -> None:
@@ -132,7 +134,8 @@ def open_target(parser: ArgumentParser, args: Namespace) -> Iterator[Target]:
     try:
         client = registry.zmq_clients.get(words[0])
         may_be_old = declared[words[0]].start == 'never'  # this version starts the others
-        yield Target(words[0], client, words[1:], args.timeout, may_be_old)
+        outbox = registry.zmq_clients.outbox
+        yield Target(words[0], client, words[1:], args.timeout, outbox, may_be_old)
     finally:
         registry.zmq_clients.close()
 

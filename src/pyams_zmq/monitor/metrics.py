@@ -76,10 +76,7 @@ class MetricsCollector:
     def _count(self) -> '_Messages':
         outbox = self._registry.zmq_clients.outbox
         with self._barrier.hold():  # the driver of the database may hold locks
-            waiting: Counter[str] = Counter()
-            for each in outbox.waiting():
-                waiting[each.service] += each.count
-            return _Messages(waiting, outbox.count_dead())
+            return _Messages(outbox.count_waiting(), outbox.count_dead())
 
 
 class _Messages(NamedTuple):

@@ -3,6 +3,7 @@
 
 import atexit
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.util import Finalize
 from typing import Any
@@ -107,6 +108,13 @@ class Outbox:
         :param after: only those after this id
         """
         return self._storage.read_dead(limit, after)
+
+    def count_waiting(self) -> dict[str, int]:
+        """Return how many messages wait, by service."""
+        numbers: Counter[str] = Counter()
+        for each in self.waiting():
+            numbers[each.service] += each.count
+        return numbers
 
     def count_dead(self) -> dict[str, int]:
         """Return how many messages a service has refused, by service.
