@@ -275,7 +275,8 @@ def test_nothing_outlives_the_driver(num, tmp_path):
             *(sys.executable, '-W', 'ignore', BENCHMARKS / 'bench.py'),
             *('--only', 'request.zmq', '--seconds', '60', '--clients', '2'),
         ],
-        env={**os.environ, 'MARK_OF_TEST': str(tmp_path)},
+        # setproctitle would write the titles of the services over their environment.
+        env={**os.environ, 'MARK_OF_TEST': str(tmp_path), 'SPT_NOENV': '1'},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
