@@ -12,7 +12,7 @@ METHOD = 'convert'
 
 
 class OldService:
-    """A thread with a REP socket, which a message of an unknown type blocks for ever.
+    """A thread with a REP socket, which a message of an unknown type blocks permanently.
 
     :param address: URI that it binds, by default a free port
     :param users: passwords by user, for PLAIN

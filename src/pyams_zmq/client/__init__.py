@@ -264,7 +264,7 @@ class ZMQClient(JobMethods):
     def find_socket_type(self, *, timeout: float = PREPARE_TIMEOUT) -> str | None:
         """Return the type of the service's socket, for which this connects once more.
 
-        Services of pyams_zmq 2 have a `'REP'`, which a message of an unknown type blocks for ever;
+        Services of pyams_zmq 2 have a `'REP'`, which a message of an unknown type blocks permanently;
         those of 3.0 have a `'ROUTER'`. A service with CURVE is not asked: pyams_zmq 2 does not know
         that.
 

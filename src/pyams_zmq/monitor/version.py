@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: ZPL-2.1
-"""Services of pyams_zmq 2 are not asked: a message of an unknown type blocks them for ever."""
+"""Services of pyams_zmq 2 are not asked: a message of an unknown type blocks them permanently."""
 
 from typing import Any
 
