@@ -264,9 +264,9 @@ class ZMQClient(JobMethods):
     def find_socket_type(self, *, timeout: float = PREPARE_TIMEOUT) -> str | None:
         """Return the type of the service's socket, for which this connects once more.
 
-        Services of pyams_zmq 2 have a `'REP'`, which a message of an unknown type blocks permanently;
-        those of 3.0 have a `'ROUTER'`. A service with CURVE is not asked: pyams_zmq 2 does not know
-        that.
+        Services of pyams_zmq 2 have a `'REP'`, which a message of an unknown type blocks
+        permanently; those of 3.0 have a `'ROUTER'`. With CURVE, which pyams_zmq 2 does not know,
+        this does not connect.
 
         :param timeout: seconds
         :return: None if the service does not say it: it is down, or refuses the connection
