@@ -1,25 +1,38 @@
 # SPDX-License-Identifier: ZPL-2.1
 """A process that hangs is told apart from one that works."""
 
+import ctypes
 import itertools
 import os
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 
 import pytest
 
+from app.program import is_running
 from checks import TIMEOUT, freeze, wait_until
-from handlers import Process
+from handlers import Handler, Process
+from pyams_zmq.client import ZMQClient
+from pyams_zmq.exceptions import ZMQTimeoutError
 from pyams_zmq.process import heartbeat as heartbeat_module
 from pyams_zmq.process.heartbeat import (
     CHECK_INTERVAL,
     HANG_TIMEOUT,
     HEARTBEAT_INTERVAL,
+    WAITING_TICKS,
     HeartbeatCounter,
     LivenessCheck,
 )
 from pyams_zmq.supervisor import Supervisor, SupervisorProcess
+
+
+class Sleeper(Handler):
+    """Sleeps in a native call that keeps the interpreter lock."""
+
+    def sleep_with_the_lock(self, seconds):
+        ctypes.PyDLL(None).usleep(int(seconds * 1e6))
 
 
 class Checked:
@@ -86,12 +99,34 @@ def test_before_the_first_beat_and_after_the_last(checked):
 def test_computes(checked, cpu_time):
     checked.heartbeat.beat()
     for _ in range(100):
-        cpu_time[0] += 1
+        cpu_time[0] += WAITING_TICKS + 1
         assert not checked.check()
     cpu_time[0] = None
     assert not any(checked.check() for _ in range(100))
     cpu_time[0] = 8
     assert checked.time_to_hang() <= HANG_TIMEOUT
+
+
+def test_threads_that_wait_for_the_interpreter(checked, monkeypatch):
+    """They use the processor a little, which is not the work of a method."""
+    ticks = itertools.count(7, WAITING_TICKS)
+    monkeypatch.setattr(heartbeat_module, '_read_state', lambda _pid: (b'S', next(ticks)))
+    checked.heartbeat.beat()
+    assert checked.time_to_hang() <= HANG_TIMEOUT
+
+
+def test_native_call_that_sleeps_with_the_interpreter_lock(tmp_path):
+    address = f'ipc://{tmp_path}/s'
+    supervisor = SupervisorProcess({'sleeper': lambda: Process(address, Sleeper)})
+    supervisor.start()
+    try:
+        with ZMQClient(address, timeout=TIMEOUT) as client:
+            pid = client.call('pid', None)
+            with suppress(ZMQTimeoutError):
+                client.call('sleep_with_the_lock', TIMEOUT * 2, timeout=0.1)
+        wait_until(lambda: not is_running(pid), TIMEOUT)
+    finally:
+        supervisor.stop()
 
 
 def test_checks_are_not_too_many(checked):
@@ -132,7 +167,7 @@ def test_deadline_of_a_suspended_machine(checked, cpu_time):
     assert not checked.check()
     assert not checked.check(3600)
     while checked.now < checked.heartbeat.deadline + 3599:
-        cpu_time[0] += 1
+        cpu_time[0] += WAITING_TICKS + 1
         assert not checked.check()
     assert not checked.liveness.is_overdue
     assert checked.time_to_hang() <= HANG_TIMEOUT + 2

@@ -18,6 +18,10 @@ HEARTBEAT_INTERVAL = 0.5  # between two beats of a process
 CHECK_INTERVAL = HEARTBEAT_INTERVAL / 2  # between two checks of its supervisor
 HANG_TIMEOUT = 3 * HEARTBEAT_INTERVAL  # without a beat: the process is considered to hang
 
+WAITING_TICKS = 3
+"""Clock ticks between two checks that a process may use although it hangs: each thread that waits
+for the interpreter lock wakes up a thousand times in a second"""
+
 _COUNT = struct.Struct('=Q')
 _DEADLINE = struct.Struct('=d')
 _DEADLINE_OFFSET = 8
@@ -111,7 +115,12 @@ class LivenessCheck:
         self._suspended += suspended
         self.is_overdue = 0 < self._heartbeat.deadline < now - self._suspended
         state, cpu_time = _read_state(self._pid)
-        works = state == b'R' or cpu_time is None or cpu_time != self._cpu_time
+        works = (
+            state == b'R'
+            or cpu_time is None
+            or self._cpu_time is None
+            or cpu_time - self._cpu_time > WAITING_TICKS
+        )
         if state == b't' or (works and not self.is_overdue):
             self._misses = 1
         else:
