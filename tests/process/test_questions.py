@@ -18,6 +18,7 @@ from handlers import Handler, Process
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.exceptions import ZMQRemoteError, ZMQTimeoutError, ZMQUnreachableError
 from pyams_zmq.process import inspection as inspection_module
+from pyams_zmq.process.attendant import Attendant
 from pyams_zmq.process.inspection import Inspection
 from pyams_zmq.process.waiting import MAX_WAITING
 from pyams_zmq.supervisor import SupervisorProcess
@@ -222,6 +223,53 @@ def test_binary_frames_and_bad_messages_while_a_method_runs(start, asker, in_thr
     finally:
         path.touch()
     assert client.call('pyams_zmq.stats')['refused'] == 2
+
+
+def test_questions_on_another_stream_while_a_method_runs(start, asker, in_thread, tmp_path):
+    class Two(Process):
+        def init_stream(self):
+            super().init_stream()
+            self.stream(zmq.REP, second, bind=True, callback=lambda _frames: None)
+
+    second = f'ipc://{tmp_path}/second'
+    path = tmp_path / 'end'
+    process = start(factory=Two, handler=Busy)
+    client = asker(process)
+    in_thread(client.call, 'hold', str(path))
+    try:
+        wait_until(lambda: client.call('pyams_zmq.stats')['in_flight'], TIMEOUT)
+        with ZMQClient(second, timeout=TIMEOUT) as other:
+            assert other.call('pyams_zmq.ping')['pid'] == process.pid
+            assert other.call('pyams_zmq.stats')['in_flight'] == 1
+    finally:
+        path.touch()
+
+
+def test_questions_while_a_callback_has_not_replied(start, asker):
+    class Later(Process):
+        def init_stream(self):
+            self.rep_stream.on_recv(lambda _frames: None)
+
+    process = start(factory=Later)
+    client = asker(process)
+    with pytest.raises(ZMQTimeoutError):
+        client.call('anything', timeout=0.1)
+    stats = client.call('pyams_zmq.stats')
+    assert stats['in_flight'] == 1
+    assert stats['workers'][0]['state'] == 'busy'
+
+
+def test_thread_that_cannot_be_started(monkeypatch):
+    def fail(_thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Attendant, 'start', fail)
+    process = Process()
+    process.start()
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        process.wait_ready()
+    process.join(TIMEOUT)
+    assert process.exitcode == 1
 
 
 def test_questions_while_it_drains(start, asker, in_thread, tmp_path):

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Messages that were read and wait, and the turns of the threads that read them."""
 
-from threading import Event, Thread
+import signal
+from threading import Event, Thread, main_thread
+from types import SimpleNamespace
 
 import pytest
 
 from checks import TIMEOUT
+from pyams_zmq.handler import ZMQMessageHandler
 from pyams_zmq.handler.turn import Turn
 from pyams_zmq.process.connections import Envelope
 from pyams_zmq.process.waiting import MAX_WAITING, MAX_WAITING_SIZE, WaitingMessages
@@ -89,3 +92,75 @@ def test_turn_that_a_method_takes_back():
     assert turn.is_free
     with turn.taken_back():
         assert not turn.is_free
+
+
+class NotingTurn(Turn):
+    """Notes that the loop waits."""
+
+    __slots__ = ('is_awaited',)
+
+    def __init__(self):
+        super().__init__()
+        self.is_awaited = Event()
+
+    def wait(self):
+        self.is_awaited.set()
+        super().wait()
+
+
+def test_signal_while_the_loop_waits_for_its_turn():
+    """Its handler raises; the reply waits for the turn all the same."""
+    turn = NotingTurn()
+    raised = Event()
+    replies = []
+
+    def fail(*_args):
+        raised.set()
+        raise ValueError('signal')
+
+    def use_the_socket():
+        taken.append(turn.take())
+        has_taken.set()
+        turn.is_awaited.wait(TIMEOUT)
+        signal.pthread_kill(main_thread().ident, signal.SIGUSR1)
+        raised.wait(TIMEOUT)
+        assert not replies
+        turn.give_back()
+
+    class Method:
+        def method(self):
+            other.start()
+            assert has_taken.wait(TIMEOUT)
+
+    def send(reply):
+        replies.append((reply, turn.is_taken))
+
+    taken, has_taken, other = [], Event(), Thread(target=use_the_socket)
+    stream = SimpleNamespace(turn=turn, send=send)
+    former = signal.signal(signal.SIGUSR1, fail)
+    try:
+        ZMQMessageHandler(None, stream, None, Method)([b'["method",null]'])
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    other.join(TIMEOUT)
+    assert taken == [True]
+    [(reply, is_taken)] = replies
+    assert reply.startswith(b'[500,')
+    assert not is_taken
+
+
+def test_method_that_begins_while_the_other_thread_sleeps():
+    turn = Turn()
+    woken = []
+    turn.wake = lambda: woken.append(turn.is_free)
+    stream = SimpleNamespace(turn=turn, send=woken.append)
+
+    class Method:
+        def method(self):
+            return 1
+
+    handle = ZMQMessageHandler(None, stream, None, Method)
+    handle([b'["method",null]'])
+    turn.is_asleep = True
+    handle([b'["method",null]'])
+    assert woken == [b'1', True, b'1']

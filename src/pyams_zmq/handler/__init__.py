@@ -139,8 +139,10 @@ class ZMQMessageHandler:
                 self._defer(method, began).run(self._threads, call)
                 return
             turn = self._turn
-            turn.is_free = True  # another thread may read messages while the method runs
             try:
+                turn.is_free = True  # another thread may read messages while the method runs
+                if turn.is_asleep:
+                    turn.wake()
                 result = method.call(*frames) if call is None else call()
             finally:
                 turn.is_free = False
@@ -155,6 +157,7 @@ class ZMQMessageHandler:
                 reply = encode_reply(result)
         except BaseException as error:  # noqa: BLE001 - the peer waits for a reply
             reply = error_reply(error, None if method is None else method.name)
+            self._turn.wait()  # a signal handler may have raised while this thread waited above
         if method is None:
             self._statistics.refused += 1
         else:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Which of two threads may use a socket: that of the loop, or one that helps it meanwhile."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 
@@ -16,12 +16,15 @@ class Turn:
 
     :ivar is_free: true while a method runs
     :ivar is_taken: true while the other thread uses the socket
+    :ivar is_asleep: true while the other thread may have to be woken when a method begins
+    :ivar wake: does that
     """
 
-    __slots__ = ('_lock', 'is_free', 'is_taken')
+    __slots__ = ('_lock', 'is_asleep', 'is_free', 'is_taken', 'wake')
 
     def __init__(self) -> None:
-        self.is_free = self.is_taken = False
+        self.is_free = self.is_taken = self.is_asleep = False
+        self.wake: Callable[[], None] = lambda: None
         self._lock = Lock()
 
     def take(self) -> bool:

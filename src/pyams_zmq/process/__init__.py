@@ -193,8 +193,9 @@ class ZMQProcess(ServiceProcess):
             return
         stream.answer = self._inspection.answer
         if self._attendant is None:
-            self._attendant = Attendant(self.enter_thread)
-            self._attendant.start()
+            attendant = Attendant(self.enter_thread)
+            attendant.start()  # if that fails, there is none to stop
+            self._attendant = attendant
         self._attendant.attend(stream)
 
     def _on_started(self) -> None:

@@ -29,11 +29,9 @@ TIME_SLICE = 0.001
 class Attendant(Thread):
     """Reads messages while a method runs in the loop, and answers questions about the service.
 
-    A socket belongs to the thread of the loop. This one uses it only while it has the `turn` of the
-    stream, which the loop releases for the time of a method. If the loop has received nothing since
-    the last tick, and the turn is free, a method runs: short ones are not disturbed.
-
-    The thread that creates an attendant is that of the loop.
+    A socket belongs to the thread of the loop. This one uses it only while it has the turn, which
+    the loop releases for the time of a method. If the loop has received nothing since the last
+    tick, and the turn is free, a method runs: short ones are not disturbed.
 
     :param enter: called first in the thread
     """
@@ -41,58 +39,82 @@ class Attendant(Thread):
     def __init__(self, enter: Callable[[], None]):
         super().__init__(name='pyams_zmq attendant', daemon=True)
         self._enter = enter
-        self._received: dict[ReplyStream, int] = {}
+        self._turn = Turn()
+        self._turn.wake = self._wake
+        self._streams: list[ReplyStream] = []
+        self._received = 0
         self._wake_fd, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._is_stopped = False
 
     def attend(self, stream: ReplyStream) -> None:
         """Read the messages of a stream, too; only the thread of its loop may call this."""
-        stream.turn = Turn()
-        self._received = {**self._received, stream: -1}  # a new one: the thread may use the old one
-        os.write(self._waker, b'1')
+        stream.turn = self._turn
+        others = [each for each in self._streams if each.socket is not None]
+        self._streams = [*others, stream]  # a new list: the thread may use the old one
+        self._wake()
 
     def run(self) -> None:
         """Read messages until `stop`."""
         self._enter()
         while not self._is_stopped:
-            fds = [stream._fd for stream in self._received if not stream.closed()]
-            if self._wake_fd in wait_readable([self._wake_fd, *fds], None):
-                self._read_wake()
+            self._sleep()
             until = monotonic() + ACTIVE
             while monotonic() < until and not self._is_stopped:
-                if wait_readable([self._wake_fd], TICK):
-                    self._read_wake()
+                self._wait([], TICK)
                 if self.step():
                     until = monotonic() + ACTIVE
 
-    def _read_wake(self) -> None:
-        os.read(self._wake_fd, 64)
+    def _sleep(self) -> None:
+        """Wait for a message.
+
+        The loop may read it, which takes the wake-up, before this thread runs. So it also wakes
+        this thread when a method begins.
+        """
+        self._turn.is_asleep = True
+        if not self._has_received():  # else one may have begun just before
+            # Without `closed`, which closes a stream whose socket other code has closed.
+            self._wait([each._fd for each in self._streams if each.socket is not None], None)
+        self._turn.is_asleep = False
+
+    def _wait(self, fds: list[int], timeout: float | None) -> None:
+        if self._wake_fd in wait_readable([self._wake_fd, *fds], timeout):
+            os.read(self._wake_fd, 64)
+
+    def _wake(self) -> None:
+        self._turn.is_asleep = False  # once is enough
+        os.write(self._waker, b'1')
+
+    def _has_received(self) -> bool:
+        """Return True if the loop has received messages since this was asked last."""
+        received, self._received = self._received, sum(each.received for each in self._streams)
+        return received != self._received
 
     def step(self) -> bool:
         """Read what waits for a method that was running at the last step; do not wait.
 
         :return: True if messages come in
         """
-        is_active = False
-        for stream, former in self._received.items():
-            received = self._received[stream] = stream.received
-            if received != former:
-                is_active = True
-            elif stream.turn.take():
-                try:
-                    count = stream.waiting.count
-                    stream.read_ahead(monotonic() + TIME_SLICE)
-                    is_active = is_active or stream.waiting.count != count
-                except zmq.ZMQError as error:  # its context was terminated
-                    LOGGER.debug('%s cannot read: %s', self.name, error)
-                finally:
-                    stream.turn.give_back()
-        return is_active
+        if self._has_received():
+            return True
+        if not self._turn.take():
+            return False
+        try:
+            results = [self._read(stream) for stream in self._streams]
+            return any(results)
+        finally:
+            self._turn.give_back()
+
+    def _read(self, stream: ReplyStream) -> bool:
+        try:
+            return stream.read_ahead(monotonic() + TIME_SLICE)
+        except zmq.ZMQError as error:  # its context was terminated
+            LOGGER.debug('%s cannot read: %s', self.name, error)
+            return False
 
     def stop(self) -> None:
         """End the thread, and wait for that."""
         self._is_stopped = True
-        os.write(self._waker, b'1')
+        self._wake()
         self.join()
         for fd in self._wake_fd, self._waker:
             os.close(fd)

@@ -9,7 +9,6 @@ import socket as network
 from collections.abc import Collection
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from threading import get_ident
 from typing import Any
 
 import zmq
@@ -156,14 +155,7 @@ class Inspection:
 
 
 class ProcessInspection(Inspection):
-    """Answers the questions about a ZMQProcess; in the thread of its loop, or of its attendant.
-
-    :param process: the ZMQProcess; this thread is that of its loop
-    """
-
-    def __init__(self, process: Any):
-        super().__init__(process)
-        self._thread = get_ident()
+    """Answers the questions about a ZMQProcess; in the thread of its loop, or of its attendant."""
 
     @property
     def _streams(self) -> list[ReplyStream]:
@@ -195,8 +187,7 @@ class ProcessInspection(Inspection):
         streams, process = self._streams, self._process
         calls = process.statistics.stats()
         calls['refused'] += sum(stream.refused for stream in streams)
-        # The attendant answers while a method runs in the loop.
-        in_flight = sum(stream.in_hand for stream in streams) + (get_ident() != self._thread)
+        in_flight = sum(stream.in_hand + (stream.envelope is not None) for stream in streams)
         leaves = process.draining
         return {
             **calls,

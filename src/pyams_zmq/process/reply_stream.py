@@ -96,6 +96,9 @@ class ReplyStream(ZMQStream):
             self.waiting.is_overfull and self._has_to_wait()
         )
 
+    def _can_drain(self) -> bool:
+        return super()._can_drain() and not self.waiting.is_full
+
     def _has_to_wait(self) -> bool:
         """Return True if no further message can be handled now."""
         return self.envelope is not None or (
@@ -107,19 +110,25 @@ class ReplyStream(ZMQStream):
 
     def readable(self) -> bool:
         """Return True if a message waits; this does not lose its wake-up."""
-        return bool(self._peers) or super().readable()
+        with self._taken_back():
+            return bool(self._peers) or super().readable()
 
-    def read_ahead(self, deadline: float) -> None:
+    def read_ahead(self, deadline: float) -> bool:
         """Read messages that wait, while a method runs; for the attendant, which has the turn.
 
         :param deadline: when to stop, in seconds
+        :return: True if a message was read
         """
+        has_read = False
         try:
             while self.socket is not None and monotonic() < deadline and self._may_read():
                 self._read_waiting()
+                has_read = True
         except zmq.Again:
             if self.listener is not None:
                 self.listener.drained = monotonic()
+        self._rebuild_io_state()  # if the method is that of another stream
+        return has_read
 
     def detach(self) -> tuple[Callable[[Reply], None], Callable[[], None]]:
         """Return functions that reply to the current message later.

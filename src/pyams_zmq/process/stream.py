@@ -143,6 +143,10 @@ class ZMQStream(BaseZMQStream):
     def _can_receive(self) -> bool:
         return len(self._tasks) < self.max_tasks
 
+    def _can_drain(self) -> bool:
+        """Return True if nothing but the socket itself ends the receiving of messages."""
+        return self.receiving() and self._can_receive()
+
     def _has_ready(self) -> bool:
         """Return True if a message can be handled that was read before."""
         return False
@@ -215,7 +219,7 @@ class ZMQStream(BaseZMQStream):
             self._is_handling = False
             if more and not self.closed():
                 self._rebuild_io_state()
-            elif self.listener is not None and self._can_receive():
+            elif self.listener is not None and self._can_drain():
                 self.listener.drained = monotonic()
 
     def recover(self) -> None:
@@ -244,8 +248,7 @@ class ZMQStream(BaseZMQStream):
             handled = 1
         is_readable = events & POLLIN or self._has_ready()
         if is_readable and flag & POLLIN and self.socket is not None and self._can_receive():
-            self._handle_recv()
-            handled += 1
+            handled += self._handle_recv()
         return handled
 
     def _rebuild_io_state(self) -> None:

@@ -69,9 +69,10 @@ class WaitingMessages:
 
         :raises StopIteration: if no message waits
         """
-        peer = next(iter(self.peers))
-        messages = self.peers.pop(peer)
-        message = messages.popleft()
+        peer, messages = next(iter(self.peers.items()))
+        message = messages[0]
+        # Without a call: a signal handler, which may raise, runs after one.
+        del messages[0], self.peers[peer]
         if messages:
             self.peers[peer] = messages  # behind the other peers
         self.count -= 1
