@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import zmq
 
+from handlers import Unprintable
 from pyams_zmq.handler.description import describe
 from pyams_zmq.handler.methods import Method, methods_of
 from pyams_zmq.handler.statistics import MAX_METHODS, CallStatistics, MethodStats
@@ -57,6 +58,9 @@ class Described:
     built_in = staticmethod(max)
     part = partial(int, base=2)
 
+    def broken(self, args=Unprintable()):  # noqa: B008 - its `repr` raises
+        """Have a default that cannot be shown."""
+
     def long(self, args='x' * 500):
         pass
 
@@ -69,8 +73,9 @@ class Described:
 
 def test_describe():
     described = describe(methods_of(Described()))
-    assert list(described) == ['built_in', 'long', 'part', 'short']
-    assert described['built_in']['signature'] == ''
+    assert list(described) == ['broken', 'built_in', 'long', 'part', 'short']
+    assert described['broken']['signature'] == described['built_in']['signature'] == ''
+    assert described['broken']['doc'] == 'Have a default that cannot be shown.'
     assert len(described['long']['signature']) == 200
     assert described['long']['doc'] == ''
     assert described['short']['doc'] == 'Say it in one line.'

@@ -21,7 +21,7 @@ def describe(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
 
 def _describe(method: Method) -> dict[str, Any]:
     signature = ''
-    with suppress(ValueError):  # a builtin without a signature
+    with suppress(Exception):  # a builtin without a signature, or a default without a `repr`
         signature = _shorten(str(signature_of(method.call)))
     doc = inspect.getdoc(method.call) or ''
     return {
