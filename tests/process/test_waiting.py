@@ -1,17 +1,43 @@
 # SPDX-License-Identifier: ZPL-2.1
 """Messages that were read and wait, and the turns of the threads that read them."""
 
+import os
 import signal
+from contextlib import ExitStack
 from threading import Event, Thread, main_thread
 from types import SimpleNamespace
 
 import pytest
 
-from checks import TIMEOUT
+from checks import TIMEOUT, wait_until
+from handlers import Handler
+from pyams_zmq.client import ZMQClient
 from pyams_zmq.handler import ZMQMessageHandler
 from pyams_zmq.handler.turn import Turn
 from pyams_zmq.process.connections import Envelope
 from pyams_zmq.process.waiting import MAX_WAITING, MAX_WAITING_SIZE, WaitingMessages
+
+
+class Forking(Handler):
+    """Forks while the attendant has the turn."""
+
+    def fork_and_use_the_stream(self):
+        stream = self.process.rep_stream
+        wait_until(stream.turn.take)  # as the attendant does, which gives it back in between
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(10)  # ends the fork if it waits for a thread that it does not have
+            stream.close()
+            os._exit(0)
+        stream.turn.give_back()
+        return os.waitpid(pid, 0)[1]
+
+
+@pytest.fixture
+def asker():
+    """Return a client of a process."""
+    with ExitStack() as stack:
+        yield lambda process: stack.enter_context(ZMQClient(process.bound_address, timeout=TIMEOUT))
 
 
 def add(waiting, peer, text, now=0.0):
@@ -70,6 +96,11 @@ def test_turn():
     thread.join(TIMEOUT)
     assert waited.is_set()
     assert not turn.is_taken
+
+
+def test_fork_while_the_other_thread_has_the_turn(start, asker):
+    client = asker(start(handler=Forking))
+    assert client.call('fork_and_use_the_stream') == 0
 
 
 def test_turn_that_a_method_takes_back():

@@ -23,8 +23,13 @@ class Turn:
     __slots__ = ('_lock', 'is_asleep', 'is_free', 'is_taken', 'wake')
 
     def __init__(self) -> None:
-        self.is_free = self.is_taken = self.is_asleep = False
+        self.is_free = False
         self.wake: Callable[[], None] = lambda: None
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the other thread, which does not exist in a fork that a method makes."""
+        self.is_taken = self.is_asleep = False
         self._lock = Lock()
 
     def take(self) -> bool:

@@ -111,6 +111,10 @@ class Attendant(Thread):
             LOGGER.debug('%s cannot read: %s', self.name, error)
             return False
 
+    def forget(self) -> None:
+        """Forget the thread, which does not exist in a fork of its process."""
+        self._turn.forget()
+
     def stop(self) -> None:
         """End the thread, and wait for that."""
         self._is_stopped = True

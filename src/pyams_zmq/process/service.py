@@ -211,6 +211,8 @@ class ServiceProcess(AccessAttributes, SocketLimits, ReadyProcess):
             signal.signal(num, signal.SIG_DFL)
         self.loop = self._watchdog = None
         self._pid = 0
+        if self._attendant is not None:
+            self._attendant.forget()
         if self._sockets is not None and self._sockets.uris:
             close_inherited_listeners(uris=self._sockets.local_uris)
 
