@@ -6,6 +6,7 @@ import asyncio
 import zmq
 
 from checks import until
+from pyams_zmq.process.reply_stream import ReplyStream
 from streams import in_loop, receive
 
 
@@ -99,6 +100,23 @@ async def test_refusal_of_what_waits(net):
                 replies.append(client.recv_multipart())
     assert replies == [[subject.no_delimiter_reply], [b'', b'refused'], [b'', b'refused']]
     assert not received
+
+
+@in_loop
+async def test_refusal_of_what_was_read_ahead(net):
+    """The message whose callback has not replied yet gets a reply, too."""
+    received = []
+    with net.stream(zmq.REP, received.append) as (subject, address):
+        client = net.connect(zmq.DEALER, address)
+        for message in (b'one', b'two', b'three'):
+            client.send_multipart([b'', message])
+        await until(lambda: subject.waiting.count == 2)
+        subject.refuse_waiting(b'refused')
+        subject.close()
+        subject.refuse_waiting(b'refused')
+        replies = await receive(client, 3)
+    assert replies == [[b'', ReplyStream.failure_reply], [b'', b'refused'], [b'', b'refused']]
+    assert received == [[b'one']]
 
 
 @in_loop

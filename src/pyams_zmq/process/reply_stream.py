@@ -164,6 +164,8 @@ class ReplyStream(ZMQStream):
         """
         end = monotonic() + REFUSAL_TIME
         self.concurrency = sys.maxsize
+        if self.envelope is not None and not self.closed():  # its callback meant to reply later
+            self._route_reply(self.envelope, self.failure_reply)
         self.envelope = None
         with suppress(zmq.Again):
             while not self.closed() and monotonic() < end:
