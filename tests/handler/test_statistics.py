@@ -56,7 +56,7 @@ class Described:
     """Methods of several kinds."""
 
     built_in = staticmethod(max)
-    part = partial(int, base=2)
+    part = staticmethod(partial(int, base=2))
 
     def broken(self, args=Unprintable()):  # noqa: B008 - its `repr` raises
         """Have a default that cannot be shown."""
