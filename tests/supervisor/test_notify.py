@@ -86,6 +86,16 @@ def test_life(listener):
     assert listener.is_empty()
 
 
+def test_failing_ones(listener):
+    """READY=1 needs one that serves, or has stopped itself; else the program ends with an error."""
+    manager = ServiceManager(listener.address)
+    failing = States([], [], ['broken'], [])
+    manager.step(0, failing, is_stopping=False)
+    assert listener.read() == {'STATUS': 'failing: broken'}
+    manager.step(1, failing._replace(ended=['importer']), is_stopping=False)
+    assert listener.read() == {'READY': '1', 'STATUS': 'failing: broken; ended: importer'}
+
+
 def test_watchdog(listener):
     manager = ServiceManager(listener.address, 10.0)
     assert manager.step(100, SERVING, is_stopping=False) == 5
@@ -219,6 +229,17 @@ def test_serve_with_one_that_cannot_start(run, listener):
     assert 'STATUS' in names
     os.kill(program.pid, signal.SIGTERM)
     assert program.wait(TIMEOUT) == 0
+
+
+def test_serve_one_that_cannot_start(run, listener):
+    """It is never ready, so that `systemctl start` fails."""
+    program = run('serve', 'INI', 'broken')
+    messages = [{}]
+    while messages[-1].get('STATUS') != 'failing: broken':
+        messages.append(listener.read())
+    assert not any('READY' in message for message in messages)
+    assert program.wait(TIMEOUT) == 1
+    assert listener.is_empty()
 
 
 def test_worker(run, listener, tmp_path):

@@ -51,7 +51,7 @@ class ServiceManager:
     """The service manager that has started this program, and waits for its notifications.
 
     - READY=1 when each process is ready, or has failed too often. One that cannot start does not
-      keep the others from serving.
+      keep the others from serving; if none can, this program ends without it.
     - STATUS= with the states of the processes, when they change.
     - WATCHDOG=1 twice in the time that the service manager gives. A process that hangs is killed by
       the supervisor, so this is about the supervisor itself.
@@ -97,7 +97,9 @@ class ServiceManager:
         if is_stopping and not self._is_stopping:
             self._is_stopping = True
             message.append('STOPPING=1')
-        elif not (states.starting or is_stopping or self._is_ready):
+        elif not (states.starting or is_stopping or self._is_ready) and (
+            states.serving or states.ended
+        ):
             self._is_ready = True
             message.append('READY=1')
         status = str(states)
