@@ -69,6 +69,17 @@ def test_down(state):
     assert 'accepted, but get no further' in str(state.describe_silence(1))
 
 
+def test_missing(state):
+    """The pause that has begun does not count: a restart would look longer than it is."""
+    for pause, missing in ((10, 0), (20, 0.01), (200, 0.03), (200, 0.23)):
+        state.handle_event(zmq.EVENT_CLOSED)
+        state.handle_event(zmq.EVENT_CONNECT_RETRIED, pause)
+        assert state.missing == pytest.approx(missing)
+    state.handle_event(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    state.handle_event(zmq.EVENT_CONNECT_RETRIED, 10)
+    assert state.missing == 0
+
+
 def test_silence(state):
     error = state.describe_silence(0.5)
     assert isinstance(error, ZMQUnreachableError)

@@ -35,8 +35,8 @@ CONNECTION_EVENTS = (
 """Events that :meth:`ConnectionState.handle_event` needs"""
 
 RECONNECT_IVL = 10
-MAX_RECONNECT_IVL = 500
-"""Milliseconds between two attempts to connect, at first and at most"""
+MAX_RECONNECT_IVL = 200
+"""Milliseconds between two attempts to connect, at first and at most: a call waits for 2 s only"""
 
 HANDSHAKE_IVL = 5000
 """Milliseconds until a connection without a handshake is closed, and the next attempt is made"""
@@ -109,7 +109,7 @@ class ConnectionState:
     :ivar is_connected: true from a successful handshake until the connection is lost
     :ivar is_down: true if the last attempt to connect has failed: nobody listens
     :ivar has_failed: true between two attempts to connect
-    :ivar missing: seconds of the pauses between failed attempts in a row
+    :ivar missing: seconds of the pauses between failed attempts in a row, without the last pause
     :ivar refusal: why the service refuses the connection, if it does
     """
 
@@ -119,6 +119,7 @@ class ConnectionState:
         self.is_down = False
         self.has_failed = False
         self.missing = 0.0
+        self._pause = 0.0
         self.refusal: str = REFUSED
         self._is_accepted = False
         self._has_error = False
@@ -133,7 +134,7 @@ class ConnectionState:
         """
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.is_connected = True
-            self.missing = 0.0
+            self.missing = self._pause = 0.0
             self._is_accepted = False
             self._watch.reset()
         elif event == zmq.EVENT_CONNECTED:
@@ -149,7 +150,8 @@ class ConnectionState:
                 raise self.describe_refusal()
         elif event == zmq.EVENT_CONNECT_RETRIED:
             self.has_failed = True
-            self.missing += value / 1000  # libzmq tries again after so many milliseconds
+            self.missing += self._pause
+            self._pause = value / 1000  # libzmq tries again after so many milliseconds
         elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
             # A port that is forwarded hangs up until the service behind it is there, and so does a
             # service that stops. One that expects another mechanism does too, within its greeting;

@@ -14,7 +14,6 @@ import zmq
 
 from pyams_zmq.client.connection import (
     HEARTBEATS,
-    MAX_RECONNECT_IVL,
     RECONNECT_IVL,
     ConnectionState,
     ServiceAddress,
@@ -53,6 +52,9 @@ SUSPENDED = 5.0
 
 NO_RECONNECT = 24 * 60 * 60 * 1000
 """Milliseconds until libzmq connects again: it would send messages that are considered lost"""
+
+MAX_PAUSE = 0.5
+"""Seconds between two attempts to connect, at most"""
 
 GROWTH = 2.0
 """Factor between the pauses before two attempts to connect"""
@@ -265,7 +267,7 @@ class SendQueue:
         """Close the connection; the next one is opened later each time, until a reply comes."""
         self.close()
         self._opens_at = now + self._delay
-        self._delay = min(growth * self._delay, MAX_RECONNECT_IVL / 1000)
+        self._delay = min(growth * self._delay, MAX_PAUSE)
 
     def _find_late(self, now: float) -> list[Problem | Delay]:
         messages = self._sent.find_late(now)
