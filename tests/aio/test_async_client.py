@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from datetime import date
 from multiprocessing.context import ForkProcess
 
@@ -479,6 +480,19 @@ def test_reply_and_deadline_at_once(process):
             assert await call == 2
 
     asyncio.run(main())
+
+
+def test_dropped_client_is_not_in_a_cycle():
+    """Else its connection would stay open until the collector runs, at any time later."""
+    client = AsyncZMQClient('127.0.0.1:9')
+    client._breaker.get()
+    reference = weakref.ref(client)
+    gc.disable()
+    try:
+        del client
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 async def test_unclosed_client_is_collected(run, process):

@@ -23,7 +23,7 @@ def breaker():
 @pytest.fixture
 def proven(breaker):
     """A breaker whose service was there."""
-    breaker.begin(0).succeed()
+    breaker.begin(0).succeed(0)
     return breaker
 
 
@@ -39,7 +39,7 @@ def test_closed(breaker):
     attempts = [breaker.begin(0) for _ in range(10)]
     assert breaker.pause(0) == 0
     for attempt in attempts:
-        attempt.succeed()
+        attempt.succeed(0)
     assert not breaker.is_open
     assert breaker.pause(0) == 0
 
@@ -67,7 +67,7 @@ def test_half_open(opened):
         attempt.fail(second, PROBLEM)
         with FAILS:
             opened.begin(second + 0.9)
-    opened.begin(6).succeed()
+    opened.begin(6).succeed(6)
     assert not opened.is_open
     for attempt in [opened.begin(6) for _ in range(5)]:
         assert attempt.refuse(6) == 6 + CONNECT_TIMEOUT
@@ -95,7 +95,7 @@ def test_attempt_without_a_result(opened, end):
     attempt.abandon()  # it is not that of this call
     with FAILS:
         opened.begin(now)
-    other.succeed()
+    other.succeed(now)
 
 
 def test_restart(proven):
@@ -105,7 +105,7 @@ def test_restart(proven):
     later = proven.begin(11)
     assert later.refuse(11) == 12
     for attempt in (first, later):
-        attempt.succeed()
+        attempt.succeed(11.5)
     assert proven.begin(12).refuse(12.01) == 14
 
 
@@ -117,6 +117,17 @@ def test_end_of_a_restart(proven):
         assert attempt.refuse(12) == -inf
         attempt.fail(12, PROBLEM)
         assert proven.is_open
+
+
+def test_late_failure_when_another_call_has_connected(proven):
+    """libzmq pauses between two attempts: the service is up, and this call has not noticed."""
+    late, other = proven.begin(10), proven.begin(11)
+    assert late.refuse(11) == 12
+    other.succeed(11.9)
+    assert late.refuse(12) == 13.9
+    late.fail(12, PROBLEM)
+    assert not proven.is_open
+    assert proven.begin(12.1, missing=5).refuse(12.1) == 13.9
 
 
 def test_late_refusal_when_it_is_known_to_be_down(proven):
@@ -176,7 +187,7 @@ def test_first_start(breaker):
         'once'
     )
     assert first.refuse(0.5) == 2
-    first.succeed()
+    first.succeed(0.9)
     assert breaker.begin(1).refuse(1) == 3
 
 
@@ -215,7 +226,7 @@ def test_silent_service(proven):
     with FAILS:
         proven.begin(12.1)
     assert attempts[1].wait(12.1) == 13.5
-    attempts[1].succeed()
+    attempts[1].succeed(12.2)
     assert not proven.is_open
 
 
@@ -232,7 +243,7 @@ def test_service_that_was_never_there_is_silent(breaker):
     with pytest.raises(ZMQUnreachableError, match='for 0.6 s; one call waits for it, and others'):
         breaker.begin(0.6)
     assert attempts[0].wait(0.6) == 2
-    attempts[0].succeed()
+    attempts[0].succeed(0.6)
     assert breaker.begin(0.7).wait(0.7) == 2.7
 
 

@@ -452,6 +452,29 @@ def test_async_recovery(start, missing):
     assert asyncio.run(main()) == [*range(5)]
 
 
+def test_async_restart_after_a_recovery(start, missing):
+    """The connection that finds the service by itself closes the breaker, for the next restart."""
+
+    async def main():
+        async with AsyncZMQClient(missing, connect_timeout=0.1) as client:
+            await afail(client)
+            run = asyncio.get_running_loop().run_in_executor
+            process = await run(None, start, missing)
+            [connection] = client._connections.get()
+            await until(lambda: connection._state.is_connected)
+            assert not client._breaker.get().is_open
+            assert await client.call('echo', 1) == 1
+            await run(None, process.stop)
+            await run(None, process.join)
+            client.connect_timeout = TIMEOUT
+            call = asyncio.ensure_future(client.call('echo', 2, retries=1))
+            await until(lambda: client._breaker.get()._noticed_at > 0)
+            await run(None, start, missing)
+            return await call
+
+    assert asyncio.run(main()) == 2
+
+
 def test_async_first_start(start, missing):
     """Calls that wait hold no thread: all of them wait."""
 

@@ -186,13 +186,6 @@ class Connection(ZmqProtocol):
         if self._state.is_down:
             self._refuse(number, self._attempts[number])
 
-    def _end_attempts(self) -> None:
-        attempts = [*self._attempts.values()]
-        self._attempts.clear()
-        self._refused.clear()
-        for attempt in attempts:
-            attempt.succeed()
-
     def _send(self) -> None:
         while self._unsent and self._may_write and self._state.is_connected:
             self._transport.write(self._unsent.popitem(last=False)[1])
@@ -266,12 +259,14 @@ class Connection(ZmqProtocol):
                     self.msg_received(tuple(frames))
             self._fail(self._state.describe_loss)
             return
-        if self._attempts:
-            if self._state.is_connected:
-                self._end_attempts()
-            elif self._state.is_down:
-                for number, attempt in list(self._attempts.items()):
-                    self._refuse(number, attempt)
+        if self._state.is_connected:
+            # Also without a call: a breaker that stays open would fail calls at the next restart.
+            self._breaker.succeed(monotonic())
+            self._attempts.clear()
+            self._refused.clear()
+        elif self._state.is_down:
+            for number, attempt in list(self._attempts.items()):
+                self._refuse(number, attempt)
         self._send()
 
     def pause_writing(self) -> None:
@@ -340,7 +335,8 @@ class AsyncZMQClient(AsyncJobMethods):
         self.connect_timeout = check_timeout(connect_timeout, 'connect_timeout')
         self._is_closed = False
         # Calls that wait hold no thread here, so all of them may wait for the first start.
-        self._breaker = ForkLocal(lambda: CircuitBreaker(self.address, is_expected=True))
+        uri = self.address  # not `self`: a client that is dropped must close without the collector
+        self._breaker = ForkLocal(lambda: CircuitBreaker(uri, is_expected=True))
         self._connections: ForkLocal[list[Connection]] = ForkLocal(list)  # at most one
 
     @property

@@ -16,7 +16,6 @@ CONNECT_TIMEOUT = 2.0
 PAUSE = 1.0
 """Seconds in which the calls to a service that is down fail at once; then one of them tries"""
 
-
 GRACE = 0.5
 """Seconds until only one call waits for a service that was never there, and does not answer"""
 
@@ -42,6 +41,7 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._missing_since = inf
         self._noticed_at = -inf
+        self._answered_at = -inf
         self._trial: Attempt | None = None
         self._opened_at = inf
         self._problem = ''
@@ -77,10 +77,21 @@ class CircuitBreaker:
         with self._lock:
             return min(PAUSE, max(0.0, self._waits_until(now) - now))
 
+    def succeed(self, now: float) -> None:
+        """Close it, because the service has answered.
+
+        An attempt that began before, and has not connected yet, does not open it.
+        """
+        with self._lock:
+            self._is_expected = True
+            self._answered_at = now
+            self._missing_since = self._opened_at = inf
+            self._trial = None
+
     def _note_missing(self, since: float, now: float, connect_timeout: float) -> None:
         if now > self._noticed_at + connect_timeout + PAUSE and not self.is_open:
             self._missing_since = inf  # calls that had little time have failed, long ago
-        self._missing_since = min(self._missing_since, since)
+        self._missing_since = min(self._missing_since, max(since, self._answered_at))
         self._noticed_at = now
 
     def _waits_until(self, now: float) -> float:
@@ -130,12 +141,6 @@ class CircuitBreaker:
             self._trial = attempt
         return self._trial is attempt
 
-    def _succeed(self) -> None:
-        with self._lock:
-            self._is_expected = True
-            self._missing_since = self._opened_at = inf
-            self._trial = None
-
     def _fail(self, attempt: 'Attempt', now: float, problem: str) -> None:
         with self._lock:
             self._note_missing(attempt.start, now, attempt.connect_timeout)
@@ -176,9 +181,9 @@ class Attempt:
         """Return until when the call may wait for an answer to the handshake."""
         return self._breaker._wait(self, now)
 
-    def succeed(self) -> None:
+    def succeed(self, now: float) -> None:
         """End it, because the service has answered."""
-        self._breaker._succeed()
+        self._breaker.succeed(now)
 
     def fail(self, now: float, problem: str) -> None:
         """End it, because the service has not answered, or does not listen.

@@ -81,7 +81,7 @@ class CallConnection:
                 raise self._give_up(start, timeout)
             wait_for(self._sockets, left)
         if self._attempt is not None:
-            self._attempt.succeed()
+            self._attempt.succeed(monotonic())
             self._attempt = None
         self._state.close()  # further events may be read much later
         self._used = monotonic()
@@ -93,7 +93,7 @@ class CallConnection:
         if self._attempt is None:
             return end
         if self._state.is_connected:
-            self._attempt.succeed()
+            self._attempt.succeed(monotonic())
             self._attempt = None
             return end
         wait = self._attempt.refuse if self._state.is_down else self._attempt.wait
