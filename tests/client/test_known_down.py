@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from math import inf
 
 import pytest
 import transaction
@@ -18,7 +19,7 @@ from pyams_zmq.aio import AsyncZMQClient
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.client import call as call_module
 from pyams_zmq.client.breaker import PAUSE, Attempt
-from pyams_zmq.exceptions import ZMQUnreachableError
+from pyams_zmq.exceptions import ZMQRefusedError, ZMQUnreachableError
 from pyams_zmq.transaction import send_on_commit
 
 KNOWN = 'it is known to be down for .*: calls fail at once, and one tries each second'
@@ -375,6 +376,22 @@ def test_messages_wait_for_a_restart(start, missing):
         start(missing)
         reservation.result().post()
         wait_until(lambda: not len(queue))
+
+
+def test_messages_are_refused_again(start, missing):
+    """A service that refuses is not missing, also if messages have waited for it for long."""
+    process = start(missing, auth='user:password')
+    with ZMQClient(missing) as client:
+        client.post('echo', b'["echo"]')
+        for _number in range(3):
+            with pytest.raises(ZMQRefusedError):
+                client.reserve('echo', b'["echo"]', timeout=TIMEOUT)
+            assert client._queue.get().missing_since == inf
+        process.stop()
+        process.join()
+        start(missing)
+        client.prepare(timeout=TIMEOUT)
+        wait_until(lambda: not len(client._queue.get()))
 
 
 def test_open_breaker_does_not_fail_messages(start, missing):

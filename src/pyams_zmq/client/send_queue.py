@@ -289,6 +289,7 @@ class SendQueue:
         records += self._lose()
         self.close()
         self._opens_at = now + SUSPENDED
+        self.missing_since = inf  # a service that refuses is there: the next message gets its error
 
     def _lose(self) -> list[Problem | Delay]:
         """Drop the messages without a reply, but those that can be sent again."""
