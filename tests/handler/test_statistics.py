@@ -7,7 +7,7 @@ import pytest
 import zmq
 
 from handlers import Unprintable
-from pyams_zmq.handler.description import describe
+from pyams_zmq.handler.description import describe, trim
 from pyams_zmq.handler.methods import Method, methods_of
 from pyams_zmq.handler.statistics import MAX_METHODS, CallStatistics, MethodStats
 
@@ -81,3 +81,15 @@ def test_describe():
     assert described['short']['doc'] == 'Say it in one line.'
     assert described['short']['signature'] == '(args, *, peer)'
     assert describe({'x': Method(len, 'x')})['x']['kind'] == 'call'
+
+
+def test_trim():
+    [described] = describe({'f': Method(sorted, 'f', timeout=2)}).values()
+    assert trim(described) == described
+    long = {**described, 'doc': 'x' * 1000, 'signature': ['x'] * 1000, 'kind': 'job', 'more': 1}
+    trimmed = trim(long)
+    assert len(trimmed['doc']) == len(trimmed['signature']) == 200
+    assert trimmed['kind'] == 'job'
+    assert trimmed.keys() == described.keys()
+    with pytest.raises(KeyError):
+        trim({})

@@ -19,6 +19,21 @@ def describe(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
     return {name: _describe(method) for name, method in sorted(methods.items())}
 
 
+def trim(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a description that a worker has sent, of a limited size.
+
+    :raises KeyError, TypeError, ValueError: it is incomplete or invalid
+    """
+    timeout = description['timeout']
+    return {
+        'signature': _shorten(str(description['signature'])),
+        'doc': _shorten(str(description['doc'])),
+        'timeout': None if timeout is None else float(timeout),
+        'kind': 'job' if description['kind'] == 'job' else 'call',
+        'repeatable': bool(description['repeatable']),
+    }
+
+
 def _describe(method: Method) -> dict[str, Any]:
     signature = ''
     with suppress(Exception):  # a builtin without a signature, or a default without a `repr`

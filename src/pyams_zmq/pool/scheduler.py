@@ -12,6 +12,7 @@ from math import inf
 from os import urandom
 from typing import Any
 
+from pyams_zmq.handler.description import trim
 from pyams_zmq.handler.statistics import MAX_METHODS, MethodStats, sum_up
 from pyams_zmq.pool.protocol import MAX_INTERVAL, MIN_INTERVAL, MISSED_HEARTBEATS
 from pyams_zmq.pool.queue import Call, FairQueue
@@ -283,7 +284,7 @@ class Scheduler:
         """Keep what a worker says about its methods, in the place of what others have said."""
         for name, description in described.items():
             if name.encode() in self.methods:
-                self.descriptions[name] = description
+                self.descriptions[name] = trim(description)
 
     def handle_heartbeat(self, route: bytes, memory: int, now: float) -> bool:
         """Note that a worker is alive.
