@@ -16,7 +16,7 @@ import uvloop
 import zmq
 
 from aio_loops import LOOPS, Runner
-from checks import AT_ONCE, check_attempts, open_fds, until, wait_until
+from checks import AT_ONCE, TIMEOUT, check_attempts, open_fds, until, wait_until
 from handlers import Process, RecordingMessageHandler
 from pyams_zmq.aio import AsyncZMQClient, SocketEvent, ZmqEventLoop
 from pyams_zmq.aio.client import Connection
@@ -159,6 +159,21 @@ async def test_no_service(run, address):
             with pytest.raises(ZMQUnreachableError, match=r'No service has answered.* 0\.2 s'):
                 await client.call('echo')
         assert not connection_of(client)._unsent
+
+
+async def test_service_starts_at_the_limit(run, address):
+    """A call that was refused goes on if there is a connection when it should fail."""
+    async with AsyncZMQClient(address, timeout=TIMEOUT, connect_timeout=TIMEOUT) as client:
+        call = asyncio.ensure_future(client.call('echo', 1))
+        await until(lambda: connection_of(client) and connection_of(client)._attempts)
+        connection = connection_of(client)
+        [number] = connection._attempts
+        connection._state.handle_event(zmq.EVENT_CONNECTED, -1)  # its handshake has not ended
+        connection._expire_if_down(number, 0.0)
+        assert number in connection._attempts
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
 
 
 async def test_service_starts_during_the_call(run, start, address):

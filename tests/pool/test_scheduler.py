@@ -479,3 +479,11 @@ def test_order_after_the_death_of_a_worker():
     assert bench.sent == [(b'A', b'1'), (b'B', b'1')]
     bench.reply_to_oldest(b'B')
     assert bench.sent[2:] == [(b'B', b'2')]
+
+
+def test_descriptions(bench):
+    """Of known methods, the last one that a worker has sent."""
+    described = {'signature': '()', 'doc': '', 'timeout': None, 'kind': 'call', 'repeatable': False}
+    for text in 'a', 'b':
+        bench.ready(text.encode(), described={'echo': {**described, 'doc': text}, 'no': described})
+    assert bench.scheduler.descriptions == {'echo': {**described, 'doc': 'b'}}

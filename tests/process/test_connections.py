@@ -579,6 +579,18 @@ def test_ranks_of_a_device():
     assert listener.rank(peer, idle, 9.0) == (USED, -9.0)
 
 
+def test_ranks_of_a_service():
+    """A peer with a message that was not read yet is never closed."""
+    listener = Listener('tcp://127.0.0.1:9', None, Access())
+    listener.counts = True
+    peer = Connection(0.0)
+    peer.handshake = usual = max(listener._usual_handshakes())
+    unread = Traffic(usual + 50, 1000, 9.0, 9.0, 1000, False)
+    assert listener.rank(peer, unread, 9.0) is None
+    listener.drained = 20.0  # what it has sent is a part of a message
+    assert listener.rank(peer, unread, 21.0) == (UNUSED, 0.0)
+
+
 def test_connection_that_is_not_known(router):
     """It was accepted a moment ago."""
     listener = Listener('tcp://127.0.0.1:9', None, Access())

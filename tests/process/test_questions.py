@@ -366,6 +366,13 @@ def test_restart(asker):
         asker(process).call('pyams_zmq.restart')
 
 
+def test_restart_of_a_process_that_stops():
+    process = Process()
+    process.draining = True
+    process.restart()
+    assert process._exit_code == 0
+
+
 def test_restart_by_a_supervisor(tmp_path, asker, caplog):
     address = f'ipc://{tmp_path}/s'
     supervisor = SupervisorProcess({'converter': lambda: Process(address)})

@@ -12,7 +12,7 @@ import pytest
 
 from app.external import INI
 from app.handler import Process
-from checks import TIMEOUT, started
+from checks import TIMEOUT, started, wait_until
 from pyams_zmq.supervisor import Supervisor
 from pyams_zmq.supervisor.notify import ServiceManager, States
 
@@ -170,8 +170,9 @@ def test_states(fakes):
 def variables_of_program(ask, address):
     """Return the names of the environment variables of a program that a handler starts."""
     _, pid = ask(address, ['start_async_program', None])
-    lines = Path(f'/proc/{pid}/environ').read_text().split('\0')
-    return {line.partition('=')[0] for line in lines}
+    # The kernel shows it at the end of `execve`, a moment after asyncio knows of that.
+    text = wait_until(Path(f'/proc/{pid}/environ').read_text)
+    return {line.partition('=')[0] for line in text.split('\0')}
 
 
 def test_process_of_a_web_server(listener, ask, tmp_path, monkeypatch):
