@@ -160,12 +160,15 @@ def test_missing_values():
 # In the process of a test
 
 
-def test_factory_with_an_attribute_of_the_same_name(caplog):
+@pytest.mark.parametrize('logger', ['', 'PyAMS'])
+def test_factory_with_an_attribute_of_the_same_name(caplog, logger):
+    """It may set that for the records of some loggers only."""
     former = logging.getLogRecordFactory()
 
-    def make(*args, **kwargs):
-        record = former(*args, **kwargs)
-        record.service = 'web'
+    def make(name, *args, **kwargs):
+        record = former(name, *args, **kwargs)
+        if name.startswith(logger):
+            record.service = 'web'
         return record
 
     logging.setLogRecordFactory(make)

@@ -18,6 +18,7 @@ from pyams_zmq.aio import AsyncZMQClient
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.config import services_of
 from pyams_zmq.exceptions import ZMQRemoteError, ZMQUnreachableError
+from pyams_zmq.process.descendants import kill_with_descendants
 from pyams_zmq.testing import RecordingClient, running
 from pyams_zmq.transaction import send_on_commit, submit_on_commit
 from pyams_zmq.wire.message import decode_reply
@@ -40,7 +41,7 @@ class App:
         stack.callback(self.registry.zmq_clients.close)
 
     def run(self, handler=TracedMethods, **options):
-        """Start the service; return its client."""
+        """Declare and start the service; return its client."""
         self.config.add_zmq_process(
             'converter',
             handler=handler,
@@ -50,9 +51,13 @@ class App:
             **options,
         )
         self.config.commit()
+        self.start()
+        return self.registry.zmq_clients.get('converter')
+
+    def start(self):
+        """Start the declared service."""
         process = services_of(self.registry)['converter'].make_process(self.registry)
         self.process = self.stack.enter_context(running(process))
-        return self.registry.zmq_clients.get('converter')
 
 
 @pytest.fixture
@@ -219,6 +224,20 @@ def test_job_on_commit(app):
     check_job(app, job, 'create')
 
 
+def test_job_in_the_journal_of_a_killed_pool(app):
+    """Its trace is there for the next broker."""
+    client = app.run(TracedJobs, workers=1, journal=app.folder / 'jobs')
+    job = client.submit('render', [1], delay=2)
+    kill_with_descendants(app.process.pid)
+    app.process.join(TIMEOUT)
+    app.start()
+    assert client.result(job.id, timeout=TIMEOUT) == [1]
+    [sent] = [span for span in app.traces.spans() if span.kind == 'PRODUCER']
+    attempts = [span for span in app.traces.spans() if span.kind == 'CONSUMER']
+    assert attempts
+    assert {span.links[0] for span in attempts} == {sent.identity}
+
+
 def test_asyncio(app):
     app.run()
 
@@ -231,6 +250,25 @@ def test_asyncio(app):
     assert asyncio.run(call()) == 1
     sent, ran = app.traces.wait_for_kinds('CLIENT', 'SERVER')
     assert (ran.trace, ran.parent) == sent.identity
+
+
+def test_empty_options(app):
+    """They are null in a message, which gets a trace as one without options."""
+    assert app.run().request(['echo', 1, None]) == [200, 1]
+    sent, ran = app.traces.wait_for_kinds('CLIENT', 'SERVER')
+    assert ran.parent == sent.id
+
+
+@pytest.mark.parametrize(
+    ('address', 'wanted'), [('[::1]:1', '::1'), ('ipc://@no such service', '@no such service')]
+)
+def test_addresses_of_other_forms(app, address, wanted):
+    with ZMQClient(address, timeout=0.1) as client:
+        client.tracing = app.registry.zmq_tracing
+        with pytest.raises(ZMQUnreachableError):
+            client.call('echo')
+    [sent] = app.traces.wait(f'{client.address}/echo')
+    assert sent.attributes['server.address'] == wanted
 
 
 def test_address(app):
@@ -329,7 +367,11 @@ def test_malformed_context(app, ask, options):
 
 
 @pytest.mark.parametrize(
-    'state', ['no pair', 'A=1', 'a=', ',' * 400, 'a=1,' * 40, 'x' * 600, 'a=1,a=2', 7]
+    'state',
+    [
+        *('no pair', 'A=1', 'a=', ',' * 400, 'a=1,' * 40, 'x' * 600, 'a=1,a=2', 7),
+        *('a=1\n', 'a=1\u2003', '\n', 'a=1,\x0b'),
+    ],
 )
 def test_malformed_state(app, ask, state):
     with log_lines(app.folder / 'log') as log:

@@ -72,7 +72,7 @@ class OpenTelemetryTracing:
     def request(self, client: Any, message: Any, operation: str = CALL) -> RequestSpan:
         """Return the span of a message, see :class:`~pyams_zmq.wire.tracing.Tracing`."""
         match message:
-            case [str(method), _args]:
+            case [str(method), _args] | [str(method), _args, None]:
                 options: dict[str, Any] = {}
             case [str(method), _args, dict(options)]:
                 pass
@@ -227,7 +227,7 @@ def _describe_message(service: str, method: str, operation: str, job: str | None
 def _address_of(uri: str) -> Mapping[str, Any]:
     endpoint = Endpoint.parse(uri, bind=False)
     port = {} if endpoint.port is None else {'server.port': endpoint.port}
-    return {'server.address': endpoint.host, **port}
+    return {'server.address': endpoint.host.strip('[]'), **port}
 
 
 def _note_error(span: Span, error: BaseException) -> None:
@@ -247,7 +247,7 @@ def _read_context(options: Mapping[str, Any]) -> Context:
     """Return the context in the options of a message; an empty one if it is malformed."""
     carrier = trace_options(options)
     state = carrier.get('tracestate', '')
-    members = [member for each in state.split(',') if (member := each.strip())]
+    members = [member for each in state.split(',') if (member := each.strip(' \t'))]
     is_valid = len(members) <= _MAX_MEMBERS and all(map(_MEMBER.fullmatch, members))
     if not is_valid:  # the propagator would log a warning for each such message
         del carrier['tracestate']

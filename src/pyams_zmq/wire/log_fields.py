@@ -21,6 +21,8 @@ class PresentCall(NamedTuple):
 
 present_call: ContextVar[PresentCall | None] = ContextVar('present_call', default=None)
 
+_LOGGER = 'PyAMS (zmq)'
+
 _filters: 'WeakSet[ServiceFilter]' = WeakSet()
 _trace_sources: list[Callable[[], str | None]] = []  # at most one
 
@@ -53,7 +55,8 @@ def extra(**fields: str | None) -> dict[str, str]:
     found = {'service': present_service(), 'trace_id': _find_trace_id()}
     found.update((name, value) for name, value in fields.items() if value is not None)
     # A factory of the application may set an attribute of this name: a second value is an error.
-    taken = vars(logging.makeLogRecord({}))
+    # It may ask for the name of the logger, which a record of `makeLogRecord` does not have.
+    taken = vars(logging.getLogRecordFactory()(_LOGGER, logging.INFO, '', 0, '', (), None))
     return {name: value for name, value in found.items() if value and name not in taken}
 
 
