@@ -110,7 +110,7 @@ def visit(port):
     """Return the seconds of the page without a service, and the status and seconds of others."""
     with ThreadPoolExecutor(VISITORS) as pool:
         pages = [pool.submit(fetch, port, '/convert') for _ in range(VISITORS)]
-        sleep(HEAD_START)
+        sleep(HEAD_START)  # until these pages have the threads
         _status, seconds = fetch(port, '/other')
         return seconds, [page.result() for page in pages]
 
@@ -133,7 +133,7 @@ def measure(case):
             process.stop()
             process.join()
         if case == 'ended before':
-            sleep(4)
+            sleep(4)  # longer than clients remember that it was up
         if case == 'restarted':
             timer = threading.Timer(0.3, lambda: stack.callback(start_service(address).stop))
             timer.start()

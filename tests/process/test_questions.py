@@ -33,7 +33,7 @@ class Busy(Handler):
     def hold(self, path):
         """Wait for the file."""
         while not os.path.exists(path):
-            time.sleep(0.001)
+            time.sleep(0.001)  # it waits for another process
 
     def compute_for(self, path):
         """Compute while the file is missing.
