@@ -31,7 +31,7 @@ from pyams_zmq.supervisor import SupervisorProcess
     ],
 )
 def test_first_bytes(name, expected):
-    assert shorten(name).decode().rstrip() == expected
+    assert shorten(name).decode() == expected
 
 
 def title_of(process):

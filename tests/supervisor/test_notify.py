@@ -114,6 +114,7 @@ def test_watchdog(listener):
         ({'WATCHDOG_USEC': '4000000', 'WATCHDOG_PID': '7'}, 2),
         ({'WATCHDOG_USEC': '4000000', 'WATCHDOG_PID': '8'}, inf),
         ({'WATCHDOG_USEC': '0'}, inf),
+        ({'WATCHDOG_USEC': '-5'}, inf),
         ({'WATCHDOG_USEC': 'soon'}, inf),
     ],
 )

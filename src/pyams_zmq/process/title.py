@@ -38,7 +38,7 @@ def shorten(name: str) -> bytes:
         service, _blank, role = data.partition(b' ')
         room = max(_MIN_SERVICE, _MAX_COMM - len(role) - 1) if role else _MAX_COMM
         data = b' '.join([_cut(service, room), role])
-    return _cut(data, _MAX_COMM)
+    return _cut(data, _MAX_COMM).rstrip()
 
 
 def _cut(data: bytes, size: int) -> bytes:

@@ -84,7 +84,7 @@ class ServiceManager:
         seconds = None
         if watchdog_pid in ('', str(pid)):
             with suppress(ValueError):
-                seconds = int(watchdog) / 1e6
+                seconds = max(0, int(watchdog)) / 1e6
         return cls(address, seconds or None)
 
     def step(self, now: float, states: States, *, is_stopping: bool) -> float:
