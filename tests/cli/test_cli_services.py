@@ -108,6 +108,11 @@ def test_draining_service(run, start, tmp_path, make, workers):
         assert (code, err) == (0, '')
         assert re.fullmatch(PING + workers + ', draining\n', out)
         assert ', draining, started ' in run('stats', *target).out
+        assert run('restart', *target) == (
+            1,
+            '',
+            'pyams_zmq: error: 503 The service is stopping, try again later\n',
+        )
     stop.join()
 
 

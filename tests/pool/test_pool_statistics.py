@@ -99,7 +99,7 @@ def test_restart_and_reload(pool):
 
 def test_restart_of_a_pool_that_has_ended():
     """Its broker ends soon, too; another process may have the process id of the pool."""
-    inspection = PoolInspection(SimpleNamespace(_parent_pid=1), 'converter', None)
+    inspection = PoolInspection(SimpleNamespace(_parent_pid=1, draining=False), 'converter', None)
     with pytest.raises(ZMQMessageError, match='The service is stopping'):
         inspection.restart()
 

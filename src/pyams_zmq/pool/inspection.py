@@ -29,7 +29,7 @@ class PoolInspection(Inspection):
         """Return what is known about each method."""
         return self._scheduler.descriptions
 
-    def restart(self) -> None:
+    def _replace(self) -> None:
         """Let the pool replace its workers one by one.
 
         :raises ZMQMessageError: with status 503, if the pool has ended

@@ -20,7 +20,7 @@ from pyams_zmq.process.reply_stream import ReplyStream
 from pyams_zmq.wire.clock import monotonic
 from pyams_zmq.wire.endpoint import parse_ip
 from pyams_zmq.wire.memory import read_memory
-from pyams_zmq.wire.message import encode
+from pyams_zmq.wire.message import DRAINING, encode
 
 PING = b'pyams_zmq.ping'
 STATS = b'pyams_zmq.stats'
@@ -138,6 +138,15 @@ class Inspection:
         self._process.loop.asyncio_loop.call_soon_threadsafe(self._process.reload)
 
     def restart(self) -> None:
+        """Start a new process in the place of each one that runs methods.
+
+        :raises ZMQMessageError: with status 503, if the service is stopping
+        """
+        if self._process.draining:
+            raise ZMQMessageError(*DRAINING)
+        self._replace()
+
+    def _replace(self) -> None:
         """Start a new process in the place of each one that runs methods."""
         raise NotImplementedError
 
@@ -168,7 +177,7 @@ class ProcessInspection(Inspection):
             found.update(getattr(stream._recv_callback, 'methods', {}))
         return describe(found)
 
-    def restart(self) -> None:
+    def _replace(self) -> None:
         """End in order; the supervisor starts a new process.
 
         :raises ZMQMessageError: with status 409, if no supervisor does that
