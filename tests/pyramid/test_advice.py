@@ -202,6 +202,14 @@ def test_command_names_the_file():
     assert '"pyams_zmq serve \'/srv/my app.ini#two\' worker"' in text
 
 
+def test_service_that_hangs():
+    """It is there: another one could not be started beside it."""
+    service = SimpleNamespace(name='worker', client_address='tcp://h:1', start='external')
+    error = ZMQUnreachableError('x')
+    error.is_accepted = True
+    assert advise(service, error).endswith('): see its log; stop it if it hangs, then run that')
+
+
 @pytest.mark.parametrize('start', ['auto', 'external', 'never'])
 def test_reason_is_the_step(start):
     service = SimpleNamespace(name='worker', client_address='tcp://h:1', start=start)

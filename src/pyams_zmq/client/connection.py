@@ -203,8 +203,8 @@ class ConnectionState:
         text = f'No service has answered at {self.endpoint} for {timeout:.3g} s'
         if self._is_accepted:
             text += (
-                '; connections are accepted, but get no further, as those to a forwarder whose '
-                'service is down, or to a server without ØMQ'
+                '; connections are accepted, but get no further: the service hangs, or a forwarder '
+                'whose service is down listens there, or a server without ØMQ'
             )
         error = ZMQUnreachableError(text)
         error.is_accepted = self._is_accepted

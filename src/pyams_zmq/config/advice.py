@@ -150,7 +150,7 @@ def _describe_start(service: Any, ini: str) -> str:
 
 def _next_step(service: Any, error: ZMQBaseError, problem: str) -> str:
     if isinstance(error, ZMQUnreachableError) and not isinstance(error, ZMQBacklogError):
-        return _next_step_of_start(service, problem)
+        return _next_step_of_start(service, problem, is_accepted=error.is_accepted)
     if isinstance(error, ZMQRemoteError):
         step = next(
             (
@@ -172,11 +172,13 @@ def _next_step(service: Any, error: ZMQBaseError, problem: str) -> str:
     return step.format(prefix=f'pyams_zmq.{service.name}.', name=service.name)
 
 
-def _next_step_of_start(service: Any, problem: str) -> str:
+def _next_step_of_start(service: Any, problem: str, *, is_accepted: bool) -> str:
     if problem:
         return f'it cannot start: {problem}'
     if service.start == 'auto':
         return 'check that the server of the application runs, and see its log'
     if service.start == 'external':
+        if is_accepted:
+            return 'see its log; stop it if it hangs, then run that'
         return 'run that, or see its log'
     return f'start it there, or correct pyams_zmq.{service.name}.address'
