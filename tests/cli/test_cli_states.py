@@ -42,7 +42,11 @@ def test_down(run, declare, command):
 def test_down_at_an_address(run, command):
     code, out, err = run(*put_in(command, '--address', NOWHERE))
     assert (code, out) == (4, '')
-    assert re.fullmatch(rf'pyams_zmq: error: No service .* at {NOWHERE} for [\d.]+ s\n', err)
+    assert re.fullmatch(
+        rf'pyams_zmq: error: No service .* at {NOWHERE} for [\d.]+ s\. See the log of the '
+        r'service; start it if it is down, or correct --address\n',
+        err,
+    )
 
 
 @ALL
@@ -81,7 +85,10 @@ def test_hung_before_the_connection(run, command):
         finally:
             process.kill()
     assert (code, out) == (5, '')
-    assert re.fullmatch(r'pyams_zmq: error: No service .* connections are accepted, but .*\n', err)
+    assert re.fullmatch(
+        r'pyams_zmq: error: No service .* connections are accepted, but .*: the service hangs.*\n',
+        err,
+    )
 
 
 @ALL

@@ -14,7 +14,7 @@ from pyams_zmq.cli.application import load_application
 from pyams_zmq.cli.words import split_variables
 from pyams_zmq.client import ZMQClient
 from pyams_zmq.config.service import services_of
-from pyams_zmq.exceptions import ZMQRemoteError, ZMQReplyError
+from pyams_zmq.exceptions import ZMQRemoteError, ZMQReplyError, ZMQUnreachableError
 from pyams_zmq.monitor.version import check_version
 from pyams_zmq.wire.message import check_timeout
 
@@ -120,7 +120,13 @@ def open_target(parser: ArgumentParser, args: Namespace) -> Iterator[Target]:
         if variables:
             parser.error(f'{next(iter(variables))}=... is for INI, and not for --address')
         with _make_client(parser, args) as client:
-            yield Target(args.address, client, words, args.timeout)
+            try:
+                yield Target(args.address, client, words, args.timeout)
+            except ZMQUnreachableError as error:  # one of a declared service has its own advice
+                error.advice = (
+                    'See the log of the service; start it if it is down, or correct --address'
+                )
+                raise
         return
     if any(each is not None for each in (args.auth_file, args.key, args.server_key)):
         parser.error('--auth-file, --key and --server-key are for --address')
