@@ -59,7 +59,7 @@ def make_parser() -> ArgumentParser:
         prog=PROGRAM,
         description='Run the ØMQ processes of an application, and ask them.',
         epilog='Exit codes: 0 done, 1 the service has answered with an error, 2 bad arguments, '
-        '3 refused, 4 nobody there, 5 no answer in time.',
+        '3 refused, 4 no service there, 5 no answer in time.',
     )
     parser.add_argument('--version', action=_Version, nargs=0, help='write the version')
     commands = parser.add_subparsers(required=True, metavar='COMMAND', parser_class=CommandParser)

@@ -25,7 +25,7 @@ OK = 0
 ERROR = 1  #: the service, or the program, has answered with an error
 USAGE = 2  #: bad arguments, as of argparse
 REFUSED = 3  #: the service refuses the connection, or this user may not do that
-UNREACHABLE = 4  #: nobody is there, or the connection was lost
+UNREACHABLE = 4  #: no service is there, or the connection was lost
 TIMEOUT = 5  #: no answer in time
 INTERRUPTED = SIGNALLED + signal.SIGINT
 

@@ -105,7 +105,7 @@ _SERVICE = (
     ('factory', CLASS, '', 'ZMQProcess; with workers ZMQPool', 'class of the process'),
     (
         *('start', START, '', ''),
-        'who starts it: the application, pyams_zmq serve, or nobody here',
+        'who starts it: the application, pyams_zmq serve, or none of them',
     ),
 )
 _ACCESS = (
