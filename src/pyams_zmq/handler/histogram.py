@@ -8,7 +8,8 @@ _HALF = _EXACT // 2  # buckets for each doubling above
 _LONGEST = (1 << 40) - 1  # microseconds: 12 days
 _BUCKETS = (_LONGEST.bit_length() - 4) * _HALF + _EXACT
 
-_UNSORTED = 512  # durations that are put into their buckets together, at a quarter of the cost
+MAX_UNSORTED = 512
+"""Durations that are put into their buckets together, at a quarter of the cost"""
 
 _BOUNDS = range(7, 28)
 """Binary logarithms of the upper bounds that `cumulative` returns, in microseconds: from 128 µs to
@@ -16,12 +17,15 @@ _BOUNDS = range(7, 28)
 
 
 class Histogram:
-    """Count durations in buckets whose width is an eighth of their values."""
+    """Count durations in buckets whose width is an eighth of their values.
 
-    __slots__ = ('_buckets', '_count', '_longest', '_total', '_unsorted')
+    :ivar unsorted: the latest durations; who adds one here calls `sort` at `MAX_UNSORTED`
+    """
+
+    __slots__ = ('_buckets', '_count', '_longest', '_total', 'unsorted')
 
     def __init__(self) -> None:
-        self._unsorted: list[float] = []
+        self.unsorted: list[float] = []
         self._count = 0
         self._total = 0.0
         self._longest = 0.0
@@ -29,26 +33,25 @@ class Histogram:
 
     def add(self, seconds: float) -> None:
         """Count a duration."""
-        unsorted = self._unsorted
-        unsorted.append(seconds)
-        if len(unsorted) >= _UNSORTED:
-            self._sort()
+        self.unsorted.append(seconds)
+        if len(self.unsorted) >= MAX_UNSORTED:
+            self.sort()
 
     @property
     def count(self) -> int:
         """Number of durations."""
-        return self._count + len(self._unsorted)
+        return self._count + len(self.unsorted)
 
     @property
     def total(self) -> float:
         """Sum of the durations, in seconds."""
-        self._sort()
+        self.sort()
         return self._total
 
     @property
     def longest(self) -> float:
         """The longest duration, in seconds."""
-        self._sort()
+        self.sort()
         return self._longest
 
     def percentile(self, percent: float) -> float:
@@ -56,7 +59,7 @@ class Histogram:
 
         The result may be 12.5 % too high.
         """
-        self._sort()
+        self.sort()
         rank = max(1.0, self._count * percent / 100)
         seen = 0
         for index, count in enumerate(self._buckets):
@@ -67,15 +70,15 @@ class Histogram:
 
     def cumulative(self) -> list[tuple[float, int]]:
         """Return upper bounds in seconds, each with the number of durations below it."""
-        self._sort()
+        self.sort()
         return [(2**power / 1e6, sum(self._buckets[: (power - 2) * _HALF])) for power in _BOUNDS]
 
-    def _sort(self) -> None:
+    def sort(self) -> None:
         """Put the latest durations into their buckets."""
-        values = sorted(self._unsorted)
+        values = sorted(self.unsorted)
         if not values:
             return
-        self._unsorted.clear()
+        self.unsorted.clear()
         self._count += len(values)
         self._total += sum(values)
         self._longest = max(self._longest, values[-1])

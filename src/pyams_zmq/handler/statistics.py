@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from pyams_zmq.handler.histogram import Histogram
+from pyams_zmq.handler.histogram import MAX_UNSORTED, Histogram
 from pyams_zmq.wire.body import Reply
 from pyams_zmq.wire.message import is_error
 
@@ -17,12 +17,13 @@ class MethodStats:
     :ivar repeatable: true if a call may be sent to another worker after the death of the first one
     """
 
-    __slots__ = ('errors', 'latency', 'repeatable')
+    __slots__ = ('_unsorted', 'errors', 'latency', 'repeatable')
 
     def __init__(self) -> None:
         self.repeatable = False
         self.errors = 0
         self.latency = Histogram()
+        self._unsorted = self.latency.unsorted
 
     def count(self, seconds: float, reply: Reply) -> None:
         """Count a call.
@@ -30,7 +31,10 @@ class MethodStats:
         :param seconds: its duration
         :param reply: its encoded reply
         """
-        self.latency.add(seconds)
+        unsorted = self._unsorted  # here, not by a call of `add`: this runs for each message
+        unsorted.append(seconds)
+        if len(unsorted) >= MAX_UNSORTED:
+            self.latency.sort()
         data = reply[-1] if isinstance(reply, list) else reply
         # The second one is fast, and true for few replies; a large one may be a zmq.Frame.
         if (type(data) is not bytes or data[1:2] in b'45') and is_error(data):
