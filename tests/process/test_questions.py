@@ -334,7 +334,11 @@ def test_behind_a_device(start, asker, ask):
             assert device.poll(TIMEOUT * 1000)
             replies.append(json.loads(device.recv_multipart()[-1]))
     assert replies[0][1]['pid'] == process.pid
-    assert replies[1][0] == 403
+    assert replies[1] == [
+        403,
+        'The client at 0.0.0.0, which has no user name, may not read the statistics of the service '
+        'or manage it: ask on that machine, or as a user of stats_users',
+    ]
 
 
 def test_withdrawn_user(start, asker, tmp_path):

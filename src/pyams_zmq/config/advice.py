@@ -48,7 +48,7 @@ _REMOTE_STEPS = (
         *(401, 'Your access was withdrawn'),
         'auth of the service has lost the user of this client: compare {prefix}client_auth',
     ),
-    (403, 'User .* may not read the statistics', 'let the service allow it to this user'),
+    (403, '.* may not read the statistics', 'let the service allow it to this user'),
     (
         *(404, 'Unknown message type '),
         'compare the message with the public methods of the handler',

@@ -41,7 +41,7 @@ def check_stats_users(names: Any) -> None:
 
 
 def check_stats_access(stats_users: Collection[str], user: str, address: str) -> None:
-    """Check that a peer may read the statistics of a service.
+    """Check that a peer may read the statistics of a service, and manage it.
 
     Peers of this machine may, and users of *stats_users*.
 
@@ -49,10 +49,12 @@ def check_stats_access(stats_users: Collection[str], user: str, address: str) ->
     :raises ZMQMessageError: with status 403, if it may not
     """
     if not parse_ip(address).is_loopback and user not in stats_users:
-        raise ZMQMessageError(
-            403,
-            f'User {user!r} at {address} may not read the statistics: add it to stats_users',
-        )
+        who, step = f'User {user!r} at {address}', 'add it to stats_users'
+        if not user:
+            who = f'The client at {address}, which has no user name,'
+            step = 'ask on that machine, or as a user of stats_users'
+        text = f'{who} may not read the statistics of the service or manage it: {step}'
+        raise ZMQMessageError(403, text)
 
 
 class Inspection:
