@@ -5,19 +5,25 @@ Without them, the handler does not take the time, and another thread does not re
 a method runs. Each server has its turns, one after the other; the ratio is that of the processor
 time of the servers, and that of their rates. ``--rounds`` and ``--calls`` are the numbers of turns,
 and of the calls in each.
+
+After that, the time of the answer to ``pyams_zmq.stats`` while a method sleeps, and while one
+computes.
 """
 
 import argparse
 import json
 import os
+import time
 from collections.abc import Awaitable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from threading import Thread
 from time import perf_counter
 
 import zmq
 
+from pyams_zmq.client import ZMQClient
 from pyams_zmq.handler import ZMQMessageHandler
 from pyams_zmq.handler.errors import error_reply
 from pyams_zmq.process import ZMQProcess
@@ -26,6 +32,7 @@ from pyams_zmq.wire.body import encode_reply
 from pyams_zmq.wire.message import encode
 
 IN_FLIGHT = 64
+PAUSE = 0.02  # seconds between two questions
 TICKS = os.sysconf('SC_CLK_TCK')
 
 
@@ -35,6 +42,16 @@ class Methods:
     def echo(self, args):
         """Return the arguments."""
         return args
+
+    def sleep(self, seconds):
+        """Wait."""
+        time.sleep(seconds)
+
+    def compute(self, seconds):
+        """Use the processor."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pass
 
 
 class Uncounted(ZMQMessageHandler):
@@ -91,11 +108,28 @@ def turn(socket, pid, calls, in_flight):
     return processor_time(pid) - before, perf_counter() - began
 
 
+def ask(address, method, seconds):
+    """Ask for the statistics while a method runs; return the milliseconds of each answer."""
+    found = []
+    with ZMQClient(address) as caller, ZMQClient(address) as asker:
+        thread = Thread(target=caller.call, args=(method, seconds))
+        thread.start()
+        while asker.call('pyams_zmq.stats')['in_flight'] == 0 and thread.is_alive():
+            pass
+        while thread.is_alive():
+            began = perf_counter()
+            asker.call('pyams_zmq.stats')
+            found.append((perf_counter() - began) * 1000)
+            thread.join(PAUSE)
+    return found
+
+
 def main():
     """Measure, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--rounds', type=int, default=25)
     parser.add_argument('--calls', type=int, default=4000)
+    parser.add_argument('--seconds', type=float, default=3.0, help='of a method that is busy')
     args = parser.parse_args()
     servers = {
         'with statistics': ZMQProcess('127.0.0.1:0', Methods),
@@ -116,13 +150,19 @@ def main():
                     name: turn(peers[name], servers[name].pid, args.calls, in_flight)
                     for name in order
                 }
-                (with_cpu, with_time), (cpu, time) = (found[name] for name in servers)
+                (with_cpu, with_time), (cpu, seconds) = (found[name] for name in servers)
                 if number:  # the first round is for warming up
-                    ratios.append((with_cpu / cpu, time / with_time, cpu / args.calls))
+                    ratios.append((with_cpu / cpu, seconds / with_time, cpu / args.calls))
             cpu, rate, cost = (median(values) for values in zip(*ratios, strict=True))
             print(
                 f'{in_flight} in flight: {cpu:.3f} times the processor time of the server '
                 f'({cost * 1e6:.1f} µs a call without statistics), {rate:.3f} times the rate'
+            )
+        for method in 'sleep', 'compute':
+            times = ask(servers['with statistics'].bound_address, method, args.seconds)
+            print(
+                f'stats while a method is busy ({method}): median {median(times):.1f} ms, longest '
+                f'{max(times):.1f} ms'
             )
 
 

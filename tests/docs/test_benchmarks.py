@@ -79,8 +79,13 @@ def test_delays_of_jobs(run):
 
 
 def test_counting(run):
-    lines = run('counting.py', '--rounds', 1, '--calls', 20).splitlines()
-    assert [line.partition(':')[0] for line in lines] == ['1 in flight', '64 in flight']
+    options = ('--rounds', 1, '--calls', 20, '--seconds', 0.3)
+    assert [line.partition(':')[0] for line in run('counting.py', *options).splitlines()] == [
+        '1 in flight',
+        '64 in flight',
+        'stats while a method is busy (sleep)',
+        'stats while a method is busy (compute)',
+    ]
 
 
 def test_outbox(run):
