@@ -23,6 +23,7 @@ nitpicky = True
 nitpick_ignore = [
     ('py:class', 'pyams_zmq.handler.job._T'),  # of an overloaded decorator
     ('py:class', 'pyams_zmq.outbox.storage.Storage'),  # applications have no storage of their own
+    ('py:class', 'pyams_zmq.wire.tracing.Tracing'),  # `pyams_zmq.otel` has the only one
 ]
 
 # Names of other projects. Without the network (the usual build) they stay plain text, without a
@@ -37,7 +38,9 @@ _ELSEWHERE = {
 if os.environ.get('DOCS_INTERSPHINX'):
     intersphinx_mapping = {name: (address, None) for name, address in _ELSEWHERE.items()}
 else:
-    _foreign = '|'.join([*_ELSEWHERE, *sys.stdlib_module_names, 'transaction', 'zope'])
+    _foreign = '|'.join(
+        [*_ELSEWHERE, *sys.stdlib_module_names, 'prometheus_client', 'transaction', 'zope']
+    )
     nitpick_ignore_regex = [(r'py:.*', rf'({_foreign})(\..*)?')]
 
 # The documenter of interfaces is written for autodoc as it was before Sphinx 9.

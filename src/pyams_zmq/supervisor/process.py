@@ -56,8 +56,8 @@ class SupervisorProcess(SupervisingProcess):
     drain_timeout: float = 30.0
     """Seconds that `stop` gives all children; more than the longest of theirs"""
 
-    name_lock: NameLock | SocketLock | None = None
-    """The lock itself; by default `start` makes a :class:`NameLock`"""
+    name_lock: Any = None
+    """The lock itself, a NameLock or a SocketLock; by default `start` makes the first one"""
 
     def __init__(
         self, factories: Mapping[str, Factory], *, registry: Any = None, lock: str | None = None
