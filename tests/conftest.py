@@ -4,6 +4,7 @@
 import gc
 import multiprocessing
 import os
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -82,6 +83,14 @@ def lock_folder(tmp_path, monkeypatch):
     monkeypatch.setattr('pyams_zmq.process.lock_folder._FOLDER', str(tmp_path))
     monkeypatch.setattr(tempfile, 'tempdir', str(folder))
     return folder / f'pyams_zmq-{os.geteuid()}'
+
+
+@pytest.fixture(autouse=True)
+def _program_keeps_its_name():
+    """Fail if a test leaves another `sys.argv`: by its name, later tests would be no web server."""
+    argv = list(sys.argv)
+    yield
+    assert sys.argv == argv
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 
 import re
 import shlex
+import sys
 from configparser import RawConfigParser
 from pathlib import Path
 
@@ -26,10 +27,11 @@ def unit():
     return parser['Service']
 
 
-def test_command(unit, capsys):
+def test_command(unit, capsys, monkeypatch):
     """The command line knows it; its file does not exist here."""
     program, *arguments = shlex.split(unit['ExecStart'])
     assert program.endswith('/bin/pyams_zmq')
+    monkeypatch.setattr(sys, 'argv', ['pyams_zmq'])
     with pytest.raises(SystemExit):
         main(arguments)
     assert 'file production.ini does not exist' in capsys.readouterr().err

@@ -2,6 +2,7 @@
 """Limits of a pool: queue, memory, calls, deadlines."""
 
 import json
+import resource
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -62,6 +63,18 @@ def test_max_memory(pool):
 
 def test_read_memory():
     assert read_memory() == pytest.approx(psutil.Process().memory_info().rss / 2**20, rel=0.01)
+
+
+@pytest.mark.parametrize('error', [FileNotFoundError, PermissionError])
+def test_memory_that_cannot_be_read(monkeypatch, error):
+    """The peak is a substitute."""
+
+    def fail(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr('pyams_zmq.wire.memory.open', fail, raising=False)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    assert read_memory() >= peak > 1
 
 
 @pytest.mark.parametrize('type_', ['overdue', 'overdue_thread', 'async_overdue'])

@@ -94,6 +94,16 @@ async def test_socket_is_not_drained_at_the_limit(net, monkeypatch):
 
 
 @in_loop
+async def test_recovery_without_an_attendant(net):
+    with net.stream(zmq.REP) as (subject, address):
+        subject.on_recv(subject.send_multipart)
+        subject.recover()
+        client = net.connect(zmq.DEALER, address)
+        client.send_multipart([b'', b'x'])
+        assert await receive(client, 1) == [[b'', b'x']]
+
+
+@in_loop
 async def test_recovery_of_the_turn(net):
     """A signal handler may raise between the end of a method and the next step."""
     with net.stream(zmq.REP) as (subject, _address):

@@ -31,7 +31,7 @@ from pyams_zmq.process.descendants import (
     has_proc,
     subreaper,
 )
-from pyams_zmq.process.heartbeat import HeartbeatCounter, LivenessCheck
+from pyams_zmq.process.heartbeat import WAITING_TICKS, HeartbeatCounter, LivenessCheck
 from pyams_zmq.supervisor import SupervisorProcess
 from pyams_zmq.testing import running
 from pyams_zmq.wire.memory import read_memory
@@ -141,8 +141,8 @@ def check_child_that_computes():
         check = LivenessCheck(beat, program.pid, 0.5)
         assert not check.check(1.0)
         for number in range(1, 10):
-            before = ProcessInfo.read(program.pid).cpu_time
-            wait_until(lambda before=before: ProcessInfo.read(program.pid).cpu_time > before)
+            end = ProcessInfo.read(program.pid).cpu_time + WAITING_TICKS
+            wait_until(lambda end=end: ProcessInfo.read(program.pid).cpu_time > end)
             assert not check.check(1.0 + number)
         program.send_signal(signal.SIGSTOP)
         wait_until(lambda: check.check(check.due))

@@ -39,6 +39,9 @@ class PoolInspection(Inspection):
             raise ZMQMessageError(503, 'The service is stopping')
         os.kill(pool, signal.SIGHUP)
 
+    def _is_draining(self) -> bool:
+        return self._scheduler.is_draining
+
     def _count_workers(self) -> int:
         return len(self._scheduler.workers)
 

@@ -118,7 +118,7 @@ class Inspection:
             'pid': os.getpid(),
             'host': network.gethostname(),
             'uptime': round(monotonic() - self._since, 3),
-            'state': 'draining' if process.draining else 'up',
+            'state': 'draining' if self._is_draining() else 'up',
             'workers': self._count_workers(),
         }
 
@@ -155,6 +155,10 @@ class Inspection:
     def methods(self) -> dict[str, Any]:
         """Return what is known about each method."""
         raise NotImplementedError
+
+    def _is_draining(self) -> bool:
+        """Return True if calls are refused because the service stops."""
+        return bool(self._process.draining)
 
     def _count_workers(self) -> int:
         """Return the number of processes that run methods."""
