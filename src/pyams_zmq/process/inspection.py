@@ -110,7 +110,6 @@ class Inspection:
 
     def ping(self) -> dict[str, Any]:
         """Return who answers, and whether it takes calls."""
-        process = self._process
         return {
             'name': self._name,
             'kind': self.kind,
