@@ -16,7 +16,7 @@ class Answer(NamedTuple):
     """The answer to a question.
 
     :ivar result: what was answered, for a service the payload of its reply; None after an error
-    :ivar error: why there is no result, one line; None if there is one
+    :ivar error: one line that says why the question failed; None if there is a result
     :ivar seconds: how long the answer took
     :ivar exception: the exception with that text
     """
