@@ -104,7 +104,7 @@ class TracedMethods:
         return [200, args]
 
     async def wait(self, args):
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one iteration of the loop, so that it goes on as a task
         logging.getLogger('application').warning('wait')
         return [200, args]
 

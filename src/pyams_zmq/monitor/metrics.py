@@ -158,7 +158,8 @@ def _collect_load(services: Mapping[str, Statistics]) -> Iterator[Metric]:
         'zmq_jobs', 'Jobs in the journal.', labels=['service', 'type', 'state']
     )
     for name, service in services.items():
-        states = Counter({'idle': 0, 'busy': 0, 'leaving': 0})  # else a series would end, not fall to 0
+        # All of them: else a series would end, not fall to 0.
+        states = Counter({'idle': 0, 'busy': 0, 'leaving': 0})
         states.update(worker.state for worker in service.workers)
         for state, number in states.items():
             workers.add_metric([name, state], number)
